@@ -1,0 +1,84 @@
+"""CodecConfig: everything that decides the shape of a codec, frozen and validated."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecConfig:
+  """The architecture of one codec. The defaults are MLIC++ at the size of its paper.
+
+  Attributes:
+    N: channels of z, and of the transforms unless `widths` says otherwise.
+    M: channels of the latent y.
+    num_slices: slices of y, coded one after the other; M / num_slices channels each.
+    widths: channels of the transforms at 1/2, 1/4 and 1/8 of the image's resolution; () means (N, N, N).
+    contexts: what the prior of a slice may look at, by file name in mlic_jax/contexts/.
+    context_ratio: features of an attention context per channel of a slice (the channel context has twice as many).
+    channel_widths: hidden widths of the channel context.
+    entropy_widths: hidden widths of the networks that turn contexts into mean and scale.
+    lrp_widths: hidden widths of the latent residual prediction; () leaves the prediction out.
+    window_size: side of the windows of the local context, odd.
+    num_rates: 0 for one rate per checkpoint; otherwise how many learned gain vectors the checkpoint holds.
+    scan_unroll: slices per iteration of the compiled loop; 0 means all on CPU (where the gradient of a rolled
+      loop is slow) and 1 on TPU and GPU.
+  """
+  N: int = 192
+  M: int = 320
+  num_slices: int = 10
+  widths: tuple[int, ...] = ()
+  contexts: tuple[str, ...] = ("local_attention", "global_intra_linear", "global_inter_linear", "channel")
+  context_ratio: int = 2
+  channel_widths: tuple[int, ...] = (192, 128)
+  entropy_widths: tuple[int, ...] = (320, 256, 128)
+  lrp_widths: tuple[int, ...] = (224, 128)
+  window_size: int = 5
+  num_rates: int = 0
+  scan_unroll: int = 0
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(field.default, tuple):
+        object.__setattr__(self, field.name, tuple(value))
+      elif isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{field.name}={value!r}, an integer is wanted")
+    for name in ("N", "M", "num_slices", "context_ratio"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}, at least 1 is wanted")
+    for name in ("num_rates", "scan_unroll"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)}, 0 or more is wanted")
+    if self.M % self.num_slices:
+      raise ValueError(f"M={self.M} does not divide into num_slices={self.num_slices} equal slices")
+    if self.slice_channels % 2 and self.contexts:
+      raise ValueError(f"M / num_slices = {self.slice_channels} channels a slice; the attention heads want an even number")
+    if len(self.widths) not in (0, 3):
+      raise ValueError(f"widths={self.widths}, three widths are wanted (at 1/2, 1/4 and 1/8 of the resolution) or ()")
+    if self.window_size % 2 == 0 or self.window_size < 3:
+      raise ValueError(f"window_size={self.window_size}, an odd number of 3 or more is wanted")
+
+  @property
+  def slice_channels(self) -> int:
+    """Cs, the channels of one slice."""
+    return self.M // self.num_slices
+
+  @property
+  def transform_widths(self) -> tuple[int, int, int]:
+    """Channels of the transforms at 1/2, 1/4 and 1/8 of the resolution."""
+    return self.widths or (self.N,) * 3
+
+  def to_dict(self) -> dict[str, Any]:
+    """A dict that survives JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+  @classmethod
+  def from_dict(cls, fields: dict[str, Any]) -> "CodecConfig":
+    """The inverse of `to_dict`; ValueError names an unknown field and the nearest known one."""
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in fields:
+      if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"the model has no field {name!r}; the nearest is {near!r}")
+    return cls(**fields)

@@ -1,0 +1,61 @@
+"""The four transforms: g_a and g_s between image and latent, h_a and h_s between latent and hyper-latent.
+
+The residual transforms of Cheng et al. (CVPR 2020) without attention, as simplified by the MLIC papers.
+"""
+
+from flax import linen as nn
+import jax
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.layers import Conv, ResidualBlock, ResidualBlockDown, ResidualBlockUp, SubpixelConv, gelu
+
+
+class Analysis(nn.Module):
+  """g_a: x (B, H, W, 3) -> y (B, H/16, W/16, M)."""
+  config: CodecConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for i, width in enumerate(self.config.transform_widths):
+      x = ResidualBlockDown(width, name=f"down{i}")(x)
+      x = ResidualBlock(width, name=f"block{i}")(x)
+    return Conv(self.config.M, stride=2, name="out")(x)
+
+
+class Synthesis(nn.Module):
+  """g_s: y_hat (B, h, w, M) -> x_hat (B, 16 h, 16 w, 3), not clipped."""
+  config: CodecConfig
+
+  @nn.compact
+  def __call__(self, y_hat: jax.Array) -> jax.Array:
+    x = ResidualBlock(self.config.M, name="block0")(y_hat)
+    for i, width in enumerate(reversed(self.config.transform_widths)):
+      x = ResidualBlockUp(width, name=f"up{i}")(x)
+      x = ResidualBlock(width, name=f"block{i + 1}")(x)
+    return SubpixelConv(3, name="out")(x)
+
+
+class HyperAnalysis(nn.Module):
+  """h_a: y (B, h, w, M) -> z (B, h/4, w/4, N)."""
+  config: CodecConfig
+
+  @nn.compact
+  def __call__(self, y: jax.Array) -> jax.Array:
+    x = y
+    for i, stride in enumerate((1, 1, 2, 1, 2)):
+      x = Conv(self.config.N, stride=stride, name=f"conv{i}")(gelu(x) if i else x)
+    return x
+
+
+class HyperSynthesis(nn.Module):
+  """h_s: z_hat (B, h/4, w/4, N) -> hyper (B, h, w, 2M): M channels about scales, then M about means."""
+  config: CodecConfig
+
+  @nn.compact
+  def __call__(self, z_hat: jax.Array) -> jax.Array:
+    M = self.config.M
+    x = gelu(Conv(M, name="conv0")(z_hat))
+    x = gelu(SubpixelConv(M, name="up0")(x))
+    x = gelu(Conv(M * 3 // 2, name="conv1")(x))
+    x = gelu(SubpixelConv(M * 3 // 2, name="up1")(x))
+    return Conv(2 * M, name="conv2")(x)
