@@ -1,0 +1,99 @@
+"""Photographs from and to disk: (H, W, 3) uint8, RGB, and nothing else inside the project.
+
+What a file holds is brought to RGB where that loses nothing: greyscale, 1-bit and palette images become RGB,
+transparency (RGBA, LA, a transparent palette entry) is composited on white, and the EXIF orientation is applied.
+What 8-bit RGB cannot hold (16 bits a channel, CMYK, Lab) is refused, so that nobody measures a codec on silently
+changed pixels. Of a file with several frames the first is read.
+"""
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
+
+# The formats save_image writes, all of them without loss.
+LOSSLESS = {".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".bmp": ("BMP", {}),
+            ".tif": ("TIFF", {"compression": "tiff_deflate"}), ".tiff": ("TIFF", {"compression": "tiff_deflate"})}
+
+
+class ImageError(ValueError):
+  """An image that cannot be read, held or written; one line with the file, what came and what was wanted."""
+
+
+def load_image(path: str | os.PathLike) -> np.ndarray:
+  """The photograph at `path` as (H, W, 3) uint8; ImageError when it is broken or holds more than 8-bit RGB."""
+  try:
+    with Image.open(path) as image:
+      _refuse_what_rgb_cannot_hold(path, image)
+      return _to_rgb(ImageOps.exif_transpose(image))
+  except ImageError:
+    raise
+  except FileNotFoundError:
+    raise ImageError(f"{path}: no such file; wanted an image ({' '.join(EXTENSIONS)})") from None
+  except Exception as error:   # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for a broken file
+    reason = " ".join(str(error).replace(repr(str(path)), "the file").split()) or type(error).__name__
+    raise ImageError(f"{path}: cannot be read as an image ({reason})") from error
+
+
+def _refuse_what_rgb_cannot_hold(path, image: Image.Image) -> None:
+  depth = _bits_per_channel(image)
+  if depth > 8:
+    raise ImageError(f"{path}: {depth} bits per channel; wanted an 8-bit RGB or greyscale image")
+  if image.mode not in MODES:
+    raise ImageError(f"{path}: colour mode {image.mode}; wanted an 8-bit RGB or greyscale image")
+
+
+def _bits_per_channel(image: Image.Image) -> int:
+  """Bits per channel in the file: Pillow opens 16-bit RGB as 8-bit RGB without a word, but its raw mode tells."""
+  if image.mode in ("I", "F"):
+    return 32
+  raw_modes = [args if isinstance(args, str) else args[0] for *_, args in image.tile if args]
+  return 16 if any(";16" in str(mode) for mode in [image.mode, *raw_modes]) else 8
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  return np.array(image.convert("RGB"))
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+  """The images in `folder` and below (by extension, no hidden files), sorted; ImageError if there is none."""
+  folder = Path(folder)
+  if not folder.is_dir():
+    came = "is not a folder" if folder.exists() else "no such folder"
+    raise ImageError(f"{folder}: {came}; wanted a folder of images")
+  paths = sorted(path for path in folder.rglob("*")
+                 if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file())
+  if not paths:
+    raise ImageError(f"{folder}: holds no image; wanted files ending in {' '.join(EXTENSIONS)}")
+  return paths
+
+
+def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
+  """Writes (H, W, 3) uint8 without loss, in the format of the extension, whole or not at all."""
+  path = Path(path)
+  if path.suffix.lower() not in LOSSLESS:
+    raise ImageError(f"{path}: cannot write {path.suffix or 'a file without extension'} without loss; "
+                     f"wanted {' '.join(LOSSLESS)}")
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    raise ImageError(f"{path}: got an array {image.shape} {image.dtype}; wanted (H, W, 3) uint8")
+  image_format, options = LOSSLESS[path.suffix.lower()]
+  partial = partial_name(path)
+  try:
+    Image.fromarray(image).save(partial, format=image_format, **options)
+    os.replace(partial, path)
+  except (OSError, ValueError) as error:
+    raise ImageError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def partial_name(path: str | os.PathLike) -> Path:
+  """Where a file is written before it is renamed to `path`: beside it, hidden, so that nobody meets half a file."""
+  path = Path(path)
+  return path.with_name(f".{path.name}.{os.getpid()}.partial")
