@@ -1,9 +1,9 @@
 """Photographs from and to disk: (H, W, 3) uint8, RGB, and nothing else inside the project.
 
 What a file holds is brought to RGB where that loses nothing: greyscale, 1-bit and palette images become RGB,
-transparency (RGBA, LA, a transparent palette entry) is composited on white, and the EXIF orientation is applied.
-What 8-bit RGB cannot hold (16 bits a channel, CMYK, Lab) is refused, so that nobody measures a codec on silently
-changed pixels. Of a file with several frames the first is read.
+transparency (RGBA, LA, a transparent palette entry) is composited on white, and the EXIF orientation is
+applied. What 8-bit RGB cannot hold (16 bits a channel, CMYK, Lab) is refused, so that nobody measures a codec
+on silently changed pixels. Of a file with several frames the first is read.
 """
 import os
 from pathlib import Path
@@ -15,8 +15,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
 
 # The formats save_image writes, all of them without loss.
+DEFLATED_TIFF = ("TIFF", {"compression": "tiff_deflate"})
 LOSSLESS = {".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".bmp": ("BMP", {}),
-            ".tif": ("TIFF", {"compression": "tiff_deflate"}), ".tiff": ("TIFF", {"compression": "tiff_deflate"})}
+            ".tif": DEFLATED_TIFF, ".tiff": DEFLATED_TIFF}
 
 
 class ImageError(ValueError):
@@ -24,7 +25,7 @@ class ImageError(ValueError):
 
 
 def load_image(path: str | os.PathLike) -> np.ndarray:
-  """The photograph at `path` as (H, W, 3) uint8; ImageError when it is broken or holds more than 8-bit RGB."""
+  """The photograph at `path`, (H, W, 3) uint8; ImageError when it is broken or holds more than 8-bit RGB."""
   try:
     with Image.open(path) as image:
       _refuse_what_rgb_cannot_hold(path, image)
@@ -33,7 +34,7 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
     raise
   except FileNotFoundError:
     raise ImageError(f"{path}: no such file; wanted an image ({' '.join(EXTENSIONS)})") from None
-  except Exception as error:   # Pillow's decoders raise OSError, SyntaxError, struct.error, ... for a broken file
+  except Exception as error:   # Pillow's decoders raise OSError, SyntaxError, struct.error
     reason = " ".join(str(error).replace(repr(str(path)), "the file").split()) or type(error).__name__
     raise ImageError(f"{path}: cannot be read as an image ({reason})") from error
 
@@ -47,7 +48,7 @@ def _refuse_what_rgb_cannot_hold(path, image: Image.Image) -> None:
 
 
 def _bits_per_channel(image: Image.Image) -> int:
-  """Bits per channel in the file: Pillow opens 16-bit RGB as 8-bit RGB without a word, but its raw mode tells."""
+  """Bits per channel in the file: Pillow opens 16-bit RGB as 8-bit without a word, but its raw mode tells."""
   if image.mode in ("I", "F"):
     return 32
   raw_modes = [args if isinstance(args, str) else args[0] for *_, args in image.tile if args]
@@ -94,6 +95,6 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def partial_name(path: str | os.PathLike) -> Path:
-  """Where a file is written before it is renamed to `path`: beside it, hidden, so that nobody meets half a file."""
+  """Where a file is written before it is renamed to `path`: beside it, so that nobody meets half a file."""
   path = Path(path)
   return path.with_name(f".{path.name}.{os.getpid()}.partial")

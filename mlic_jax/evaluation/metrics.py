@@ -1,0 +1,112 @@
+"""Distortions of a picture: PSNR on 8-bit RGB, and MS-SSIM, which also is a training loss.
+
+For 8-bit images (H, W, 3) uint8, one number each: `psnr`, `ms_ssim_8bit`. For batches (B, H, W, 3) float in
+[0, 1], differentiable and jittable: `ms_ssim`.
+"""
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment", Asilomar 2003
+SCALE_WEIGHTS = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333], np.float32)
+WINDOW_SIZE, WINDOW_SIGMA = 11, 1.5
+C1, C2 = 0.01**2, 0.03**2                                # K1, K2 of the paper, at a dynamic range of 1
+MS_SSIM_MIN_SIDE = WINDOW_SIZE * 2**(len(SCALE_WEIGHTS) - 1)   # 176: one window fits the coarsest scale
+
+PSNR_MAX = 100.0   # dB, what two equal pictures get: a mean over images stays a number
+
+
+def psnr(image: np.ndarray, reconstruction: np.ndarray) -> float:
+  """PSNR in dB of two (H, W, 3) uint8 images, over all samples of the three channels; at most PSNR_MAX."""
+  _check_8bit(image, reconstruction)
+  difference = image.astype(np.int32) - reconstruction
+  mse = np.mean(np.square(difference), dtype=np.float64)
+  return float(min(PSNR_MAX, 10 * np.log10(255**2 / mse))) if mse else PSNR_MAX
+
+
+def ms_ssim_8bit(image: np.ndarray, reconstruction: np.ndarray) -> float | None:
+  """MS-SSIM of two (H, W, 3) uint8 images; None when the shorter side is below MS_SSIM_MIN_SIDE (176 pixels).
+
+  None, because five scales do not fit, and a figure from fewer or from a padded image compares with no other.
+  """
+  _check_8bit(image, reconstruction)
+  if min(image.shape[:2]) < MS_SSIM_MIN_SIDE:
+    return None
+  return float(_ms_ssim_jit(*(np.float32(each[None]) / 255 for each in (image, reconstruction)))[0])
+
+
+def _check_8bit(image: np.ndarray, reconstruction: np.ndarray) -> None:
+  chex.assert_type([image, reconstruction], np.uint8)    # floats in [0, 1] would give a plausible number
+  chex.assert_equal_shape([image, reconstruction])
+  chex.assert_shape(image, (None, None, 3))
+
+
+def ms_ssim(x: jax.Array, y: jax.Array) -> jax.Array:
+  """MS-SSIM (B,) of two batches (B, H, W, 3) in [0, 1]; H, W >= MS_SSIM_MIN_SIDE, ValueError otherwise.
+
+  Per channel, the product over the scales of contrast-structure (and, at the coarsest, luminance), each to
+  its weight; then the mean over channels: tf.image.ssim_multiscale does the same. Where a factor is not
+  positive the channel counts 0, and so does its gradient: neither is ever NaN.
+  """
+  chex.assert_equal_shape([x, y])
+  chex.assert_shape(x, (None, None, None, 3))
+  if min(x.shape[1:3]) < MS_SSIM_MIN_SIDE:
+    raise ValueError(f"MS-SSIM of {x.shape[1]}x{x.shape[2]} pixels; wanted at least "
+                     f"{MS_SSIM_MIN_SIDE} on each side")
+  x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+  factors = []
+  for scale in range(len(SCALE_WEIGHTS)):
+    if scale:
+      x, y = _halve(x), _halve(y)
+    luminance, contrast_structure = _ssim_maps(x, y)
+    coarsest = scale == len(SCALE_WEIGHTS) - 1
+    factors.append(jnp.mean(luminance * contrast_structure if coarsest else contrast_structure, axis=(1, 2)))
+  factors = jnp.stack(factors, axis=-1)                  # (B, 3, scales)
+  positive = factors > 1e-6                              # the slope of v**0.0448 has no bound at 0
+  powers = jnp.where(positive, jnp.where(positive, factors, 1.0)**SCALE_WEIGHTS, 0.0)
+  return jnp.mean(jnp.prod(powers, axis=-1), axis=-1)
+
+
+_ms_ssim_jit = jax.jit(ms_ssim)
+
+
+def _ssim_maps(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Luminance and contrast-structure of SSIM, at every position where the window fits."""
+  moments = _gaussian_window(jnp.concatenate([x, y, x * y, x**2 + y**2]))
+  mean_x, mean_y, mean_xy, mean_squares = jnp.split(moments, 4)
+  product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
+  luminance = (2 * product + C1) / (squares + C1)
+  contrast_structure = (2 * (mean_xy - product) + C2) / (mean_squares - squares + C2)
+  return luminance, contrast_structure
+
+
+@jax.custom_vjp
+def _gaussian_window(x: jax.Array) -> jax.Array:
+  """(B, H, W, C) -> (B, H-10, W-10, C): the Gaussian mean of every window that fits.
+
+  A weighted sum of shifted copies: float32 on every device, and on CPU much quicker than a convolution. The
+  window is symmetric, so its transpose is itself after padding, which spares XLA a slow gradient.
+  """
+  offsets = np.arange(WINDOW_SIZE) - (WINDOW_SIZE - 1) / 2
+  window = np.exp(-offsets**2 / (2 * WINDOW_SIGMA**2))
+  for axis in (1, 2):
+    size = x.shape[axis] - WINDOW_SIZE + 1
+    x = sum(jax.lax.slice_in_dim(x, i, i + size, axis=axis) * float(weight)
+            for i, weight in enumerate(window / window.sum()))
+  return x
+
+
+def _gaussian_window_transposed(_, gradient: jax.Array) -> tuple[jax.Array]:
+  margin = (WINDOW_SIZE - 1, WINDOW_SIZE - 1)
+  return (_gaussian_window(jnp.pad(gradient, ((0, 0), margin, margin, (0, 0)))),)
+
+
+_gaussian_window.defvjp(lambda x: (_gaussian_window(x), None), _gaussian_window_transposed)
+
+
+def _halve(x: jax.Array) -> jax.Array:
+  """Means of 2x2 pixels; an odd last row or column is repeated, as tf.image does."""
+  b, h, w, c = x.shape
+  x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+  return jnp.mean(x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c), axis=(2, 4))
