@@ -1,0 +1,27 @@
+"""mlic_jax: the MLIC family of learned image codecs in JAX and Flax.
+
+    codec = mlic_jax.Codec.load("checkpoints/nano")
+    blob = codec.encode(image, quality=3)            # image (H, W, 3) uint8 -> bytes
+    image = codec.decode(blob)
+
+    model = mlic_jax.build(mlic_jax.CodecConfig())   # MLIC++ as in the paper
+    variables = model.init(key, x)
+    out = model.apply(variables, x)                  # x_hat, y_hat, y_bits, z_bits
+"""
+
+import importlib
+
+_PUBLIC = {
+    "Codec": "mlic_jax.coding.codec",
+    "BitstreamError": "mlic_jax.coding.bitstream",
+    "CodecConfig": "mlic_jax.config",
+    "build": "mlic_jax.model",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+  """Loads what is asked for: `import mlic_jax` alone stays quick, and training never meets the range coder."""
+  if name not in _PUBLIC:
+    raise AttributeError(f"mlic_jax has no {name!r}; it has {__all__}")
+  return getattr(importlib.import_module(_PUBLIC[name]), name)
