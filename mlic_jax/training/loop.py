@@ -1,0 +1,240 @@
+"""The training program: train_and_evaluate(config, workdir), from photographs to a model directory."""
+
+import contextlib
+import difflib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlic_jax.checkpoint import save_model
+from mlic_jax.config import CodecConfig
+from mlic_jax.evaluation.metrics import MS_SSIM_MIN_SIDE
+from mlic_jax.model import build
+from mlic_jax.training import ConfigError, data, parallel
+from mlic_jax.training.checkpoint import Checkpoints, check_config, config_to_dict, write_config
+from mlic_jax.training.losses import DISTORTIONS
+from mlic_jax.training.report import Report
+from mlic_jax.training.step import create_state, make_eval_step, make_optimizer, make_train_step
+
+FIELDS = ("model", "seed", "distributed",
+          "data_dir", "eval_dir", "holdout_every", "crop_size", "downscale_probability", "flip", "batch_size",
+          "data_threads", "data_workers", "cache_gigabytes",
+          "distortion", "num_steps", "learning_rate", "warmup_steps", "schedule", "aux_learning_rate", "grad_clip",
+          "ema_decay", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_images",
+          "eval_crop_size", "eval_batch_size")
+OPTIONAL_FIELDS = {"lmbda": "single-rate models", "lmbdas": "variable-rate models",
+                   "final_learning_rate": "schedule='cosine'",
+                   "decay_steps": "schedule='step'", "decay_factors": "schedule='step'"}
+STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: enough to keep them busy, little to wait for at a stop
+
+
+class NonFiniteLoss(ArithmeticError):
+  """The loss or a gradient became infinite or NaN; one line that names the step and the last good checkpoint."""
+
+
+class Interrupted(Exception):
+  """SIGTERM or SIGINT came; the state was saved. `signum` is the signal."""
+
+  def __init__(self, signum: int, step: int):
+    super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; the same command continues")
+    self.signum = signum
+
+
+def train_and_evaluate(config, workdir: str | Path) -> None:
+  """Trains the codec of `config` (an ml_collections.ConfigDict; configs/nano.py explains the fields).
+
+  Leaves in `workdir`: config.json, checkpoints/, metrics.csv, eval.csv, tensorboard/, and model/, the parameters of
+  the evaluation with the lowest loss. A workdir that holds checkpoints of the same configuration is continued.
+  Raises ConfigError and ImageError (both ValueErrors) for a bad configuration or folder, NonFiniteLoss, and Interrupted."""
+  # Configuration
+  model_config = check_fields(config)
+  parallel.initialize(config.distributed)
+  parallel.check_batch_size("batch_size", config.batch_size)
+  parallel.check_batch_size("eval_batch_size", config.eval_batch_size)
+  workdir, main_process = Path(workdir), jax.process_index() == 0
+
+  # Data
+  train_paths, held_out = data.split_folder(config.data_dir, config.eval_dir, config.holdout_every)
+  photographs = data.Photographs(data.usable(train_paths, config.crop_size), int(config.cache_gigabytes * 1e9))
+  held_out = data.eval_images(data.usable(held_out, config.eval_crop_size), config.eval_crop_size, config.eval_images)
+
+  # Model, steps
+  model, optimizer = build(model_config), make_optimizer(config)
+  rates = [(q + 1, lmbda) for q, lmbda in enumerate(config.lmbdas)] if model_config.num_rates else [(None, config.lmbda)]
+  train_step = parallel.on_all_devices(make_train_step(config, model, optimizer), donate_state=True)
+  eval_step = parallel.on_all_devices(make_eval_step(config, model), in_axes=(0, 0, 0, None, None))
+
+  # State, restored where there is one
+  state, best_loss = create_state(config, model, optimizer), None
+  workdir.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+  if checkpoints.latest_step is not None:
+    check_config(config, workdir / "config.json")
+    state, best_loss = checkpoints.restore(state)
+  if main_process:
+    write_config(config, workdir / "config.json")
+  start = int(state.step)
+  num_params = sum(x.size for x in jax.tree.leaves(state.params))
+  state = parallel.replicate(state)
+
+  batches = data.training_batches(
+      photographs, seed=config.seed, batch_size=config.batch_size, crop_size=config.crop_size,
+      downscale_probability=config.downscale_probability, flip=config.flip, start=start,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+      threads=config.data_threads, workers=config.data_workers)
+
+  with Report(workdir, start, config.num_steps, quiet=not main_process) as report, signals() as received:
+    report.say(f"{num_params / 1e6:.2f} M parameters, {len(photographs)} photographs, {len(held_out)} held out, "
+               f"{jax.device_count()} x {jax.devices()[0].device_kind}; "
+               f"{f'continuing at step {start}' if start else 'starting'}, {config.num_steps} steps")
+    pending = []  # metrics of the steps since the last row, still on the devices
+    waited, clock = 0.0, time.monotonic()
+
+    for step in range(start + 1, config.num_steps + 1):
+      # One step
+      before = time.monotonic()
+      batch = parallel.shard(next(batches))
+      waited += time.monotonic() - before
+      state, metrics = train_step(state, batch)
+      pending.append(metrics)
+      if step == start + 1:  # compiled by now, which is no part of the speed
+        waited, clock = 0.0, time.monotonic()
+      if len(pending) >= STEPS_IN_FLIGHT:
+        jax.block_until_ready(pending[-STEPS_IN_FLIGHT])
+      report.step(step)
+      last, stop = step == config.num_steps, bool(received)
+
+      # Figures
+      if step % config.log_every == 0 or last:
+        row = mean_of(pending, step, checkpoints.latest_step, workdir)
+        seconds = time.monotonic() - clock
+        row.update(seconds_per_step=seconds / len(pending), data_wait_share=waited / seconds,
+                   images_per_second=len(pending) * config.batch_size / seconds)
+        report.train(row)
+        pending, waited, clock = [], 0.0, time.monotonic()
+
+      # Evaluation, and the model when it is the best so far
+      evaluate_now = (step % config.eval_every == 0 or last) and not stop
+      save_now = step % config.checkpoint_every == 0 or last or stop
+      if pending and (evaluate_now or save_now):  # nothing is kept of a state that is not finite
+        mean_of(pending, step, checkpoints.latest_step, workdir)
+      before = time.monotonic()
+      if evaluate_now:
+        rows = evaluate(eval_step, state.eval_params, held_out, rates, step, config.eval_batch_size)
+        loss = float(np.mean([row["loss"] for row in rows]))
+        is_best = bool(best_loss is None or loss < best_loss)
+        if is_best:
+          best_loss = loss
+          if main_process:
+            variables = {"params": parallel.unreplicate(state.eval_params)}
+            training = dict(step=step, eval_loss=loss, eval=rows, config=config_to_dict(config))
+            save_model(workdir / "model", model_config, variables, training=training)
+        report.evaluation(step, rows, loss, is_best)
+
+      # Checkpoint
+      if save_now:
+        checkpoints.save(parallel.unreplicate(state), best_loss)
+      clock += time.monotonic() - before
+      if stop:
+        checkpoints.close()
+        raise Interrupted(received[0], step)
+
+  checkpoints.close()
+
+
+def check_fields(config) -> CodecConfig:
+  """The model's configuration; ConfigError in one line for a missing, an unknown or a contradictory field."""
+  for name in config:
+    if name not in (*FIELDS, *OPTIONAL_FIELDS):
+      near = difflib.get_close_matches(name, (*FIELDS, *OPTIONAL_FIELDS), n=1, cutoff=0.0)[0]
+      raise ConfigError(f"the configuration has a field {name!r} that nothing reads; the nearest known one is {near!r}")
+  if "model" not in config:
+    raise ConfigError("the configuration lacks the field 'model'")
+  try:
+    model_config = CodecConfig.from_dict(config.model.to_dict())
+  except ValueError as error:
+    raise ConfigError(error) from error
+  wanted = [*FIELDS, "lmbdas" if model_config.num_rates else "lmbda"]
+  wanted += ["final_learning_rate"] if config.get("schedule") == "cosine" else ["decay_steps", "decay_factors"]
+  for name in wanted:
+    if name not in config:
+      why = f" (for {OPTIONAL_FIELDS[name]})" if name in OPTIONAL_FIELDS else ""
+      raise ConfigError(f"the configuration lacks the field {name!r}{why}")
+  if model_config.num_rates and len(config.lmbdas) != model_config.num_rates:
+    raise ConfigError(f"{len(config.lmbdas)} values in lmbdas; wanted model.num_rates={model_config.num_rates}")
+  if config.distortion not in DISTORTIONS:
+    raise ConfigError(f"distortion={config.distortion!r}; wanted one of {', '.join(DISTORTIONS)}")
+  for name in ("crop_size", "eval_crop_size"):
+    if config[name] < 64 or config[name] % 64:
+      raise ConfigError(f"{name}={config[name]}; wanted a multiple of 64 pixels")
+  if config.distortion == "ms_ssim" and min(config.crop_size, config.eval_crop_size) < MS_SSIM_MIN_SIDE:
+    raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; MS-SSIM wants at least "
+                      f"{MS_SSIM_MIN_SIDE} pixels")
+  for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "data_threads"):
+    if config[name] < 1:
+      raise ConfigError(f"{name}={config[name]}; wanted at least 1")
+  return model_config
+
+
+def mean_of(pending: list[dict], step: int, checkpoint: int | None, workdir: Path) -> dict[str, float]:
+  """Means of the metrics of the steps up to `step`; NonFiniteLoss when one of them is not finite."""
+  pending = [parallel.unreplicate(metrics) for metrics in pending]
+  for i, metrics in enumerate(pending):
+    if not metrics["finite"]:
+      kept = "no checkpoint was saved yet" if checkpoint is None else (
+          f"the last good checkpoint is step {checkpoint} in {workdir / 'checkpoints'}")
+      raise NonFiniteLoss(f"loss or gradient not finite at step {step - len(pending) + 1 + i} "
+                          f"(loss {metrics['loss']:g}, gradient norm {metrics['grad_norm']:g}); {kept}")
+  means = {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0] if name != "finite"}
+  return dict(means, step=step)
+
+
+def evaluate(eval_step: Callable, params, images: np.ndarray, rates: list[tuple[int | None, float]], step: int,
+             batch_size: int) -> list[dict[str, float]]:
+  """Means over `images` (n, crop, crop, 3) uint8, one row for each (quality, lmbda) of `rates`."""
+  local_size = batch_size // jax.process_count()
+  padding = -len(images) % batch_size
+  weight = np.pad(np.ones(len(images), np.float32), (0, padding))
+  images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
+  rows = []
+  for quality, lmbda in rates:
+    sums = []
+    for first in range(jax.process_index() * local_size, len(images), batch_size):
+      batch = slice(first, first + local_size)
+      place = None if quality is None else jnp.float32(quality)
+      sums.append(eval_step(params, parallel.shard(images[batch]), parallel.shard(weight[batch]), place,
+                            jnp.float32(lmbda)))
+    total = jax.tree.map(lambda *x: float(sum(x)), *[parallel.unreplicate(each) for each in sums])
+    means = {name: value / total["weight"] for name, value in total.items() if name != "weight"}
+    rows.append(dict(step=step, quality=quality, lmbda=float(lmbda), **means))
+  return rows
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+  """Collects SIGTERM and SIGINT in a list instead of dying of them; a second one acts as usual."""
+  received: list[int] = []
+  if threading.current_thread() is not threading.main_thread():
+    yield received
+    return
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  usual = {number: signal.getsignal(number) for number in numbers}
+
+  def note(signum, _):
+    received.append(signum)
+    for number in numbers:
+      signal.signal(number, usual[number])
+
+  for number in numbers:
+    signal.signal(number, note)
+  try:
+    yield received
+  finally:
+    for number in numbers:
+      signal.signal(number, usual[number])

@@ -1,0 +1,50 @@
+"""Data parallelism: one step on all devices of all processes, gradients averaged over the axis "batch".
+
+The state is replicated (a leading axis of local devices), a batch is split: device d of process p takes block
+p * local_device_count + d of the global batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlic_jax.training import ConfigError
+
+AXIS = "batch"
+
+
+def initialize(distributed: bool) -> None:
+  """Connects the processes of a pod or a cluster, where the configuration asks for it; before any other use of jax."""
+  if distributed:
+    jax.distributed.initialize()
+
+
+def check_batch_size(name: str, batch_size: int) -> None:
+  """ConfigError unless a global batch divides evenly over all devices."""
+  if batch_size < 1 or batch_size % jax.device_count():
+    raise ConfigError(f"{name}={batch_size} does not divide over {jax.device_count()} devices; wanted a multiple")
+
+
+def shard(batch: np.ndarray) -> np.ndarray:
+  """(local batch, ...) -> (local devices, batch per device, ...)."""
+  return batch.reshape(jax.local_device_count(), -1, *batch.shape[1:])
+
+
+def on_all_devices(step: Callable, donate_state: bool = False, **kwargs) -> Callable:
+  """`step` pmapped over "batch"; `donate_state` lets the outputs reuse the memory of the first argument."""
+  return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), **kwargs)
+
+
+def replicate(tree: Any) -> Any:
+  """A copy of every array of `tree` on each local device."""
+  copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0))
+  return copy(tree, np.zeros(jax.local_device_count(), np.int8))
+
+
+def unreplicate(tree: Any) -> Any:
+  """The arrays of the first local device, as NumPy arrays that own their memory.
+
+  They are copies, since on CPU a view would change under its reader when the next step reuses donated memory."""
+  return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)

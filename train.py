@@ -1,0 +1,76 @@
+"""Trains a codec: python train.py --config configs/nano.py --workdir DIR --config.data_dir=FOLDER [--config.field=value ...]
+
+The same command continues an interrupted run. Exit status: 0 done, 1 the loss became non-finite, 2 bad
+configuration or data, 130 and 143 stopped by SIGINT and SIGTERM with the state saved.
+This file holds the flags; the program is mlic_jax/training/loop.py."""
+
+import difflib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config(), such as configs/nano.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and the model go.")
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command line `argv`; returns the exit status."""
+  try:
+    parse(argv)
+  except ValueError as error:
+    return fail(error)
+  from mlic_jax.images import ImageError
+  from mlic_jax.training import ConfigError
+  from mlic_jax.training.loop import Interrupted, NonFiniteLoss, train_and_evaluate  # slow, and not for a bad flag
+  try:
+    train_and_evaluate(CONFIG.value, WORKDIR.value)
+  except (ConfigError, ImageError) as error:
+    return fail(error)
+  except NonFiniteLoss as error:
+    return fail(error, status=1)
+  except Interrupted as stop:
+    return fail(stop, status=128 + stop.signum)
+  return 0
+
+
+def parse(argv: list[str]) -> None:
+  """Reads the flags; ValueError in one line for what is wrong with them."""
+  try:
+    rest = flags.FLAGS(argv)[1:]
+  except (flags.Error, AttributeError, KeyError, OSError) as error:
+    raise ValueError(unknown_field(argv) or str(error)) from error
+  if rest:
+    raise ValueError(f"unexpected argument {rest[0]!r}; wanted --config FILE --workdir DIR [--config.field=value ...]")
+  for flag in (CONFIG, WORKDIR):
+    if flag.value is None:
+      raise ValueError(f"--{flag.name} is missing; wanted --config FILE --workdir DIR [--config.field=value ...]")
+
+
+def unknown_field(argv: list[str]) -> str | None:
+  """The first --config.field that the config file does not have, with the nearest one that it has."""
+  config_file = next((after for before, after in zip(argv, argv[1:]) if before == "--config"),
+                     next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), None))
+  try:
+    flags.FLAGS([argv[0], f"--config={config_file}"])
+  except (OSError, AttributeError):
+    return f"--config={config_file}: no such configuration file"
+  known = []
+  for name, value in CONFIG.value.items():
+    known += [f"{name}.{inner}" for inner in value] if hasattr(value, "items") else [name]
+  for arg in argv:
+    name = arg.removeprefix("--config.").split("=")[0]
+    if arg.startswith("--config.") and name not in known:
+      near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+      return f"unknown configuration field {name!r}; the nearest known one is {near!r}"
+  return None
+
+
+def fail(error: Exception, status: int = 2) -> int:
+  """One line on stderr."""
+  print("train.py:", " ".join(str(error).split()), file=sys.stderr)
+  return status
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))
