@@ -1,0 +1,217 @@
+"""Codec: pictures to bytes and back, with a trained model.
+
+    image (H, W, 3) uint8 -> pad to 64 -> g_a, h_a -> z, y --passes--> range coder -> bitstream -> bytes
+    bytes -> bitstream -> range decoder --passes--> y_hat -> g_s -> crop -> image
+
+The encoder and the decoder walk the passes in one function, `Codec._walk`, and call the same compiled functions in
+it: a prior that was compiled a second time, in another surrounding, may differ in its last bit, picks another row of
+the coding table, and every later symbol decodes to garbage. What they do with a pass (compute its symbols, or pull
+them from the stream) they do outside. The slice index is traced, so a picture size compiles five functions:
+
+    _analyse      picture -> y, symbols of z            the encoder only
+    _start        symbols of z -> hyper, prior of the anchors of slice 0
+    _nonanchors   symbols of the anchors of slice k -> prior of its non-anchors
+    _advance      symbols of the non-anchors of slice k -> prior of the anchors of slice k+1
+    _finish       symbols of the non-anchors of the last slice -> picture
+"""
+from functools import partial
+import os
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlic_jax import compilation_cache
+from mlic_jax.checkerboard import pack
+from mlic_jax.checkpoint import Model, load_model
+from mlic_jax.coding import bitstream
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError
+from mlic_jax.coding.rangecoder import Decoder, Encoder
+from mlic_jax.coding.tables import z_rows
+from mlic_jax.model import build
+
+STRIDE = 64  # pictures are padded to multiples of it: 16 for y, times 4 for z
+
+
+class QualityError(ValueError):
+  """A quality that the checkpoint does not have; one line."""
+
+
+class Codec:
+  """A trained model that writes and reads .mlic files, one picture at a time.
+
+  A variable-rate checkpoint has qualities 1 to num_rates, and fractions between them, kept to 1/256; without one it
+  takes the middle of the range. A single-rate checkpoint has no quality: it is None.
+  """
+
+  def __init__(self, model: Model):
+    self.name, self.config, self.fingerprint = model.name, model.config, model.fingerprint
+    self._module = build(model.config)
+    self._variables = jax.device_put(model.variables)
+    self._table = model.table
+
+  @classmethod
+  def load(cls, path: str | os.PathLike) -> "Codec":
+    """The codec of a model directory; CheckpointError if it is none. Turns the compilation cache on."""
+    compilation_cache.enable()
+    return cls(load_model(path))
+
+  @property
+  def qualities(self) -> tuple[int | None, ...]:
+    """(1, 2, ..., num_rates), or (None,) for a single-rate checkpoint."""
+    return tuple(range(1, self.config.num_rates + 1)) or (None,)
+
+  def encode(self, image: np.ndarray, quality: float | None = None) -> bytes:
+    """The .mlic file of a picture (H, W, 3) uint8 of any size. QualityError, or BitstreamError for too large a one."""
+    return self._encode(image, quality)[0]
+
+  def encode_with_reconstruction(self, image: np.ndarray, quality: float | None = None) -> tuple[bytes, np.ndarray]:
+    """The file, and the picture (H, W, 3) uint8 that `decode` will make of it, bit for bit."""
+    blob, finish = self._encode(image, quality)
+    return blob, finish()
+
+  def decode(self, blob: bytes) -> np.ndarray:
+    """The picture (H, W, 3) uint8 in a .mlic file. BitstreamError when the file is none, damaged, or of another
+    checkpoint."""
+    content = bitstream.parse(blob)
+    if content.fingerprint != self.fingerprint:
+      raise BitstreamError(f"the file was written with checkpoint {content.fingerprint.hex()}; "
+                           f"{self.name} is {self.fingerprint.hex()}")
+    try:
+      quality = self._check_quality(content.quality)
+    except QualityError as error:
+      raise BitstreamError(f"the file is damaged: {error}") from None
+    decoder = Decoder(self._table, content.stream)
+    h, w = -(-content.height // STRIDE), -(-content.width // STRIDE)
+    z_symbols = decoder.decode(self._z_rows(h, w))
+    last_pass = self._walk(z_symbols, lambda k, anchors, rows, mean: decoder.decode(rows))
+    decoder.finish()
+    return self._finish(last_pass, quality, content.height, content.width)
+
+  def estimate(self, image: np.ndarray, quality: float | None = None) -> tuple[float, np.ndarray]:
+    """Bits by the likelihoods of the model, and its reconstruction (H, W, 3) uint8, without coding."""
+    quality = self._choose_quality(quality)
+    bits, x_hat = _estimate(self._module, self._variables, _pad(_check_image(image)), quality)
+    return float(bits), np.asarray(x_hat)[0, :image.shape[0], :image.shape[1]]
+
+  def _encode(self, image, quality) -> tuple[bytes, Callable[[], np.ndarray]]:
+    height, width = _check_image(image).shape[:2]
+    bitstream.check_size(height, width)
+    quality = self._choose_quality(quality)
+    y, z_symbols, finite = _analyse(self._module, self._variables, _pad(image), quality)
+    if not finite:
+      raise ValueError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
+    encoder = Encoder(self._table)
+    z_symbols = np.asarray(z_symbols)
+    encoder.encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
+
+    def push(k, anchors, rows, mean):
+      symbols = np.asarray(_symbols(y, k, mean, anchors))
+      encoder.encode(symbols, rows)
+      return symbols
+
+    last_pass = self._walk(z_symbols, push)
+    stored_quality = None if quality is None else float(quality)
+    blob = bitstream.write(Bitstream(self.fingerprint, height, width, stored_quality, encoder.finish()))
+    return blob, lambda: self._finish(last_pass, quality, height, width)
+
+  def _walk(self, z_symbols: np.ndarray, exchange: Callable) -> tuple:
+    """Runs all passes; `exchange(k, anchors, rows, mean)` codes one and returns its symbols (1, h, w/2, Cs).
+
+    What it returns is for `_finish`.
+    """
+    apply = self._module, self._variables
+    hyper, rows, state = _start(*apply, z_symbols)
+    for k in np.arange(self.config.num_slices, dtype=np.int32):
+      symbols = exchange(k, True, np.asarray(rows), state.mean)
+      rows, state = _nonanchors(*apply, k, hyper, state, symbols)
+      symbols = exchange(k, False, np.asarray(rows), state.mean)
+      if k < self.config.num_slices - 1:
+        rows, state = _advance(*apply, k, hyper, state, symbols)
+    return k, hyper, state, symbols
+
+  def _finish(self, last_pass: tuple, quality, height: int, width: int) -> np.ndarray:
+    return np.asarray(_finish(self._module, self._variables, *last_pass, quality))[0, :height, :width]
+
+  def _z_rows(self, h: int, w: int) -> np.ndarray:
+    return np.broadcast_to(z_rows(self.config.N), (1, h, w, self.config.N))
+
+  def _choose_quality(self, quality: float | None) -> np.float32 | None:
+    if quality is None and self.config.num_rates:
+      quality = (1 + self.config.num_rates) / 2
+    return self._check_quality(quality)
+
+  def _check_quality(self, quality: float | None) -> np.float32 | None:
+    rates = self.config.num_rates
+    if quality is None and not rates:
+      return None
+    if not rates:
+      raise QualityError(f"quality {quality} came, but {self.name} has a single rate")
+    if quality is None or not 1 <= quality <= rates:
+      raise QualityError(f"quality {quality} came, {self.name} has 1 to {rates}")
+    return np.float32(bitstream.round_quality(quality))
+
+
+def _check_image(image: np.ndarray) -> np.ndarray:
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    raise ValueError(f"got a picture {image.shape} {image.dtype}; wanted (H, W, 3) uint8")
+  return image
+
+
+def _pad(image: np.ndarray) -> np.ndarray:
+  """(1, H', W', 3), the picture with its right and lower edge repeated up to multiples of 64."""
+  missing = [(0, -side % STRIDE) for side in image.shape[:2]]
+  return np.pad(image, (*missing, (0, 0)), mode="edge")[None]
+
+
+# The compiled functions. The module is static and equal for equal configs, so codecs of one architecture share them.
+
+@partial(jax.jit, static_argnums=0)
+def _analyse(module, variables, image, quality):
+  y, z = module.apply(variables, image / 255, quality, method="analyse")
+  return y, module.apply(variables, z, method="round_z"), jnp.isfinite(y).all() & jnp.isfinite(z).all()
+
+
+@partial(jax.jit, static_argnums=3)
+def _symbols(y, k, mean, anchors):
+  channels = mean.shape[-1]
+  y = jax.lax.dynamic_slice_in_dim(y, k * channels, channels, axis=-1)
+  return jnp.round(pack(y, anchors) - mean).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _start(module, variables, z_symbols):
+  hyper = module.apply(variables, z_symbols, method="hyper")
+  state = module.apply(variables, hyper, method="initial_state")
+  prior, state = module.apply(variables, 0, hyper, state, method="anchor_prior")
+  return hyper, prior.index, state
+
+
+@partial(jax.jit, static_argnums=0)
+def _nonanchors(module, variables, k, hyper, state, symbols):
+  prior, state = module.apply(variables, k, hyper, state, symbols, method="nonanchor_prior")
+  return prior.index, state
+
+
+@partial(jax.jit, static_argnums=0)
+def _advance(module, variables, k, hyper, state, symbols):
+  state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
+  prior, state = module.apply(variables, k + 1, hyper, state, method="anchor_prior")
+  return prior.index, state
+
+
+@partial(jax.jit, static_argnums=0)
+def _finish(module, variables, k, hyper, state, symbols, quality):
+  state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
+  return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesise"))
+
+
+@partial(jax.jit, static_argnums=0)
+def _estimate(module, variables, image, quality):
+  out = module.apply(variables, image / 255, quality)
+  return out.y_bits.sum() + out.z_bits.sum(), _to_uint8(out.x_hat)
+
+
+def _to_uint8(x_hat):
+  return jnp.round(jnp.clip(x_hat, 0, 1) * 255).astype(jnp.uint8)
