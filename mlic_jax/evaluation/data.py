@@ -80,11 +80,11 @@ def _from_tfds(data: str, limit: int | None) -> Photographs:
 
 
 def _tfds_images(tfds, builder, split: str) -> Iterator[np.ndarray]:
-  only_image = tfds.decode.PartialDecoding({"image": True})
   if builder.info.file_format in tfds.core.FileFormat.with_random_access():
-    return (example["image"] for example in builder.as_data_source(split, decoders=only_image))
+    return (example["image"] for example in builder.as_data_source(split))
   import tensorflow as tf
   tf.config.set_visible_devices([], "GPU")               # the accelerator belongs to JAX
+  only_image = tfds.decode.PartialDecoding({"image": True})
   dataset = builder.as_dataset(split=split, decoders=only_image, shuffle_files=False)
   return (example["image"] for example in tfds.as_numpy(dataset))
 

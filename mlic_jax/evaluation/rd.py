@@ -11,6 +11,7 @@ import bjontegaard
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.evaluation.baselines import BASELINES, Baseline, decode
 from mlic_jax.evaluation.data import Photographs
 from mlic_jax.evaluation.metrics import ms_ssim_8bit, psnr
@@ -49,7 +50,10 @@ def evaluate_image(codec, name: str, image: np.ndarray, quality: float | None) -
   start = time.perf_counter()
   blob, reconstruction = codec.encode_with_reconstruction(image, quality)
   encoded = time.perf_counter()
-  decoded = codec.decode(blob)
+  try:
+    decoded = codec.decode(blob)
+  except BitstreamError as error:
+    raise ReconstructionMismatch(f"{name} at quality {quality}: does not decode, {error}") from error
   end = time.perf_counter()
   if decoded.shape != reconstruction.shape:
     raise ReconstructionMismatch(f"{name} at quality {quality}: decodes to {decoded.shape}; "
