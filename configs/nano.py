@@ -13,9 +13,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.distributed = False            # True: several processes, connected by jax.distributed
 
   c.model = dict(                  # see CodecConfig in mlic_jax/config.py
-      N=64, M=128, num_slices=4, widths=(32, 48, 64),
+      N=64, M=160, num_slices=4, widths=(24, 48, 96), hyper_widths=(48, 64),
       contexts=("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
-      context_ratio=2, channel_widths=(96, 64), entropy_widths=(128, 96, 64), lrp_widths=(96, 64),
+      context_ratio=1, channel_widths=(48, 32), entropy_widths=(96, 64), lrp_widths=(32, 32),
       window_size=5, num_rates=6, scan_unroll=0)
 
   # Photographs: JPEG, PNG, WebP, ..., in any mix of sizes; those with a side below crop_size are left out.
@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.crop_size = 128                # pixels, a multiple of 64
   c.downscale_probability = 0.5    # of making a photograph smaller before the crop
   c.flip = True                    # left to right, half of the crops
-  c.batch_size = 8                 # of all devices together
+  c.batch_size = 4                 # of all devices together
   c.data_threads = 1               # that read and crop
   c.data_workers = 0               # processes that do it instead of the threads, for large photographs
   c.cache_gigabytes = 1.0          # decoded photographs kept in memory, 0: none
@@ -35,9 +35,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.lmbdas = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)  # of quality 1, 2, ...; a single-rate model has c.lmbda
 
   # Optimiser: Adam
-  c.num_steps = 12_000
-  c.learning_rate = 4e-4           # after warmup_steps
-  c.warmup_steps = 200
+  c.num_steps = 20_000
+  c.learning_rate = 1e-3           # after warmup_steps
+  c.warmup_steps = 500
   c.schedule = "cosine"            # to final_learning_rate at num_steps; or "step" with decay_steps, decay_factors
   c.final_learning_rate = 1e-6
   c.aux_learning_rate = 1e-3       # of the quantiles of z's density

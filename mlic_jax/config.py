@@ -14,6 +14,7 @@ class CodecConfig:
     M: channels of the latent y.
     num_slices: slices of y, coded one after the other; M / num_slices channels each.
     widths: channels of the transforms at 1/2, 1/4 and 1/8 of the image's resolution; () means (N, N, N).
+    hyper_widths: hidden widths of h_s at 1/64 and at 1/32 of the resolution; () means (M, 3 M / 2).
     contexts: what the prior of a slice may look at, by file name in mlic_jax/contexts/.
     context_ratio: features of an attention context per channel of a slice (the channel context has twice as many).
     channel_widths: hidden widths of the channel context.
@@ -28,6 +29,7 @@ class CodecConfig:
   M: int = 320
   num_slices: int = 10
   widths: tuple[int, ...] = ()
+  hyper_widths: tuple[int, ...] = ()
   contexts: tuple[str, ...] = ("local_attention", "global_intra_linear", "global_inter_linear", "channel")
   context_ratio: int = 2
   channel_widths: tuple[int, ...] = (192, 128)
@@ -56,6 +58,8 @@ class CodecConfig:
       raise ValueError(f"M / num_slices = {self.slice_channels} channels a slice; the attention heads want an even number")
     if len(self.widths) not in (0, 3):
       raise ValueError(f"widths={self.widths}, three widths are wanted (at 1/2, 1/4 and 1/8 of the resolution) or ()")
+    if len(self.hyper_widths) not in (0, 2):
+      raise ValueError(f"hyper_widths={self.hyper_widths}, two widths are wanted (at 1/64 and 1/32 of the resolution) or ()")
     if self.window_size % 2 == 0 or self.window_size < 3:
       raise ValueError(f"window_size={self.window_size}, an odd number of 3 or more is wanted")
 
@@ -68,6 +72,11 @@ class CodecConfig:
   def transform_widths(self) -> tuple[int, int, int]:
     """Channels of the transforms at 1/2, 1/4 and 1/8 of the resolution."""
     return self.widths or (self.N,) * 3
+
+  @property
+  def hyper_synthesis_widths(self) -> tuple[int, int]:
+    """Hidden channels of h_s at 1/64 and 1/32 of the resolution."""
+    return self.hyper_widths or (self.M, self.M * 3 // 2)
 
   def to_dict(self) -> dict[str, Any]:
     """A dict that survives JSON."""

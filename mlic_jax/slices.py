@@ -48,7 +48,7 @@ class SliceStep(nn.Module):
 
   def setup(self):
     config = self.config
-    self.contexts = [contexts.make_context(name, config) for name in config.contexts]
+    self.contexts = {name: contexts.make_context(name, config) for name in config.contexts}
     out = (*config.entropy_widths, 2 * config.slice_channels)
     self.entropy_anchor = ConvStack(out, kernel_size=1)
     self.entropy_nonanchor = ConvStack(out, kernel_size=1)
@@ -83,15 +83,16 @@ class SliceStep(nn.Module):
     """The state before the first pass of a slice."""
     b, h, w, _ = decoded.shape
     cs = self.config.slice_channels
-    shared = tuple(jnp.zeros((b, h, w, c.features)) for c in self.contexts if "anchor" not in c.needs)
+    shared = tuple(jnp.zeros((b, h, w, c.features)) for c in self._of_both_passes())
     return State(decoded, jnp.zeros((b, h, w // 2, cs)), jnp.zeros((b, h, w, cs)), shared)
 
   def anchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
     """The prior of the anchors of slice k, from slices 0..k-1."""
     refs = self._refs(k, state)
-    shared = tuple(self._speak(c, refs) for c in self.contexts if "anchor" not in c.needs)
+    speakers = self._of_both_passes()
+    shared = tuple(self._speak(c, refs) for c in speakers)
     features = [pack(f, anchors=True) for f in (*shared, hyper)]
-    prior = self._prior(self.entropy_anchor, k, features, [c for c in self.contexts if "anchor" not in c.needs])
+    prior = self._prior(self.entropy_anchor, k, features, speakers)
     return prior, state._replace(mean=prior.mean, shared=shared, anchor=jnp.zeros_like(state.anchor))
 
   def set_anchors(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
@@ -102,11 +103,10 @@ class SliceStep(nn.Module):
   def nonanchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
     """The prior of the non-anchors of slice k, from slices 0..k-1 and the anchors of slice k."""
     refs = self._refs(k, state)._replace(anchor=state.anchor)
-    speakers = [c for c in self.contexts if "anchor" in c.needs]
-    silent = [c for c in self.contexts if "anchor" not in c.needs]
+    speakers = [c for c in self.contexts.values() if "anchor" in c.needs]
     features = [self._speak(c, refs) for c in speakers]
     features += [pack(f, anchors=False) for f in (*state.shared, hyper)]
-    prior = self._prior(self.entropy_nonanchor, k, features, speakers + silent)
+    prior = self._prior(self.entropy_nonanchor, k, features, speakers + self._of_both_passes())
     return prior, state._replace(mean=prior.mean)
 
   def finish_slice(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
@@ -114,6 +114,10 @@ class SliceStep(nn.Module):
     current = state.anchor + unpack(symbols + state.mean, anchors=False)
     current = self._with_lrp("lrp_nonanchor", k, hyper, state.decoded, current, anchors=False)
     return state._replace(decoded=self._with_slice(state.decoded, k, current))
+
+  def _of_both_passes(self) -> list[nn.Module]:
+    """The contexts that need no anchors: computed once in the anchor pass, and kept for the other."""
+    return [c for c in self.contexts.values() if "anchor" not in c.needs]
 
   def _refs(self, k, state: State) -> contexts.Refs:
     cs = self.config.slice_channels

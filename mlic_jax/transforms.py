@@ -53,9 +53,9 @@ class HyperSynthesis(nn.Module):
 
   @nn.compact
   def __call__(self, z_hat: jax.Array) -> jax.Array:
-    M = self.config.M
-    x = gelu(Conv(M, name="conv0")(z_hat))
-    x = gelu(SubpixelConv(M, name="up0")(x))
-    x = gelu(Conv(M * 3 // 2, name="conv1")(x))
-    x = gelu(SubpixelConv(M * 3 // 2, name="up1")(x))
-    return Conv(2 * M, name="conv2")(x)
+    low, high = self.config.hyper_synthesis_widths
+    x = gelu(Conv(low, name="conv0")(z_hat))
+    x = gelu(SubpixelConv(low, name="up0")(x))
+    x = gelu(Conv(high, name="conv1")(x))
+    x = gelu(SubpixelConv(high, name="up1")(x))
+    return Conv(2 * self.config.M, name="conv2")(x)
