@@ -4,6 +4,7 @@
     CKPT/params/       the parameters, written by Orbax
     CKPT/tables.npz    the integer coding tables, see coding/tables.py
 """
+import functools
 import hashlib
 import json
 import os
@@ -115,15 +116,20 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_params(path: Path, config: CodecConfig, params: dict[str, Any]) -> None:
-  x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-  quality = 1.0 if config.num_rates else None
-  wanted = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality), x)["params"]
-  wanted = {name: value.shape for name, value in _flatten(wanted)}
+  wanted = _param_shapes(config)
   came = {name: value.shape for name, value in _flatten(params)}
   for name in sorted(wanted.keys() | came.keys()):
     if wanted.get(name) != came.get(name):
       raise CheckpointError(f"{path}: parameter {name} has shape {came.get(name, 'none')}, "
                             f"config.json wants {wanted.get(name, 'none')}")
+
+
+@functools.cache  # tracing takes a second or two
+def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
+  x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+  quality = 1.0 if config.num_rates else None
+  variables = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality), x)
+  return {name: value.shape for name, value in _flatten(variables["params"])}
 
 
 def _read_table(path: Path, config: CodecConfig) -> CodingTable:

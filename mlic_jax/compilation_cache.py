@@ -18,4 +18,4 @@ def enable() -> None:
   if not folder or jax.config.jax_compilation_cache_dir:
     return
   jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.expanduser(folder)))
-  jax.config.update("jax_persistent_compilation_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

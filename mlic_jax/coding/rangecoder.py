@@ -17,6 +17,7 @@ decoder then reads gamma lengths in a loop without end as soon as it runs past t
 everything is zeros. Here a stream of any bytes ends after the expected number of symbols.
 """
 import functools
+import os
 
 import numpy as np
 
@@ -123,6 +124,8 @@ class _Rows:
 @functools.cache
 def _ops():
   """The ops. TensorFlow takes seconds to import, and would take the accelerator's memory if it saw it."""
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # jax sets 1, and TensorFlow still greets with four lines
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
   import tensorflow as tf
   tf.config.set_visible_devices([], "GPU")
   import tensorflow_compression_ops

@@ -1,0 +1,62 @@
+"""What tests share: a model that is small enough to compile in seconds, with weights that are quick to make."""
+import jax
+import numpy as np
+import pytest
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model import build
+
+TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_widths=(16, 16), lrp_widths=(16, 16),
+                   num_rates=3)
+
+
+def random_variables(config: CodecConfig, seed: int = 0) -> dict:
+  """Variables of a model that codes sensibly: y and its predicted scales are of order 1. `init` takes far longer."""
+  rng = np.random.default_rng(seed)
+  quality = 1.0 if config.num_rates else None
+  x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+  shapes = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality), x)
+
+  def fill(path, leaf):
+    *_, parent, name = [key.key for key in path]
+    shape, stacked = leaf.shape, any(key.key == "steps" for key in path)
+    if name == "kernel":
+      value = rng.normal(size=shape) / np.sqrt(np.prod(shape[stacked:-1]))
+    elif name == "bias" and "entropy" in path[-3].key and shape[-1] == 2 * config.slice_channels:
+      value = np.broadcast_to(np.repeat([0.8, 0], config.slice_channels), shape)  # scales, means
+    elif name == "gamma":
+      value = np.sqrt(0.1) * np.eye(shape[-1])
+    elif name in ("beta", "scale"):
+      value = np.ones(shape)
+    elif name == "quantiles":
+      value = np.tile([-10.0, 0.3, 10.0], (shape[0], 1))
+    elif name.startswith("matrix"):
+      value = np.full(shape, np.log(np.expm1(10**-0.2 / shape[1])))
+    elif name.startswith(("bias", "factor")) and parent == "z_prior":
+      value = rng.uniform(-0.4, 0.4, shape)
+    elif name.endswith("gain"):
+      sign = -1 if "inverse" in name else 1
+      value = np.repeat(sign * np.linspace(-0.3, 0.3, config.num_rates)[:, None], config.M, axis=1)
+    else:
+      value = np.zeros(shape)
+    return np.asarray(value, np.float32)
+
+  return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+  """The directory of a tiny variable-rate model with three rates."""
+  from mlic_jax.checkpoint import save_model
+  path = tmp_path_factory.mktemp("checkpoints") / "tiny"
+  save_model(path, TINY, random_variables(TINY), training={"steps": 300})
+  return path
+
+
+@pytest.fixture(scope="session")
+def photograph():
+  """(65, 130, 3) uint8, smooth with some noise."""
+  rng = np.random.default_rng(0)
+  row, column = np.mgrid[:65, :130][..., None]
+  waves = np.sin(row / [9, 14, 23] + 1) + np.cos(column / [17, 8, 12])
+  return np.uint8(np.clip(128 + 50 * waves + rng.normal(0, 6, waves.shape), 0, 255))

@@ -1,0 +1,133 @@
+"""Model directories: what is saved is loaded, and what is none is refused in one line."""
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from conftest import TINY, random_variables
+from mlic_jax.checkpoint import CheckpointError, load_model, save_model
+from mlic_jax.coding.tables import build_table
+
+
+@pytest.fixture(scope="module")
+def variables():
+  return random_variables(TINY)
+
+
+@pytest.fixture
+def damaged(tiny_checkpoint, tmp_path):
+  """A copy to damage."""
+  return shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
+
+
+def edit(path, **changes):
+  """Changes entries of config.json; a dict is merged into what was there."""
+  settings = json.loads((path / "config.json").read_text())
+  for name, value in changes.items():
+    settings[name] = {**settings[name], **value} if isinstance(value, dict) else value
+  (path / "config.json").write_text(json.dumps(settings))
+
+
+def test_a_model_is_loaded_as_it_was_saved(tiny_checkpoint, variables):
+  model = load_model(tiny_checkpoint)
+  assert (model.name, model.config, model.training) == ("tiny", TINY, {"steps": 300})
+  assert jax.tree.structure(model.variables) == jax.tree.structure(variables)
+  jax.tree.map(np.testing.assert_array_equal, model.variables, variables)
+  for stored, built in zip(model.table, build_table(variables)):
+    np.testing.assert_array_equal(stored, built)
+
+
+def test_the_workdir_of_a_run_stands_for_its_model(tiny_checkpoint, tmp_path):
+  shutil.copytree(tiny_checkpoint, tmp_path / "my_run" / "model")
+  assert load_model(tmp_path / "my_run").name == load_model(tmp_path / "my_run" / "model").name == "my_run"
+
+
+def test_saving_again_replaces_the_model_and_leaves_nothing_beside_it(tmp_path, variables):
+  save_model(tmp_path / "m", TINY, variables, {"steps": 1})
+  save_model(tmp_path / "m", TINY, variables, {"steps": 2})
+  assert load_model(tmp_path / "m").training == {"steps": 2}
+  assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path, variables):
+  save_model(tmp_path / "m", TINY, variables)
+  diverged = {"params": dict(variables["params"], log_gain=np.full((3, 32), np.nan, np.float32))}
+  with pytest.raises(ValueError, match="log_gain is not finite"):
+    save_model(tmp_path / "m", TINY, diverged)
+  with pytest.raises(TypeError):
+    save_model(tmp_path / "m", TINY, variables, training={"not": object()})
+  load_model(tmp_path / "m")
+  assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_checkpoint, tmp_path, variables):
+  fingerprint = load_model(tiny_checkpoint).fingerprint
+  assert len(fingerprint) == 8
+  save_model(tmp_path / "renamed", TINY, variables, training=None)
+  assert load_model(tmp_path / "renamed").fingerprint == fingerprint
+
+  changed = jax.tree.map(np.copy, variables)
+  changed["params"]["g_s"]["up0"]["igdn"]["beta"][0] += 1e-6
+  save_model(tmp_path / "changed", TINY, changed)
+  assert load_model(tmp_path / "changed").fingerprint != fingerprint
+
+  edit(tmp_path / "renamed", model={"scan_unroll": 2})
+  assert load_model(tmp_path / "renamed").fingerprint != fingerprint  # any field of the config counts
+
+  with np.load(tmp_path / "changed" / "tables.npz") as arrays:
+    tables = dict(arrays)
+  tables["lookup"][2] += 1
+  edit(tmp_path / "renamed", model={"scan_unroll": 0})
+  np.savez(tmp_path / "renamed" / "tables.npz", **tables)
+  assert load_model(tmp_path / "renamed").fingerprint != fingerprint
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(format=2), "format 2 of a model directory; this version reads format 1"),
+    (dict(model=dict(num_slice=2)), "no field 'num_slice'; the nearest is 'num_slices'"),
+    (dict(model=dict(M=33)), "M=33 does not divide"),
+    (dict(model=dict(M="x")), "M='x'"),
+    (dict(model=dict(N=24)), r"has shape \(.*\), config.json wants \("),
+    (dict(model=dict(num_rates=0)), r"log_gain has shape \(3, 32\), config.json wants none"),
+    (dict(model=3), "format 1"),
+])
+def test_a_config_that_does_not_fit_is_refused(changes, message, damaged):
+  edit(damaged, **changes)
+  with pytest.raises(CheckpointError, match=message) as error:
+    load_model(damaged)
+  assert "\n" not in str(error.value) and str(damaged) in str(error.value)
+
+
+@pytest.mark.parametrize("file, content, message", [
+    ("config.json", b"{", "config.json cannot be read"),
+    ("config.json", b"[]", "config.json cannot be read"),
+    ("config.json", None, "config.json is missing"),
+    ("tables.npz", b"PK\3\4", "tables.npz cannot be read"),
+    ("tables.npz", None, "tables.npz cannot be read"),
+    ("params/manifest.ocdbt", b"?", "parameters cannot be read"),
+    ("params/_METADATA", None, "parameters cannot be read"),
+])
+def test_a_damaged_directory_is_refused(file, content, message, damaged):
+  (damaged / file).unlink()
+  if content is not None:
+    (damaged / file).write_bytes(content)
+  with pytest.raises(CheckpointError, match=message) as error:
+    load_model(damaged)
+  assert "\n" not in str(error.value)
+
+
+def test_a_directory_without_a_model_is_told_from_a_missing_one(tmp_path):
+  with pytest.raises(CheckpointError, match="no such directory"):
+    load_model(tmp_path / "none")
+  with pytest.raises(CheckpointError, match="is no model directory"):
+    load_model(tmp_path)
+
+
+def test_tables_of_another_model_are_refused(damaged):
+  with np.load(damaged / "tables.npz") as arrays:
+    lookup, offset = arrays["lookup"], arrays["offset"]
+  np.savez(damaged / "tables.npz", lookup=lookup, offset=offset[:-1])
+  with pytest.raises(CheckpointError, match="tables.npz has 80 rows"):
+    load_model(damaged)
