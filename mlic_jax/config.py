@@ -14,6 +14,7 @@ class CodecConfig:
     M: channels of the latent y.
     num_slices: slices of y, coded one after the other; M / num_slices channels each.
     widths: channels of the transforms at 1/2, 1/4 and 1/8 of the image's resolution; () means (N, N, N).
+    synthesis_width: channels of the first block of g_s, at 1/16 of the resolution; 0 means M.
     hyper_widths: hidden widths of h_s at 1/64 and at 1/32 of the resolution; () means (M, 3 M / 2).
     contexts: what the prior of a slice may look at, by file name in mlic_jax/contexts/.
     context_ratio: features of an attention context per channel of a slice (the channel context has twice as many).
@@ -29,6 +30,7 @@ class CodecConfig:
   M: int = 320
   num_slices: int = 10
   widths: tuple[int, ...] = ()
+  synthesis_width: int = 0
   hyper_widths: tuple[int, ...] = ()
   contexts: tuple[str, ...] = ("local_attention", "global_intra_linear", "global_inter_linear", "channel")
   context_ratio: int = 2
@@ -49,7 +51,7 @@ class CodecConfig:
     for name in ("N", "M", "num_slices", "context_ratio"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}, at least 1 is wanted")
-    for name in ("num_rates", "scan_unroll"):
+    for name in ("num_rates", "scan_unroll", "synthesis_width"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}={getattr(self, name)}, 0 or more is wanted")
     if self.M % self.num_slices:

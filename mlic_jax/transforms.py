@@ -28,7 +28,7 @@ class Synthesis(nn.Module):
 
   @nn.compact
   def __call__(self, y_hat: jax.Array) -> jax.Array:
-    x = ResidualBlock(self.config.M, name="block0")(y_hat)
+    x = ResidualBlock(self.config.synthesis_width or self.config.M, name="block0")(y_hat)
     for i, width in enumerate(reversed(self.config.transform_widths)):
       x = ResidualBlockUp(width, name=f"up{i}")(x)
       x = ResidualBlock(width, name=f"block{i + 1}")(x)
