@@ -1,18 +1,17 @@
 """The command line: python -m mlic_jax encode | decode | info.
 
 A command is a function of the parsed arguments with its parser beside it; COMMANDS lists them. What a user can get
-wrong is one line on stderr and exit status 2, and no output file appears unless it is whole.
+wrong is one line on stderr and exit status 2, and no output file appears unless it is whole. A command imports what it
+needs when it runs: `info` and --help answer without jax.
 """
 import argparse
 import os
-from pathlib import Path
 import sys
 import time
+from pathlib import Path
 
 from mlic_jax.coding import bitstream
 from mlic_jax.images import load_image, partial_name, save_image
-
-# Each subcommand imports what it needs: `info` and --help answer without jax.
 
 
 def encode_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +19,7 @@ def encode_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("output", type=Path, metavar="OUT.mlic")
   parser.add_argument("--ckpt", type=Path, required=True, help="model directory, or workdir of a training run")
   parser.add_argument("--quality", type=float,
-                      help="of a variable-rate checkpoint: 1 to its number of rates, fractions allowed; default: the middle")
+                      help="of a variable-rate checkpoint: 1 to its number of rates, or between; default: the middle")
 
 
 def encode(args: argparse.Namespace) -> None:
@@ -38,7 +37,7 @@ def encode(args: argparse.Namespace) -> None:
 
 def decode_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("file", type=Path, metavar="IN.mlic")
-  parser.add_argument("output", type=Path, metavar="OUT.png", help=".png, or another extension that is kept without loss")
+  parser.add_argument("output", type=Path, metavar="OUT.png", help=".png, or another format without loss")
   parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that wrote the file")
 
 

@@ -8,10 +8,11 @@ import functools
 import hashlib
 import json
 import os
-from pathlib import Path
 import shutil
-from typing import Any, Mapping, NamedTuple
 import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -77,7 +78,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
 
 
 def load_model(path: str | os.PathLike) -> Model:
-  """Reads a model directory, or the "model" directory in the workdir of a training run. CheckpointError if it is none."""
+  """Reads a model directory, or the one in the workdir of a training run. CheckpointError if it is none."""
   path = _find(Path(path))
   settings = _read_settings(path)
   try:

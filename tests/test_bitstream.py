@@ -1,8 +1,9 @@
 """The file format: what is written is read back, and everything else is refused in one line."""
 import zlib
 
-from hypothesis import given, settings, strategies as st
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError, parse, write
@@ -11,7 +12,8 @@ CONTENT = Bitstream(b"8 bytes.", height=100, width=80, quality=2.5, stream=b"som
 
 
 @pytest.mark.parametrize("content", [
-    CONTENT, CONTENT._replace(quality=None), CONTENT._replace(stream=b""), CONTENT._replace(height=1, width=500_000_000)])
+    CONTENT, CONTENT._replace(quality=None), CONTENT._replace(stream=b""),
+  CONTENT._replace(height=1, width=500_000_000)])
 def test_parse_is_the_inverse_of_write(content):
   assert parse(write(content)) == content
 

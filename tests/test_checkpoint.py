@@ -5,8 +5,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-
 from conftest import TINY, random_variables
+
 from mlic_jax.checkpoint import CheckpointError, load_model, save_model
 from mlic_jax.coding.tables import build_table
 

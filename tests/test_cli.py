@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from mlic_jax.__main__ import main
 from mlic_jax.images import load_image, save_image

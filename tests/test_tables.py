@@ -46,11 +46,11 @@ def test_gaussian_rows_differ_from_compressai_s_only_in_how_the_sum_is_mended(ga
   for scale, ours, theirs in zip(scale_table().astype(float), rows_of(gaussian), compressai[0]):
     edges = np.arange(len(ours)) - (len(ours) - 1) / 2
     pmf = np.diff(scipy.stats.norm.cdf(edges, scale=scale))
-    cost = lambda counts: -(pmf * np.log2(counts[:-1] / TOTAL)).sum()
+    our_cost, their_cost = (-(pmf * np.log2(counts[:-1] / TOTAL)).sum() for counts in (ours, theirs))
     entropy = -(pmf * np.log2(np.maximum(pmf, 1e-300))).sum()
-    assert cost(ours) <= cost(theirs) + 1e-6
-    assert cost(ours) <= entropy * 1.003 + 0.0008  # the least count of 1 is what a narrow row pays
-    certain = theirs > 60                             # cells that its mending does not reach
+    assert our_cost <= their_cost + 1e-6
+    assert our_cost <= entropy * 1.003 + 0.0008  # the least count of 1 is what a narrow row pays
+    certain = theirs > 60  # cells that its mending does not reach
     np.testing.assert_allclose(ours[:-1][certain[:-1]], theirs[:-1][certain[:-1]], rtol=0.03, atol=2)
 
 

@@ -1,7 +1,7 @@
 """The .mlic file: one header, one coded stream, one checksum. docs/format.md has it byte by byte."""
 import struct
-from typing import NamedTuple
 import zlib
+from typing import NamedTuple
 
 MAGIC = b"MLIC"
 VERSION = 1
@@ -68,4 +68,5 @@ def parse(blob: bytes, pixels_max: int = PIXELS_MAX) -> Bitstream:
   if version < 1 or flags:
     raise BitstreamError(f"version {version} with flags {flags:#04x}; wanted version {VERSION} with flags 0x00")
   check_size(height, width, pixels_max)
-  return Bitstream(fingerprint, height, width, quality / QUALITY_STEPS if quality else None, bytes(blob[HEADER.size:end]))
+  quality = quality / QUALITY_STEPS if quality else None
+  return Bitstream(fingerprint, height, width, quality, bytes(blob[HEADER.size:end]))

@@ -14,9 +14,9 @@ them from the stream) they do outside. The slice index is traced, so a picture s
     _advance      symbols of the non-anchors of slice k -> prior of the anchors of slice k+1
     _finish       symbols of the non-anchors of the last slice -> picture
 """
-from functools import partial
 import os
-from typing import Callable
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp

@@ -8,7 +8,8 @@ differs by one count garbles everything after it. So the integers are part of th
     64 .. 63 + N    z, one per channel -lower .. upper, then the escape
 """
 import heapq
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
