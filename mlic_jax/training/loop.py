@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlic_jax import compilation_cache
 from mlic_jax.checkpoint import save_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.evaluation.metrics import MS_SSIM_MIN_SIDE
@@ -54,6 +55,7 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   Raises ConfigError and ImageError (both ValueErrors) for a bad configuration or folder, NonFiniteLoss, and Interrupted."""
   # Configuration
   model_config = check_fields(config)
+  compilation_cache.enable()
   parallel.initialize(config.distributed)
   parallel.check_batch_size("batch_size", config.batch_size)
   parallel.check_batch_size("eval_batch_size", config.eval_batch_size)
