@@ -57,10 +57,10 @@ class MLIC(nn.Module):
     """Reconstruction and bits. With a "noise" rng the rate is that of training, noise in place of rounding."""
     y, z = self.analyse(x, quality)
     with jax.default_matmul_precision(PRECISION):
-      z_hat = ste_round(z - self.z_prior.medians) + self.z_prior.medians
+      z_symbols, medians = ste_round(z - self.z_prior.medians), self.z_prior.medians
       y_noise, z_noise = self._noise(y), self._noise(z)
-      z_bits = self.z_prior.bits(z_hat if z_noise is None else z + z_noise)
-      y_hat, y_bits = self.slices.walk(self.h_s(z_hat), y, y_noise)
+      z_bits = self.z_prior.bits(jax.lax.stop_gradient(z_symbols) + medians if z_noise is None else z + z_noise)
+      y_hat, y_bits = self.slices.walk(self.h_s(z_symbols + medians), y, y_noise)
     return CodecOutput(self.synthesise(y_hat, quality), y_hat, y_bits, z_bits)
 
   def analyse(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:

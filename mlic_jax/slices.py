@@ -73,10 +73,11 @@ class SliceStep(nn.Module):
     for anchors, prior_of in ((True, self.anchor_prior), (False, self.nonanchor_prior)):
       prior, state = prior_of(k, hyper, state)
       y = pack(y_slice, anchors)
-      residual = ste_round(y - prior.mean)
-      coded = residual + prior.mean if noise is None else y + pack(noise, anchors)
+      symbols = ste_round(y - prior.mean)
+      # The rate has no gradient through rounding: with noise it needs none, without it would be a wrong one.
+      coded = jax.lax.stop_gradient(symbols) + prior.mean if noise is None else y + pack(noise, anchors)
       bits += unpack(gaussian_bits(coded, *prior), anchors)
-      state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, residual)
+      state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, symbols)
     return state.decoded, bits
 
   def empty_state(self, decoded: jax.Array) -> State:
