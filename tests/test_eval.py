@@ -220,7 +220,7 @@ def test_the_plot_names_every_curve_beside_it_and_no_two_names_overlap(tmp_path)
 def test_the_sample_photographs_are_in_the_wheel_of_scikit_image_and_in_colour():
   samples = data.open_photographs(None)
   images = dict(samples.read())
-  assert len(images) == samples.size >= 3
+  assert len(images) == samples.size >= 2
   for image in images.values():
     assert min(image.shape[:2]) >= 300 and image.std(axis=-1).mean() > 5
 

@@ -64,6 +64,8 @@ def _label(axes, ends) -> None:
   gap, lowest = 0.05 * (high - low), -np.inf
   for psnr, bpp, name, colour in sorted(ends):
     lowest = max(psnr, lowest + gap)
-    leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+    leader = None
+    if lowest > psnr or bpp < axes.get_xlim()[1]:
+      leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
     axes.annotate(name, (bpp, psnr), xytext=(1.015, lowest), textcoords=("axes fraction", "data"),
                   color=colour, va="center", fontweight="bold", annotation_clip=False, arrowprops=leader)

@@ -5,6 +5,7 @@ A codec here is `mlic_jax.Codec`, or anything with its `encode_with_reconstructi
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import bjontegaard
@@ -47,6 +48,13 @@ def evaluate_image(codec, name: str, image: np.ndarray, quality: float | None) -
   encode_s contains the synthesis of the encoder's own reconstruction. ReconstructionMismatch when decoding
   gives another picture.
   """
+  blob, decoded, encode_s, decode_s = _code(codec, name, image, quality)
+  bits, _ = codec.estimate(image, quality)
+  return _result(name, image, decoded, len(blob), bits, encode_s, decode_s)
+
+
+def _code(codec, name, image, quality) -> tuple[bytes, np.ndarray, float, float]:
+  """The file, the decoded picture, and the seconds that each took."""
   start = time.perf_counter()
   blob, reconstruction = codec.encode_with_reconstruction(image, quality)
   encoded = time.perf_counter()
@@ -62,8 +70,7 @@ def evaluate_image(codec, name: str, image: np.ndarray, quality: float | None) -
     share = np.mean(np.any(decoded != reconstruction, axis=-1))
     raise ReconstructionMismatch(f"{name} at quality {quality}: {share:.2%} of the decoded pixels "
                                  "are not those that the encoder predicted")
-  bits, _ = codec.estimate(image, quality)
-  return _result(name, image, decoded, len(blob), bits, encoded - start, end - encoded)
+  return blob, decoded, encoded - start, end - encoded
 
 
 def estimate_image(codec, name: str, image: np.ndarray, quality: float | None) -> ImageResult:
@@ -118,13 +125,20 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photog
   for name, image in photographs.read():
     blocks = tuple(-(-side // 64) for side in image.shape[:2])
     if not estimate and blocks not in compiled:
-      measure(codec, name, image, qualities[0])
+      _compile(codec, name, image, qualities[0])
       compiled.add(blocks)
     for quality in qualities:
       results[quality].append(measure(codec, name, image, quality))
       advance()
   config = codec.config.to_dict()
   return [_entry(codec.name, quality, config, results[quality]) for quality in qualities]
+
+
+def _compile(codec, name, image, quality) -> None:
+  """Codes and estimates once, side by side: most of a compilation keeps one core busy."""
+  with ThreadPoolExecutor(2) as pool:
+    for half in [pool.submit(_code, codec, name, image, quality), pool.submit(codec.estimate, image, quality)]:
+      half.result()
 
 
 def evaluate_baselines(photographs: Photographs,
