@@ -56,12 +56,12 @@ def evaluate_image(codec, name: str, image: np.ndarray, quality: float | None) -
 def _code(codec, name, image, quality) -> tuple[bytes, np.ndarray, float, float]:
   """The file, the decoded picture, and the seconds that each took."""
   start = time.perf_counter()
-  blob, reconstruction = codec.encode_with_reconstruction(image, quality)
-  encoded = time.perf_counter()
   try:
+    blob, reconstruction = codec.encode_with_reconstruction(image, quality)
+    encoded = time.perf_counter()
     decoded = codec.decode(blob)
   except BitstreamError as error:
-    raise ReconstructionMismatch(f"{name} at quality {quality}: does not decode, {error}") from error
+    raise ReconstructionMismatch(f"{name} at quality {quality}: {error}") from error
   end = time.perf_counter()
   if decoded.shape != reconstruction.shape:
     raise ReconstructionMismatch(f"{name} at quality {quality}: decodes to {decoded.shape}; "
@@ -137,8 +137,9 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photog
 def _compile(codec, name, image, quality) -> None:
   """Codes and estimates once, side by side: most of a compilation keeps one core busy."""
   with ThreadPoolExecutor(2) as pool:
-    for half in [pool.submit(_code, codec, name, image, quality), pool.submit(codec.estimate, image, quality)]:
-      half.result()
+    coding = pool.submit(_code, codec, name, image, quality)
+    estimate = pool.submit(codec.estimate, image, quality)
+    coding.result(), estimate.result()
 
 
 def evaluate_baselines(photographs: Photographs,
