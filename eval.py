@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser = OneLineParser(prog="eval.py", description="Rate and distortion of checkpoints, from real files.")
   parser.add_argument("--ckpt", nargs="+", required=True, help="model directories or training workdirs")
   parser.add_argument("--data", help="folder of images, or tfds:NAME[:SPLIT] (default: sample photographs)")
-  parser.add_argument("--out", type=Path, help="for results.json and rd.png (default: results/NAME)")
+  parser.add_argument("--out", type=Path, help="for results.json and rd.png (default: out/NAME)")
   parser.add_argument("--limit", type=_count, help="only the first LIMIT images")
   parser.add_argument("--qualities", type=_numbers,
                       help='of a variable-rate checkpoint, as "1,2.5,6" (default: all whole ones)')
@@ -73,7 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
   photographs = data.open_photographs(arguments.data, arguments.limit)
   codecs = [mlic_jax.Codec.load(path) for path in arguments.ckpt]
   qualities = [chosen_qualities(codec, arguments.qualities) for codec in codecs]
-  out = arguments.out or Path("results") / codecs[0].name
+  out = arguments.out or Path("out") / codecs[0].name
   refuse_unwritable(out)
 
   with progress_bar() as progress:
