@@ -35,9 +35,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.lmbdas = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)  # of quality 1, 2, ...; a single-rate model has c.lmbda
 
   # Optimiser: Adam
-  c.num_steps = 20_000
+  c.num_steps = 14_000
   c.learning_rate = 1e-3           # after warmup_steps
-  c.warmup_steps = 500
+  c.warmup_steps = 300
   c.schedule = "cosine"            # to final_learning_rate at num_steps; or "step" with decay_steps, decay_factors
   c.final_learning_rate = 1e-6
   c.aux_learning_rate = 1e-3       # of the quantiles of z's density

@@ -1,0 +1,145 @@
+"""Claims about the parts of the model that are not the slice walk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conftest import TINY, random_variables
+from mlic_jax.checkerboard import anchor_mask, pack, unpack
+from mlic_jax.config import CodecConfig
+from mlic_jax.gradients import lower_bound, ste_round
+from mlic_jax.layers import Conv, depthwise_conv, pixel_shuffle
+from mlic_jax.model import build
+from mlic_jax.priors import SCALE_MIN, FactorizedPrior, gaussian_bits, scale_index, scale_table
+
+
+@pytest.fixture(scope="module")
+def variables():
+  return random_variables(TINY)
+
+
+@pytest.fixture(scope="module")
+def x():
+  return np.random.default_rng(0).uniform(size=(2, 64, 128, 3)).astype(np.float32)
+
+
+def test_pack_and_unpack_split_and_join_the_checkerboard():
+  x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
+  both = unpack(pack(x, True), True) + unpack(pack(x, False), False)
+  np.testing.assert_array_equal(both, x)
+  mask = np.asarray(anchor_mask(4, 6))
+  np.testing.assert_array_equal(unpack(pack(x, True), True), x * mask[..., None])
+  assert not mask[0, 0] and mask[0, 1] and mask[1, 0]
+  np.testing.assert_array_equal(pack(x, True)[0, 1], x[0, 1, [0, 2, 4]])
+
+
+def test_outputs_have_the_shapes_of_the_contract(variables, x):
+  out = build(TINY).apply(variables, x, jnp.array([1.0, 2.5]))
+  assert out.x_hat.shape == x.shape and out.y_hat.shape == out.y_bits.shape == (2, 4, 8, TINY.M)
+  assert out.z_bits.shape == (2, 1, 2, TINY.N)
+
+
+def test_noise_is_drawn_only_when_its_rng_is_given(variables, x):
+  model = build(TINY)
+  run = lambda **rngs: model.apply(variables, x, 2.0, rngs=rngs).y_bits
+  np.testing.assert_array_equal(run(), run())
+  noisy = run(noise=jax.random.key(0))
+  np.testing.assert_array_equal(noisy, run(noise=jax.random.key(0)))
+  assert not np.array_equal(noisy, run(noise=jax.random.key(1))) and not np.array_equal(noisy, run())
+
+
+def test_a_fraction_of_a_quality_is_the_geometric_mean_of_its_gains(variables):
+  gain = lambda q: build(TINY).apply(variables, q, method=lambda m, q: m._gain("log_gain", q))
+  np.testing.assert_allclose(gain(1.5)**2, gain(1.0) * gain(2.0), rtol=1e-6)
+  np.testing.assert_array_equal(gain(jnp.array([3.0, 1.0]))[1:], gain(1.0))
+
+
+def test_a_missing_quality_and_a_size_that_is_no_multiple_are_refused(variables, x):
+  with pytest.raises(ValueError, match=r"wants a quality in 1\.\.3, none came"):
+    build(TINY).apply(variables, x)
+  with pytest.raises(ValueError, match="60x128, height and width have to be multiples of 64"):
+    build(TINY).apply(variables, x[:, :60], 1.0)
+
+
+def test_only_live_weights_are_drawn_and_the_first_slices_start_at_the_right_size():
+  live = jnp.arange(32) < 8
+  kernel = Conv(64, 3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)), live)["params"]["kernel"]
+  assert np.all(kernel[:, :, 8:] == 0)
+  np.testing.assert_allclose(np.var(kernel[:, :, :8]), 1 / (9 * 8), rtol=0.1)
+
+
+def test_a_strided_convolution_pads_both_sides_alike():
+  x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
+  out = Conv(1, 3, stride=2).apply({"params": {"kernel": jnp.arange(9.0).reshape(3, 3, 1, 1), "bias": jnp.zeros(1)}}, x)
+  assert out[0, 0, 0, 0] == 4.0 and np.count_nonzero(out) == 1  # under the centre of the kernel
+
+
+def test_depthwise_convolution_is_a_grouped_convolution():
+  x, kernel = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((2, 5, 6, 4), (3, 3, 1, 4)))
+  grouped = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", feature_group_count=4,
+                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  np.testing.assert_allclose(depthwise_conv(x, kernel), grouped, atol=1e-5)
+
+
+def test_pixel_shuffle_has_the_channel_order_of_pytorch():
+  x = np.arange(8.0).reshape(1, 1, 1, 8)
+  np.testing.assert_array_equal(pixel_shuffle(x)[0, :, :, 1], [[4, 5], [6, 7]])
+
+
+def test_rounding_passes_the_gradient_and_is_exact():
+  x = jnp.array([0.5, 1.5, -2.3, 1e6 + 0.25])
+  np.testing.assert_array_equal(ste_round(x), np.round(x))
+  np.testing.assert_array_equal(jax.grad(lambda x: (3 * ste_round(x)).sum())(x), 3)
+
+
+def test_the_lower_bound_lets_through_only_gradients_that_lead_back():
+  x, bound = jnp.array([0.05, 0.05, 0.2]), 0.1
+  _, vjp = jax.vjp(lambda x: lower_bound(x, bound), x)
+  np.testing.assert_array_equal(vjp(jnp.array([1.0, -1.0, 1.0]))[0], [0, -1, 1])
+
+
+@pytest.mark.parametrize("scale", [SCALE_MIN, 1.0, 40.0])
+def test_the_gaussian_bins_sum_to_one(scale):
+  symbols = jnp.arange(-400.0, 401.0)
+  likelihood = 2.0**-gaussian_bits(symbols + 0.3, 0.3, scale)
+  np.testing.assert_allclose(likelihood[likelihood > 2e-9].sum(), 1, atol=1e-4)
+
+
+def test_a_scale_takes_the_first_table_row_that_is_not_below_it():
+  table = scale_table()
+  scales = jnp.array([SCALE_MIN, table[10], table[10] * 1.0001, 300.0])
+  np.testing.assert_array_equal(scale_index(scales), [0, 10, 11, 63])
+
+
+def test_the_cumulative_of_z_rises_and_its_bins_sum_to_one():
+  prior = FactorizedPrior(channels=3)
+  variables = prior.init(jax.random.key(1), jnp.zeros(3), method="bits")
+  v = jnp.tile(jnp.arange(-300.0, 301.0)[:, None], (1, 3))
+  assert np.all(np.diff(prior.apply(variables, v, method="cumulative_logits"), axis=0) > 0)
+  np.testing.assert_allclose(prior.apply(variables, v, method="likelihood").sum(0), 1, atol=1e-3)
+
+
+def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(variables, x):
+  model = build(TINY)
+  grads = jax.grad(lambda v: model.apply(v, method="aux_loss"))(variables)["params"]
+  assert np.any(grads["z_prior"].pop("quantiles") != 0)
+  assert all(np.all(g == 0) for g in jax.tree.leaves(grads))
+  rate = lambda v: sum(b.sum() for b in model.apply(v, x, 2.0, rngs={"noise": jax.random.key(0)})[2:])
+  np.testing.assert_array_equal(jax.grad(rate)(variables)["params"]["z_prior"]["quantiles"], 0)
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(M=10, num_slices=3), "M=10 does not divide into num_slices=3"),
+    (dict(widths=(8, 8)), "three widths are wanted"),
+    (dict(window_size=4), "odd number"),
+    (dict(num_rates=-1), "num_rates=-1, 0 or more"),
+    (dict(N="64"), "N='64', an integer is wanted")])
+def test_a_bad_config_is_refused_with_what_came_and_what_was_wanted(fields, message):
+  with pytest.raises(ValueError, match=message):
+    CodecConfig(**fields)
+
+
+def test_an_unknown_field_names_the_nearest_one():
+  with pytest.raises(ValueError, match="no field 'num_slice'; the nearest is 'num_slices'"):
+    CodecConfig.from_dict({"num_slice": 3})

@@ -1,0 +1,101 @@
+"""Claims about the slice walk: causality, and one computation for training, encoder and decoder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conftest import random_variables
+from mlic_jax.checkerboard import anchor_mask, pack
+from mlic_jax.config import CodecConfig
+from mlic_jax.model import build
+from mlic_jax.slices import SliceStep
+
+SMALL = dict(N=8, channel_widths=(8, 8), entropy_widths=(16, 8), lrp_widths=(8, 8))
+CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
+           CodecConfig(M=8, num_slices=1, window_size=3, **SMALL),
+           CodecConfig(M=8, num_slices=2, context_ratio=1, contexts=("channel", "global_inter_linear"), **SMALL),
+           CodecConfig(M=12, num_slices=2, contexts=("global_intra_linear", "local_attention"), **{**SMALL, "lrp_widths": ()})]
+SHAPE = (1, 4, 8)  # B, h, w
+
+
+def passes_of(config: CodecConfig, variables):
+  """priors(hyper, y): mean and scale of all elements, (passes, B, h, w/2, 2 Cs), in coding order."""
+  step, cs = SliceStep(config), config.slice_channels
+
+  @jax.jit
+  def priors(hyper, y):
+    state, found = step.apply({}, jnp.zeros_like(y), method="empty_state"), []
+    for k in range(config.num_slices):
+      params = jax.tree.map(lambda p: p[k], variables["params"]["slices"]["steps"])
+      run = lambda *args, method: step.apply({"params": params}, k, hyper, *args, method=method)
+      for anchors in (True, False):
+        prior, state = run(state, method="anchor_prior" if anchors else "nonanchor_prior")
+        found.append(jnp.concatenate([prior.mean, prior.scale], axis=-1))
+        symbols = jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
+        state = run(state, symbols, method="set_anchors" if anchors else "finish_slice")
+    return jnp.stack(found)
+
+  return priors
+
+
+def latents(config: CodecConfig, seed: int):
+  rng = np.random.default_rng(seed)
+  hyper = rng.normal(size=(*SHAPE, 2 * config.M)).astype(np.float32)
+  return hyper, 3 * rng.normal(size=(*SHAPE, config.M)).astype(np.float32)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{len(c.contexts)}contexts")
+def test_no_prior_depends_on_what_is_coded_later_or_in_the_same_pass(config):
+  priors = passes_of(config, random_variables(config))
+  rng = np.random.default_rng(1)
+  hyper, y = latents(config, seed=2)
+  before, seen_later = priors(hyper, y), 0
+  for _ in range(40):
+    row, column, channel = rng.integers(SHAPE[1]), rng.integers(SHAPE[2]), rng.integers(config.M)
+    changed = y.copy()
+    changed[0, row, column, channel] += 5.0
+    after = priors(hyper, changed)
+    its_pass = 2 * (channel // config.slice_channels) + (0 if (row + column) % 2 else 1)
+    np.testing.assert_array_equal(before[:its_pass + 1], after[:its_pass + 1])
+    seen_later += not np.array_equal(before[its_pass + 1:], after[its_pass + 1:])
+  if config.num_slices > 1:
+    assert seen_later > 0, "no later prior looked at anything, so the test says nothing"
+
+
+def test_the_scan_and_the_single_passes_reconstruct_the_same():
+  config = CONFIGS[0]
+  variables = random_variables(config)
+  model, (hyper, y) = build(config), latents(config, seed=3)
+  y_hat, y_bits = model.apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
+  state, cs = model.apply(variables, hyper, method="initial_state"), config.slice_channels
+  for k in range(config.num_slices):
+    symbols = lambda prior, anchors: jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
+    prior, state = model.apply(variables, k, hyper, state, method="anchor_prior")
+    prior, state = model.apply(variables, k, hyper, state, symbols(prior, True), method="nonanchor_prior")
+    state = model.apply(variables, k, hyper, state, symbols(prior, False), method="finish_slice")
+  np.testing.assert_allclose(state.decoded, y_hat, atol=1e-4)
+  assert np.all(np.abs(y_hat - y) <= 1.0 + 1e-4)  # half a step of rounding, half a step of residual prediction
+  assert y_bits.shape == y.shape and np.all(y_bits >= 0)
+
+
+def test_unrolling_changes_nothing_but_the_schedule():
+  config = CONFIGS[0]
+  variables, (hyper, y) = random_variables(config), latents(config, seed=4)
+  noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
+  walk = lambda m, *args: m.slices.walk(*args)
+  results = []
+  for unroll in (1, 3):
+    model = build(CodecConfig.from_dict({**config.to_dict(), "scan_unroll": unroll}))
+    results.append(model.apply(variables, hyper, y, noise, method=walk))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
+
+
+def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():
+  config = CONFIGS[3]  # without residual prediction, so that y_hat of the last pass is y alone
+  variables, (hyper, y) = random_variables(config), latents(config, seed=6)
+  walk = lambda y: build(config).apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
+  last = np.zeros((*SHAPE, config.M), bool)
+  last[..., -config.slice_channels:] = ~np.asarray(anchor_mask(*SHAPE[1:]))[..., None]
+  np.testing.assert_array_equal(jax.grad(lambda y: walk(y)[1].sum())(y)[last], 0)
+  np.testing.assert_allclose(jax.grad(lambda y: walk(y)[0].sum())(y)[last], 1, atol=1e-6)
