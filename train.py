@@ -1,10 +1,14 @@
-"""Trains a codec: python train.py --config configs/nano.py --workdir DIR --config.data_dir=FOLDER [--config.field=value ...]
+"""Trains a codec, or continues an interrupted run.
 
-The same command continues an interrupted run. Exit status: 0 done, 1 the loss became non-finite, 2 bad
-configuration or data, 130 and 143 stopped by SIGINT and SIGTERM with the state saved.
+    python train.py --config configs/nano.py --workdir DIR --config.data_dir=FOLDER [--config.field=value ...]
+
+Exit status: 0 done, 1 the loss became non-finite, 2 bad configuration or data, 130 and 143 stopped by SIGINT and
+SIGTERM with the state saved.
 This file holds the flags; the program is mlic_jax/training/loop.py."""
 
 import difflib
+import os
+import runpy
 import sys
 
 from absl import flags
@@ -51,12 +55,10 @@ def unknown_field(argv: list[str]) -> str | None:
   """The first --config.field that the config file does not have, with the nearest one that it has."""
   config_file = next((after for before, after in zip(argv, argv[1:]) if before == "--config"),
                      next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), None))
-  try:
-    flags.FLAGS([argv[0], f"--config={config_file}"])
-  except (OSError, AttributeError):
+  if config_file is None or not os.path.isfile(config_file):
     return f"--config={config_file}: no such configuration file"
   known = []
-  for name, value in CONFIG.value.items():
+  for name, value in runpy.run_path(config_file)["get_config"]().items():
     known += [f"{name}.{inner}" for inner in value] if hasattr(value, "items") else [name]
   for arg in argv:
     name = arg.removeprefix("--config.").split("=")[0]

@@ -1,4 +1,4 @@
-"""Training: photographs (data), objective (losses), one step (step, parallel), checkpoints, and the loop over it all."""
+"""Training: photographs (data), objective (losses), one step (step, parallel), checkpoints, and the loop."""
 
 
 class ConfigError(ValueError):

@@ -79,7 +79,8 @@ class Checkpoints:
     """Starts saving `state`, NumPy arrays that nobody writes to (see parallel.unreplicate), under state.step."""
     step = int(state.step)
     if step != self.latest_step:
-      args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)), best=ocp.args.JsonSave({"loss": best_loss}))
+      args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)),
+                                best=ocp.args.JsonSave({"loss": best_loss}))
       self._manager.save(step, args=args, force=True)
 
   def restore(self, like: TrainState) -> tuple[TrainState, float | None]:

@@ -32,7 +32,7 @@ FIELDS = ("model", "seed", "distributed",
 OPTIONAL_FIELDS = {"lmbda": "single-rate models", "lmbdas": "variable-rate models",
                    "final_learning_rate": "schedule='cosine'",
                    "decay_steps": "schedule='step'", "decay_factors": "schedule='step'"}
-STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: enough to keep them busy, little to wait for at a stop
+STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: they stay busy, and a stop waits for little
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -52,7 +52,8 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
 
   Leaves in `workdir`: config.json, checkpoints/, metrics.csv, eval.csv, tensorboard/, and model/, the parameters of
   the evaluation with the lowest loss. A workdir that holds checkpoints of the same configuration is continued.
-  Raises ConfigError and ImageError (both ValueErrors) for a bad configuration or folder, NonFiniteLoss, and Interrupted."""
+  Raises ConfigError and ImageError (both ValueErrors) for a bad configuration or folder, NonFiniteLoss, and
+  Interrupted."""
   # Configuration
   model_config = check_fields(config)
   compilation_cache.enable()
@@ -68,7 +69,7 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
 
   # Model, steps
   model, optimizer = build(model_config), make_optimizer(config)
-  rates = [(q + 1, lmbda) for q, lmbda in enumerate(config.lmbdas)] if model_config.num_rates else [(None, config.lmbda)]
+  rates = list(enumerate(config.lmbdas, start=1)) if model_config.num_rates else [(None, config.lmbda)]
   train_step = parallel.on_all_devices(make_train_step(config, model, optimizer), donate_state=True)
   eval_step = parallel.on_all_devices(make_eval_step(config, model), in_axes=(0, 0, 0, None, None))
 
@@ -176,8 +177,8 @@ def check_fields(config) -> CodecConfig:
     if config[name] < 64 or config[name] % 64:
       raise ConfigError(f"{name}={config[name]}; wanted a multiple of 64 pixels")
   if config.distortion == "ms_ssim" and min(config.crop_size, config.eval_crop_size) < MS_SSIM_MIN_SIDE:
-    raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; MS-SSIM wants at least "
-                      f"{MS_SSIM_MIN_SIDE} pixels")
+    raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; MS-SSIM wants "
+                      f"at least {MS_SSIM_MIN_SIDE} pixels")
   for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "data_threads"):
     if config[name] < 1:
       raise ConfigError(f"{name}={config[name]}; wanted at least 1")

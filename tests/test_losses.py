@@ -1,0 +1,52 @@
+"""Claims about the objective, against numbers worked out by hand."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax.evaluation.metrics import ms_ssim
+from mlic_jax.model import CodecOutput
+from mlic_jax.training.losses import rd_loss
+
+
+def output(x_hat, bits_per_element=0.5):
+  b, height, width, _ = x_hat.shape
+  y_bits = jnp.full((b, height // 16, width // 16, 8), bits_per_element)
+  z_bits = jnp.full((b, height // 64, width // 64, 4), 1.0)
+  return CodecOutput(x_hat, y_bits, y_bits, z_bits)
+
+
+def test_rate_is_bits_over_pixels_of_the_image():
+  x = jnp.zeros((2, 64, 128, 3))
+  loss, metrics = rd_loss(output(x), x, 0.01)
+  np.testing.assert_allclose(metrics["bpp_y"], 4 * 8 * 8 * 0.5 / (64 * 128))
+  np.testing.assert_allclose(metrics["bpp_z"], 2 * 4 / (64 * 128))
+  np.testing.assert_allclose(loss, metrics["bpp_y"] + metrics["bpp_z"])  # no distortion
+
+
+def test_every_sample_has_its_own_lmbda():
+  x = jnp.zeros((2, 64, 64, 3))
+  lmbda = jnp.array([0.0018, 0.0483])
+  loss, metrics = rd_loss(output(x + 0.1), x, lmbda)
+  np.testing.assert_allclose(metrics["mse"], 0.01, rtol=1e-5)
+  np.testing.assert_allclose(metrics["psnr"], 20.0, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"] - metrics["bpp"], 255**2 * lmbda * 0.01, rtol=1e-5)
+  np.testing.assert_allclose(loss, metrics["loss"].mean(), rtol=1e-6)
+
+
+def test_a_perfect_reconstruction_has_a_finite_psnr():
+  x = jnp.zeros((1, 64, 64, 3))
+  assert jnp.isfinite(rd_loss(output(x), x, 0.01)[1]["psnr"]).all()
+
+
+def test_ms_ssim_is_a_distortion_too():
+  x = jax.random.uniform(jax.random.PRNGKey(0), (1, 192, 192, 3))
+  x_hat = 0.5 * x
+  _, metrics = rd_loss(output(x_hat), x, 8.73, "ms_ssim")
+  np.testing.assert_allclose(metrics["loss"] - metrics["bpp"], 8.73 * (1 - ms_ssim(x_hat, x)), rtol=1e-4)
+
+
+def test_an_unknown_distortion_is_refused_with_what_there_is():
+  x = jnp.zeros((1, 64, 64, 3))
+  with pytest.raises(ValueError, match="wanted one of mse, ms_ssim"):
+    rd_loss(output(x), x, 0.01, "lpips")

@@ -1,0 +1,189 @@
+"""Claims about a training run: what it leaves, when it stops, and how it refuses what it cannot do."""
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+from standin_codec import StandIn
+
+from configs import nano
+from mlic_jax.config import CodecConfig
+from mlic_jax.model import build
+from mlic_jax.training import ConfigError, loop, parallel
+from mlic_jax.training.step import create_state, is_quantiles, learning_rate_schedule, make_optimizer, make_train_step
+
+
+@pytest.fixture(name="config")
+def small_config(tmp_path):
+  """A run of a few steps on twelve photographs of 72x80; the model is the stand-in."""
+  rng = np.random.default_rng(0)
+  (tmp_path / "photographs").mkdir()
+  for i in range(12):
+    pixels = rng.integers(0, 256, (9, 10, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(tmp_path / "photographs" / f"{i:02}.png")
+  c = nano.get_config()
+  c.data_dir, c.holdout_every, c.crop_size, c.batch_size = str(tmp_path / "photographs"), 4, 64, 4
+  c.model = dict(N=4, M=8, num_slices=2, num_rates=2)
+  c.lmbdas, c.num_steps, c.learning_rate, c.warmup_steps = (0.0018, 0.0483), 12, 1e-3, 2
+  c.log_every, c.checkpoint_every, c.eval_every = 4, 5, 6
+  c.eval_images, c.eval_crop_size, c.eval_batch_size = 0, 64, 2
+  return c
+
+
+@pytest.fixture(name="standin")
+def standin_model(monkeypatch):
+  monkeypatch.setattr(loop, "build", StandIn)
+
+
+def rows(path):
+  with path.open() as file:
+    return list(csv.DictReader(file))
+
+
+def test_the_codec_learns_a_batch_by_heart():
+  jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
+  c = nano.get_config()
+  c.learning_rate, c.warmup_steps, c.num_steps = 2e-3, 1, 100
+  c.lmbdas = c.lmbdas[:TINY.num_rates]
+  small = dict(TINY.to_dict(), widths=(8, 16, 16), contexts=(), entropy_widths=(8,))
+  model, optimizer = build(CodecConfig.from_dict(small)), make_optimizer(c)
+  state = parallel.replicate(create_state(c, model, optimizer))
+  step = parallel.on_all_devices(make_train_step(c, model, optimizer), donate_state=True)
+  x = np.kron(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), np.ones((1, 8, 8, 1), np.uint8))
+  losses = []
+  for _ in range(30):
+    state, metrics = step(state, parallel.shard(x))
+    losses.append(float(metrics["loss"][0]))
+  jax.config.update("jax_disable_most_optimizations", False)
+  assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_the_auxiliary_loss_trains_the_quantiles_and_nothing_else(config):
+  config.learning_rate, config.final_learning_rate = 1e-30, 0.0  # Adam moves by about the learning rate
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  state = create_state(config, model, optimizer)
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer))
+  after, _ = step(parallel.replicate(state), parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
+  moved = jax.tree_util.tree_map_with_path(
+      lambda path, a, b: (is_quantiles(path), np.abs(a - b).max()), state.params, parallel.unreplicate(after.params))
+  for quantiles, distance in jax.tree.leaves(moved, is_leaf=lambda x: isinstance(x, tuple)):
+    assert distance < 1e-20 if not quantiles else 0 < distance < 2 * config.aux_learning_rate
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(config):
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  state = create_state(config, model, optimizer)
+  bad = state.replace(params=dict(state.params, log_scale=jnp.full(8, jnp.nan)))
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer))
+  after, metrics = step(parallel.replicate(bad), parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
+  after = parallel.unreplicate(after)
+  assert metrics["finite"][0] == 0 and after.step == 1
+  jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (bad.params, bad.opt_state))
+
+
+def test_the_learning_rate_warms_up_and_decays(config):
+  config.update(dict(num_steps=100, warmup_steps=10, learning_rate=1e-3, final_learning_rate=1e-5))
+  cosine = learning_rate_schedule(config)
+  assert cosine(0) == pytest.approx(1e-4) and cosine(10) == pytest.approx(1e-3) and cosine(100) == pytest.approx(1e-5)
+  config.schedule, config.decay_steps, config.decay_factors = "step", (50, 80), (0.5, 0.1)
+  step = learning_rate_schedule(config)
+  assert [float(step(i)) for i in (10, 49, 51, 81)] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-5])
+
+
+def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standin, tmp_path, capsys):
+  loop.train_and_evaluate(config, tmp_path / "run")
+  workdir = tmp_path / "run"
+  assert json.loads((workdir / "config.json").read_text())["model"]["M"] == 8
+  assert [row["step"] for row in rows(workdir / "metrics.csv")] == ["4", "8", "12"]
+  evaluations = rows(workdir / "eval.csv")
+  assert [(row["step"], row["quality"]) for row in evaluations] == [("6", "1"), ("6", "2"), ("12", "1"), ("12", "2")]
+  assert list((workdir / "tensorboard").iterdir())
+  printed = capsys.readouterr().out
+  assert "step 12/12" in printed and "9 photographs, 3 held out" in printed
+
+
+def test_the_exported_model_is_that_of_the_best_evaluation(config, standin, tmp_path):
+  loop.train_and_evaluate(config, tmp_path / "run")
+  exported = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+  losses = {step: np.mean([float(row["loss"]) for row in rows(tmp_path / "run" / "eval.csv") if row["step"] == step])
+            for step in ("6", "12")}
+  assert str(exported["training"]["step"]) == min(losses, key=losses.get)
+  assert exported["training"]["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
+
+
+def test_a_single_rate_model_trains_on_its_lmbda(config, standin, tmp_path):
+  config.model.num_rates = 0
+  config.lmbda = 0.013
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert [row["quality"] for row in rows(tmp_path / "run" / "eval.csv")] == ["", ""]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_checkpoint(
+    config, standin, tmp_path, monkeypatch):
+  def make_failing_step(*args):
+    train_step = make_train_step(*args)
+
+    def failing_step(state, x):
+      poison = jnp.where(state.step == 8, jnp.nan, 1.0)  # the ninth step
+      new, metrics = train_step(state.replace(params=jax.tree.map(lambda p: p * poison, state.params)), x)
+      return new, metrics
+    return failing_step
+
+  monkeypatch.setattr(loop, "make_train_step", make_failing_step)
+  with pytest.raises(loop.NonFiniteLoss, match=r"at step 9 .*last good checkpoint is step 5") as error:
+    loop.train_and_evaluate(config, tmp_path / "run")
+  assert "\n" not in str(error.value)
+  assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["5"]
+  monkeypatch.setattr(loop, "make_train_step", make_train_step)
+  loop.train_and_evaluate(config, tmp_path / "run")  # and that checkpoint is good
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(learning_rte=1), "'learning_rte' that nothing reads; the nearest known one is 'learning_rate'"),
+    (dict(lmbdas=(0.1,)), "1 values in lmbdas; wanted model.num_rates=2"),
+    (dict(distortion="l1"), "wanted one of mse, ms_ssim"),
+    (dict(crop_size=100), "multiple of 64"),
+    (dict(schedule="step"), "lacks the field 'decay_steps'"),
+    (dict(distortion="ms_ssim"), "MS-SSIM wants at least"),
+    (dict(model=dict(num_slice=3)), "'num_slice'; the nearest is 'num_slices'")])
+def test_a_bad_configuration_is_refused_in_one_line(config, changes, message):
+  with config.unlocked():
+    for name, value in changes.items():
+      config[name] = value
+  with pytest.raises(ConfigError, match=message) as error:
+    loop.check_fields(config)
+  assert "\n" not in str(error.value)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 8)
+  with pytest.raises(ConfigError, match="batch_size=12 does not divide over 8 devices"):
+    parallel.check_batch_size("batch_size", 12)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--config.learning_rat=1"], "field 'learning_rat'; the nearest known one is 'learning_rate'"),
+    (["--config.model.num_slice=1"], "field 'model.num_slice'; the nearest known one is 'model.num_slices'"),
+    (["--config.batch_size=many"], "batch_size"),
+    (["--config.data_dir=missing"], "missing: no such folder"),
+    ([], "data_dir is empty"),
+    (["--steps=3"], "steps")])
+def test_the_command_refuses_a_bad_argument_in_one_line(tmp_path, arguments, message):
+  command = [sys.executable, "train.py", "--config=configs/nano.py", f"--workdir={tmp_path / 'run'}", *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, JAX_PLATFORMS="cpu"))
+  assert done.returncode == 2
+  assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ") and message in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_training_does_not_import_tensorflow():
+  code = "import sys, mlic_jax.training.loop; print(*sys.modules)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert "tensorflow" not in done.stdout.split()
