@@ -106,7 +106,7 @@ def test_the_command_killed_hard_and_repeated_ends_in_the_same_bits(config, tmp_
   def start(workdir):
     changes = dict(num_steps=30, checkpoint_every=4, eval_every=15, log_every=5, data_dir=config.data_dir,
                    crop_size=64, eval_crop_size=64, eval_images=2, eval_batch_size=2, batch_size=2, holdout_every=4,
-                   **{"model.M": 32, "model.num_slices": 2, "model.N": 16})
+                   **{"model.M": 32, "model.num_slices": 2, "model.N": 16, "model.contexts": "()"})
     command = [sys.executable, "train.py", "--config=configs/nano.py", f"--workdir={workdir}"]
     return subprocess.Popen(command + [f"--config.{name}={value}" for name, value in changes.items()],
                             env=dict(os.environ, MLIC_JAX_CACHE=str(tmp_path / "cache")))

@@ -21,9 +21,9 @@ from mlic_jax.training import ConfigError
 from mlic_jax.training.step import TrainState
 
 # Fields that a resumed run may change. num_steps is one of them so that a run can be made longer; the learning rate
-# then follows the schedule of the new length. The others do not change what is computed.
+# then follows the schedule of the new length. The others do not change what a step computes.
 FREE_FIELDS = ("num_steps", "data_dir", "data_threads", "data_workers", "cache_gigabytes", "log_every",
-               "checkpoint_every", "keep_checkpoints", "distributed")
+               "checkpoint_every", "keep_checkpoints", "eval_every", "distributed")
 
 
 class ConfigMismatch(ConfigError):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from tensorboardX import SummaryWriter
 
 from mlic_jax.images import partial_name
@@ -57,8 +58,8 @@ class Report:
     self._eval = CsvLog(workdir / "eval.csv", EVAL_COLUMNS, start)
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
     if sys.stdout.isatty():
-      columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"),
-                 TimeRemainingColumn(elapsed_when_finished=True))
+      columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"),
+                 TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(min_width=7, no_wrap=True)))
       self._bar = Progress(*columns, console=Console(), transient=True)
       self._task = self._bar.add_task("compiling", total=num_steps, completed=start)
 
