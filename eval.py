@@ -19,6 +19,7 @@ from rich.table import Table
 
 import mlic_jax
 from mlic_jax.checkpoint import CheckpointError
+from mlic_jax.coding.codec import LatentError
 from mlic_jax.evaluation import data, plots, rd
 from mlic_jax.images import ImageError, partial_name
 
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
   """Exit status: 0; 2 for what the user can mend; 1 for a file that decodes to another picture."""
   try:
     evaluate(parse(argv))
-  except (UserError, ImageError, CheckpointError, rd.ReconstructionMismatch) as error:
+  except (UserError, ImageError, CheckpointError, LatentError, rd.ReconstructionMismatch) as error:
     print(f"eval.py: {error}", file=sys.stderr)
     return 1 if isinstance(error, rd.ReconstructionMismatch) else 2
   return 0

@@ -98,7 +98,7 @@ def load_model(path: str | os.PathLike) -> Model:
 
 
 def _find(path: Path) -> Path:
-  for folder in (path, path / "model"):
+  for folder in (path / "model", path):  # a workdir has a config.json of its own
     if (folder / "config.json").is_file():
       return folder
   came = "is no model directory (config.json is missing)" if path.exists() else "no such directory"

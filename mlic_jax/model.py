@@ -82,6 +82,10 @@ class MLIC(nn.Module):
     """int32 symbols of z (B, h/4, w/4, N)."""
     return jnp.round(z - self.z_prior.medians).astype(jnp.int32)
 
+  def z_bits(self, z_symbols: jax.Array) -> jax.Array:
+    """Bits per element of the symbols of z (B, h/4, w/4, N)."""
+    return self.z_prior.bits(z_symbols + self.z_prior.medians)
+
   def hyper(self, z_symbols: jax.Array) -> jax.Array:
     """hyper (B, h, w, 2M), from the symbols of z."""
     with jax.default_matmul_precision(PRECISION):

@@ -30,12 +30,17 @@ from mlic_jax.coding.bitstream import Bitstream, BitstreamError
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import z_rows
 from mlic_jax.model import build
+from mlic_jax.priors import gaussian_bits
 
 STRIDE = 64  # pictures are padded to multiples of it: 16 for y, times 4 for z
 
 
 class QualityError(ValueError):
   """A quality that the checkpoint does not have; one line."""
+
+
+class LatentError(ValueError):
+  """A picture whose latents are not finite, which happens with a broken checkpoint; one line."""
 
 
 class Codec:
@@ -85,29 +90,44 @@ class Codec:
     decoder = Decoder(self._table, content.stream)
     h, w = -(-content.height // STRIDE), -(-content.width // STRIDE)
     z_symbols = decoder.decode(self._z_rows(h, w))
-    last_pass = self._walk(z_symbols, lambda k, anchors, rows, mean: decoder.decode(rows))
+    last_pass = self._walk(z_symbols, lambda k, anchors, rows, prior: decoder.decode(rows))
     decoder.finish()
     return self._finish(last_pass, quality, content.height, content.width)
 
   def estimate(self, image: np.ndarray, quality: float | None = None) -> tuple[float, np.ndarray]:
-    """Bits by the likelihoods of the model, and its reconstruction (H, W, 3) uint8, without coding."""
+    """Bits by the likelihoods of the model, and what `decode` would give (H, W, 3) uint8, without coding.
+
+    The passes are those of the encoder, so the estimate compiles nothing large of its own.
+    """
     quality = self._choose_quality(quality)
-    bits, x_hat = _estimate(self._module, self._variables, _pad(_check_image(image)), quality)
-    return float(bits), np.asarray(x_hat)[0, :image.shape[0], :image.shape[1]]
+    y, z_symbols = self._analyse(image, quality)
+    bits = [_z_bits(self._module, self._variables, z_symbols)]
+
+    def count(k, anchors, rows, prior):
+      symbols = _symbols(y, k, prior.mean, anchors)
+      bits.append(_y_bits(symbols, prior.scale))
+      return np.asarray(symbols)
+
+    last_pass = self._walk(z_symbols, count)
+    return float(sum(np.float64(b) for b in bits)), self._finish(last_pass, quality, *image.shape[:2])
+
+  def _analyse(self, image, quality) -> tuple[jax.Array, np.ndarray]:
+    """y, and the symbols of z. LatentError when they are not finite."""
+    y, z_symbols, finite = _analyse(self._module, self._variables, _pad(_check_image(image)), quality)
+    if not finite:
+      raise LatentError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
+    return y, np.asarray(z_symbols)
 
   def _encode(self, image, quality) -> tuple[bytes, Callable[[], np.ndarray]]:
     height, width = _check_image(image).shape[:2]
     bitstream.check_size(height, width)
     quality = self._choose_quality(quality)
-    y, z_symbols, finite = _analyse(self._module, self._variables, _pad(image), quality)
-    if not finite:
-      raise ValueError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
+    y, z_symbols = self._analyse(image, quality)
     encoder = Encoder(self._table)
-    z_symbols = np.asarray(z_symbols)
     encoder.encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
 
-    def push(k, anchors, rows, mean):
-      symbols = np.asarray(_symbols(y, k, mean, anchors))
+    def push(k, anchors, rows, prior):
+      symbols = np.asarray(_symbols(y, k, prior.mean, anchors))
       encoder.encode(symbols, rows)
       return symbols
 
@@ -117,18 +137,18 @@ class Codec:
     return blob, lambda: self._finish(last_pass, quality, height, width)
 
   def _walk(self, z_symbols: np.ndarray, exchange: Callable) -> tuple:
-    """Runs all passes; `exchange(k, anchors, rows, mean)` codes one and returns its symbols (1, h, w/2, Cs).
+    """Runs all passes; `exchange(k, anchors, rows, prior)` codes one and returns its symbols (1, h, w/2, Cs).
 
     What it returns is for `_finish`.
     """
     apply = self._module, self._variables
-    hyper, rows, state = _start(*apply, z_symbols)
+    hyper, rows, prior, state = _start(*apply, z_symbols)
     for k in np.arange(self.config.num_slices, dtype=np.int32):
-      symbols = exchange(k, True, np.asarray(rows), state.mean)
-      rows, state = _nonanchors(*apply, k, hyper, state, symbols)
-      symbols = exchange(k, False, np.asarray(rows), state.mean)
+      symbols = exchange(k, True, np.asarray(rows), prior)
+      rows, prior, state = _nonanchors(*apply, k, hyper, state, symbols)
+      symbols = exchange(k, False, np.asarray(rows), prior)
       if k < self.config.num_slices - 1:
-        rows, state = _advance(*apply, k, hyper, state, symbols)
+        rows, prior, state = _advance(*apply, k, hyper, state, symbols)
     return k, hyper, state, symbols
 
   def _finish(self, last_pass: tuple, quality, height: int, width: int) -> np.ndarray:
@@ -185,20 +205,20 @@ def _start(module, variables, z_symbols):
   hyper = module.apply(variables, z_symbols, method="hyper")
   state = module.apply(variables, hyper, method="initial_state")
   prior, state = module.apply(variables, 0, hyper, state, method="anchor_prior")
-  return hyper, prior.index, state
+  return hyper, prior.index, prior, state
 
 
 @partial(jax.jit, static_argnums=0)
 def _nonanchors(module, variables, k, hyper, state, symbols):
   prior, state = module.apply(variables, k, hyper, state, symbols, method="nonanchor_prior")
-  return prior.index, state
+  return prior.index, prior, state
 
 
 @partial(jax.jit, static_argnums=0)
 def _advance(module, variables, k, hyper, state, symbols):
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
   prior, state = module.apply(variables, k + 1, hyper, state, method="anchor_prior")
-  return prior.index, state
+  return prior.index, prior, state
 
 
 @partial(jax.jit, static_argnums=0)
@@ -208,9 +228,13 @@ def _finish(module, variables, k, hyper, state, symbols, quality):
 
 
 @partial(jax.jit, static_argnums=0)
-def _estimate(module, variables, image, quality):
-  out = module.apply(variables, image / 255, quality)
-  return out.y_bits.sum() + out.z_bits.sum(), _to_uint8(out.x_hat)
+def _z_bits(module, variables, z_symbols):
+  return module.apply(variables, z_symbols, method="z_bits").sum()
+
+
+@jax.jit
+def _y_bits(symbols, scale):
+  return gaussian_bits(symbols, 0.0, scale).sum()
 
 
 def _to_uint8(x_hat):

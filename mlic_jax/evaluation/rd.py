@@ -5,7 +5,6 @@ A codec here is `mlic_jax.Codec`, or anything with its `encode_with_reconstructi
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import bjontegaard
@@ -125,21 +124,13 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photog
   for name, image in photographs.read():
     blocks = tuple(-(-side // 64) for side in image.shape[:2])
     if not estimate and blocks not in compiled:
-      _compile(codec, name, image, qualities[0])
+      evaluate_image(codec, name, image, qualities[0])
       compiled.add(blocks)
     for quality in qualities:
       results[quality].append(measure(codec, name, image, quality))
       advance()
   config = codec.config.to_dict()
   return [_entry(codec.name, quality, config, results[quality]) for quality in qualities]
-
-
-def _compile(codec, name, image, quality) -> None:
-  """Codes and estimates once, side by side: most of a compilation keeps one core busy."""
-  with ThreadPoolExecutor(2) as pool:
-    coding = pool.submit(_code, codec, name, image, quality)
-    estimate = pool.submit(codec.estimate, image, quality)
-    coding.result(), estimate.result()
 
 
 def evaluate_baselines(photographs: Photographs,
