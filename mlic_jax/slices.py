@@ -161,7 +161,8 @@ class Slices(nn.Module):
       start = lambda key, k: self.step.init(
           key, k, jnp.zeros((1, 4, 4, 2 * M)), jnp.zeros((1, 4, 4, M)), jnp.zeros((1, 4, 4, cs)))["params"]
       keys = jax.random.split(self.make_rng("params"), count)
-      self.put_variable("params", "steps", jax.vmap(start)(keys, jnp.arange(count)))
+      # Compiled, so that what `start` computes beside the parameters is never run.
+      self.put_variable("params", "steps", jax.jit(jax.vmap(start))(keys, jnp.arange(count)))
 
   def walk(self, hyper: jax.Array, y: jax.Array, noise: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """y_hat and bits per element, both (B, h, w, M), from hyper (B, h, w, 2M), y and noise (B, h, w, M)."""

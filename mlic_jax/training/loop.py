@@ -136,7 +136,10 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
           best_loss = loss
           if main_process:
             variables = {"params": parallel.unreplicate(state.eval_params)}
-            training = dict(step=step, eval_loss=loss, eval=rows, config=config_to_dict(config))
+            recorded = config_to_dict(config)
+            for folder in ("data_dir", "eval_dir"):  # they mean nothing where the model is used
+              del recorded[folder]
+            training = dict(step=step, eval_loss=loss, eval=rows, config=recorded)
             save_model(workdir / "model", model_config, variables, training=training)
         report.evaluation(step, rows, loss, is_best)
 
