@@ -1,8 +1,8 @@
 """What the global contexts share: linear attention over positions, and its convolutional projections."""
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mlic_jax.layers import Conv, gelu
 

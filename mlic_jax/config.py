@@ -57,11 +57,11 @@ class CodecConfig:
     if self.M % self.num_slices:
       raise ValueError(f"M={self.M} does not divide into num_slices={self.num_slices} equal slices")
     if self.slice_channels % 2 and self.contexts:
-      raise ValueError(f"M / num_slices = {self.slice_channels} channels a slice; the attention heads want an even number")
+      raise ValueError(f"M / num_slices = {self.slice_channels} channels a slice; attention wants an even number")
     if len(self.widths) not in (0, 3):
-      raise ValueError(f"widths={self.widths}, three widths are wanted (at 1/2, 1/4 and 1/8 of the resolution) or ()")
+      raise ValueError(f"widths={self.widths}, three widths are wanted (at 1/2, 1/4 and 1/8) or ()")
     if len(self.hyper_widths) not in (0, 2):
-      raise ValueError(f"hyper_widths={self.hyper_widths}, two widths are wanted (at 1/64 and 1/32 of the resolution) or ()")
+      raise ValueError(f"hyper_widths={self.hyper_widths}, two widths (at 1/64 and 1/32) or () are wanted")
     if self.window_size % 2 == 0 or self.window_size < 3:
       raise ValueError(f"window_size={self.window_size}, an odd number of 3 or more is wanted")
 

@@ -1,11 +1,11 @@
 """Convolutions with PyTorch's padding, sub-pixel convolution, GDN, residual blocks. Arrays are NHWC."""
 
 import functools
-from typing import Sequence
+from collections.abc import Sequence
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mlic_jax.gradients import lower_bound
 

@@ -10,9 +10,9 @@ encoder and the decoder (coding/codec.py).
 
 from typing import NamedTuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.gradients import ste_round

@@ -1,9 +1,9 @@
 """How many bits z and y cost: a learned factorised density for z, a conditional Gaussian for y."""
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from mlic_jax.gradients import lower_bound
 

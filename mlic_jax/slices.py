@@ -11,9 +11,9 @@ all steps have one shape and are stacked on a leading axis, and k may be traced.
 
 from typing import NamedTuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mlic_jax import contexts
 from mlic_jax.checkerboard import anchor_mask, pack, unpack
@@ -173,7 +173,8 @@ class Slices(nn.Module):
       params, k, y_slice, noise_slice = inputs
       return self.step.apply({"params": params}, k, hyper, decoded, y_slice, noise_slice)
 
-    inputs = (self.get_variable("params", "steps"), jnp.arange(count), split(y), None if noise is None else split(noise))
+    params = self.get_variable("params", "steps")
+    inputs = params, jnp.arange(count), split(y), None if noise is None else split(noise)
     # On CPU the gradient through a rolled loop is 18 to 30 times slower; only training takes one.
     all_at_once = jax.default_backend() == "cpu" and noise is not None
     unroll = self.config.scan_unroll or (count if all_at_once else 1)

@@ -3,8 +3,8 @@
 The residual transforms of Cheng et al. (CVPR 2020) without attention, as simplified by the MLIC papers.
 """
 
-from flax import linen as nn
 import jax
+from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.layers import Conv, ResidualBlock, ResidualBlockDown, ResidualBlockUp, SubpixelConv, gelu

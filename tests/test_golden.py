@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import golden_fill
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import golden_fill
 from mlic_jax.checkerboard import pack
 from mlic_jax.config import CodecConfig
 from mlic_jax.interop.official import from_state_dict
@@ -33,8 +33,8 @@ class Case(NamedTuple):
 def load_case(name: str) -> Case:
   manifest = json.loads((GOLDEN / f"manifest_{name}.json").read_text())
   weights = golden_fill.fill(manifest)
-  digest = hashlib.sha256(b"".join(weights[e["name"]].astype("<f4").tobytes() for e in manifest if e["kind"] == "parameter"))
-  assert digest.hexdigest() == json.loads((GOLDEN / "stats.json").read_text())[name]["fill_sha256"]
+  filled = b"".join(weights[e["name"]].astype("<f4").tobytes() for e in manifest if e["kind"] == "parameter")
+  assert hashlib.sha256(filled).hexdigest() == json.loads((GOLDEN / "stats.json").read_text())[name]["fill_sha256"]
   arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in np.load(GOLDEN / f"golden_{name}.npz").items()}
   config, variables = from_state_dict(weights)
   x = arrays["image_u8"].astype(np.float32) / 255

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+import golden_fill
 import jax
 import numpy as np
 import pytest
 
-import golden_fill
 from mlic_jax.interop.official import WeightsError, from_state_dict
 
 MANIFEST = Path(__file__).parent / "data" / "golden" / "manifest_A.json"

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import TINY, random_variables
+
 from mlic_jax.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.config import CodecConfig
 from mlic_jax.gradients import lower_bound, ste_round

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import random_variables
+
 from mlic_jax.checkerboard import anchor_mask, pack
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import build
@@ -15,7 +15,8 @@ SMALL = dict(N=8, channel_widths=(8, 8), entropy_widths=(16, 8), lrp_widths=(8, 
 CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
            CodecConfig(M=8, num_slices=1, window_size=3, **SMALL),
            CodecConfig(M=8, num_slices=2, context_ratio=1, contexts=("channel", "global_inter_linear"), **SMALL),
-           CodecConfig(M=12, num_slices=2, contexts=("global_intra_linear", "local_attention"), **{**SMALL, "lrp_widths": ()})]
+           CodecConfig(M=12, num_slices=2, contexts=("global_intra_linear", "local_attention"),
+                       **{**SMALL, "lrp_widths": ()})]
 SHAPE = (1, 4, 8)  # B, h, w
 
 
@@ -45,7 +46,7 @@ def latents(config: CodecConfig, seed: int):
   return hyper, 3 * rng.normal(size=(*SHAPE, config.M)).astype(np.float32)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{len(c.contexts)}contexts")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{len(c.contexts)}")
 def test_no_prior_depends_on_what_is_coded_later_or_in_the_same_pass(config):
   priors = passes_of(config, random_variables(config))
   rng = np.random.default_rng(1)

@@ -14,8 +14,8 @@ import importlib
 import pkgutil
 from typing import NamedTuple
 
-from flax import linen as nn
 import jax
+from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 

@@ -1,7 +1,7 @@
 """Channel-wise context (Minnen & Singh, ICIP 2020; MLIC, section 3.3)."""
 
-from flax import linen as nn
 import jax
+from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.contexts import Refs

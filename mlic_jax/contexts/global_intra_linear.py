@@ -1,7 +1,7 @@
 """Intra-slice global context by linear attention (MLIC++, section 3.2)."""
 
-from flax import linen as nn
 import jax
+from flax import linen as nn
 
 from mlic_jax.attention import Mixer, Projection, linear_attention
 from mlic_jax.checkerboard import anchor_mask, pack, unpack

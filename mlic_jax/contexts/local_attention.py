@@ -1,9 +1,9 @@
 """Overlapped window checkerboard attention (MLIC+, section 3.4): what the anchors around a non-anchor say about it."""
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from mlic_jax.checkerboard import anchor_mask, pack
 from mlic_jax.config import CodecConfig
