@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mlic_jax.gradients import lower_bound
@@ -53,6 +54,31 @@ class Conv(nn.Module):
     return jax.lax.conv_general_dilated(
         x, kernel.astype(x.dtype), (self.stride,) * 2, ((pad, pad),) * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias.astype(x.dtype)
+
+
+class CheckerboardConv(nn.Module):
+  """Convolution that looks at the other parity only, (B, h, w, C) -> (B, h, w, features) (He et al., CVPR 2021).
+
+      . x . x .     Taps (x) are at odd distances, so anchors see non-anchors and non-anchors see anchors. The kernel
+      x . x . x     holds all kernel_size^2 of them, as a plain convolution does; the others are multiplied by zero.
+      . x . x .
+      x . x . x
+      . x . x .
+  """
+  features: int
+  kernel_size: int = 5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    size, pad = self.kernel_size, self.kernel_size // 2
+    taps = (np.indices((size, size)).sum(0) % 2 == 1)[..., None, None]
+    # The fan-in is that of the taps: 12 of 25.
+    scale = (taps.size / taps.sum())**0.5
+    init = lambda *args: nn.initializers.lecun_normal()(*args) * scale * taps
+    kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features)) * taps
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), ((pad, pad),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlic_jax import contexts
+from mlic_jax.checkerboard import anchor_mask, pack
 from mlic_jax.config import CodecConfig
 from mlic_jax.contexts.local_attention import nonanchor_windows
 
@@ -46,6 +47,62 @@ def test_what_a_context_needs_is_what_it_looks_at(name):
   for need, fields in (("decoded", ("decoded", "previous")), ("anchor", ("anchor",))):
     changed = context.apply(variables, before._replace(**{field: getattr(other, field) for field in fields}))
     assert np.array_equal(out, changed) == (need not in context.needs)
+
+
+def nonanchors_that_hear(name: str, row: int, column: int) -> np.ndarray:
+  """(h, w/2) bool: packed non-anchors whose features change with the anchor of this slice at (row, column)."""
+  context, before = contexts.make_context(name, CONFIG), refs(k=2)
+  variables = context.init(jax.random.key(0), before)
+  after = before._replace(anchor=before.anchor.at[:, row, column].add(1.0))
+  return np.abs(context.apply(variables, after) - context.apply(variables, before)).max((0, -1)) > 0
+
+
+def nonanchors_within(distance: int, row: int, column: int, h: int = 4, w: int = 8) -> np.ndarray:
+  """(h, w/2) bool: packed non-anchors so many steps, to neighbours in row or column, from (row, column)."""
+  near = abs(np.arange(h)[:, None] - row) + abs(np.arange(w) - column) <= distance
+  return np.asarray(pack(near[..., None], anchors=False))[..., 0]
+
+
+@pytest.mark.parametrize("name, distance", [("local_checkerboard", 1), ("local_attention", 1), ("local_stacked", 3)])
+def test_a_local_context_carries_an_anchor_to_the_nonanchors_around_it_alone(name, distance):
+  assert CONFIG.window_size == 3  # one step at a time
+  np.testing.assert_array_equal(nonanchors_that_hear(name, 1, 2), nonanchors_within(distance, 1, 2))
+
+
+@pytest.mark.parametrize("name", [n for n in contexts.available() if n.startswith("global_intra")])
+def test_an_intra_slice_global_context_carries_an_anchor_everywhere(name):
+  assert nonanchors_that_hear(name, 1, 2).all()
+
+
+def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighbourhood():
+  context = contexts.make_context("global_intra_softmax", CONFIG)
+  before, other = (refs(k=2, h=2, w=2, seed=seed) for seed in (0, 1))
+  variables = context.init(jax.random.key(0), before)
+  out = context.apply(variables, before)
+  np.testing.assert_array_equal(out, context.apply(variables, before._replace(anchor=other.anchor)))
+  assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", [n for n in contexts.available() if n.startswith("global_inter_") and "adj" not in n])
+def test_inter_slice_heads_of_undecoded_slices_are_silent(name):
+  context, now = contexts.make_context(name, CONFIG), refs(k=1)
+  variables = context.init(jax.random.key(0), now)
+  noisy = jax.tree.map(jnp.copy, variables)  # biases of undecoded channels are all that their heads can see
+  for part in ("queries", "keys", "values"):
+    noisy["params"][part]["depthwise"]["bias"] += jnp.where(now.live, 0.0, 5.0)
+  np.testing.assert_array_equal(context.apply(variables, now), context.apply(noisy, now))
+
+
+def test_the_adjacent_context_takes_its_values_from_nonanchors_of_the_previous_slice():
+  context, before, other = contexts.make_context("global_inter_adjacent", CONFIG), refs(k=2), refs(k=2, seed=1)
+  variables = context.init(jax.random.key(0), before)
+  silent = jax.tree.map(jnp.copy, variables)  # all scores are equal, so that only the values count
+  silent["params"]["queries"] = jax.tree.map(jnp.zeros_like, silent["params"]["queries"])
+  mask = anchor_mask(4, 8)[..., None]
+  run = lambda previous, anchor: context.apply(silent, before._replace(previous=previous, anchor=anchor))
+  out = run(before.previous, before.anchor)
+  np.testing.assert_array_equal(out, run(jnp.where(mask, other.previous, before.previous), other.anchor))
+  assert not np.allclose(out, run(jnp.where(mask, before.previous, other.previous), before.anchor))
 
 
 def test_an_unknown_context_is_refused_with_the_nearest_name():

@@ -13,6 +13,7 @@ class Context(nn.Module):
   """What slices 0..k-1 say about slice k from anywhere in the picture; one head per slice of y."""
   config: CodecConfig
   needs = ("decoded",)
+  attention = staticmethod(linear_attention)
 
   @property
   def features(self) -> int:
@@ -22,7 +23,7 @@ class Context(nn.Module):
   def __call__(self, refs: Refs) -> jax.Array:
     b, h, w, m = refs.decoded.shape
     flat = lambda name: Projection(name=name)(refs.decoded, refs.live).reshape(b, h * w, m)
-    attended = linear_attention(flat("queries"), flat("keys"), flat("values"), self.config.num_slices)
+    attended = self.attention(flat("queries"), flat("keys"), flat("values"), self.config.num_slices)
     # The heads of slices that are not decoded yet see biases only; they have to stay silent.
     attended = attended.reshape(b, h, w, m) * refs.live
     x = Conv(self.features * 3 // 2, 5, name="reprojection")(attended, refs.live)

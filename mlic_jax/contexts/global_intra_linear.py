@@ -3,11 +3,9 @@
 import jax
 from flax import linen as nn
 
-from mlic_jax.attention import Mixer, Projection, linear_attention
-from mlic_jax.checkerboard import anchor_mask, pack, unpack
+from mlic_jax.attention import linear_attention, nonanchor_features, one_parity
 from mlic_jax.config import CodecConfig
 from mlic_jax.contexts import Refs
-from mlic_jax.layers import Conv
 
 NUM_HEADS = 2
 
@@ -27,12 +25,8 @@ class Context(nn.Module):
 
   @nn.compact
   def __call__(self, refs: Refs) -> jax.Array:
-    b, h, w, c = refs.previous.shape
-    anchors = anchor_mask(h, w)[..., None]
-    flat = lambda x, parity: pack(x, parity).reshape(b, h * w // 2, c)
-    q = flat(Projection(name="queries")(refs.previous * ~anchors), False)
-    k = flat(Projection(name="keys")(refs.previous * anchors), True)
-    v = flat(Projection(name="values")(refs.anchor), True)
-    attended = unpack(linear_attention(q, k, v, NUM_HEADS).reshape(b, h, w // 2, c), anchors=False)
-    x = Conv(self.features, 5, name="reprojection")(attended)
-    return pack(x + Mixer(2 * self.features, self.features, name="mlp")(x), anchors=False)
+    h, w = refs.anchor.shape[1:3]
+    q = one_parity("queries", refs.previous, anchors=False)
+    k = one_parity("keys", refs.previous, anchors=True)
+    v = one_parity("values", refs.anchor, anchors=True)
+    return nonanchor_features(linear_attention(q, k, v, NUM_HEADS), h, w, self.features)
