@@ -1,4 +1,4 @@
-"""CodecConfig: everything that decides the shape of a codec, frozen and validated."""
+"""CodecConfig: everything that decides the shape of a codec, frozen and validated; VARIANTS: those of the papers."""
 
 import dataclasses
 import difflib
@@ -16,12 +16,14 @@ class CodecConfig:
     widths: channels of the transforms at 1/2, 1/4 and 1/8 of the image's resolution; () means (N, N, N).
     synthesis_width: channels of the first block of g_s, at 1/16 of the resolution; 0 means M.
     hyper_widths: hidden widths of h_s at 1/64 and at 1/32 of the resolution; () means (M, 3 M / 2).
-    contexts: what the prior of a slice may look at, by file name in mlic_jax/contexts/.
+    contexts: what the prior of a slice may look at, by file name in mlic_jax/contexts/. "None" of a kind is said by
+      leaving it out; () is the hyperprior alone.
     context_ratio: features of an attention context per channel of a slice (the channel context has twice as many).
     channel_widths: hidden widths of the channel context.
     entropy_widths: hidden widths of the networks that turn contexts into mean and scale.
     lrp_widths: hidden widths of the latent residual prediction; () leaves the prediction out.
-    window_size: side of the windows of the local context, odd.
+    window_size: side of the neighbourhood, odd: windows of the local attention, kernels of the local convolutions, and
+      what softmax intra-slice attention leaves to them.
     num_rates: 0 for one rate per checkpoint; otherwise how many learned gain vectors the checkpoint holds.
     scan_unroll: slices per iteration of the compiled loop; 0 means all on CPU (where the gradient of a rolled
       loop is slow) and 1 on TPU and GPU.
@@ -93,3 +95,12 @@ class CodecConfig:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(f"the model has no field {name!r}; the nearest is {near!r}")
     return cls(**fields)
+
+
+VARIANTS = {
+    "mlic": CodecConfig(  # Jiang et al., ACM MM 2023
+        N=192, M=192, num_slices=6, contexts=("local_stacked", "global_intra_softmax", "channel")),
+    "mlic_plus": CodecConfig(  # the same paper
+        contexts=("local_attention", "global_intra_softmax", "global_inter_softmax", "channel")),
+    "mlic_plus_plus": CodecConfig(),  # Jiang et al., 2023
+}
