@@ -5,6 +5,7 @@ width. A kernel is therefore padded with zeros where its inputs are not decoded 
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -39,6 +40,29 @@ class _Weights:
 
   def unused(self) -> list[str]:
     return [name for name in self._arrays if name not in self._used and not IGNORED.match(name)]
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The state dict in a file of torch.save, as NumPy arrays. Needs PyTorch, and runs no code from the file.
+
+  OSError when there is no such file; WeightsError in one line when PyTorch is not installed or finds no state dict.
+  """
+  with open(path, "rb"):  # PyTorch's own error has no file name in it
+    pass
+  try:
+    import torch
+  except ImportError as error:
+    raise WeightsError(f"{path}: reading it takes PyTorch, which is not installed here; pip install torch") from error
+  try:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # PyTorch raises whatever the damage leads it to
+    reason = " ".join(str(error).split())[:200]
+    raise WeightsError(f"{path}: PyTorch cannot read it ({type(error).__name__}: {reason})") from error
+  if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    content = content["state_dict"]
+  if not isinstance(content, dict) or not all(hasattr(value, "numpy") for value in content.values()):
+    raise WeightsError(f"{path}: holds no state dict, a dictionary of tensors")
+  return {name: value.numpy() for name, value in content.items()}
 
 
 def canonical_names(state_dict: dict[str, Any]) -> dict[str, np.ndarray]:

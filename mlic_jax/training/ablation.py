@@ -1,0 +1,130 @@
+"""Ablations: configurations trained one after the other with one budget, and a table of what each is worth.
+
+    WORKDIR/NAME/           the run of configuration NAME.py, see loop.py
+    WORKDIR/ablation.md     the table so far, written after every run
+    WORKDIR/ablation.json   the same figures
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlic_jax.config_file import load_config, model_config
+from mlic_jax.evaluation.rd import Curve, bd_rate
+from mlic_jax.images import partial_name
+from mlic_jax.training import ConfigError, loop
+from mlic_jax.training.checkpoint import check_config, config_to_dict
+
+# What decides the figures beside the model: rows that differ here do not belong into one table.
+COMMON_FIELDS = ("distortion", "lmbda", "lmbdas", "batch_size", "crop_size",
+                 "eval_dir", "holdout_every", "eval_images", "eval_crop_size")
+COLUMNS = {"name": "config", "bpp": "bpp", "psnr": "PSNR dB", "loss": "loss", "relative_bits": "bits %",
+           "bd_rate": "BD-rate %", "relative_loss": "loss %"}
+NOTE = "Percentages are against the first row; BD-rate is at equal PSNR and needs variable-rate models."
+
+
+def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
+           workdir: str | Path) -> list[dict[str, Any]]:
+  """Trains every configuration for `num_steps` on `data_dir`; returns the rows of the table in the order of `files`.
+
+  A run that was interrupted is continued, one that is finished is read. A row has the held-out means of the evaluation
+  with the lowest loss (over the rates, for variable-rate models):
+    name, step, bpp, psnr (dB), loss, rates (the same figures for each rate),
+    relative_bits, relative_loss: percent more (positive) or less than the first row, mean over the rates,
+    bd_rate: percent more or less bits than the first row at the same PSNR, None where there is no curve.
+  All configurations are checked before the first is trained. ConfigError in one line for those that cannot be trained
+  or compared, and for a workdir with runs of another budget; besides what loop.train_and_evaluate raises.
+  """
+  workdir = Path(workdir)
+  configs = _load(files, data_dir, num_steps)
+  for name, config in configs.items():
+    _check_run(config, workdir / name)
+  rows: list[dict[str, Any]] = []
+  for name, config in configs.items():
+    if not (workdir / name / "checkpoints" / str(num_steps)).is_dir():
+      print(f"{name} ({len(rows) + 1} of {len(configs)})", flush=True)
+      loop.train_and_evaluate(config, workdir / name)
+      jax.clear_caches()  # what was compiled for one model is of no use to the next
+    rows.append(_row(name, workdir / name / "model", rows))
+    _write(workdir / "ablation.md", markdown(rows, num_steps, Path(data_dir).name))
+    _write(workdir / "ablation.json", json.dumps({"steps": num_steps, "rows": rows}, indent=2) + "\n")
+  return rows
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+  """The cells of a row of the table, in the order of COLUMNS."""
+  forms = {"name": "", "bpp": ".4f", "psnr": ".2f", "loss": ".4f"}
+  return ["-" if row[field] is None else format(row[field], forms.get(field, "+.1f")) for field in COLUMNS]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> str:
+  """The table as Markdown, with the budget."""
+  lines = [f"{num_steps} steps each, on {data}; means over the held-out photographs. {NOTE}", "",
+           f"| {' | '.join(COLUMNS.values())} |", f"|---{'|---:' * (len(COLUMNS) - 1)}|"]
+  return "\n".join([*lines, *(f"| {' | '.join(cells(row))} |" for row in rows)]) + "\n"
+
+
+def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int) -> dict[str, Any]:
+  """The configurations by name, complete and comparable."""
+  if not files:
+    raise ConfigError("no configurations to train; wanted files such as configs/nano.py")
+  configs: dict[str, Any] = {}
+  for file in files:
+    name = Path(file).name.replace(".py", "", 1).replace(":", "-")
+    if name in configs:
+      raise ConfigError(f"{file}: another configuration is named {name} too; their runs would share a folder")
+    config = load_config(file)
+    with config.unlocked():
+      config.data_dir, config.num_steps = str(data_dir), num_steps
+    model_config(config, file)
+    try:
+      loop.check_fields(config)
+    except ConfigError as error:
+      raise ConfigError(f"{file}: {error}") from error
+    first_name, first = next(iter(configs.items()), (name, config))
+    fields, firsts = config_to_dict(config), config_to_dict(first)
+    for field in COMMON_FIELDS:
+      if fields.get(field) != firsts.get(field):
+        raise ConfigError(f"{file}: {field}={fields.get(field)} but {firsts.get(field)} in {first_name}; "
+                          "configurations of one table differ in the model, not in the yardstick")
+    configs[name] = config
+  return configs
+
+
+def _check_run(config, workdir: Path) -> None:
+  """ConfigError when the workdir holds a run of another configuration, number of steps or folder of photographs."""
+  if not (workdir / "config.json").is_file():
+    return
+  check_config(config, workdir / "config.json")
+  before = json.loads((workdir / "config.json").read_text())
+  for field, same in (("num_steps", before["num_steps"] == config.num_steps),
+                      ("data_dir", Path(before["data_dir"]).resolve() == Path(config.data_dir).resolve())):
+    if not same:
+      raise ConfigError(f"{workdir} holds a run with {field}={before[field]}; wanted {config[field]} "
+                        "for all of the table, or another --workdir")
+
+
+def _row(name: str, model: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """The row of a trained model; `rows` are those above it."""
+  training = json.loads((model / "config.json").read_text())["training"]
+  rates = training["eval"]
+  first = rows[0]["rates"] if rows else rates
+  percent = lambda field: float(np.mean([100 * (a[field] / b[field] - 1) for a, b in zip(rates, first)]))
+  means = {field: float(np.mean([rate[field] for rate in rates])) for field in ("bpp", "psnr", "loss")}
+  return dict(name=name, step=training["step"], **means, relative_bits=percent("bpp"), relative_loss=percent("loss"),
+              bd_rate=bd_rate(_curve(name, rates), _curve("first", first))["percent"] if rows else None, rates=rates)
+
+
+def _curve(name: str, rates: Sequence[Mapping[str, float]]) -> Curve:
+  return Curve(name, *np.array(sorted((rate["bpp"], rate["psnr"]) for rate in rates)).T)
+
+
+def _write(path: Path, text: str) -> None:
+  partial = partial_name(path)
+  partial.write_text(text)
+  os.replace(partial, path)
