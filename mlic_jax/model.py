@@ -60,8 +60,8 @@ class MLIC(nn.Module):
       z_symbols, medians = ste_round(z - self.z_prior.medians), self.z_prior.medians
       y_noise, z_noise = self._noise(y), self._noise(z)
       z_bits = self.z_prior.bits(jax.lax.stop_gradient(z_symbols) + medians if z_noise is None else z + z_noise)
-      y_hat, y_bits = self.slices.walk(self.h_s(z_symbols + medians), y, y_noise)
-    return CodecOutput(self.synthesise(y_hat, quality), y_hat, y_bits, z_bits)
+      coded = self.slices.walk(self.h_s(z_symbols + medians), y, y_noise)
+    return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits)
 
   def analyse(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
     """y (B, h, w, M), times the gain of its rate, and z (B, h/4, w/4, N)."""

@@ -42,6 +42,14 @@ class State(NamedTuple):
   shared: tuple[jax.Array, ...]     # features for both passes of slice k, each (B, h, w, features)
 
 
+class Coded(NamedTuple):
+  """What the walk makes of y, element by element, (B, h, w, M) each."""
+  y_hat: jax.Array
+  bits: jax.Array
+  mean: jax.Array
+  scale: jax.Array  # at least SCALE_MIN
+
+
 class SliceStep(nn.Module):
   """One step. Its parameters are those of one slice; `Slices` stacks them."""
   config: CodecConfig
@@ -67,18 +75,19 @@ class SliceStep(nn.Module):
       noise: (B, h, w, Cs) uniform in [-0.5, 0.5) that stands for rounding in the rate; None to round.
 
     Returns:
-      decoded with slice k filled in, and the bits per element (B, h, w, Cs).
+      decoded with slice k filled in; bits, mean and scale of its elements, (B, h, w, Cs) each.
     """
-    state, bits = self.empty_state(decoded), 0.0
+    state, found = self.empty_state(decoded), (0.0, 0.0, 0.0)
     for anchors, prior_of in ((True, self.anchor_prior), (False, self.nonanchor_prior)):
       prior, state = prior_of(k, hyper, state)
       y = pack(y_slice, anchors)
       symbols = ste_round(y - prior.mean)
       # The rate has no gradient through rounding: with noise it needs none, without it would be a wrong one.
       coded = jax.lax.stop_gradient(symbols) + prior.mean if noise is None else y + pack(noise, anchors)
-      bits += unpack(gaussian_bits(coded, *prior), anchors)
+      of_pass = (gaussian_bits(coded, *prior), *prior)
+      found = tuple(both + unpack(one, anchors) for both, one in zip(found, of_pass))
       state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, symbols)
-    return state.decoded, bits
+    return state.decoded, found
 
   def empty_state(self, decoded: jax.Array) -> State:
     """The state before the first pass of a slice."""
@@ -164,8 +173,8 @@ class Slices(nn.Module):
       # Compiled, so that what `start` computes beside the parameters is never run.
       self.put_variable("params", "steps", jax.jit(jax.vmap(start))(keys, jnp.arange(count)))
 
-  def walk(self, hyper: jax.Array, y: jax.Array, noise: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """y_hat and bits per element, both (B, h, w, M), from hyper (B, h, w, 2M), y and noise (B, h, w, M)."""
+  def walk(self, hyper: jax.Array, y: jax.Array, noise: jax.Array | None = None) -> Coded:
+    """All steps under one scan, from hyper (B, h, w, 2M), y and noise (B, h, w, M)."""
     count = self.config.num_slices
     split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
 
@@ -178,8 +187,8 @@ class Slices(nn.Module):
     # On CPU the gradient through a rolled loop is 18 to 30 times slower; only training takes one.
     all_at_once = jax.default_backend() == "cpu" and noise is not None
     unroll = self.config.scan_unroll or (count if all_at_once else 1)
-    y_hat, bits = jax.lax.scan(body, jnp.zeros_like(y), inputs, unroll=unroll)
-    return y_hat, jnp.moveaxis(bits, 0, -2).reshape(y.shape)
+    y_hat, found = jax.lax.scan(body, jnp.zeros_like(y), inputs, unroll=unroll)
+    return Coded(y_hat, *(jnp.moveaxis(t, 0, -2).reshape(y.shape) for t in found))
 
   def run(self, method: str, k, *args):
     """One pass of step k, by the name of its method in SliceStep; k may be traced."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import random_variables
 
+from mlic_jax import contexts
 from mlic_jax.checkerboard import anchor_mask, pack
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import build
@@ -18,6 +19,20 @@ CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
            CodecConfig(M=12, num_slices=2, contexts=("global_intra_linear", "local_attention"),
                        **{**SMALL, "lrp_widths": ()})]
 SHAPE = (1, 4, 8)  # B, h, w
+
+
+def random_configs(count: int, seed: int) -> list[CodecConfig]:
+  """Configs whose sizes and contexts are drawn; every context is in at least one of them."""
+  rng, names = np.random.default_rng(seed), contexts.available()
+  draw, configs = lambda *values: int(rng.choice(values)), []
+  for hand in np.array_split(rng.permutation(names), count):  # dealt out; each gets one more, from anywhere
+    fields = dict(SMALL, lrp_widths=(8,) * draw(0, 1, 2), context_ratio=draw(1, 2), window_size=draw(3, 5))
+    hand, slices = dict.fromkeys([*hand.tolist(), str(rng.choice(names))]), draw(2, 3)
+    configs.append(CodecConfig(contexts=tuple(hand), num_slices=slices, M=slices * draw(2, 4), **fields))
+  return configs
+
+
+RANDOM_CONFIGS = random_configs(4, seed=0)
 
 
 def passes_of(config: CodecConfig, variables):
@@ -46,7 +61,12 @@ def latents(config: CodecConfig, seed: int):
   return hyper, 3 * rng.normal(size=(*SHAPE, config.M)).astype(np.float32)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{len(c.contexts)}")
+def test_the_random_configs_cover_all_contexts():
+  assert {name for config in RANDOM_CONFIGS for name in config.contexts} == set(contexts.available())
+
+
+@pytest.mark.parametrize("config", CONFIGS + RANDOM_CONFIGS,
+                         ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{'-'.join(c.contexts)}")
 def test_no_prior_depends_on_what_is_coded_later_or_in_the_same_pass(config):
   priors = passes_of(config, random_variables(config))
   rng = np.random.default_rng(1)
@@ -68,7 +88,7 @@ def test_the_scan_and_the_single_passes_reconstruct_the_same():
   config = CONFIGS[0]
   variables = random_variables(config)
   model, (hyper, y) = build(config), latents(config, seed=3)
-  y_hat, y_bits = model.apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
+  y_hat, y_bits, *_ = model.apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
   state, cs = model.apply(variables, hyper, method="initial_state"), config.slice_channels
   for k in range(config.num_slices):
     symbols = lambda prior, anchors: jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
@@ -98,5 +118,5 @@ def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity()
   walk = lambda y: build(config).apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
   last = np.zeros((*SHAPE, config.M), bool)
   last[..., -config.slice_channels:] = ~np.asarray(anchor_mask(*SHAPE[1:]))[..., None]
-  np.testing.assert_array_equal(jax.grad(lambda y: walk(y)[1].sum())(y)[last], 0)
-  np.testing.assert_allclose(jax.grad(lambda y: walk(y)[0].sum())(y)[last], 1, atol=1e-6)
+  np.testing.assert_array_equal(jax.grad(lambda y: walk(y).bits.sum())(y)[last], 0)
+  np.testing.assert_allclose(jax.grad(lambda y: walk(y).y_hat.sum())(y)[last], 1, atol=1e-6)
