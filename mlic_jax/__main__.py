@@ -137,11 +137,13 @@ def ablate(args: argparse.Namespace) -> int:
     return _fail(str(error), status=1)
   except Interrupted as stop:
     return _fail(str(stop), status=128 + stop.signum)
-  table = Table(title=f"{args.steps} steps each", title_justify="left", caption=ablation.NOTE, caption_justify="left")
-  for field, heading in ablation.COLUMNS.items():
-    table.add_column(heading, justify="left" if field == "name" else "right")
-  for row in rows:
-    table.add_row(*ablation.cells(row))
+  (first, *others), *cells = ablation.table(rows)
+  table = Table(first, title=f"{args.steps} steps each", title_justify="left",
+                caption=ablation.NOTE, caption_justify="left")
+  for heading in others:
+    table.add_column(heading, justify="right")
+  for row in cells:
+    table.add_row(*row)
   Console(highlight=False).print(table)
   print(f"written to {args.workdir / 'ablation.md'} and {args.workdir / 'ablation.json'}")
   return 0

@@ -72,15 +72,15 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
   side = 2 * config.window_size + 2  # of a latent where every place of a window and every tap of a kernel is met
   rng = np.random.default_rng(0)
   normal = lambda channels: rng.standard_normal((1, side, side, channels), np.float32)
-  hyper, decoded, y, noise, weight_y_hat, weight_bits = (normal(c) for c in (2 * M, M, cs, cs, M, cs))
+  hyper, decoded, y, noise = (normal(channels) for channels in (2 * M, M, cs, cs))
   shapes = jax.eval_shape(step.init, jax.random.key(0), 0, hyper, decoded, y)["params"]
   # Small enough that nothing saturates: a likelihood at its floor has no gradient.
   small = lambda shape: np.float32(0.3 / math.prod(shape[:-1])**0.5)
   params = jax.tree.map(lambda p: small(p.shape) * rng.standard_normal(p.shape, np.float32), shapes)
 
   def response(params, k):
-    y_hat, bits = step.apply({"params": params}, k, hyper, decoded * (jnp.arange(M) < k * cs), 0.3 * y, 0.3 * noise)
-    return (weight_y_hat * y_hat).sum() + (weight_bits * bits).sum()
+    out = step.apply({"params": params}, k, hyper, decoded * (jnp.arange(M) < k * cs), 0.3 * y, 0.3 * noise)
+    return sum((rng.standard_normal(each.shape, np.float32) * each).sum() for each in jax.tree.leaves(out))
 
   def count(params, k):
     live = {path: g != 0 for path, g in _leaves(jax.grad(response)(params, k)).items()}

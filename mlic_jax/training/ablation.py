@@ -23,9 +23,9 @@ from mlic_jax.training.checkpoint import check_config, config_to_dict
 # What decides the figures beside the model: rows that differ here do not belong into one table.
 COMMON_FIELDS = ("distortion", "lmbda", "lmbdas", "batch_size", "crop_size",
                  "eval_dir", "holdout_every", "eval_images", "eval_crop_size")
-COLUMNS = {"name": "config", "bpp": "bpp", "psnr": "PSNR dB", "loss": "loss", "relative_bits": "bits %",
-           "bd_rate": "BD-rate %", "relative_loss": "loss %"}
-NOTE = "Percentages are against the first row; BD-rate is at equal PSNR and needs variable-rate models."
+COLUMNS = {"name": ("config", ""), "bpp": ("bpp", ".4f"), "psnr": ("PSNR dB", ".2f"), "loss": ("loss", ".4f"),
+           "relative_bits": ("bits %", "+.1f"), "bd_rate": ("BD-rate %", "+.1f"), "relative_loss": ("loss %", "+.1f")}
+NOTE = "Percentages are against the first row. Bits alone do not rank: PSNR differs too, and the loss weighs both."
 
 
 def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
@@ -56,17 +56,19 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
   return rows
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-  """The cells of a row of the table, in the order of COLUMNS."""
-  forms = {"name": "", "bpp": ".4f", "psnr": ".2f", "loss": ".4f"}
-  return ["-" if row[field] is None else format(row[field], forms.get(field, "+.1f")) for field in COLUMNS]
+def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+  """Headings and cells; BD-rate has a column only where there are curves, of variable-rate models."""
+  fields = [field for field in COLUMNS if any(row[field] is not None for row in rows)]
+  cell = lambda row, field: "-" if row[field] is None else format(row[field], COLUMNS[field][1])
+  return [[COLUMNS[field][0] for field in fields], *([cell(row, field) for field in fields] for row in rows)]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> str:
   """The table as Markdown, with the budget."""
-  lines = [f"{num_steps} steps each, on {data}; means over the held-out photographs. {NOTE}", "",
-           f"| {' | '.join(COLUMNS.values())} |", f"|---{'|---:' * (len(COLUMNS) - 1)}|"]
-  return "\n".join([*lines, *(f"| {' | '.join(cells(row))} |" for row in rows)]) + "\n"
+  headings, *cells = table(rows)
+  lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
+  return (f"{num_steps} steps each, on {data}; means over the held-out photographs. {NOTE}\n\n"
+          + "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
 def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int) -> dict[str, Any]:
