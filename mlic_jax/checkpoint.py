@@ -79,7 +79,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
 
 def load_model(path: str | os.PathLike) -> Model:
   """Reads a model directory, or the one in the workdir of a training run. CheckpointError if it is none."""
-  path = _find(Path(path))
+  path = _find(Path(path).absolute())  # Orbax wants absolute paths
   settings = _read_settings(path)
   try:
     config = CodecConfig.from_dict(settings["model"])
