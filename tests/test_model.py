@@ -35,14 +35,14 @@ def test_pack_and_unpack_split_and_join_the_checkerboard():
 
 
 def test_outputs_have_the_shapes_of_the_contract(variables, x):
-  out = build(TINY).apply(variables, x, jnp.array([1.0, 2.5]))
+  out = jax.jit(build(TINY).apply)(variables, x, jnp.array([1.0, 2.5]))
   assert out.x_hat.shape == x.shape and out.y_hat.shape == out.y_bits.shape == (2, 4, 8, TINY.M)
   assert out.z_bits.shape == (2, 1, 2, TINY.N)
 
 
 def test_noise_is_drawn_only_when_its_rng_is_given(variables, x):
   model = build(TINY)
-  run = lambda **rngs: model.apply(variables, x, 2.0, rngs=rngs).y_bits
+  run = jax.jit(lambda **rngs: model.apply(variables, x, 2.0, rngs=rngs).y_bits)
   np.testing.assert_array_equal(run(), run())
   noisy = run(noise=jax.random.key(0))
   np.testing.assert_array_equal(noisy, run(noise=jax.random.key(0)))
@@ -122,11 +122,11 @@ def test_the_cumulative_of_z_rises_and_its_bins_sum_to_one():
 
 def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(variables, x):
   model = build(TINY)
-  grads = jax.grad(lambda v: model.apply(v, method="aux_loss"))(variables)["params"]
+  grads = jax.jit(jax.grad(lambda v: model.apply(v, method="aux_loss")))(variables)["params"]
   assert np.any(grads["z_prior"].pop("quantiles") != 0)
   assert all(np.all(g == 0) for g in jax.tree.leaves(grads))
   rate = lambda v: sum(b.sum() for b in model.apply(v, x, 2.0, rngs={"noise": jax.random.key(0)})[2:])
-  np.testing.assert_array_equal(jax.grad(rate)(variables)["params"]["z_prior"]["quantiles"], 0)
+  np.testing.assert_array_equal(jax.jit(jax.grad(rate))(variables)["params"]["z_prior"]["quantiles"], 0)
 
 
 @pytest.mark.parametrize("fields, message", [
