@@ -10,10 +10,14 @@ from flax import linen as nn
 
 from mlic_jax.gradients import lower_bound
 
+# The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
+# with full-size branches the first reconstructions of a training are many times too bright.
+RESIDUAL_INIT, RESAMPLING_INIT = 0.1, 0.3
+
 gelu = functools.partial(nn.gelu, approximate=False)  # the authors' weights want the exact one
 
 
-def live_lecun_normal(live: jax.Array | None):
+def live_lecun_normal(live: jax.Array | None, scale: float = 1.0):
   """LeCun's normal initialiser over the inputs that can be non-zero; kernels of the others start at zero.
 
   The step of slice k is built for the full width of y, of which only the decoded slices are ever non-zero: with the
@@ -21,13 +25,14 @@ def live_lecun_normal(live: jax.Array | None):
 
   Args:
     live: (in_features,) bool, possibly traced; None when all inputs are live.
+    scale: of the standard deviation.
   """
   def init(key, shape, dtype=jnp.float32):
     if live is None:
-      return nn.initializers.lecun_normal()(key, shape, dtype)
+      return scale * nn.initializers.lecun_normal()(key, shape, dtype)
     fan_in = jnp.maximum(live.sum(), 1) * functools.reduce(lambda a, b: a * b, shape[:-2], 1)
     kernel = jax.random.truncated_normal(key, -2, 2, shape, dtype) / 0.87962566103423978
-    return kernel * live[:, None] * jax.lax.rsqrt(fan_in.astype(dtype))
+    return scale * kernel * live[:, None] * jax.lax.rsqrt(fan_in.astype(dtype))
   return init
 
 
@@ -35,20 +40,22 @@ class Conv(nn.Module):
   """Convolution, (B, H, W, C) -> (B, H/stride, W/stride, features), padded by kernel_size // 2 on each side.
 
   This is PyTorch's padding; "SAME" would pad a 3x3 convolution of stride 2 on the right and bottom only.
+  `init_scale` and `init_bias` are for layers that have to start quietly; they matter to a training from scratch only.
   """
   features: int
   kernel_size: int = 3
   stride: int = 1
   depthwise: bool = False
-  kernel_init: nn.initializers.Initializer | None = None
+  init_scale: float = 1.0
+  init_bias: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
     size, pad = self.kernel_size, self.kernel_size // 2
     groups = x.shape[-1] if self.depthwise else 1
-    kernel = self.param("kernel", self.kernel_init or live_lecun_normal(live),
+    kernel = self.param("kernel", live_lecun_normal(live, self.init_scale),
                         (size, size, x.shape[-1] // groups, self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.features,))
     if self.depthwise:
       return depthwise_conv(x, kernel) + bias
     return jax.lax.conv_general_dilated(
@@ -102,10 +109,13 @@ def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
 class SubpixelConv(nn.Module):
   """3x3 convolution and pixel shuffle, (B, H, W, C) -> (B, 2H, 2W, features) (Shi et al., CVPR 2016)."""
   features: int
+  init_scale: float = 1.0
+  init_bias: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return pixel_shuffle(Conv(4 * self.features, name="conv")(x))
+    conv = Conv(4 * self.features, init_scale=self.init_scale, init_bias=self.init_bias, name="conv")
+    return pixel_shuffle(conv(x))
 
 
 class GDN(nn.Module):
@@ -136,7 +146,7 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     out = gelu(Conv(self.features, name="conv1")(x))
-    out = gelu(Conv(self.features, name="conv2")(out))
+    out = gelu(Conv(self.features, init_scale=RESIDUAL_INIT, name="conv2")(out))
     return out + (x if x.shape[-1] == self.features else Conv(self.features, 1, name="skip")(x))
 
 
@@ -147,7 +157,7 @@ class ResidualBlockDown(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     out = gelu(Conv(self.features, stride=2, name="conv1")(x))
-    out = GDN(name="gdn")(Conv(self.features, name="conv2")(out))
+    out = GDN(name="gdn")(Conv(self.features, init_scale=RESAMPLING_INIT, name="conv2")(out))
     return out + Conv(self.features, 1, stride=2, name="skip")(x)
 
 
@@ -158,7 +168,7 @@ class ResidualBlockUp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     out = gelu(SubpixelConv(self.features, name="subpel_conv")(x))
-    out = GDN(inverse=True, name="igdn")(Conv(self.features, name="conv")(out))
+    out = GDN(inverse=True, name="igdn")(Conv(self.features, init_scale=RESAMPLING_INIT, name="conv")(out))
     return out + SubpixelConv(self.features, name="upsample")(x)
 
 

@@ -32,7 +32,7 @@ class Synthesis(nn.Module):
     for i, width in enumerate(reversed(self.config.transform_widths)):
       x = ResidualBlockUp(width, name=f"up{i}")(x)
       x = ResidualBlock(width, name=f"block{i + 1}")(x)
-    return SubpixelConv(3, name="out")(x)
+    return SubpixelConv(3, init_scale=0.2, init_bias=0.5, name="out")(x)  # a training starts from grey
 
 
 class HyperAnalysis(nn.Module):
