@@ -49,7 +49,7 @@ def nonanchor_features(attended: jax.Array, h: int, w: int, features: int) -> ja
 
 
 def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
-  """Attention in memory and time linear in the number of positions (Shen et al., WACV 2021; MLIC++, section 3.2).
+  """Attention in memory and time linear in the number of positions (Shen et al., WACV 2021; MLIC++, section 3).
 
   Queries are normalised over the channels of a head, keys over positions: out = softmax(q) (softmax(k)^T v).
 

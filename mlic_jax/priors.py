@@ -38,7 +38,7 @@ def gaussian_bits(v: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class FactorizedPrior(nn.Module):
-  """The density of z: one monotonic network per channel (Balle et al., ICLR 2018, appendix 6.1).
+  """The density of z: one monotonic network per channel (Balle et al., ICLR 2018, appendix).
 
   `quantiles` (N, 3) are the lower tail, the median and the upper tail of each channel. They follow the density through
   `aux_loss`, not through the rate.

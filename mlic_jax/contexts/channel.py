@@ -1,4 +1,4 @@
-"""Channel-wise context (Minnen & Singh, ICIP 2020; MLIC, section 3.3)."""
+"""Channel-wise context (Minnen & Singh, ICIP 2020; MLIC, section 3)."""
 
 import jax
 from flax import linen as nn

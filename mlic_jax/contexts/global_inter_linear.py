@@ -1,4 +1,4 @@
-"""Inter-slice global context by linear attention (MLIC++, section 3.2)."""
+"""Inter-slice global context by linear attention (MLIC++, section 3)."""
 
 import jax
 from flax import linen as nn

@@ -1,4 +1,4 @@
-"""Overlapped window checkerboard attention (MLIC+, section 3.4): what the anchors around a non-anchor say about it."""
+"""Overlapped window checkerboard attention (MLIC+, section 3): what the anchors around a non-anchor say about it."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Checkerboard convolution (He et al., CVPR 2021, section 3.2): the baseline of the local contexts."""
+"""Checkerboard convolution (He et al., CVPR 2021): the baseline of the local contexts."""
 
 import jax
 from flax import linen as nn
