@@ -32,7 +32,7 @@ def open_photographs(data: str | None, limit: int | None = None) -> Photographs:
   if data.startswith("tfds:"):
     return _from_tfds(data, limit)
   names = [path.relative_to(data).as_posix() for path in list_images(data)]
-  return _from_files(data, Path(data), names[:limit])
+  return _from_files(Path(data).resolve().name, Path(data), names[:limit])
 
 
 def _from_files(title: str, folder: Path, names) -> Photographs:
