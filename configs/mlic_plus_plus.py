@@ -44,6 +44,8 @@ def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
   c.distortion, c.lmbda = objective(name)
 
   c.num_steps = 2_000_000
+  c.optimizer = "adam"
+  del c.muon_learning_rate         # of Muon
   c.learning_rate = 1e-4
   c.warmup_steps = 9_000           # about three epochs
   c.schedule = "step"

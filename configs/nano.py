@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.crop_size = 128                # pixels, a multiple of 64
   c.downscale_probability = 0.5    # of making a photograph smaller before the crop
   c.flip = True                    # left to right, half of the crops
-  c.batch_size = 4                 # of all devices together
+  c.batch_size = 8                 # of all devices together
   c.data_threads = 1               # that read and crop
   c.data_workers = 0               # processes that do it instead of the threads, for large photographs
   c.cache_gigabytes = 1.0          # decoded photographs kept in memory, 0: none
@@ -34,9 +34,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.distortion = "mse"
   c.lmbdas = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)  # of quality 1, 2, ...; a single-rate model has c.lmbda
 
-  # Optimiser: Adam
-  c.num_steps = 14_000
-  c.learning_rate = 1e-3           # after warmup_steps
+  # Optimiser
+  c.num_steps = 7_000
+  c.optimizer = "muon"             # for the kernels of convolutions, Adam for the rest; or "adam"
+  c.muon_learning_rate = 2e-3      # after warmup_steps; the schedule of learning_rate in proportion
+  c.learning_rate = 5e-4           # after warmup_steps
   c.warmup_steps = 300
   c.schedule = "cosine"            # to final_learning_rate at num_steps; or "step" with decay_steps, decay_factors
   c.final_learning_rate = 1e-6

@@ -17,7 +17,8 @@ from configs import nano
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import build
 from mlic_jax.training import ConfigError, loop, parallel
-from mlic_jax.training.step import create_state, is_quantiles, learning_rate_schedule, make_optimizer, make_train_step
+from mlic_jax.training.optimizer import is_quantiles, kernel_axes, learning_rate_schedule, make_optimizer
+from mlic_jax.training.step import create_state, make_train_step
 
 
 @pytest.fixture(name="config")
@@ -66,7 +67,7 @@ def test_the_codec_learns_a_batch_by_heart():
 
 
 def test_the_auxiliary_loss_trains_the_quantiles_and_nothing_else(config):
-  config.learning_rate, config.final_learning_rate = 1e-30, 0.0  # Adam moves by about the learning rate
+  config.optimizer, config.learning_rate, config.final_learning_rate = "adam", 1e-30, 0.0  # moves by about the rate
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   state = create_state(config, model, optimizer)
   step = parallel.on_all_devices(make_train_step(config, model, optimizer))
@@ -95,6 +96,22 @@ def test_the_learning_rate_warms_up_and_decays(config):
   config.schedule, config.decay_steps, config.decay_factors = "step", (50, 80), (0.5, 0.1)
   step = learning_rate_schedule(config)
   assert [float(step(i)) for i in (10, 49, 51, 81)] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-5])
+
+
+def test_muon_gives_every_convolution_of_every_slice_an_orthogonal_step(config):
+  config.update(dict(learning_rate=1e-3, muon_learning_rate=2e-3, warmup_steps=1))
+  rng = np.random.default_rng(0)
+  shapes = dict(conv=dict(kernel=(2, 3, 3, 8, 24), bias=(2, 24)), depthwise=dict(kernel=(3, 3, 1, 24)))
+  params = jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes,
+                        is_leaf=lambda x: isinstance(x, tuple))
+  assert kernel_axes(params)["depthwise"]["kernel"] is None and kernel_axes(params)["conv"]["bias"] is None
+  optimizer = make_optimizer(config)
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  for matrix in np.asarray(updates["conv"]["kernel"]).reshape(2, 72, 24):
+    singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * 2e-3 * 72**0.5)
+    assert 0.6 < singular.min() and singular.max() < 1.3
+  for rest in (updates["conv"]["bias"], updates["depthwise"]["kernel"]):  # Adam's first step is a sign
+    np.testing.assert_allclose(np.abs(rest), 1e-3, rtol=1e-3)
 
 
 def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standin, tmp_path, capsys):
@@ -146,6 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
 
 
 @pytest.mark.parametrize("changes, message", [
+    (dict(optimizer="sgd"), "optimizer='sgd'; wanted one of adam, muon"),
     (dict(learning_rte=1), "'learning_rte' that nothing reads; the nearest known one is 'learning_rate'"),
     (dict(lmbdas=(0.1,)), "1 values in lmbdas; wanted model.num_rates=2"),
     (dict(distortion="l1"), "wanted one of mse, ms_ssim"),

@@ -20,16 +20,18 @@ from mlic_jax.model import build
 from mlic_jax.training import ConfigError, data, parallel
 from mlic_jax.training.checkpoint import Checkpoints, check_config, config_to_dict, write_config
 from mlic_jax.training.losses import DISTORTIONS
+from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.report import Report
-from mlic_jax.training.step import create_state, make_eval_step, make_optimizer, make_train_step
+from mlic_jax.training.step import create_state, make_eval_step, make_train_step
 
 FIELDS = ("model", "seed", "distributed",
           "data_dir", "eval_dir", "holdout_every", "crop_size", "downscale_probability", "flip", "batch_size",
           "data_threads", "data_workers", "cache_gigabytes",
-          "distortion", "num_steps", "learning_rate", "warmup_steps", "schedule", "aux_learning_rate", "grad_clip",
+          "distortion", "num_steps", "optimizer", "learning_rate", "warmup_steps", "schedule", "aux_learning_rate", "grad_clip",
           "ema_decay", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_images",
           "eval_crop_size", "eval_batch_size")
 OPTIONAL_FIELDS = {"lmbda": "single-rate models", "lmbdas": "variable-rate models",
+                   "muon_learning_rate": "optimizer='muon'",
                    "final_learning_rate": "schedule='cosine'",
                    "decay_steps": "schedule='step'", "decay_factors": "schedule='step'"}
 STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: they stay busy, and a stop waits for little
@@ -167,6 +169,7 @@ def check_fields(config) -> CodecConfig:
   except ValueError as error:
     raise ConfigError(error) from error
   wanted = [*FIELDS, "lmbdas" if model_config.num_rates else "lmbda"]
+  wanted += ["muon_learning_rate"] if config.get("optimizer") == "muon" else []
   wanted += ["final_learning_rate"] if config.get("schedule") == "cosine" else ["decay_steps", "decay_factors"]
   for name in wanted:
     if name not in config:

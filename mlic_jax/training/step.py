@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlic_jax.training import ConfigError
 from mlic_jax.training.losses import rd_loss
+from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS
 
 # For what runs once: optimising the random numbers of all initialisers takes four times as long as drawing them.
@@ -29,38 +29,6 @@ class TrainState:
   def eval_params(self) -> Any:
     """What is evaluated and exported: the average where there is one."""
     return self.params if self.ema_params is None else self.ema_params
-
-
-def learning_rate_schedule(config) -> optax.Schedule:
-  """Linear warm-up over warmup_steps, then "cosine" down to final_learning_rate at num_steps, or "step".
-
-  "step" multiplies by decay_factors[i] at step decay_steps[i]."""
-  peak, warmup = config.learning_rate, config.warmup_steps
-  if config.schedule == "cosine":
-    decay_steps = max(1, config.num_steps - warmup)
-    decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_learning_rate / peak)
-  elif config.schedule == "step":
-    if len(config.decay_steps) != len(config.decay_factors):
-      raise ConfigError(f"decay_steps={config.decay_steps} and decay_factors={config.decay_factors} differ in length")
-    decay = optax.piecewise_constant_schedule(
-        peak, {step - warmup: factor for step, factor in zip(config.decay_steps, config.decay_factors)})
-  else:
-    raise ConfigError(f"schedule={config.schedule!r}; wanted 'cosine' or 'step'")
-  return optax.join_schedules([optax.linear_schedule(peak / max(1, warmup), peak, warmup), decay], [warmup])
-
-
-def is_quantiles(path: tuple, _=None) -> bool:
-  """Whether a parameter is the quantiles of z's density, which the auxiliary loss alone trains."""
-  return getattr(path[-1], "key", None) == "quantiles"
-
-
-def make_optimizer(config) -> optax.GradientTransformation:
-  """Adam on the clipped gradient (global norm grad_clip, 0: not clipped); another Adam for the quantiles."""
-  clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
-  main = optax.chain(clip, optax.adam(learning_rate_schedule(config)))
-  aux = optax.adam(config.aux_learning_rate)
-  label = lambda params: jax.tree_util.tree_map_with_path(lambda p, _: "aux" if is_quantiles(p) else "main", params)
-  return optax.multi_transform(dict(main=main, aux=aux), label)
 
 
 def create_state(config, model, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,0 +1,69 @@
+"""The optimiser: Adam, or Muon for the convolutions; its schedules, and the other Adam of the quantiles of z."""
+
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from mlic_jax.training import ConfigError
+
+OPTIMIZERS = ("adam", "muon")
+
+# The root mean square of Muon's updates over its learning rate: about that of Adam's, so that rates can be compared
+# (Liu et al., "Muon is scalable for LLM training", 2025).
+MUON_RMS = 0.2
+
+
+def learning_rate_schedule(config, peak: float | None = None) -> optax.Schedule:
+  """Linear warm-up over warmup_steps, then "cosine" down to final_learning_rate at num_steps, or "step".
+
+  "step" multiplies by decay_factors[i] at step decay_steps[i]. Another `peak` scales the whole schedule, which is
+  that of learning_rate."""
+  scale = 1.0 if peak is None else peak / config.learning_rate
+  peak, warmup = scale * config.learning_rate, config.warmup_steps
+  if config.schedule == "cosine":
+    decay_steps = max(1, config.num_steps - warmup)
+    decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_learning_rate / config.learning_rate)
+  elif config.schedule == "step":
+    if len(config.decay_steps) != len(config.decay_factors):
+      raise ConfigError(f"decay_steps={config.decay_steps} and decay_factors={config.decay_factors} differ in length")
+    decay = optax.piecewise_constant_schedule(
+        peak, {step - warmup: factor for step, factor in zip(config.decay_steps, config.decay_factors)})
+  else:
+    raise ConfigError(f"schedule={config.schedule!r}; wanted 'cosine' or 'step'")
+  return optax.join_schedules([optax.linear_schedule(peak / max(1, warmup), peak, warmup), decay], [warmup])
+
+
+def is_quantiles(path: tuple, _=None) -> bool:
+  """Whether a parameter is the quantiles of z's density, which the auxiliary loss alone trains."""
+  return getattr(path[-1], "key", None) == "quantiles"
+
+
+def kernel_axes(params: Any) -> Any:
+  """What Muon makes orthogonal: the kernels of convolutions as (taps x inputs, outputs) matrices, None elsewhere.
+
+  Leading axes, those of the slices, are matrices of their own. Depthwise kernels are no matrices."""
+  def axes(path, p):
+    is_kernel = getattr(path[-1], "key", None) == "kernel" and p.ndim >= 4 and p.shape[-2] > 1
+    return MuonDimensionNumbers((-4, -3, -2), -1) if is_kernel else None
+  return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+  """The optimiser of config on the clipped gradient (global norm grad_clip, 0: not clipped); Adam for the quantiles.
+
+  "adam": learning_rate for everything. "muon": muon_learning_rate for the kernels of convolutions (Jordan et al.,
+  2024), Adam with learning_rate for the rest. Steps that whiten the gradient settle the conflict between rate and
+  distortion, which slows Adam down in learned codecs (Zhang & Zhu, arXiv:2601.20769, with SOAP)."""
+  if config.optimizer == "adam":
+    step = optax.adam(learning_rate_schedule(config))
+  elif config.optimizer == "muon":
+    step = muon(learning_rate_schedule(config, config.muon_learning_rate), muon_weight_dimension_numbers=kernel_axes,
+                adam_learning_rate=learning_rate_schedule(config), consistent_rms=MUON_RMS)
+  else:
+    raise ConfigError(f"optimizer={config.optimizer!r}; wanted one of {', '.join(OPTIMIZERS)}")
+  clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
+  aux = optax.adam(config.aux_learning_rate)
+  label = lambda params: jax.tree_util.tree_map_with_path(lambda p, _: "aux" if is_quantiles(p) else "main", params)
+  return optax.multi_transform(dict(main=optax.chain(clip, step), aux=aux), label)
