@@ -1,4 +1,4 @@
-"""The entropy model as pure functions, and the lines of docs/research.md."""
+"""The entropy model as pure functions, and the lines of the README."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from mlic_jax import entropy_model
 from mlic_jax.images import save_image
 from mlic_jax.model import build
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "research.md"
+README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,12 @@ def test_new_parameters_have_the_structure_of_a_codec(variables):
   assert shapes(params) == shapes(variables["params"]["slices"])
 
 
-def test_the_lines_in_the_document_compare_contexts(tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
-  code, = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+def test_the_lines_in_the_readme_compare_contexts(tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
+  code, = (block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "entropy_model" in block)
   save_image(tmp_path / "photo.png", photograph[:64, :64])
   monkeypatch.chdir(tmp_path)
   space = {}
-  exec(compile(code.replace("checkpoints/nano", str(tiny_checkpoint)), DOCUMENT.name, "exec"), space)
+  exec(compile(code.replace("checkpoints/nano", str(tiny_checkpoint)), README.name, "exec"), space)
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[0] for line in lines] == ["local_checkerboard", "local_stacked"]
   untrained = space["fitted_bits"](("channel", "local_stacked"), steps=0)
