@@ -39,7 +39,8 @@ def test_new_parameters_have_the_structure_of_a_codec(variables):
 
 
 def test_the_lines_in_the_readme_compare_contexts(tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
-  code, = (block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "entropy_model" in block)
+  blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+  code, = (block for block in blocks if "entropy_model" in block)
   save_image(tmp_path / "photo.png", photograph[:64, :64])
   monkeypatch.chdir(tmp_path)
   space = {}
