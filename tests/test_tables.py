@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mlic_jax.coding.tables import PRECISION, REACH_MAX, factorized_table, gaussian_table, quantize_pmf
-from mlic_jax.priors import FactorizedPrior, scale_table
+from mlic_jax.coding.tables import PRECISION, REACH_MAX, factorized_table, gaussian_table, quantize_pmf, row_scales
+from mlic_jax.priors import FactorizedPrior, scale_index, scale_table
 
 TOTAL = 2**PRECISION
 
@@ -52,6 +52,14 @@ def test_gaussian_rows_differ_from_compressai_s_only_in_how_the_sum_is_mended(ga
     assert our_cost <= entropy * 1.003 + 0.0008  # the least count of 1 is what a narrow row pays
     certain = theirs > 60  # cells that its mending does not reach
     np.testing.assert_allclose(ours[:-1][certain[:-1]], theirs[:-1][certain[:-1]], rtol=0.03, atol=2)
+
+
+def test_a_row_is_within_half_a_level_of_every_scale_that_takes_it():
+  scales = np.geomspace(0.11, 250, 5000).astype(np.float32)
+  row = row_scales()[np.asarray(scale_index(scales))]
+  half = (np.log(256 / 0.11) / 63) / 2
+  assert np.abs(np.log(scales / row)).max() <= half + 1e-5
+  assert row[0] == pytest.approx(0.11)  # where most elements of an easy picture are
 
 
 def z_params(channels=3, **changes):
