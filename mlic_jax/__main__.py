@@ -1,70 +1,146 @@
 """The command line: python -m mlic_jax encode | decode | info | describe | convert | ablate.
 
 A command is a function of the parsed arguments with its parser beside it; COMMANDS lists them. What a user can get
-wrong is one line on stderr and exit status 2, and no output file appears unless it is whole. A command imports what it
-needs when it runs: `info` and --help answer without jax.
+wrong is one line on stderr and exit status 2, and no output file appears unless it is whole. Of several files, those
+that fail are listed at the end, with exit status 1. A command imports what it needs when it runs: `info` and --help
+answer without jax.
 """
 import argparse
+import functools
+import math
 import os
 import sys
 import time
 from pathlib import Path
 
-from mlic_jax.coding import bitstream
-from mlic_jax.images import load_image, partial_name, save_image
+from mlic_jax.coding import batch, bitstream
+from mlic_jax.errors import for_the_user
+from mlic_jax.images import check_lossless, list_images, load_photograph, partial_name, save_image
 
 
 def encode_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("image", type=Path, help="a picture, any size: greyscale becomes RGB, transparency becomes white")
-  parser.add_argument("output", type=Path, metavar="OUT.mlic")
-  parser.add_argument("--ckpt", type=Path, required=True, help="model directory, or workdir of a training run")
-  parser.add_argument("--quality", type=float,
-                      help="of a variable-rate checkpoint: 1 to its number of rates, or between; default: the middle")
+  _path_arguments(parser, "IN OUT.mlic",
+                  "a picture, and the file to write; with --out-dir: pictures, and folders of them")
+  _ckpt_argument(parser, "model directory, or workdir of a training run; with a target, several of one rate each")
+  rate = parser.add_mutually_exclusive_group()
+  rate.add_argument("--quality", type=float,
+                    help="of a variable-rate checkpoint: 1 to its number of rates, or between; default: the middle")
+  rate.add_argument("--target-bytes", type=_positive, metavar="N", help="the largest file of at most N bytes")
+  rate.add_argument("--target-bpp", type=_above_zero, metavar="R", help="the same, in bits per pixel of the picture")
+  rate.add_argument("--target-psnr", type=_above_zero, metavar="DB", help="the smallest file of at least DB dB")
+  parser.add_argument("--single-chunk", action="store_true",
+                      help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
+  parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
 
 
-def encode(args: argparse.Namespace) -> None:
-  """compress a picture"""
-  image = load_image(args.image)
-  codec = _load(args.ckpt)
-  start = time.perf_counter()
-  blob = codec.encode(image, args.quality)
-  seconds = time.perf_counter() - start
-  _write(args.output, blob)
-  height, width = image.shape[:2]
-  print(f"{args.output}: {len(blob)} bytes, {8 * len(blob) / (height * width):.4f} bpp, {width}x{height}, "
-        f"{seconds:.2f} s (compilation included)")
+def encode(args: argparse.Namespace) -> int:
+  """compress pictures"""
+  pairs = batch.pair_up(args.paths, args.out_dir, ".mlic", list_images)
+  target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
+  if len(args.ckpt) > 1 and not target:
+    raise batch.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
+  codecs = functools.cache(lambda: _load(args.ckpt))
+
+  def work(source: Path, output: Path) -> str:
+    image, profile = load_photograph(source, args.max_megapixels * 10**6)
+    options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk)
+    start = time.perf_counter()
+    if target:
+      blob, note = _encode_to_target(codecs(), image, args, options)
+    else:
+      blob, note = codecs()[0].encode(image, args.quality, **options), ""
+    seconds = time.perf_counter() - start
+    _write(output, blob)
+    height, width = image.shape[:2]
+    return (f"{output}: {len(blob)} bytes, {8 * len(blob) / (height * width):.4f} bpp, {note}{width}x{height}, "
+            f"{seconds:.2f} s (compilation included)")
+
+  if args.out_dir is None:
+    print(work(*pairs[0]))
+    return 0
+  if not target:
+    codecs()[0].choose_quality(args.quality)  # which would otherwise fail with every picture
+  codecs()
+  return batch.run(pairs, work, "encode")
+
+
+def _encode_to_target(codecs: list, image, args: argparse.Namespace, options: dict) -> tuple[bytes, str]:
+  """The file, and what was reached, in words."""
+  from mlic_jax.coding.rate_control import encode_to_bytes, encode_to_psnr
+  if args.target_psnr:
+    reached = encode_to_psnr(codecs, image, args.target_psnr, **options)
+  else:
+    height, width = image.shape[:2]
+    target = args.target_bytes or math.floor(args.target_bpp * height * width / 8)
+    reached = encode_to_bytes(codecs, image, target, **options)
+  said = [reached.codec.name] if len(codecs) > 1 else []
+  said += [] if reached.quality is None else [f"quality {reached.quality:g}"]
+  said += [] if reached.psnr is None else [f"{reached.psnr:.2f} dB"]
+  return reached.blob, "".join(f"{each}, " for each in said)
 
 
 def decode_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("file", type=Path, metavar="IN.mlic")
-  parser.add_argument("output", type=Path, metavar="OUT.png", help=".png, or another format without loss")
-  parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that wrote the file")
+  _path_arguments(parser, "IN.mlic OUT.png",
+                  "a file, and the picture to write: .png .webp .tif .bmp; with --out-dir: files, folders of them")
+  _ckpt_argument(parser, "the checkpoint that wrote the file; of several, the one that did is taken")
+  parser.add_argument("--slices", type=_whole, metavar="K",
+                      help="decode the first K slices, and predict the others from them")
+  parser.add_argument("--partial", action="store_true",
+                      help="take a file that was cut short, and decode the slices that arrived")
 
 
-def decode(args: argparse.Namespace) -> None:
-  """restore the picture in a .mlic file"""
-  blob = _read(args.file)
-  codec = _load(args.ckpt)
-  start = time.perf_counter()
-  image = codec.decode(blob)
-  seconds = time.perf_counter() - start
-  save_image(args.output, image)
-  print(f"{args.output}: {image.shape[1]}x{image.shape[0]}, {seconds:.2f} s (compilation included)")
+def decode(args: argparse.Namespace) -> int:
+  """restore the pictures in .mlic files"""
+  pairs = batch.pair_up(args.paths, args.out_dir, ".png", _list_mlic)
+  for _, output in pairs:
+    check_lossless(output)
+  pixels_max = args.max_megapixels * 10**6
+  codecs = functools.cache(lambda: _load(args.ckpt))
+
+  def work(source: Path, output: Path) -> str:
+    blob, content = _read(source, pixels_max, args.partial)
+    codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
+    start = time.perf_counter()
+    image = codec.decode(blob, args.slices, args.partial, pixels_max)
+    seconds = time.perf_counter() - start
+    save_image(output, image, content.icc_profile)
+    decoded = content.num_arrived if args.slices is None else min(args.slices, content.num_arrived)
+    note = "" if decoded == content.num_slices else f"{decoded} of {content.num_slices} slices, "
+    return f"{output}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s (compilation included)"
+
+  if args.out_dir is None:
+    print(work(*pairs[0]))
+    return 0
+  codecs()
+  return batch.run(pairs, work, "decode")
+
+
+def _list_mlic(folder: Path) -> list[Path]:
+  """The .mlic files in a folder and below; BatchError if there is none."""
+  files = sorted(path for path in folder.rglob("*.mlic") if not path.name.startswith(".") and path.is_file())
+  if not files:
+    raise batch.BatchError(f"{folder}: holds no .mlic file")
+  return files
 
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("file", type=Path, metavar="IN.mlic")
+  _limit_argument(parser)
 
 
 def info(args: argparse.Namespace) -> None:
   """say what a .mlic file holds"""
-  blob = _read(args.file)
-  content = bitstream.parse(blob)
+  blob, content = _read(args.file, args.max_megapixels * 10**6)
   quality = "single rate" if content.quality is None else f"{content.quality:g}"
+  sizes = [len(chunk) for chunk in content.chunks]
+  slices = "in one chunk" if content.single_chunk else f"of {', '.join(map(str, sizes[1:]))} bytes, after {sizes[0]}"
+  profile = "none" if content.icc_profile is None else f"ICC, {len(content.icc_profile)} bytes before compression"
   print(f"size        {content.width}x{content.height}")
-  print(f"bytes       {len(blob)}, {len(content.stream)} of them coded data")
+  print(f"bytes       {len(blob)}, {sum(sizes)} of them coded data")
   print(f"bpp         {8 * len(blob) / (content.height * content.width):.4f}")
   print(f"quality     {quality}")
+  print(f"slices      {content.num_slices}, {slices}")
+  print(f"profile     {profile}")
   print(f"checkpoint  {content.fingerprint.hex()}")
   print(f"version     {bitstream.VERSION}")
 
@@ -167,19 +243,52 @@ def _positive(text: str) -> int:
   return int(text)
 
 
-def _load(path: Path):
-  from mlic_jax.coding.codec import Codec
-  return Codec.load(path)
+def _whole(text: str) -> int:
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(f"{text} came, an integer from 0 on is wanted")
+  return int(text)
 
 
-def _read(path: Path) -> bytes:
-  """The bytes of a file that parses; BitstreamError names it otherwise."""
-  blob = path.read_bytes()
+def _above_zero(text: str) -> float:
   try:
-    bitstream.parse(blob)
-  except bitstream.BitstreamError as error:
-    raise bitstream.BitstreamError(f"{path}: {error}") from None
-  return blob
+    number = float(text)
+  except ValueError:
+    number = math.nan
+  if not 0 < number < math.inf:
+    raise argparse.ArgumentTypeError(f"{text} came, a number above 0 is wanted")
+  return number
+
+
+def _path_arguments(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
+  parser.add_argument("paths", type=Path, nargs="*", metavar=metavar, help=f"{help}; before the options")
+  parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where to write a file for each that is named")
+  _limit_argument(parser)
+
+
+def _limit_argument(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--max-megapixels", type=_positive, metavar="N", default=bitstream.PIXELS_MAX // 10**6,
+                      help="refuse larger pictures; default: %(default)s")
+
+
+def _ckpt_argument(parser: argparse.ArgumentParser, help: str) -> None:
+  parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help=help)
+
+
+def _load(paths: list[Path]) -> list:
+  from mlic_jax.coding.codec import Codec
+  return [Codec.load(path) for path in paths]
+
+
+def _read(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:
+  """The bytes of a file and what they hold; BitstreamError names the file otherwise."""
+  with path.open("rb") as file:
+    blob = file.read(bitstream.HEADER_SIZE)
+    try:
+      bitstream.check_header(blob, pixels_max)  # before the rest is read, which may be of any size
+      blob += file.read()
+      return blob, bitstream.parse(blob, pixels_max, partial)
+    except bitstream.BitstreamError as error:
+      raise bitstream.BitstreamError(f"{path}: {error}") from None
 
 
 def _write(path: Path, blob: bytes) -> None:
@@ -200,17 +309,11 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     return COMMANDS[args.command][0](args) or 0
-  except OSError as error:
-    return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-  except ValueError as error:
-    if not _is_for_the_user(error):
+  except (OSError, ValueError) as error:
+    line = for_the_user(error)
+    if line is None:
       raise
-    return _fail(str(error))
-
-
-def _is_for_the_user(error: ValueError) -> bool:
-  """ImageError, BitstreamError, CheckpointError, ConfigError, ...: one line each. Another ValueError is a bug."""
-  return type(error).__module__.startswith("mlic_jax.")
+    return _fail(line)
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -2,17 +2,23 @@
 
 What a file holds is brought to RGB where that loses nothing: greyscale, 1-bit and palette images become RGB,
 transparency (RGBA, LA, a transparent palette entry) is composited on white, and the EXIF orientation is
-applied. What 8-bit RGB cannot hold (16 bits a channel, CMYK, Lab) is refused, so that nobody measures a codec
-on silently changed pixels. Of a file with several frames the first is read.
+applied. What 8-bit RGB cannot hold (16 bits a channel, floats, CMYK, Lab) is refused, so that nobody measures a codec
+on silently changed pixels. Of a file with several frames or pages the first is read.
 """
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # whatever the extension says
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
+PIXELS_MAX = 512 * 10**6   # as in coding/bitstream.py
+
+# Pillow warns from 89 megapixels on and refuses from 179; the limit here is that of the file format.
+Image.MAX_IMAGE_PIXELS = None
 
 # The formats save_image writes, all of them without loss.
 DEFLATED_TIFF = ("TIFF", {"compression": "tiff_deflate"})
@@ -24,12 +30,30 @@ class ImageError(ValueError):
   """An image that cannot be read, held or written; one line with the file, what came and what was wanted."""
 
 
+class Photograph(NamedTuple):
+  """What a codec is given, and gives back."""
+  image: np.ndarray            # (H, W, 3) uint8
+  icc_profile: bytes | None    # the colour space of its RGB values, as the file had it; None is sRGB for most programs
+
+
 def load_image(path: str | os.PathLike) -> np.ndarray:
   """The photograph at `path`, (H, W, 3) uint8; ImageError when it is broken or holds more than 8-bit RGB."""
+  return load_photograph(path).image
+
+
+def load_photograph(path: str | os.PathLike, pixels_max: int = PIXELS_MAX) -> Photograph:
+  """The photograph at `path` with its colour profile; ImageError as in `load_image`, and for more than `pixels_max`.
+
+  The profile of a greyscale picture does not describe the RGB that the picture becomes, and is left out.
+  """
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
       _refuse_what_rgb_cannot_hold(path, image)
-      return _to_rgb(ImageOps.exif_transpose(image))
+      if image.width * image.height > pixels_max:
+        raise ImageError(f"{path}: {image.width}x{image.height}, {image.width * image.height / 1e6:.0f} megapixels; "
+                         f"the limit is {pixels_max / 1e6:.0f}")
+      profile = image.info.get("icc_profile")
+      return Photograph(_to_rgb(ImageOps.exif_transpose(image)), profile if _is_of_rgb(profile) else None)
   except ImageError:
     raise
   except FileNotFoundError:
@@ -55,6 +79,11 @@ def _bits_per_channel(image: Image.Image) -> int:
   return 16 if any(";16" in str(mode) for mode in [image.mode, *raw_modes]) else 8
 
 
+def _is_of_rgb(profile: bytes | None) -> bool:
+  """Whether the header of an ICC profile says that it is one, and of RGB (ICC.1:2022, 7.2)."""
+  return profile is not None and profile[36:40] == b"acsp" and profile[16:20] == b"RGB "
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
   if image.has_transparency_data:
     image = image.convert("RGBA")
@@ -75,15 +104,26 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
   return paths
 
 
-def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
-  """Writes (H, W, 3) uint8 without loss, in the format of the extension, whole or not at all."""
-  path = Path(path)
-  if path.suffix.lower() not in LOSSLESS:
-    raise ImageError(f"{path}: cannot write {path.suffix or 'a file without extension'} without loss; "
+def check_lossless(path: str | os.PathLike) -> None:
+  """ImageError unless `save_image` can write a file of this name; to be asked before the work."""
+  suffix = Path(path).suffix
+  if suffix.lower() not in LOSSLESS:
+    raise ImageError(f"{path}: cannot write {suffix or 'a file without extension'} without loss; "
                      f"wanted {' '.join(LOSSLESS)}")
+
+
+def save_image(path: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> None:
+  """Writes (H, W, 3) uint8 without loss, in the format of the extension, whole or not at all.
+
+  The colour profile goes into the file, except into a BMP.
+  """
+  path = Path(path)
+  check_lossless(path)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     raise ImageError(f"{path}: got an array {image.shape} {image.dtype}; wanted (H, W, 3) uint8")
   image_format, options = LOSSLESS[path.suffix.lower()]
+  if icc_profile is not None and image_format != "BMP":
+    options = options | {"icc_profile": icc_profile}
   partial = partial_name(path)
   try:
     Image.fromarray(image).save(partial, format=image_format, **options)

@@ -1,4 +1,5 @@
-"""The file format: what is written is read back, and everything else is refused in one line."""
+"""The file format: what is written is read back, what was cut is read as far as it goes, and everything else is refused
+in one line."""
 import zlib
 
 import pytest
@@ -6,36 +7,109 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlic_jax.coding import bitstream
-from mlic_jax.coding.bitstream import Bitstream, BitstreamError, parse, write
+from mlic_jax.coding.bitstream import HEADER, HEADER_SIZE, Bitstream, BitstreamError, parse, write
 
-CONTENT = Bitstream(b"8 bytes.", height=100, width=80, quality=2.5, stream=b"some coded symbols")
+CHUNKS = (b"hyperprior", b"slice one", b"", b"a longer slice " * 20)
+CONTENT = Bitstream(b"8 bytes.", height=100, width=80, quality=2.5, num_slices=3, chunks=CHUNKS)
+SINGLE = CONTENT._replace(chunks=(b"".join(CHUNKS),), single_chunk=True)
+PROFILE = b"a colour profile " * 100
+
+
+def with_header(blob, **fields):
+  """The file with other values in its header, whose checksum then fits; those of the chunks do not."""
+  names = ("magic", "version", "flags", "fingerprint", "height", "width", "quality", "slices")
+  values = dict(zip(names, HEADER.unpack_from(blob))) | fields
+  head = HEADER.pack(*values.values())
+  return head + bitstream.CHECKSUM.pack(zlib.crc32(head) & 0xFFFF) + blob[HEADER_SIZE:]
 
 
 @pytest.mark.parametrize("content", [
-    CONTENT, CONTENT._replace(quality=None), CONTENT._replace(stream=b""),
-  CONTENT._replace(height=1, width=500_000_000)])
+    CONTENT, SINGLE, CONTENT._replace(quality=None), CONTENT._replace(icc_profile=PROFILE),
+    CONTENT._replace(icc_profile=b""),
+    SINGLE._replace(icc_profile=PROFILE), CONTENT._replace(num_slices=1, chunks=(b"", b"\0" * 70_000)),
+    CONTENT._replace(num_slices=254, chunks=(b"x",) * 255), CONTENT._replace(height=1, width=500_000_000)])
 def test_parse_is_the_inverse_of_write(content):
   assert parse(write(content)) == content
+  assert parse(write(content)).num_arrived == content.num_slices
 
 
-def test_a_file_costs_32_bytes_beside_its_stream():
-  assert len(write(CONTENT)) == len(CONTENT.stream) + 32
+def test_a_file_costs_27_bytes_and_3_or_4_for_each_chunk():
+  """A length of up to 127 takes one byte, up to 16383 two."""
+  assert len(write(CONTENT)) == sum(map(len, CHUNKS)) + 27 + 3 * 3 + 4
+  assert len(write(SINGLE)) == sum(map(len, CHUNKS)) + 27 + 6
 
 
-def test_every_shorter_file_is_cut_short_or_not_a_file():
-  blob = write(CONTENT)
+def test_a_profile_is_compressed():
+  assert len(write(CONTENT._replace(icc_profile=PROFILE))) < len(write(CONTENT)) + 50
+
+
+@pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE)])
+def test_every_shorter_file_is_cut_short_or_not_a_file(content):
+  blob = write(content)
   for length in range(len(blob)):
     with pytest.raises(BitstreamError, match="cut short" if length >= 4 else "not a .mlic file"):
       parse(blob[:length])
 
 
+@pytest.mark.parametrize("arrived, missing", [
+    (0, r"the hyperprior \(z\) and all slices are"), (1, "slices 1 to 3 of 3 are"), (2, "slices 2 to 3 of 3 are"),
+    (3, "slice 3 of 3 is")])
+def test_a_cut_file_names_what_is_missing(arrived, missing):
+  blob = write(CONTENT)
+  end = [HEADER_SIZE, *bitstream.chunk_ends(blob)][arrived]
+  for length in (end, end + 1, end + 2):
+    with pytest.raises(BitstreamError, match=f"cut short: {length} bytes, {missing} missing"):
+      parse(blob[:length])
+
+
+@pytest.mark.parametrize("content", [CONTENT, CONTENT._replace(icc_profile=PROFILE)])
+def test_of_a_cut_file_partial_reads_the_chunks_that_are_whole(content):
+  blob = write(content)
+  ends = bitstream.chunk_ends(blob)
+  assert len(ends) == 4 and ends[-1] == len(blob)
+  for length in range(len(blob) + 1):
+    arrived = sum(end <= length for end in ends)
+    if not arrived:
+      with pytest.raises(BitstreamError):
+        parse(blob[:length], partial=True)
+    else:
+      part = parse(blob[:length], partial=True)
+      assert part == content._replace(chunks=CHUNKS[:arrived])
+      assert part.num_arrived == arrived - 1
+
+
+def test_partial_reads_up_to_the_slice_that_is_damaged_but_wants_z_and_the_profile():
+  blob = bytearray(write(CONTENT._replace(icc_profile=PROFILE)))
+  ends = bitstream.chunk_ends(blob)
+  blob[ends[3] - 1] ^= 1
+  assert parse(bytes(blob), partial=True).chunks == CHUNKS[:3]
+  with pytest.raises(BitstreamError, match="damaged: the checksum of slice 3 of 3 does not fit"):
+    parse(bytes(blob))
+  blob[ends[0] - 1] ^= 1
+  with pytest.raises(BitstreamError, match="hyperprior"):
+    parse(bytes(blob), partial=True)
+  blob[HEADER_SIZE + 5] ^= 1
+  with pytest.raises(BitstreamError, match="profile"):
+    parse(bytes(blob), partial=True)
+
+
+def test_of_a_single_chunk_partial_reads_nothing():
+  blob = write(SINGLE)
+  with pytest.raises(BitstreamError, match="cut short: .* the coded data is missing"):
+    parse(blob[:-1], partial=True)
+  with pytest.raises(BitstreamError, match="damaged"):
+    parse(blob[:-1] + b"?", partial=True)
+
+
 def test_a_longer_file_is_damaged():
-  with pytest.raises(BitstreamError, match="51 bytes, its header says 50"):
+  size = len(write(CONTENT))
+  with pytest.raises(BitstreamError, match=f"{size + 1} bytes, its content ends after {size}"):
     parse(write(CONTENT) + b"\0")
 
 
-def test_every_altered_bit_is_noticed():
-  blob = write(CONTENT)
+@pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE)])
+def test_every_altered_bit_is_noticed(content):
+  blob = write(content)
   for i in range(8 * len(blob)):
     altered = bytearray(blob)
     altered[i // 8] ^= 1 << i % 8
@@ -43,37 +117,155 @@ def test_every_altered_bit_is_noticed():
       parse(bytes(altered))
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=80), st.booleans())
-def test_arbitrary_bytes_are_refused_in_one_line(blob, with_magic):
-  with pytest.raises(BitstreamError) as error:
-    parse(bitstream.MAGIC + blob if with_magic else blob)
-  assert "\n" not in str(error.value)
+def test_a_chunk_in_another_place_or_of_another_picture_is_noticed():
+  same = CONTENT._replace(chunks=(b"twin",) * 4)
+  blob = write(same)
+  ends = [HEADER_SIZE, *bitstream.chunk_ends(blob)]
+  blocks = [blob[a:b] for a, b in zip(ends, ends[1:])]
+  assert len(set(blocks)) == 4
+  with pytest.raises(BitstreamError, match="slice 1 of 3"):
+    parse(blob[:HEADER_SIZE] + blocks[0] + blocks[2] + blocks[1] + blocks[3])
+  other = write(same._replace(width=81))
+  with pytest.raises(BitstreamError, match="hyperprior"):
+    parse(other[:HEADER_SIZE] + b"".join(blocks))
 
 
-def test_a_newer_version_is_named():
-  blob = bytearray(write(CONTENT))
-  blob[4] = 2
-  with pytest.raises(BitstreamError, match="format version 2; this program reads up to 1"):
-    parse(bytes(blob))
+def test_another_version_is_named():
+  blob = write(CONTENT)
+  with pytest.raises(BitstreamError, match="format version 3; this program reads version 2"):
+    parse(blob[:4] + b"\3")
+  with pytest.raises(BitstreamError, match="version 1; this program reads version 2, and version 1 was never released"):
+    parse(blob[:4] + b"\1" + blob[5:])
 
 
-@pytest.mark.parametrize("field, value, message", [
-    (5, 1, "flags 0x01"), (14, 255, "limit is 512"), (17, 0, "0x80; at least 1x1"), (4, 0, "version 0")])
-def test_a_bad_field_is_refused_though_the_checksum_fits(field, value, message):
-  body = bytearray(write(CONTENT)[:-4])
-  body[field] = value
+@pytest.mark.parametrize("fields, message", [
+    ({"flags": 4}, "flags 0x04"), ({"height": 2**31}, "limit is 512"), ({"height": 0}, "0x80; at least 1x1"),
+    ({"slices": 0}, "0 slices"), ({"slices": 255}, "255 slices"), ({"slices": 2}, "damaged"),
+    ({"slices": 9}, "damaged"), ({"flags": 1}, "damaged"), ({"flags": 2}, "damaged")])
+def test_a_bad_header_is_refused_though_its_checksum_fits(fields, message):
   with pytest.raises(BitstreamError, match=message):
-    parse(bytes(body) + bitstream.CHECKSUM.pack(zlib.crc32(body)))
+    parse(with_header(write(CONTENT), **fields))
+
+
+@pytest.mark.parametrize("length", [
+    b"\x8a\0", b"\xff\xff\xff\xff\xff\1", b"\xff\xff\xff\xff\x7f", b"\x80\x80\x80\x80\x80"])
+def test_a_length_has_one_form_and_five_bytes_at_most(length):
+  with pytest.raises(BitstreamError, match="damaged: a length"):
+    parse(write(CONTENT)[:HEADER_SIZE] + length + b"some bytes")
+
+
+def test_a_length_far_beyond_the_file_takes_no_memory():
+  with pytest.raises(BitstreamError, match="cut short"):
+    parse(write(CONTENT)[:HEADER_SIZE] + b"\xff\xff\xff\xff\x0f" + b"some bytes")
+
+
+def test_a_profile_that_unpacks_to_more_than_a_megabyte_is_refused_before_it_does(monkeypatch):
+  with pytest.raises(BitstreamError, match="colour profile of the picture has 1048577 bytes"):
+    write(CONTENT._replace(icc_profile=bytes(bitstream.PROFILE_MAX + 1)))
+  largest = CONTENT._replace(icc_profile=bytes(bitstream.PROFILE_MAX))
+  assert parse(write(largest)) == largest
+  monkeypatch.setattr(bitstream, "_pack_profile", lambda _: zlib.compress(bytes(10**8)))
+  with pytest.raises(BitstreamError, match="more than 1048576 bytes"):
+    parse(write(largest))
+
+
+@pytest.mark.parametrize("packed", [
+    b"", b"no zlib data", zlib.compress(PROFILE)[:-6], zlib.compress(PROFILE) + b"more"])
+def test_a_profile_that_does_not_unpack_is_refused_though_its_checksum_fits(packed, monkeypatch):
+  monkeypatch.setattr(bitstream, "_pack_profile", lambda _: packed)
+  with pytest.raises(BitstreamError, match="colour profile"):
+    parse(write(CONTENT._replace(icc_profile=PROFILE)))
+
+
+@pytest.mark.parametrize("content, message", [
+    (CONTENT._replace(num_slices=255, chunks=(b"",) * 256), "255 slices; a file holds 1 to 254"),
+    (CONTENT._replace(height=2**32), "below 2.32"), (CONTENT._replace(width=0), "at least 1x1")])
+def test_what_the_format_cannot_hold_is_not_written(content, message):
+  with pytest.raises(BitstreamError, match=message):
+    write(content)
 
 
 def test_the_size_limit_is_the_caller_s_choice():
   with pytest.raises(BitstreamError, match="100x80"):
     parse(write(CONTENT), pixels_max=7999)
   assert parse(write(CONTENT), pixels_max=8000) == CONTENT
+  huge = CONTENT._replace(height=10**5, width=10**5)
+  with pytest.raises(BitstreamError, match="10000 megapixels; the limit is 512"):
+    parse(write(huge))
+  assert parse(write(huge), pixels_max=10**10) == huge
 
 
 def test_quality_is_rounded_to_what_a_file_holds():
   quality = bitstream.round_quality(3.3)
   assert abs(quality - 3.3) <= 1 / 512
   assert parse(write(CONTENT._replace(quality=quality))).quality == quality
+
+
+# --- hostile files ------------------------------------------------------------------
+
+def outcome(blob, partial):
+  """None, or the one line that refuses the file; anything else fails the test."""
+  try:
+    content = parse(blob, partial=partial)
+  except BitstreamError as error:
+    assert str(error) and "\n" not in str(error)
+    return str(error)
+  assert 0 <= content.num_arrived <= content.num_slices and sum(map(len, content.chunks)) <= len(blob)
+  return None
+
+
+CONTENTS = st.builds(
+    lambda chunks, single, profile, quality, sides: Bitstream(
+        b"8 bytes.", *sides, quality, len(chunks) - 1, (b"".join(chunks),) if single else tuple(chunks), single,
+        profile),
+    st.lists(st.binary(max_size=300), min_size=2, max_size=12), st.booleans(), st.none() | st.binary(max_size=200),
+    st.none() | st.integers(256, 2560).map(lambda q: q / 256), st.tuples(*[st.integers(1, 20_000)] * 2))
+
+
+def damaged(content, data):
+  """A file of `content`, with some of it flipped, cut out, put in, or in another order."""
+  blob = bytearray(write(content))
+  for _ in range(data.draw(st.integers(1, 4))):
+    place, size = data.draw(st.integers(0, len(blob))), data.draw(st.integers(1, 40))
+    match data.draw(st.sampled_from(["flip", "cut", "remove", "insert", "move"])):
+      case "flip" if place < len(blob):
+        blob[place] ^= 1 << data.draw(st.integers(0, 7))
+      case "cut":
+        del blob[place:]
+      case "remove":
+        del blob[place:place + size]
+      case "insert":
+        blob[place:place] = data.draw(st.binary(min_size=1, max_size=40))
+      case "move":
+        piece = blob[place:place + size]
+        del blob[place:place + size]
+        blob[len(blob) // 2:len(blob) // 2] = piece
+  return bytes(blob)
+
+
+def check_damaged(content, data):
+  """16 bits let one damaged chunk in 65536 pass, so nothing is said of how often a file is refused."""
+  blob = damaged(content, data)
+  outcome(blob, partial=False)
+  outcome(blob, partial=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(CONTENTS, st.data())
+def test_a_damaged_file_is_read_or_refused_in_one_line(content, data):
+  check_damaged(content, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(CONTENTS, st.data())
+def test_ten_thousand_damaged_files_are_read_or_refused_in_one_line(content, data):
+  check_damaged(content, data)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=120), st.sampled_from([0, 4, 5, HEADER_SIZE]), st.booleans(),
+       st.fixed_dictionaries({}, optional={"flags": st.integers(0, 255), "slices": st.integers(0, 255),
+                                           "height": st.integers(0, 2**32 - 1), "quality": st.integers(0, 2**16 - 1)}))
+def test_arbitrary_bytes_behind_any_part_of_a_header_are_refused_or_read(blob, begun, partial, fields):
+  outcome(with_header(write(CONTENT), **fields)[:begun] + blob, partial)

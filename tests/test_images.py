@@ -5,9 +5,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from mlic_jax.images import ImageError, list_images, load_image, save_image
+from mlic_jax.images import ImageError, list_images, load_image, load_photograph, save_image
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (5, 7, 3), np.uint8)
@@ -140,3 +140,117 @@ def test_saving_refuses_lossy_formats_missing_folders_and_other_arrays(tmp_path)
   with pytest.raises(ImageError, match="wanted .H, W, 3. uint8"):
     save_image(tmp_path / "out.png", GREY)
   assert not list(tmp_path.iterdir())
+
+
+# --- what else lies in folders of photographs ------------------------------------------
+
+def tiff(samples, bits, photometric, rows, sample_format=1):
+  """A TIFF of 2x2 pixels without compression; Pillow reads some kinds that it cannot write."""
+  entries = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, photometric),
+             (273, 4, 1, 0), (277, 3, 1, samples), (278, 3, 1, 2), (279, 4, 1, len(rows)), (339, 3, 1, sample_format)]
+  place = 8 + 2 + 12 * len(entries) + 4
+  if samples > 1:                                                       # bits and format, a number for each sample
+    many = struct.pack(f"<{samples}H", *[bits] * samples) + struct.pack(f"<{samples}H", *[sample_format] * samples)
+    entries[2], entries[9] = (258, 3, samples, place), (339, 3, samples, place + 2 * samples)
+    if samples == 2:                                                    # two shorts fit into their entry
+      entries[2], entries[9] = (258, 3, 2, bits * 65537), (339, 3, 2, sample_format * 65537)
+  else:
+    many = b""
+  entries[5] = (273, 4, 1, place + len(many))
+  return (b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+          + struct.pack("<I", 0) + many + rows)
+
+
+def test_a_tiff_of_8_bits_is_read_and_a_negative_one_turned(tmp_path):
+  rows = bytes(range(0, 240, 20))
+  (tmp_path / "rgb.tif").write_bytes(tiff(3, 8, 2, rows))
+  np.testing.assert_array_equal(load_image(tmp_path / "rgb.tif"), np.frombuffer(rows, np.uint8).reshape(2, 2, 3))
+  (tmp_path / "negative.tif").write_bytes(tiff(1, 8, 0, bytes([0, 10, 200, 255])))
+  np.testing.assert_array_equal(load_image(tmp_path / "negative.tif")[..., 0], [[255, 245], [55, 0]])
+
+
+@pytest.mark.parametrize("samples, bits, photometric, sample_format, message", [
+    (3, 16, 2, 1, "16 bits per channel"), (1, 16, 1, 1, "16 bits per channel"), (1, 16, 1, 2, "32 bits per channel"),
+    (1, 32, 1, 1, "32 bits per channel"), (1, 32, 1, 3, "32 bits per channel"), (3, 8, 8, 1, "colour mode LAB"),
+    (4, 8, 5, 1, "colour mode CMYK"), (3, 32, 2, 3, "cannot be read"), (1, 64, 1, 3, "cannot be read")])
+def test_a_tiff_of_more_than_8_bits_or_in_other_colours_is_refused(
+    tmp_path, samples, bits, photometric, sample_format, message):
+  """Sample format 2 is signed, 3 floats; Pillow opens signed 16 bits as 32."""
+  (tmp_path / "scan.tif").write_bytes(tiff(samples, bits, photometric, bytes(4 * samples * bits // 8), sample_format))
+  with pytest.raises(ImageError, match=f"scan.tif: {message}"):
+    load_image(tmp_path / "scan.tif")
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.webp", "photo.tif", "photo.bmp"])
+def test_a_truncated_file_is_refused_in_every_format(tmp_path, name):
+  path = saved(tmp_path, Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)), name)
+  path.write_bytes(path.read_bytes()[:-path.stat().st_size // 3])
+  with pytest.raises(ImageError, match=f"{name}: cannot be read as an image"):
+    load_image(path)
+
+
+def test_of_several_frames_the_first_is_read(tmp_path):
+  frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200)]
+  for name in ("moving.webp", "pages.tif", "moving.png"):
+    path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:],
+                 **({"lossless": True} if name.endswith("webp") else {}))
+    np.testing.assert_array_equal(load_image(path), np.array(frames[0]))
+
+
+def test_a_transparent_palette_with_alpha_and_a_transparent_colour_are_white(tmp_path):
+  alpha = np.where(GREY > 127, 255, 0).astype(np.uint8)
+  pa = Image.fromarray(RGB).quantize(8).convert("PA")
+  pa.putalpha(Image.fromarray(alpha))
+  assert pa.mode == "PA"
+  seen = load_image(saved(tmp_path, pa.convert("RGBA"), "pa.png"))
+  assert (seen[alpha == 0] == 255).all() and not (seen[alpha > 0] == 255).all()
+  keyed = load_image(saved(tmp_path, Image.fromarray(RGB), "keyed.png", transparency=tuple(RGB[0, 0].tolist())))
+  assert (keyed[0, 0] == 255).all()
+  np.testing.assert_array_equal(keyed[1:], RGB[1:])
+
+
+def test_a_format_that_is_not_listed_is_refused_whatever_its_extension(tmp_path):
+  path = tmp_path / "photo.png"
+  Image.fromarray(RGB).save(path, format="GIF")
+  with pytest.raises(ImageError, match="photo.png: cannot be read as an image"):
+    load_image(path)
+
+
+def test_a_picture_beyond_the_limit_is_refused_by_its_size_alone(tmp_path):
+  path = saved(tmp_path, Image.fromarray(RGB))
+  assert load_photograph(path, pixels_max=35).image.shape == RGB.shape
+  with pytest.raises(ImageError, match="photo.png: 7x5, 0 megapixels; the limit is 0"):
+    load_photograph(path, pixels_max=34)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_more_than_pillow_s_own_limit_is_read(tmp_path):
+  path = saved(tmp_path, Image.new("1", (20_000, 9_500)))
+  with pytest.raises(ImageError, match="190 megapixels; the limit is 189"):
+    load_photograph(path, pixels_max=189 * 10**6)
+
+
+# --- colour profiles -------------------------------------------------------------------
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("extension", ["png", "webp", "tif"])
+def test_a_profile_is_saved_and_loaded_again_byte_for_byte(tmp_path, extension):
+  save_image(tmp_path / f"out.{extension}", RGB, SRGB)
+  photograph = load_photograph(tmp_path / f"out.{extension}")
+  np.testing.assert_array_equal(photograph.image, RGB)
+  assert photograph.icc_profile == SRGB
+
+
+def test_a_jpeg_has_its_profile_read_and_a_bmp_is_written_without(tmp_path):
+  assert load_photograph(saved(tmp_path, Image.fromarray(RGB), "photo.jpg", icc_profile=SRGB)).icc_profile == SRGB
+  save_image(tmp_path / "out.bmp", RGB, SRGB)
+  assert load_photograph(tmp_path / "out.bmp").icc_profile is None
+
+
+def test_a_profile_that_is_none_or_not_of_rgb_is_left_out(tmp_path):
+  grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+  assert load_photograph(saved(tmp_path, Image.fromarray(GREY), icc_profile=grey)).icc_profile is None
+  assert load_photograph(saved(tmp_path, Image.fromarray(RGB), icc_profile=b"nonsense")).icc_profile is None
+  assert load_photograph(saved(tmp_path, Image.fromarray(RGB))).icc_profile is None

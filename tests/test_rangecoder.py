@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.rangecoder import DISTANCE_MAX, Decoder, Encoder
+from mlic_jax.coding.rangecoder import DISTANCE_MAX, Decoder, Encoder, SymbolError
 from mlic_jax.coding.tables import gaussian_table
 
 SCALES = np.array([0.11, 0.5, 2.0, 9.0])
@@ -42,7 +42,7 @@ def test_symbols_far_outside_the_table_survive():
 
 
 def test_a_symbol_beyond_the_gamma_code_is_refused():
-  with pytest.raises(ValueError, match="beyond its coding table"):
+  with pytest.raises(SymbolError, match="beyond its coding table"):
     code(np.array([DISTANCE_MAX + 10], np.int32), np.array([0]))
 
 
@@ -79,3 +79,15 @@ def test_a_stream_with_bytes_left_over_is_noticed():
   decoder.decode(rows)
   with pytest.raises(BitstreamError, match="does not end"):
     decoder.finish()
+
+
+def test_a_stream_ends_within_a_byte_of_its_information():
+  """Which is what a chunk of its own costs a slice, beside length and checksum."""
+  rng = np.random.default_rng(3)
+  ends = np.flatnonzero(TABLE.lookup == 2**16)
+  start = ends[1] + 2                                    # row 2: behind its precision
+  counts = np.diff(TABLE.lookup[start:ends[2] + 1])
+  for _ in range(60):
+    symbols = np.rint(rng.normal(0, SCALES[2], rng.integers(1, 200))).astype(np.int32)
+    information = -np.log2(counts[symbols - TABLE.offset[2]] / 2**16).sum() / 8
+    assert len(code(symbols, np.full(symbols.shape, 2))) <= information + 1

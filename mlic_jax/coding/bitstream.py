@@ -1,12 +1,26 @@
-"""The .mlic file: one header, one coded stream, one checksum. docs/format.md has it byte by byte."""
+"""The .mlic file: a header, a colour profile if there is one, and chunks: z, then one per slice.
+
+    header   fixed size, with a checksum of its own        docs/format.md has all of it byte by byte
+    blocks   length, checksum, data: the profile (optional), z, slice 1, ..., slice S
+
+What arrived of a cut file can therefore be told from what is missing, block by block.
+"""
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 MAGIC = b"MLIC"
-VERSION = 1
-HEADER = struct.Struct(">4sBB8sIIHI")  # magic, version, flags, fingerprint, height, width, quality, bytes of the stream
-CHECKSUM = struct.Struct(">I")         # CRC-32 of every byte before it
+VERSION = 2
+HEADER = struct.Struct(">4sBB8sIIHB")  # magic, version, flags, fingerprint, height, width, quality, slices
+CHECKSUM = struct.Struct(">H")         # low 16 bits of a CRC-32: of the header, and of a block
+LONG_CHECKSUM = struct.Struct(">I")    # of a block in a single-chunk file
+HEADER_SIZE = HEADER.size + CHECKSUM.size
+SINGLE_CHUNK, WITH_PROFILE = 0x01, 0x02   # flags
+PROFILE_BLOCK = 255                    # its index; chunks have 0 .. slices
+SLICES_MAX = 254
+LENGTH_MAX = 2**32 - 1                 # of a block, in bytes
+PROFILE_MAX = 2**20                    # bytes of a colour profile, before compression and after
 QUALITY_STEPS = 256                    # the file holds quality in 256ths, so that both sides have the same number
 PIXELS_MAX = 512 * 10**6               # a decoder needs some hundred bytes a pixel
 
@@ -17,11 +31,19 @@ class BitstreamError(ValueError):
 
 class Bitstream(NamedTuple):
   """What a file holds. `write` and `parse` are inverses."""
-  fingerprint: bytes        # 8 bytes, of the checkpoint that wrote the stream
-  height: int               # of the picture, before padding
+  fingerprint: bytes                # 8 bytes, of the checkpoint that wrote the chunks
+  height: int                       # of the picture, before padding
   width: int
-  quality: float | None     # a multiple of 1 / QUALITY_STEPS; None for a single-rate checkpoint
-  stream: bytes             # the output of the range coder
+  quality: float | None             # a multiple of 1 / QUALITY_STEPS; None for a single-rate checkpoint
+  num_slices: int                   # S
+  chunks: tuple[bytes, ...]         # of the range coder: z, slice 1, ..., slice S; fewer when some did not arrive
+  single_chunk: bool = False        # z and all slices in one
+  icc_profile: bytes | None = None  # the colour profile of the picture, as its file had it
+
+  @property
+  def num_arrived(self) -> int:
+    """Slices that are here, S unless the file was cut."""
+    return self.num_slices if self.single_chunk else len(self.chunks) - 1
 
 
 def round_quality(quality: float) -> float:
@@ -39,34 +61,160 @@ def check_size(height: int, width: int, pixels_max: int = PIXELS_MAX) -> None:
 
 
 def write(content: Bitstream) -> bytes:
-  """The bytes of a file."""
-  check_size(content.height, content.width)
+  """The bytes of a file with all its chunks; BitstreamError when the format cannot hold it."""
+  check_size(content.height, content.width, pixels_max=2**64)
+  if max(content.height, content.width) >= 2**32:
+    raise BitstreamError(f"the picture is {content.height}x{content.width}; a file holds sides below 2^32")
+  if not 1 <= content.num_slices <= SLICES_MAX:
+    raise BitstreamError(f"the model has {content.num_slices} slices; a file holds 1 to {SLICES_MAX}")
+  flags = SINGLE_CHUNK * content.single_chunk | WITH_PROFILE * (content.icc_profile is not None)
   quality = 0 if content.quality is None else round(content.quality * QUALITY_STEPS)
-  head = HEADER.pack(MAGIC, VERSION, 0, content.fingerprint, content.height, content.width, quality,
-                     len(content.stream))
-  body = head + content.stream
-  return body + CHECKSUM.pack(zlib.crc32(body))
+  head = HEADER.pack(MAGIC, VERSION, flags, content.fingerprint, content.height, content.width, quality,
+                     content.num_slices)
+  head += CHECKSUM.pack(zlib.crc32(head) & 0xFFFF)
+  checksum = LONG_CHECKSUM if content.single_chunk else CHECKSUM
+  blocks = list(enumerate(content.chunks))
+  if content.icc_profile is not None:
+    blocks.insert(0, (PROFILE_BLOCK, _pack_profile(content.icc_profile)))
+  return head + b"".join(_block(head, index, data, checksum) for index, data in blocks)
 
 
-def parse(blob: bytes, pixels_max: int = PIXELS_MAX) -> Bitstream:
-  """The content of a file, every field checked before anything is decoded. BitstreamError for what is none."""
+def parse(blob: bytes, pixels_max: int = PIXELS_MAX, partial: bool = False) -> Bitstream:
+  """The content of a file, every field checked before anything is decoded. BitstreamError for what is none.
+
+  With `partial` a file may end early or be damaged in a slice: the chunks before that place are returned, if z is
+  among them.
+  """
+  content, flags = _parse_header(blob, pixels_max)
+  blocks, chunks = _blocks(blob, content.num_slices, flags), []
+  profile = _unpack_profile(next(blocks)[0]) if flags & WITH_PROFILE else None
+  try:
+    for data, _ in blocks:
+      chunks.append(data)
+  except BitstreamError:
+    if not (partial and chunks):
+      raise
+  return content._replace(chunks=tuple(chunks), icc_profile=profile)
+
+
+def chunk_ends(blob: bytes) -> list[int]:
+  """Where the chunks of a whole file end: once so many bytes have arrived, that chunk has."""
+  content, flags = _parse_header(blob, pixels_max=2**64)
+  ends = [end for _, end in _blocks(blob, content.num_slices, flags)]
+  return ends[1:] if flags & WITH_PROFILE else ends
+
+
+def check_header(blob: bytes, pixels_max: int = PIXELS_MAX) -> None:
+  """BitstreamError unless a file may begin with these HEADER_SIZE bytes."""
+  _parse_header(blob, pixels_max)
+
+
+def _parse_header(blob: bytes, pixels_max: int) -> tuple[Bitstream, int]:
+  """What the header says, without chunks, and the flags."""
   if not blob.startswith(MAGIC):
     came = f"it begins with {bytes(blob[:4])!r}, wanted {MAGIC!r}" if blob else "it is empty"
     raise BitstreamError(f"not a .mlic file: {came}")
-  if len(blob) > len(MAGIC) and blob[len(MAGIC)] > VERSION:
-    raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads up to {VERSION}")
-  if len(blob) < HEADER.size:
-    raise BitstreamError(f"the file is cut short: {len(blob)} bytes, its header alone has {HEADER.size}")
-  _, version, flags, fingerprint, height, width, quality, length = HEADER.unpack_from(blob)
-  end = HEADER.size + length
-  if len(blob) < end + CHECKSUM.size:
-    raise BitstreamError(f"the file is cut short: {len(blob)} bytes of {end + CHECKSUM.size}")
-  if len(blob) > end + CHECKSUM.size:
-    raise BitstreamError(f"the file is damaged: {len(blob)} bytes, its header says {end + CHECKSUM.size}")
-  if CHECKSUM.unpack_from(blob, end)[0] != zlib.crc32(blob[:end]):
-    raise BitstreamError("the file is damaged: its checksum does not fit its content")
-  if version < 1 or flags:
-    raise BitstreamError(f"version {version} with flags {flags:#04x}; wanted version {VERSION} with flags 0x00")
+  if len(blob) > len(MAGIC) and blob[len(MAGIC)] != VERSION:
+    raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads version {VERSION}"
+                         + (", and version 1 was never released" if blob[len(MAGIC)] == 1 else ""))
+  if len(blob) < HEADER_SIZE:
+    raise BitstreamError(f"the file is cut short: {len(blob)} bytes, its header alone has {HEADER_SIZE}")
+  if CHECKSUM.unpack_from(blob, HEADER.size)[0] != zlib.crc32(blob[:HEADER.size]) & 0xFFFF:
+    raise BitstreamError("the file is damaged: the checksum of its header does not fit")
+  _, _, flags, fingerprint, height, width, quality, num_slices = HEADER.unpack_from(blob)
+  if flags & ~(SINGLE_CHUNK | WITH_PROFILE):
+    raise BitstreamError(f"the file has flags {flags:#04x}; this program knows "
+                         f"{SINGLE_CHUNK:#04x} and {WITH_PROFILE:#04x}")
   check_size(height, width, pixels_max)
+  if not 1 <= num_slices <= SLICES_MAX:
+    raise BitstreamError(f"the file has {num_slices} slices; 1 to {SLICES_MAX} are wanted")
   quality = quality / QUALITY_STEPS if quality else None
-  return Bitstream(fingerprint, height, width, quality, bytes(blob[HEADER.size:end]))
+  return Bitstream(fingerprint, height, width, quality, num_slices, (), bool(flags & SINGLE_CHUNK)), flags
+
+
+def _blocks(blob: bytes, num_slices: int, flags: int) -> Iterator[tuple[bytes, int]]:
+  """The blocks behind the header, each with the place where it ends. BitstreamError at the first that is not whole."""
+  single, end = flags & SINGLE_CHUNK, HEADER_SIZE
+  checksum = LONG_CHECKSUM if single else CHECKSUM
+  chunks = range(1 if single else num_slices + 1)
+  for index in [*([PROFILE_BLOCK] if flags & WITH_PROFILE else []), *chunks]:
+    length, start = _read_length(blob, end)
+    start += checksum.size
+    end = start + length
+    if end > len(blob):
+      raise BitstreamError(f"the file is cut short: {len(blob)} bytes, {_missing(index, num_slices, single)} missing")
+    data = bytes(blob[start:end])
+    if checksum.pack(_crc(blob[:HEADER_SIZE], index, data, checksum)) != blob[start - checksum.size:start]:
+      raise BitstreamError(f"the file is damaged: the checksum of {_name(index, num_slices, single)} does not fit")
+    yield data, end
+  if len(blob) > end:
+    raise BitstreamError(f"the file is damaged: {len(blob)} bytes, its content ends after {end}")
+
+
+def _block(head: bytes, index: int, data: bytes, checksum: struct.Struct) -> bytes:
+  if len(data) > LENGTH_MAX:
+    raise BitstreamError(f"{len(data)} bytes of coded data; a chunk holds {LENGTH_MAX}, in smaller pictures")
+  return _write_length(len(data)) + checksum.pack(_crc(head, index, data, checksum)) + data
+
+
+def _crc(head: bytes, index: int, data: bytes, checksum: struct.Struct) -> int:
+  """Over the header and the index too, so that a block of another file or in another place is noticed."""
+  return zlib.crc32(data, zlib.crc32(head + bytes([index]))) & (1 << 8 * checksum.size) - 1
+
+
+def _write_length(length: int) -> bytes:
+  """LEB128: seven bits a byte, lowest first, the top bit set in all but the last."""
+  out = bytearray()
+  while length > 127:
+    out.append(length & 127 | 128)
+    length >>= 7
+  return bytes([*out, length])
+
+
+def _read_length(blob: bytes, at: int) -> tuple[int, int]:
+  """The length that begins at `at`, and where it ends; more than any file has when the file ends in it."""
+  length = 0
+  for i, byte in enumerate(blob[at:at + 5]):
+    length |= (byte & 127) << 7 * i
+    if byte < 128:
+      if length > LENGTH_MAX or i and not byte:
+        raise BitstreamError(f"the file is damaged: a length of {length} in {i + 1} bytes")
+      return length, at + i + 1
+  if at + 5 <= len(blob):
+    raise BitstreamError("the file is damaged: a length of more than 5 bytes")
+  return LENGTH_MAX, len(blob)
+
+
+def _name(index: int, num_slices: int, single: int) -> str:
+  if index == PROFILE_BLOCK:
+    return "the colour profile"
+  return "the coded data" if single else f"slice {index} of {num_slices}" if index else "the hyperprior (z)"
+
+
+def _missing(index: int, num_slices: int, single: int) -> str:
+  """What a file that ends in this block lacks, with its verb."""
+  if index == PROFILE_BLOCK:
+    return "everything behind the header is"
+  if single:
+    return "the coded data is"
+  if not index:
+    return "the hyperprior (z) and all slices are"
+  of_them = f"of {num_slices}"
+  return f"slice {index} {of_them} is" if index == num_slices else f"slices {index} to {num_slices} {of_them} are"
+
+
+def _pack_profile(profile: bytes) -> bytes:
+  if len(profile) > PROFILE_MAX:
+    raise BitstreamError(f"the colour profile of the picture has {len(profile)} bytes; a file holds {PROFILE_MAX}")
+  return zlib.compress(profile, 9)
+
+
+def _unpack_profile(packed: bytes) -> bytes:
+  inflate = zlib.decompressobj()
+  try:
+    profile = inflate.decompress(packed, PROFILE_MAX + 1)  # no more memory than that, whatever the data says
+  except zlib.error as error:
+    raise BitstreamError(f"the file is damaged: its colour profile cannot be unpacked ({error})") from None
+  if len(profile) > PROFILE_MAX or not inflate.eof or inflate.unused_data:
+    raise BitstreamError(f"the file is damaged: its colour profile is cut, or has more than {PROFILE_MAX} bytes")
+  return profile

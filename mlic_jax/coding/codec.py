@@ -13,9 +13,12 @@ them from the stream) they do outside. The slice index is traced, so a picture s
     _nonanchors   symbols of the anchors of slice k -> prior of its non-anchors
     _advance      symbols of the non-anchors of slice k -> prior of the anchors of slice k+1
     _finish       symbols of the non-anchors of the last slice -> picture
+
+A slice that did not arrive is decoded like any other, with zeros for symbols: it is then what its prior predicts from
+the slices before it.
 """
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -27,6 +30,7 @@ from mlic_jax.checkerboard import pack
 from mlic_jax.checkpoint import Model, load_model
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError
+from mlic_jax.coding.memory import check_memory
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import z_rows
 from mlic_jax.model import build
@@ -67,39 +71,61 @@ class Codec:
     """(1, 2, ..., num_rates), or (None,) for a single-rate checkpoint."""
     return tuple(range(1, self.config.num_rates + 1)) or (None,)
 
-  def encode(self, image: np.ndarray, quality: float | None = None) -> bytes:
-    """The .mlic file of a picture (H, W, 3) uint8 of any size. QualityError, or BitstreamError for too large a one."""
-    return self._encode(image, quality)[0]
+  def encode(self, image: np.ndarray, quality: float | None = None, icc_profile: bytes | None = None,
+             chunked: bool = True) -> bytes:
+    """The .mlic file of a picture (H, W, 3) uint8 of any size.
 
-  def encode_with_reconstruction(self, image: np.ndarray, quality: float | None = None) -> tuple[bytes, np.ndarray]:
+    Args:
+      image: the picture.
+      quality: of a variable-rate checkpoint; see the class.
+      icc_profile: its colour profile, which the file then carries; it does not change what is coded.
+      chunked: a chunk for z and each slice, for progressive decoding; otherwise one for all, some 40 bytes less.
+
+    QualityError; BitstreamError for a picture or profile that is too large, MemoryLimitError for one that this machine
+    has no memory for.
+    """
+    return self._encode(image, quality, icc_profile, chunked)[0]
+
+  def encode_with_reconstruction(self, image: np.ndarray, quality: float | None = None,
+                                 icc_profile: bytes | None = None, chunked: bool = True) -> tuple[bytes, np.ndarray]:
     """The file, and the picture (H, W, 3) uint8 that `decode` will make of it, bit for bit."""
-    blob, finish = self._encode(image, quality)
+    blob, finish = self._encode(image, quality, icc_profile, chunked)
     return blob, finish()
 
-  def decode(self, blob: bytes) -> np.ndarray:
-    """The picture (H, W, 3) uint8 in a .mlic file. BitstreamError when the file is none, damaged, or of another
-    checkpoint."""
-    content = bitstream.parse(blob)
-    if content.fingerprint != self.fingerprint:
-      raise BitstreamError(f"the file was written with checkpoint {content.fingerprint.hex()}; "
-                           f"{self.name} is {self.fingerprint.hex()}")
-    try:
-      quality = self._check_quality(content.quality)
-    except QualityError as error:
-      raise BitstreamError(f"the file is damaged: {error}") from None
-    decoder = Decoder(self._table, content.stream)
-    h, w = -(-content.height // STRIDE), -(-content.width // STRIDE)
-    z_symbols = decoder.decode(self._z_rows(h, w))
-    last_pass = self._walk(z_symbols, lambda k, anchors, rows, prior: decoder.decode(rows))
-    decoder.finish()
-    return self._finish(last_pass, quality, content.height, content.width)
+  def decode(self, blob: bytes, slices: int | None = None, partial: bool = False,
+             pixels_max: int = bitstream.PIXELS_MAX) -> np.ndarray:
+    """The picture (H, W, 3) uint8 in a .mlic file.
+
+    Args:
+      blob: the file.
+      slices: decode only so many, 0 to num_slices; the others are what the entropy model predicts. None for all.
+      partial: take a file that was cut short or is damaged in a slice, and decode the slices before that place.
+      pixels_max: refuse larger pictures.
+
+    BitstreamError when the file is none, damaged, or of another checkpoint; MemoryLimitError when this machine has no
+    memory for the picture.
+    """
+    content = bitstream.parse(blob, pixels_max, partial)
+    if slices is not None and not 0 <= slices <= content.num_slices:
+      raise BitstreamError(f"slices={slices} came, the file has 0 to {content.num_slices}")
+    return self._decode(content, content.num_arrived if slices is None else min(slices, content.num_arrived))
+
+  def decode_progressively(self, blob: bytes) -> Iterator[tuple[int, np.ndarray]]:
+    """What a receiver sees while a file arrives: (bytes received, picture (H, W, 3) uint8) for 0, 1, ..., all slices.
+
+    A file with a single chunk has nothing to show before its end, so it gives one pair. Errors as in `decode`.
+    """
+    content, ends = bitstream.parse(blob), bitstream.chunk_ends(blob)
+    for slices, end in zip(range(content.num_slices + 1)[-len(ends):], ends):
+      yield end, self._decode(content, slices)
 
   def estimate(self, image: np.ndarray, quality: float | None = None) -> tuple[float, np.ndarray]:
     """Bits by the likelihoods of the model, and what `decode` would give (H, W, 3) uint8, without coding.
 
     The passes are those of the encoder, so the estimate compiles nothing large of its own.
     """
-    quality = self._choose_quality(quality)
+    quality = self.choose_quality(quality)
+    check_memory(self.config, *image.shape[:2])
     y, z_symbols = self._analyse(image, quality)
     bits = [_z_bits(self._module, self._variables, z_symbols)]
 
@@ -118,23 +144,56 @@ class Codec:
       raise LatentError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
     return y, np.asarray(z_symbols)
 
-  def _encode(self, image, quality) -> tuple[bytes, Callable[[], np.ndarray]]:
+  def _encode(self, image, quality, icc_profile, chunked) -> tuple[bytes, Callable[[], np.ndarray]]:
     height, width = _check_image(image).shape[:2]
-    bitstream.check_size(height, width)
-    quality = self._choose_quality(quality)
+    bitstream.check_size(height, width, pixels_max=2**64)
+    quality = self.choose_quality(quality)
+    check_memory(self.config, height, width)
     y, z_symbols = self._analyse(image, quality)
-    encoder = Encoder(self._table)
-    encoder.encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
+    encoders = [Encoder(self._table)]
+    encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
 
     def push(k, anchors, rows, prior):
       symbols = np.asarray(_symbols(y, k, prior.mean, anchors))
-      encoder.encode(symbols, rows)
+      if chunked and anchors:
+        encoders.append(Encoder(self._table))
+      encoders[-1].encode(symbols, rows)
       return symbols
 
     last_pass = self._walk(z_symbols, push)
     stored_quality = None if quality is None else float(quality)
-    blob = bitstream.write(Bitstream(self.fingerprint, height, width, stored_quality, encoder.finish()))
+    chunks = tuple(encoder.finish() for encoder in encoders)
+    blob = bitstream.write(Bitstream(self.fingerprint, height, width, stored_quality, self.config.num_slices, chunks,
+                                     not chunked, icc_profile))
     return blob, lambda: self._finish(last_pass, quality, height, width)
+
+  def _decode(self, content: Bitstream, slices: int) -> np.ndarray:
+    """The picture from z and the first slices of a parsed file."""
+    if content.fingerprint != self.fingerprint:
+      raise BitstreamError(f"the file was written with checkpoint {content.fingerprint.hex()}; "
+                           f"{self.name} is {self.fingerprint.hex()}")
+    if content.num_slices != self.config.num_slices:
+      raise BitstreamError(f"the file is damaged: it has {content.num_slices} slices; "
+                           f"{self.name} has {self.config.num_slices}")
+    try:
+      quality = self._check_quality(content.quality)
+    except QualityError as error:
+      raise BitstreamError(f"the file is damaged: {error}") from None
+    check_memory(self.config, content.height, content.width)
+    decoders = [Decoder(self._table, chunk) for chunk in content.chunks[:1 + slices]]
+    h, w = -(-content.height // STRIDE), -(-content.width // STRIDE)
+    z_symbols = decoders[0].decode(self._z_rows(h, w))
+
+    def pull(k, anchors, rows, prior):
+      if k >= slices:
+        return np.zeros(rows.shape, np.int32)
+      return decoders[0 if content.single_chunk else 1 + k].decode(rows)
+
+    last_pass = self._walk(z_symbols, pull)
+    if slices == content.num_slices or not content.single_chunk:
+      for decoder in decoders:
+        decoder.finish()
+    return self._finish(last_pass, quality, content.height, content.width)
 
   def _walk(self, z_symbols: np.ndarray, exchange: Callable) -> tuple:
     """Runs all passes; `exchange(k, anchors, rows, prior)` codes one and returns its symbols (1, h, w/2, Cs).
@@ -157,7 +216,8 @@ class Codec:
   def _z_rows(self, h: int, w: int) -> np.ndarray:
     return np.broadcast_to(z_rows(self.config.N), (1, h, w, self.config.N))
 
-  def _choose_quality(self, quality: float | None) -> np.float32 | None:
+  def choose_quality(self, quality: float | None) -> np.float32 | None:
+    """The quality that `encode` takes, as a file holds it. QualityError when the checkpoint does not have it."""
     if quality is None and self.config.num_rates:
       quality = (1 + self.config.num_rates) / 2
     return self._check_quality(quality)

@@ -28,6 +28,10 @@ LENGTHS = 29                      # of gamma codes, 0 .. 28
 DISTANCE_MAX = 2**28              # exclusive, so that sums stay within int32
 
 
+class SymbolError(ValueError):
+  """A symbol too far from its coding table, which happens with a broken checkpoint; one line."""
+
+
 class Encoder:
   """A range encoder over one table; passes are appended to one stream."""
 
@@ -38,7 +42,7 @@ class Encoder:
   def encode(self, symbols: np.ndarray, rows: np.ndarray) -> None:
     """Appends int32 symbols under the rows of the table, two arrays of one shape, in C order.
 
-    ValueError when a symbol lies further than 2**28 from its row.
+    SymbolError when a symbol lies further than 2**28 from its row.
     """
     symbols, rows = np.ravel(symbols), np.ravel(rows)
     cells = symbols.astype(np.int64) - self._rows.offset[rows]
@@ -52,7 +56,7 @@ class Encoder:
     below = cells < 0
     distance = np.where(below, -cells, cells - escape + 1)  # at least 1
     if distance.max() >= DISTANCE_MAX:
-      raise ValueError(f"a symbol lies {distance.max()} beyond its coding table; {DISTANCE_MAX - 1} is the most")
+      raise SymbolError(f"a symbol lies {distance.max()} beyond its coding table; {DISTANCE_MAX - 1} is the most")
     length = np.frexp(distance)[1] - 1
     self._push(length, np.full_like(length, self._rows.length_row))
     bits = np.concatenate([distance[:, None] >> np.arange(LENGTHS - 2, -1, -1) & 1, below[:, None]], axis=1)

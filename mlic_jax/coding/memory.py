@@ -1,0 +1,58 @@
+"""How much memory a picture takes, so that one that does not fit is refused before the work, with the figure."""
+import jax
+
+from mlic_jax.config import CodecConfig
+
+MEMINFO = "/proc/meminfo"   # of Linux; elsewhere nothing is refused
+ACTIVATIONS = 4             # of the widest layer of g_a or g_s, at once, as XLA allocates them on CPU
+HYPER_FLOATS = 16           # a position of y and channel of y: what h_s has at once
+WINDOW_COPIES = 2           # of the queries, keys and values of all windows of the local attention
+NUM_HEADS = 2               # of the same
+PICTURE = 30                # bytes a pixel: the picture as uint8 and as float, padded, in and out
+MARGIN = 1.25               # what the allocator keeps, and XLA's scratch
+
+
+class MemoryLimitError(ValueError):
+  """A picture that this machine has no memory for; one line with what it takes and what there is."""
+
+
+def bytes_needed(config: CodecConfig, height: int, width: int) -> int:
+  """About how many bytes a picture takes to encode or to decode, beside the weights.
+
+  Per pixel: the transforms hold ACTIVATIONS arrays of their widest layer, which is the first one in most models, at
+  half of the resolution; the entropy model adds what h_s and the local attention hold, at 1/256 of the positions. These
+  follow from the sizes that XLA reports for the compiled functions; as one function runs after another, and what it
+  freed is not given back at once, they are added up. The peak memory of the process, measured with small models up to
+  1792x1792, grows by what this gives, without the margin.
+  """
+  pixels = -(-height // 64) * -(-width // 64) * 64**2
+  # float32 at 1/4^(i+1) of the pixels, so width / 4^i bytes a pixel.
+  transforms = ACTIVATIONS * max(width / 4**i for i, width in enumerate(config.transform_widths))
+  floats = HYPER_FLOATS * config.M   # a position of y
+  if "local_attention" in config.contexts:
+    places = config.window_size**2   # around each non-anchor, which half of the positions are
+    floats += (WINDOW_COPIES * 3 * config.slice_channels * places + NUM_HEADS * places**2) / 2
+  return int(MARGIN * pixels * (transforms + 4 * floats / 256 + PICTURE))
+
+
+def bytes_available() -> int | None:
+  """What the system can give without swapping; None where it does not say."""
+  try:
+    with open(MEMINFO) as file:
+      fields = dict(line.split(":") for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+  except (OSError, KeyError, ValueError):
+    return None
+
+
+def check_memory(config: CodecConfig, height: int, width: int) -> None:
+  """MemoryLimitError when the picture will not fit. Not on accelerators, whose memory is another."""
+  available = bytes_available() if jax.default_backend() == "cpu" else None
+  needed = bytes_needed(config, height, width)
+  if available is not None and needed > available:
+    raise MemoryLimitError(f"the picture is {height}x{width} and takes about {_gigabytes(needed)} of memory with this "
+                           f"model; {_gigabytes(available)} are free")
+
+
+def _gigabytes(count: int) -> str:
+  return f"{count / 1e9:.1f} GB"

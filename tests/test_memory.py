@@ -1,0 +1,63 @@
+"""Memory: the estimate grows with picture and model, is near what XLA reports, and refuses before the work."""
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, random_variables
+
+from mlic_jax.coding import codec as codec_module
+from mlic_jax.coding import memory
+from mlic_jax.coding.bitstream import Bitstream, write
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.memory import MemoryLimitError, bytes_needed
+from mlic_jax.config import VARIANTS
+from mlic_jax.model import build
+
+
+def test_it_grows_with_the_padded_picture_and_the_widest_layer():
+  assert bytes_needed(TINY, 1, 1) == bytes_needed(TINY, 64, 64)
+  assert bytes_needed(TINY, 640, 64) == 10 * bytes_needed(TINY, 64, 64)
+  wider = dataclasses.replace(TINY, widths=(32, 16, 16))
+  assert bytes_needed(wider, 64, 64) > bytes_needed(TINY, 64, 64)
+  assert bytes_needed(dataclasses.replace(TINY, widths=(16, 64, 16)), 64, 64) == bytes_needed(TINY, 64, 64)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers(name):
+  assert 0.3e9 < bytes_needed(VARIANTS[name], 512, 768) < 1e9
+
+
+def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that():
+  config = dataclasses.replace(TINY, widths=(48, 16, 16))
+  variables, image = random_variables(config), jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)
+  compiled = codec_module._analyse.lower(build(config), variables, image, np.float32(2)).compile()
+  report = compiled.memory_analysis()
+  reported = report.temp_size_in_bytes + report.output_size_in_bytes
+  assert reported <= bytes_needed(config, 256, 256) <= 3 * reported
+
+
+def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
+  (tmp_path / "meminfo").write_text("MemTotal:  24000000 kB\nMemAvailable:   2000000 kB\nHugePages_Total:       0\n")
+  monkeypatch.setattr(memory, "MEMINFO", str(tmp_path / "meminfo"))
+  assert memory.bytes_available() == 2_048_000_000
+  for path in ("none", "."):
+    monkeypatch.setattr(memory, "MEMINFO", str(tmp_path / path))
+    assert memory.bytes_available() is None
+
+
+def test_a_picture_that_does_not_fit_is_refused_before_any_work(tiny_checkpoint, photograph, monkeypatch):
+  codec = Codec.load(tiny_checkpoint)
+  needed = bytes_needed(codec.config, 65, 130)
+  for name in ("_analyse", "_start"):
+    monkeypatch.setattr(codec_module, name, lambda *args: pytest.fail("work was begun"))
+  monkeypatch.setattr(memory, "bytes_available", lambda: needed - 1)
+  file = write(Bitstream(codec.fingerprint, 65, 130, 2.0, 2, (b"", b"", b"")))
+  for work in (lambda: codec.encode(photograph), lambda: codec.decode(file), lambda: codec.estimate(photograph)):
+    with pytest.raises(MemoryLimitError, match=r"65x130 and takes about 0.0 GB of memory with this model; 0.0 GB are"):
+      work()
+
+
+def test_what_the_system_does_not_say_refuses_nothing(monkeypatch):
+  monkeypatch.setattr(memory, "bytes_available", lambda: None)
+  memory.check_memory(TINY, 10**6, 10**6)

@@ -1,0 +1,85 @@
+"""Rate control: the best file within a target, few encodes, and a target out of reach said with the reachable range.
+
+The codecs are stand-ins whose files grow with the quality by a known rule.
+"""
+import numpy as np
+import pytest
+
+from mlic_jax.coding.rate_control import TargetError, encode_to_bytes, encode_to_psnr
+
+IMAGE = np.zeros((16, 16, 3), np.uint8)
+
+
+class StandIn:
+  """1000 bytes at quality 1, doubling with each; the decoded picture is off by 32 levels at 1, halving with each."""
+
+  def __init__(self, qualities=(1, 2, 3, 4, 5, 6), name="stand-in", size=1000, error=32, unevenness=0):
+    self.qualities, self.name, self.size, self.error, self.unevenness = qualities, name, size, error, unevenness
+    self.encoded = []
+
+  def encode(self, image, quality=None, icc_profile=None):
+    self.encoded.append(quality)
+    rate = 1 if quality is None else quality
+    size = round(self.size * 2 ** (rate - 1)) + self.unevenness * (round(rate * 256) % 2)
+    return (icc_profile or b"").ljust(size, b"?")
+
+  def encode_with_reconstruction(self, image, quality=None, icc_profile=None):
+    rate = 1 if quality is None else quality
+    decoded = image.astype(int) + round(self.error * 2 ** (1 - rate))
+    return self.encode(image, quality, icc_profile), decoded.astype(np.uint8)
+
+
+def brute_force(codec, target):
+  return max(len(codec.encode(IMAGE, q / 256)) for q in range(256, 1537) if len(codec.encode(IMAGE, q / 256)) <= target)
+
+
+@pytest.mark.parametrize("target", [1000, 1003, 7777, 31_999, 32_000, 10**6])
+def test_the_largest_file_within_the_bytes_is_found_in_twelve_encodes(target):
+  codec = StandIn()
+  reached = encode_to_bytes([codec], IMAGE, target)
+  assert len(codec.encoded) <= 12
+  assert len(reached.blob) == brute_force(codec, target)
+  assert reached.blob == codec.encode(IMAGE, reached.quality)
+
+
+@pytest.mark.parametrize("target", [1003, 7777, 20_000])
+def test_a_size_that_does_not_quite_rise_still_gives_a_file_within_the_target_and_near_it(target):
+  codec = StandIn(unevenness=20)
+  reached = encode_to_bytes([codec], IMAGE, target)
+  assert 0.98 * target <= len(reached.blob) <= target
+
+
+@pytest.mark.parametrize("target, error", [(18.0, 32), (30.0, 8), (36.0, 4), (48.13, 1)])
+def test_the_smallest_file_at_or_above_the_psnr_is_found(target, error):
+  codec = StandIn()
+  reached = encode_to_psnr([codec], IMAGE, target)
+  assert len(codec.encoded) <= 12
+  assert reached.psnr == pytest.approx(20 * np.log10(255 / error), abs=1e-9) and reached.psnr >= target
+  one_step_less = codec.encode_with_reconstruction(IMAGE, reached.quality - 1 / 256)[1]
+  assert reached.quality == 1 or one_step_less[0, 0, 0] > error
+
+
+def test_bytes_below_the_smallest_file_are_refused_with_the_range():
+  with pytest.raises(TargetError, match="999 bytes are wanted; stand-in makes 1000 to 32000 of this picture"):
+    encode_to_bytes([StandIn()], IMAGE, 999)
+
+
+def test_a_psnr_above_the_best_file_is_refused_with_the_range():
+  with pytest.raises(TargetError, match="50 dB are wanted; stand-in reaches 18.03 to 48.13"):
+    encode_to_psnr([StandIn()], IMAGE, 50.0)
+
+
+def test_among_single_rate_codecs_the_best_is_chosen_and_each_runs_once():
+  codecs = [StandIn((None,), f"rate{i}", 100 * 2**i, 16 // 2**i) for i in range(4)]
+  assert encode_to_bytes(codecs, IMAGE, 450).codec is codecs[2]
+  assert [codec.encoded for codec in codecs] == [[None]] * 4
+  reached = encode_to_psnr(codecs, IMAGE, 30.0)
+  assert reached.codec is codecs[1] and reached.quality is None and len(reached.blob) == 200
+  with pytest.raises(TargetError, match="99 bytes are wanted; rate0, rate1, rate2, rate3 makes 100 to 800"):
+    encode_to_bytes(codecs, IMAGE, 99)
+  with pytest.raises(TargetError, match="60 dB"):
+    encode_to_psnr(codecs, IMAGE, 60.0)
+
+
+def test_options_reach_the_encoder():
+  assert encode_to_bytes([StandIn()], IMAGE, 1500, icc_profile=b"profile").blob.startswith(b"profile")
