@@ -1,13 +1,13 @@
-"""Rate and distortion of checkpoints from real files: a table, OUT/results.json and OUT/rd.png.
+"""Rate and distortion of checkpoints from real files: a table, results.json, plots, and a page to look at.
 
     python eval.py --ckpt CKPT [CKPT ...] [--data DIR|tfds:NAME[:SPLIT]] [--out DIR] [--limit N] [--estimate]
 
-Without --data the photographs are those that scikit-image brings along. JPEG and WebP run on the same images.
-The work is in mlic_jax/evaluation/; here are the arguments, the order of events and the terminal.
+Without --data the photographs are those that scikit-image brings along. Conventional codecs run on the same images, and
+published curves can stand beside them. What is written, and what is meant by every number: docs/evaluation.md. The work
+is in mlic_jax/evaluation/; here are the arguments, the order of events and the terminal.
 """
 import argparse
-import itertools
-import json
+import functools
 import os
 import sys
 from pathlib import Path
@@ -18,10 +18,11 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 import mlic_jax
-from mlic_jax.checkpoint import CheckpointError
-from mlic_jax.coding.codec import LatentError
-from mlic_jax.evaluation import data, plots, rd
-from mlic_jax.images import ImageError, partial_name
+from mlic_jax.errors import for_the_user
+from mlic_jax.evaluation import baselines, bits, cost, data, measure, plots, rd, references, report, results, sweep
+from mlic_jax.evaluation.journal import Journal
+from mlic_jax.evaluation.pictures import Pictures
+from mlic_jax.evaluation.workers import InThisProcess, Processes
 
 
 class UserError(ValueError):
@@ -35,13 +36,28 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
   parser = OneLineParser(prog="eval.py", description="Rate and distortion of checkpoints, from real files.")
-  parser.add_argument("--ckpt", nargs="+", required=True, help="model directories or training workdirs")
+  parser.add_argument("--ckpt", nargs="+", required=True,
+                      help="model directories or training workdirs; single rates of one family are one curve")
   parser.add_argument("--data", help="folder of images, or tfds:NAME[:SPLIT] (default: sample photographs)")
-  parser.add_argument("--out", type=Path, help="for results.json and rd.png (default: out/NAME)")
+  parser.add_argument("--out", type=Path, help="for everything that is written (default: out/NAME)")
   parser.add_argument("--limit", type=_count, help="only the first LIMIT images")
   parser.add_argument("--qualities", type=_numbers,
                       help='of a variable-rate checkpoint, as "1,2.5,6" (default: all whole ones)')
   parser.add_argument("--estimate", action="store_true", help="the likelihood estimate alone, without coding")
+  parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",
+                      help=f"conventional codecs: all, none, or some of {','.join(baselines.BASELINES)} "
+                           f"(default: {','.join(baselines.DEFAULT)})")
+  parser.add_argument("--published", metavar="DATASET[:NAMES]",
+                      help=f'published curves on {", ".join(references.DATASETS)}: the best known, or those named, as '
+                           '"kodak:MLIC++,VTM-17.0", or "kodak:all"')
+  parser.add_argument("--anchor", help="curve that BD-rates are against (default: JPEG 4:2:0)")
+  parser.add_argument("--bd-method", choices=rd.BD_METHODS, default=rd.BD_METHOD,
+                      help="how points are joined for BD-rates (default: pchip; cubic is what the papers use)")
+  parser.add_argument("--report-images", type=_number_or_none, default=6, metavar="N",
+                      help="how many images report.html shows (default: 6)")
+  parser.add_argument("--resume", action="store_true", help="continue: what OUT/measurements.jsonl has is not repeated")
+  parser.add_argument("--workers", type=_number_or_none, default=0, metavar="N",
+                      help="processes for baselines and metrics (default: none, everything in this one)")
   return parser.parse_args(argv)
 
 
@@ -49,6 +65,16 @@ def _count(text: str) -> int:
   if not text.isdecimal() or int(text) == 0:
     raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number from 1 on")
   return int(text)
+
+
+def _number_or_none(text: str) -> int:
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number, or 0 for none")
+  return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+  return tuple(name.strip() for name in text.split(","))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -60,51 +86,153 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Exit status: 0; 2 for what the user can mend; 1 for a file that decodes to another picture."""
+  """Exit status: 0; 2 for what the user can mend; 1 for a file that decodes to another picture; 130 for Ctrl-C."""
   try:
     evaluate(parse(argv))
-  except (UserError, ImageError, CheckpointError, LatentError, rd.ReconstructionMismatch) as error:
-    print(f"eval.py: {error}", file=sys.stderr)
-    return 1 if isinstance(error, rd.ReconstructionMismatch) else 2
+  except (ValueError, OSError) as error:
+    message = str(error) if isinstance(error, UserError) else for_the_user(error)
+    if message is None:
+      raise
+    print(f"eval.py: {message}", file=sys.stderr)
+    return 1 if isinstance(error, measure.ReconstructionMismatch) else 2
+  except KeyboardInterrupt:
+    print("eval.py: interrupted; the same command with --resume continues", file=sys.stderr)
+    return 130
   return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-  """The order of events. Nothing is written before everything is measured."""
+  """The order of events. Until everything is measured only OUT/measurements.jsonl and OUT/pictures are written."""
   photographs = data.open_photographs(arguments.data, arguments.limit)
+  conventional, missing = baselines.chosen(arguments.baselines)
+  published = chosen_references(arguments.published)
   codecs = [mlic_jax.Codec.load(path) for path in arguments.ckpt]
   qualities = [chosen_qualities(codec, arguments.qualities) for codec in codecs]
+  anchor = chosen_anchor(arguments.anchor, curve_names(arguments.ckpt, codecs, conventional, published))
   out = arguments.out or Path("out") / codecs[0].name
   refuse_unwritable(out)
+  pixels = data.survey(photographs)                      # which meets every broken image before the work
+  for line in missing:
+    print(f"eval.py: {line}", file=sys.stderr)
 
-  with progress_bar() as progress:
-    # JPEG and WebP first: they are quick, and meet every broken image.
-    baselines = rd.evaluate_baselines(photographs, counter(progress, "JPEG and WebP", photographs.size))
-    checkpoints = [rd.evaluate_codec(codec, each, photographs, estimate=arguments.estimate,
-                                     advance=counter(progress, codec.name, photographs.size * len(each)))
-                   for codec, each in zip(codecs, qualities)]
+  journal = Journal(out / "measurements.jsonl", arguments.resume)
+  workers = Processes(arguments.workers) if arguments.workers else InThisProcess()
+  try:
+    with progress_bar() as progress:
+      measured = sweep.evaluate_baselines(
+          conventional, photographs, journal=journal, workers=workers,
+          advance=counter(progress, "baselines", photographs.size * len(conventional)))
+      shown = dict(list(pixels.items())[:arguments.report_images])
+      pictures = Pictures(out / "pictures", shown, conventional, sweep.by_image(measured), arguments.resume)
+      checkpoints, costs, drawn = [], [], []
+      for path, codec, each in zip(arguments.ckpt, codecs, qualities):
+        key = sweep.codec_key(codec, arguments.estimate)
+        bits_of = bits.of_checkpoint(path)
+        draw = lambda *picture, key=key, bits_of=bits_of: pictures.draw(key, *picture, bits_of)
+        entries = sweep.evaluate_codec(
+            codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
+            advance=counter(progress, codec.name, photographs.size * len(each)),
+            lacks_picture=functools.partial(pictures.lacks, key), draw=draw)
+        checkpoints.append((path, entries))
+        costs.append(cost.cost(codec.name, codec.config, entries, journal.first_run(key)))
+        drawn += pictures.records(entries, key)
+  finally:
+    workers.shutdown(cancel_futures=True)
 
-  by_name = itertools.groupby(baselines, lambda entry: entry["name"])
-  anchors = [rd.Curve.of(list(entries)) for _, entries in by_name]
-  curves = [rd.Curve.of(entries) for entries in checkpoints]
-  bd_rates = [[rd.bd_rate(curve, anchor) for anchor in anchors] for curve in curves]
-
+  about = {"data": photographs.title, "number_of_images": photographs.size, "estimate": arguments.estimate,
+           "device": jax.devices()[0].device_kind, "published": None}
+  if published:
+    dataset = arguments.published.partition(":")[0]
+    about["published"] = {"dataset": dataset, "caution": references.caution(dataset, photographs.size)}
+  named, measured = results.families(checkpoints), results.by_name(measured)
+  found = results.assemble(about, named, measured, published, anchor=anchor, bd_method=arguments.bd_method, costs=costs,
+                           pictures=drawn)
   title = f"{photographs.title}, {photographs.size} image{'s' * (photographs.size > 1)}"
-  out.mkdir(parents=True, exist_ok=True)
-  write_json(out / "results.json", {
-      "data": photographs.title, "estimate": arguments.estimate, "device": jax.devices()[0].device_kind,
-      "checkpoints": list(itertools.chain(*checkpoints)), "baselines": baselines,
-      "bd_rates": list(itertools.chain(*bd_rates))})
-  plots.save_rd_plot(out / "rd.png", curves, anchors, title)
+  written = write(out, found, [*named, *measured], title, arguments.report_images > 0)
+  say(found, named, title, written)
 
+
+def write(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: str, with_report: bool) -> list[Path]:
+  """Everything but what was written along the way. The paths of it."""
+  results.write_json(out / "results.json", found)
+  results.write_csv(out / "results.csv", found)
+  results.write_compressai(out / "compressai", named, title)
+  written = [out / "results.json", out / "results.csv", out / "compressai"]
+  for metric, stem in ("psnr", "rd"), ("ms_ssim", "rd_ms_ssim"):
+    curves = plots.of_plot(results.read_curves(found, metric))
+    for extension in ("png", "svg") if any(curve.kind == "checkpoint" for curve in curves) else ():
+      plots.save_rd_plot(out / f"{stem}.{extension}", curves, title)
+      written.append(out / f"{stem}.{extension}")
+  if with_report:
+    results.write_text(out / "report.html", report.page(found, out / "pictures", title))
+    written.append(out / "report.html")
+  return written
+
+
+def say(found: dict, named: list[tuple[str, list[dict]]], title: str, written: list[Path]) -> None:
+  """Tables on stdout."""
   console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-  for entries, rates in zip(checkpoints, bd_rates):
-    console.print(table(f"{entries[0]['name']}: {title}", entries, anchors, arguments.estimate))
-    for rate in rates:
-      console.print(bd_line(rate))
-  if not arguments.estimate:
+  beside = [curve for curve in results.read_curves(found, "psnr") if curve.kind == "baseline"][:2]
+  for name, entries in named:
+    console.print(table(f"{name}: {title}", entries, beside, found["estimate"]))
+  rows = [row for row in found["bd_rates"] if row["metric"] == "psnr"]
+  if rows:
+    console.print(bd_table(rows))
+  if found["published"] and found["published"]["caution"]:
+    console.print(found["published"]["caution"])
+  for each in found["costs"]:
+    console.print(cost_line(each))
+  if not found["estimate"]:
     console.print("Rates are those of complete files, each decoded and compared; times exclude compilation.")
-  console.print(f"Written: {out / 'results.json'}, {out / 'rd.png'}")
+  console.print(f"Written: {', '.join(str(path) for path in written)}", soft_wrap=True)
+
+
+def table(title: str, entries: list[dict], beside: list[rd.Curve], estimate: bool) -> Table:
+  """A row per quality; beside it what two baselines reach with as many bits."""
+  columns = {"quality": lambda e: e["quality"]}
+  if not estimate:
+    columns["bpp"] = lambda e: f"{e['mean']['bpp']:.4f}"
+  columns["estimated bpp"] = lambda e: f"{e['mean']['bpp_estimated']:.4f}"
+  columns["PSNR dB"] = lambda e: f"{e['mean']['psnr']:.2f}"
+  columns["MS-SSIM"] = lambda e: number(e["mean"]["ms_ssim"], ".4f")
+  if not estimate:
+    columns["encode s"] = lambda e: f"{e['mean']['encode_s']:.2f}"
+    columns["decode s"] = lambda e: f"{e['mean']['decode_s']:.2f}"
+  rate = "bpp_estimated" if estimate else "bpp"
+  for curve in beside:
+    columns[f"{curve.name} dB"] = lambda e, curve=curve: number(curve.db_at(e["mean"][rate]), ".2f")
+  return filled(title, columns, entries)
+
+
+def bd_table(rows: list[dict]) -> Table:
+  """A row per curve: how many bits more or fewer, and how many dB, than the anchor."""
+  columns = {"curve": lambda row: row["curve"], "BD-rate %": lambda row: number(row["percent"], "+.2f"),
+             "BD-PSNR dB": lambda row: number(row["bd_db"], "+.2f"),
+             "over": lambda row: row["reason"] or "{:.1f} to {:.1f} dB".format(*row["overlap_db"])}
+  return filled(f"BD-rate against {rows[0]['anchor']} ({rows[0]['method']})", columns, rows)
+
+
+def filled(title: str, columns: dict, rows: list[dict]) -> Table:
+  table = Table(*columns, title=title, title_justify="left")
+  for column in table.columns:
+    column.justify = "right"
+  for row in rows:
+    table.add_row(*(number(cell(row)) for cell in columns.values()))
+  return table
+
+
+def number(value, form: str = "") -> str:
+  return "-" if value is None else format(value, form)
+
+
+def cost_line(each: dict) -> str:
+  seconds = ""
+  if each["encode_s"] is not None:
+    seconds = f", {each['encode_s']:.2f} s to encode, {each['decode_s']:.2f} s to decode"
+  if each["first_run"]:
+    seconds += f" (the first time {each['first_run']['encode_s']:.1f} and {each['first_run']['decode_s']:.1f} s)"
+  return (f"{each['name']}: {each['parameters'] / 1e6:.2f} M live parameters, {each['kmacs_per_pixel']:.1f} kMACs/pixel"
+          f"{seconds}, {each['peak_memory_bytes'] / 2**30:.2f} GiB of memory at most, on {each['device']}")
 
 
 def chosen_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | None, ...]:
@@ -118,6 +246,32 @@ def chosen_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | N
     if not lowest <= quality <= highest:
       raise UserError(f"--qualities: {quality}; {codec.name} has qualities from {lowest} to {highest}")
   return wanted
+
+
+def chosen_references(wanted: str | None) -> list[rd.Curve]:
+  """The published curves that --published asks for, in every metric."""
+  if wanted is None:
+    return []
+  dataset, _, names = wanted.partition(":")
+  names = _names(names) if names else ()
+  return [curve for metric in rd.METRICS for curve in references.chosen(dataset, names, metric)]
+
+
+def curve_names(paths, codecs, conventional, published) -> list[str]:
+  """What the curves will be called, before there are any."""
+  stubs = [(path, [{"name": codec.name, "quality": codec.qualities[0], "config": codec.config.to_dict()}])
+           for path, codec in zip(paths, codecs)]
+  return [*(name for name, _ in results.families(stubs)), *(each.name for each in [*conventional, *published])]
+
+
+def chosen_anchor(wanted: str | None, known: list[str]) -> str:
+  """The curve that BD-rates are against, by its name in any case; by default the first there is of the usual ones."""
+  if wanted is None:
+    return next((name for name in (baselines.JPEG.name, "VTM-17.0", baselines.WEBP.name) if name in known), known[0])
+  for name in known:
+    if name.lower() == wanted.lower():
+      return name
+  raise UserError(f"--anchor: no curve {wanted!r}; there are {', '.join(dict.fromkeys(known))}")
 
 
 def refuse_unwritable(out: Path) -> None:
@@ -136,50 +290,6 @@ def progress_bar() -> Progress:
 def counter(progress: Progress, description: str, total: int):
   task = progress.add_task(description, total=total)
   return lambda: progress.advance(task)
-
-
-def write_json(path: Path, content: dict) -> None:
-  """Whole or not at all; a NaN is refused, because JSON has none."""
-  partial = partial_name(path)
-  try:
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
-
-
-def table(title: str, entries: list[dict], anchors, estimate: bool) -> Table:
-  """A row per quality; beside it what JPEG and WebP reach with as many bits."""
-  columns = {"quality": lambda e: e["quality"]}
-  if not estimate:
-    columns["bpp"] = lambda e: f"{e['mean']['bpp']:.4f}"
-  columns["estimated bpp"] = lambda e: f"{e['mean']['bpp_estimated']:.4f}"
-  columns["PSNR dB"] = lambda e: f"{e['mean']['psnr']:.2f}"
-  columns["MS-SSIM"] = lambda e: number(e["mean"]["ms_ssim"], ".4f")
-  if not estimate:
-    columns["encode s"] = lambda e: f"{e['mean']['encode_s']:.2f}"
-    columns["decode s"] = lambda e: f"{e['mean']['decode_s']:.2f}"
-  rate = "bpp_estimated" if estimate else "bpp"
-  for anchor in anchors:
-    columns[f"{anchor.name} dB"] = lambda e, anchor=anchor: number(anchor.psnr_at(e["mean"][rate]), ".2f")
-  table = Table(*columns, title=title, title_justify="left")
-  for column in table.columns:
-    column.justify = "right"
-  for each in entries:
-    table.add_row(*(number(cell(each)) for cell in columns.values()))
-  return table
-
-
-def number(value, form: str = "") -> str:
-  return "-" if value is None else format(value, form)
-
-
-def bd_line(rate: dict) -> str:
-  if rate["percent"] is None:
-    return f"BD-rate against {rate['anchor']}: none, {rate['reason']}"
-  low, high = rate["overlap_db"]
-  return (f"BD-rate against {rate['anchor']}: {rate['percent']:+.1f} % "
-          f"({rate['method']}, {low:.1f} to {high:.1f} dB)")
 
 
 if __name__ == "__main__":

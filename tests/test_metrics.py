@@ -6,7 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.evaluation.metrics import MS_SSIM_MIN_SIDE, PSNR_MAX, ms_ssim, ms_ssim_8bit, psnr
+from mlic_jax.evaluation.metrics import (
+    MS_SSIM_DB_MAX,
+    MS_SSIM_MIN_SIDE,
+    PSNR_MAX,
+    ms_ssim,
+    ms_ssim_8bit,
+    ms_ssim_db,
+    mse,
+    psnr,
+    psnr_of_mse,
+)
 
 rng = np.random.default_rng(0)
 
@@ -34,8 +44,27 @@ def test_psnr_is_over_all_samples_of_the_three_channels():
   assert psnr(np.zeros_like(other), np.full_like(other, 255)) == 0
 
 
-def test_equal_pictures_have_finite_psnr():
-  assert psnr(IMAGE, IMAGE) == PSNR_MAX
+def test_equal_pictures_have_finite_dB():
+  assert psnr(IMAGE, IMAGE) == PSNR_MAX and ms_ssim_db(1.0) == MS_SSIM_DB_MAX
+  assert ms_ssim_db(1 + 1e-7) == MS_SSIM_DB_MAX          # rounding can go a little beyond
+
+
+def test_psnr_is_of_the_squared_error_in_8_bit_levels():
+  other = IMAGE.copy()
+  other[::2] ^= 1                                        # half of the rows, and one more, by one level
+  assert mse(IMAGE, other) == pytest.approx(89 / 177)
+  assert psnr(IMAGE, other) == psnr_of_mse(89 / 177) == pytest.approx(51.117, abs=1e-3)
+
+
+@pytest.mark.parametrize("value, db", [(0.0, 0.0), (0.9, 10.0), (0.99, 20.0), (0.95, 13.0103)])
+def test_ms_ssim_in_db_counts_what_is_missing_to_one(value, db):
+  assert ms_ssim_db(value) == pytest.approx(db, abs=1e-4)
+
+
+def test_psnr_agrees_with_tensorflow():
+  tf = pytest.importorskip("tensorflow")
+  for other in noisy(IMAGE, 5), noisy(IMAGE, 50):
+    assert psnr(IMAGE, other) == pytest.approx(float(tf.image.psnr(IMAGE, other, max_val=255)), abs=1e-4)
 
 
 def test_metrics_refuse_floats_and_other_shapes():

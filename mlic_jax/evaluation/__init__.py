@@ -1,1 +1,1 @@
-"""How good a codec is: distortions, rate-distortion figures of a checkpoint, JPEG and WebP, the plot."""
+"""How good a codec is: from real files, beside conventional codecs and published curves, as tables and as a page."""

@@ -1,14 +1,20 @@
-"""JPEG and WebP on the same images, through Pillow: what everybody has already, as files of the same kind.
+"""Conventional codecs on the same images: what everybody has already, as complete files.
 
-A baseline is one value of `BASELINES`: (H, W, 3) uint8 and a quality in, a complete file out.
+A baseline is one value of `BASELINES`: (H, W, 3) uint8 and a quality in, a complete file out, decoded by Pillow. Those
+that Pillow does not bring along need a package, and say which when it is missing.
 """
+import importlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
+
+
+class BaselineError(ValueError):
+  """A baseline that is unknown or cannot run here; one line with what would help."""
 
 
 class Baseline(NamedTuple):
@@ -16,6 +22,8 @@ class Baseline(NamedTuple):
   name: str
   encode: Callable[[np.ndarray, int], bytes]
   qualities: tuple[int, ...]                             # of the sweep, rising; about evenly spaced in PSNR
+  all_qualities: range                                   # that `encode` takes
+  check: Callable[[], None]                              # BaselineError when something is missing; registers plugins
 
 
 def encode_jpeg(image: np.ndarray, quality: int, *, subsampling: str = "4:2:0") -> bytes:
@@ -28,8 +36,36 @@ def encode_webp(image: np.ndarray, quality: int) -> bytes:
   return _save(image, "WEBP", quality=quality, method=6)
 
 
+def encode_avif(image: np.ndarray, quality: int) -> bytes:
+  """AVIF file (AV1 by libaom at speed 6, chroma whole) of an (H, W, 3) uint8 image, quality 0..100.
+
+  Whole chroma is worth it in PSNR on RGB, and what BPG and VTM are given in papers. One thread: with more, the file
+  depends on how many there are.
+  """
+  return _save(image, "AVIF", quality=quality, speed=6, codec="aom", subsampling="4:4:4", max_threads=1)
+
+
+def encode_jpeg2000(image: np.ndarray, quality: int) -> bytes:
+  """JPEG 2000 file (9/7 wavelets, OpenJPEG) of an (H, W, 3) uint8 image; quality is 1/100 bit per pixel, from 1 on.
+
+  OpenJPEG knows no constant quality but that of a PSNR, and a mean over images of one PSNR and very different rates
+  compares with no other curve.
+  """
+  return _save(image, "JPEG2000", quality_mode="rates", quality_layers=[2400 / quality], irreversible=True)
+
+
+def encode_jpeg_xl(image: np.ndarray, quality: int) -> bytes:
+  """JPEG XL file (libjxl, effort 7, its default) of an (H, W, 3) uint8 image, quality 0..100."""
+  return _save(image, "JXL", quality=quality, effort=7, lossless=False)
+
+
+def encode_heic(image: np.ndarray, quality: int) -> bytes:
+  """HEIC file (one intra picture of HEVC by x265, chroma whole) of an (H, W, 3) uint8 image, quality 0..100."""
+  return _save(image, "HEIF", quality=quality, chroma=444)
+
+
 def decode(blob: bytes) -> np.ndarray:
-  """The (H, W, 3) uint8 image in a file of either codec."""
+  """The (H, W, 3) uint8 image in a file of any of these codecs."""
   return np.array(Image.open(io.BytesIO(blob)).convert("RGB"))
 
 
@@ -39,7 +75,66 @@ def _save(image: np.ndarray, image_format: str, **options) -> bytes:
   return buffer.getvalue()
 
 
-JPEG = Baseline("JPEG 4:2:0", encode_jpeg, (5, 10, 20, 35, 55, 75, 88, 95))
-JPEG_444 = Baseline("JPEG 4:4:4", partial(encode_jpeg, subsampling="4:4:4"), JPEG.qualities)
-WEBP = Baseline("WebP", encode_webp, (0, 5, 15, 35, 60, 80, 90, 97))
-BASELINES = (JPEG, WEBP)                                 # those that stand beside a checkpoint
+def _needs_pillow(feature: str, name: str) -> None:
+  if not features.check(feature):
+    raise BaselineError(f"{name}: this Pillow was built without {feature}; wanted pillow>=11.3 from a wheel")
+
+
+def _needs_package(module: str, package: str, name: str, register: str | None = None) -> None:
+  """Imports a Pillow plugin. Importing registers it, or else calling its function `register`."""
+  try:
+    plugin = importlib.import_module(module)
+  except ImportError as error:
+    raise BaselineError(f"{name}: needs the package {package} ({error}); pip install {package}") from None
+  if register:
+    getattr(plugin, register)()
+
+
+def _baseline(name, encode, qualities, all_qualities, needs) -> Baseline:
+  return Baseline(name, encode, qualities, all_qualities, partial(*needs, name=name))
+
+
+# Sweeps go from about 0.1 bits per pixel on photographs, or the least that a codec can, to 1.5 and a little more.
+BASELINES = {
+    "jpeg": _baseline("JPEG 4:2:0", encode_jpeg, (5, 10, 20, 35, 55, 75, 88, 95), range(1, 96),
+                      (_needs_pillow, "jpg")),
+    "jpeg444": _baseline("JPEG 4:4:4", partial(encode_jpeg, subsampling="4:4:4"), (5, 10, 20, 35, 55, 75, 88, 95),
+                         range(1, 96), (_needs_pillow, "jpg")),
+    "webp": _baseline("WebP", encode_webp, (0, 5, 15, 35, 60, 80, 90, 97), range(0, 101), (_needs_pillow, "webp")),
+    "avif": _baseline("AVIF 4:4:4", encode_avif, (10, 20, 30, 40, 50, 60, 70, 80), range(0, 101),
+                      (_needs_pillow, "avif")),
+    "jpeg2000": _baseline("JPEG 2000", encode_jpeg2000, (10, 15, 25, 40, 60, 85, 120, 170), range(1, 1201),
+                          (_needs_pillow, "jpg_2000")),
+    "jpegxl": _baseline("JPEG XL", encode_jpeg_xl, (10, 20, 35, 50, 65, 75, 84, 90), range(0, 100),
+                        (_needs_package, "pillow_jxl", "pillow-jxl-plugin")),
+    "heic": _baseline("HEIC 4:4:4", encode_heic, (5, 12, 20, 27, 35, 42, 50, 58), range(0, 101),
+                      (partial(_needs_package, register="register_heif_opener"), "pillow_heif", "pillow-heif")),
+}
+JPEG, JPEG_444, WEBP = (BASELINES[key] for key in ("jpeg", "jpeg444", "webp"))
+DEFAULT = ("jpeg", "webp")                               # beside a checkpoint unless others are asked for
+
+
+def chosen(names: Sequence[str]) -> tuple[list[Baseline], list[str]]:
+  """The baselines of those names, ready to run, and a line for each of "all" that cannot run here.
+
+  ("all",) means all that can run, ("none",) or () none. BaselineError for a name that is none, and for a named one that
+  cannot run here.
+  """
+  if tuple(names) in ((), ("none",)):
+    return [], []
+  if tuple(names) == ("all",):
+    ready, missing = [], []
+    for baseline in BASELINES.values():
+      try:
+        baseline.check()
+        ready.append(baseline)
+      except BaselineError as error:
+        missing.append(f"left out {error}")
+    return ready, missing
+  for name in names:
+    if name not in BASELINES:
+      raise BaselineError(f"no baseline {name!r}; wanted all, none, or some of {', '.join(BASELINES)}")
+  wanted = [BASELINES[name] for name in BASELINES if name in names]
+  for baseline in wanted:
+    baseline.check()
+  return wanted, []

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlic_jax.evaluation.journal import digest
 from mlic_jax.images import ImageError, list_images, load_image
 
 # Colour photographs in the wheel of scikit-image: few, because every new padded size is compiled; and no
@@ -33,6 +34,11 @@ def open_photographs(data: str | None, limit: int | None = None) -> Photographs:
     return _from_tfds(data, limit)
   names = [path.relative_to(data).as_posix() for path in list_images(data)]
   return _from_files(Path(data).resolve().name, Path(data), names[:limit])
+
+
+def survey(photographs: Photographs) -> dict[str, str]:
+  """The digest of the pixels of every image, by name, from reading all; ImageError for the first broken one."""
+  return {name: digest(image) for name, image in photographs.read()}
 
 
 def _from_files(title: str, folder: Path, names) -> Photographs:

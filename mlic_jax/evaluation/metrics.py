@@ -1,7 +1,8 @@
 """Distortions of a picture: PSNR on 8-bit RGB, and MS-SSIM, which also is a training loss.
 
-For 8-bit images (H, W, 3) uint8, one number each: `psnr`, `ms_ssim_8bit`. For batches (B, H, W, 3) float in
-[0, 1], differentiable and jittable: `ms_ssim`.
+For 8-bit images (H, W, 3) uint8, one number each: `mse`, `psnr`, `ms_ssim_8bit`. For batches (B, H, W, 3) float in
+[0, 1], differentiable and jittable: `ms_ssim`. A mean over images has two conventions, for either metric, and they
+differ: the mean of the dB of every image, and the dB of the mean. `psnr_of_mse` and `ms_ssim_db` turn values into dB.
 """
 import chex
 import jax
@@ -14,15 +15,31 @@ WINDOW_SIZE, WINDOW_SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2                                # K1, K2 of the paper, at a dynamic range of 1
 MS_SSIM_MIN_SIDE = WINDOW_SIZE * 2**(len(SCALE_WEIGHTS) - 1)   # 176: one window fits the coarsest scale
 
-PSNR_MAX = 100.0   # dB, what two equal pictures get: a mean over images stays a number
+PSNR_MAX = 100.0      # dB, what two equal pictures get: a mean over images stays a number
+MS_SSIM_DB_MAX = 100.0
+
+
+def mse(image: np.ndarray, reconstruction: np.ndarray) -> float:
+  """Mean squared error of two (H, W, 3) uint8 images, over all samples of the three channels, in 8-bit levels."""
+  _check_8bit(image, reconstruction)
+  difference = image.astype(np.int32) - reconstruction
+  return float(np.mean(np.square(difference), dtype=np.float64))
+
+
+def psnr_of_mse(error: float) -> float:
+  """PSNR in dB of a mean squared error in 8-bit levels; at most PSNR_MAX."""
+  return float(min(PSNR_MAX, 10 * np.log10(255**2 / error))) if error else PSNR_MAX
 
 
 def psnr(image: np.ndarray, reconstruction: np.ndarray) -> float:
-  """PSNR in dB of two (H, W, 3) uint8 images, over all samples of the three channels; at most PSNR_MAX."""
-  _check_8bit(image, reconstruction)
-  difference = image.astype(np.int32) - reconstruction
-  mse = np.mean(np.square(difference), dtype=np.float64)
-  return float(min(PSNR_MAX, 10 * np.log10(255**2 / mse))) if mse else PSNR_MAX
+  """PSNR in dB of two (H, W, 3) uint8 images; at most PSNR_MAX."""
+  return psnr_of_mse(mse(image, reconstruction))
+
+
+def ms_ssim_db(ms_ssim: float) -> float:
+  """MS-SSIM in dB, -10 log10(1 - MS-SSIM); at most MS_SSIM_DB_MAX."""
+  distance = 1 - ms_ssim
+  return float(min(MS_SSIM_DB_MAX, -10 * np.log10(distance))) if distance > 0 else MS_SSIM_DB_MAX
 
 
 def ms_ssim_8bit(image: np.ndarray, reconstruction: np.ndarray) -> float | None:

@@ -1,36 +1,61 @@
-"""The rate-distortion plot: checkpoints in colour, JPEG and WebP in grey, names at the lines."""
+"""The rate-distortion plot: checkpoints in colour, baselines in grey, published curves dashed, names at the lines."""
 import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from mlic_jax.evaluation.rd import Curve
 from mlic_jax.images import partial_name
 
 # Okabe and Ito, "Color universal design", 2008: distinct for every kind of colour vision. Markers differ too.
 COLOURS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"))
-GREYS = (("#555555", "s"), ("#999999", "^"))
+GREYS = (("#555555", "s"), ("#888888", "^"))
+PUBLISHED = (("#56708f", "--"), ("#8f7356", "-."), ("#777777", ":"))
+STYLES = {"checkpoint": COLOURS, "baseline": GREYS}
+Y_LABEL = {"psnr": "PSNR (dB), mean over the images", "ms_ssim": "MS-SSIM (dB), of the mean over the images"}
 
 
-def rd_figure(curves: Sequence[Curve], baselines: Sequence[Curve], title: str) -> Figure:
-  """The figure; its x axis ends a little after the last point of the checkpoints, and so do the baselines."""
-  figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+# Of the published curves those that a reader orients himself by; more of them hide each other.
+LANDMARKS = ("BPG", "BPG 4:4:4", "VTM-17.0", "Balle2018 hyperprior (paper)", "MLIC++", "HPCM-Large")
+MOST_PUBLISHED = 8
+
+
+def of_plot(curves: Sequence[Curve]) -> list[Curve]:
+  """All measured curves, and the published ones, or their landmarks where they are more than MOST_PUBLISHED."""
+  published = [curve for curve in curves if curve.kind == "published"]
+  if len(published) <= MOST_PUBLISHED:
+    return list(curves)
+  return [curve for curve in curves if curve.kind != "published" or curve.name in LANDMARKS]
+
+
+def rd_figure(curves: Sequence[Curve], title: str) -> Figure:
+  """The figure of curves of one metric; its x axis ends a little after the last point of the checkpoints."""
+  figure = Figure(figsize=(7, max(4.5, 0.3 * len(curves))), dpi=150, layout="constrained")
   axes = figure.add_subplot()
-  right = 1.1 * max(curve.bpp[-1] for curve in curves)
-  styles = [*zip(baselines, itertools.cycle(GREYS)), *zip(curves, itertools.cycle(COLOURS))]
-  ends = []
-  for curve, (colour, marker) in styles:
-    bpp, psnr = _cut(curve, right)
-    axes.plot(bpp, psnr, color=colour)
-    inside = curve.bpp <= right
-    axes.plot(curve.bpp[inside], curve.psnr[inside], marker, color=colour, markersize=5)
+  checkpoints = [curve for curve in curves if curve.kind == "checkpoint"]
+  right = 1.1 * max(curve.bpp[-1] for curve in checkpoints or curves)
+  styles = {kind: itertools.cycle(each) for kind, each in STYLES.items()}
+  ends, dashes = [], itertools.cycle(PUBLISHED)
+  for curve in sorted(curves, key=lambda curve: ("published", "baseline", "checkpoint").index(curve.kind)):
+    bpp, db = _cut(curve, right)
+    if curve.kind == "published":
+      colour, dash = next(dashes)
+      axes.plot(bpp, db, dash, color=colour, linewidth=1)
+    else:
+      colour, marker = next(styles[curve.kind])
+      axes.plot(bpp, db, color=colour)
+      inside = curve.bpp <= right
+      axes.plot(curve.bpp[inside], curve.db[inside], marker, color=colour, markersize=5)
     if len(bpp):
-      ends.append((psnr[-1], bpp[-1], curve.name, colour))
-  axes.set(xlim=(0, right), xlabel="bits per pixel", ylabel="PSNR (dB), mean over the images")
+      ends.append((db[-1], bpp[-1], curve.name, colour, "normal" if curve.kind == "published" else "bold"))
+  axes.set(xlim=(0, right), xlabel="bits per pixel", ylabel=Y_LABEL[curves[0].metric])
   axes.set_title(title, loc="left", fontsize="medium")
   axes.grid(color="#e6e6e6")
   axes.set_axisbelow(True)
@@ -39,13 +64,18 @@ def rd_figure(curves: Sequence[Curve], baselines: Sequence[Curve], title: str) -
   return figure
 
 
-def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], baselines: Sequence[Curve],
-                 title: str) -> None:
-  """Writes the figure as PNG, whole or not at all."""
-  partial = partial_name(path)
+def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str) -> None:
+  """Writes the figure as PNG or SVG, by the extension of `path`, whole or not at all."""
+  path, partial = Path(path), partial_name(path)
+  figure = rd_figure(curves, title)
   try:
-    FigureCanvasAgg(rd_figure(curves, baselines, title)).print_png(partial)
-    os.replace(partial, Path(path))
+    if path.suffix == ".svg":
+      # Text as text, so that it can be found and edited; no date and no random names, so that equal plots are equal.
+      with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlic_jax"}):
+        FigureCanvasSVG(figure).print_svg(partial, metadata={"Date": None})
+    else:
+      FigureCanvasAgg(figure).print_png(partial)
+    os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)
 
@@ -53,19 +83,34 @@ def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], baselines: Se
 def _cut(curve: Curve, right: float) -> tuple[np.ndarray, np.ndarray]:
   """The points left of `right`, and where the line crosses it."""
   inside = curve.bpp <= right
-  bpp, psnr = curve.bpp[inside], curve.psnr[inside]
-  crossing = curve.psnr_at(right)
-  return (bpp, psnr) if crossing is None else (np.append(bpp, right), np.append(psnr, crossing))
+  bpp, db = curve.bpp[inside], curve.db[inside]
+  crossing = curve.db_at(right)
+  return (bpp, db) if crossing is None else (np.append(bpp, right), np.append(db, crossing))
 
 
 def _label(axes, ends) -> None:
-  """Each name beside the end of its line, right of the axes, pushed up where it would lie on another."""
+  """Each name beside the end of its line, right of the axes, moved where it would lie on another."""
   low, high = axes.get_ylim()
-  gap, lowest = 0.05 * (high - low), -np.inf
-  for psnr, bpp, name, colour in sorted(ends):
-    lowest = max(psnr, lowest + gap)
+  gap = 0.22 / axes.figure.get_size_inches()[1] * (high - low)
+  heights = spread([end[0] for end in ends], gap, low, high)
+  for height, (db, bpp, name, colour, weight) in zip(heights, ends):
     leader = None
-    if lowest > psnr or bpp < axes.get_xlim()[1]:
-      leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-    axes.annotate(name, (bpp, psnr), xytext=(1.015, lowest), textcoords=("axes fraction", "data"),
-                  color=colour, va="center", fontweight="bold", annotation_clip=False, arrowprops=leader)
+    if abs(height - db) > gap / 4 or bpp < axes.get_xlim()[1]:
+      leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3,
+                "relpos": (0, 0.5)}
+    axes.annotate(name, (bpp, db), xytext=(1.015, height), textcoords=("axes fraction", "data"), color=colour,
+                  va="center", fontweight=weight, fontsize="small", annotation_clip=False, arrowprops=leader)
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+  """Places in low..high in the same order and at least `gap` apart, or less, evenly, if they do not fit.
+
+  They move as little as possible, in the sum of squares.
+  """
+  order, count = np.argsort(places, kind="stable"), len(places)
+  gap = min(gap, (high - low) / max(count - 1, 1))
+  steps = gap * np.arange(count)
+  moved = np.empty(count)
+  # Places less their steps have only to rise; the nearest rising sequence is known.
+  moved[order] = np.clip(isotonic_regression(np.take(places, order) - steps).x, low, high - gap * (count - 1)) + steps
+  return moved.tolist()

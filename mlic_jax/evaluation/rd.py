@@ -1,193 +1,106 @@
-"""Rate and distortion: of one image, of the mean of many, and of one curve against another.
-
-A codec here is `mlic_jax.Codec`, or anything with its `encode_with_reconstruction`, `decode` and `estimate`.
-"""
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
+"""Rate-distortion curves, and how far one lies from another: BD-rate and BD-PSNR."""
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import bjontegaard
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.evaluation.baselines import BASELINES, Baseline, decode
-from mlic_jax.evaluation.data import Photographs
-from mlic_jax.evaluation.metrics import ms_ssim_8bit, psnr
-from mlic_jax.images import ImageError
-
-# Piecewise cubic, as in the common test conditions of JVET; a single cubic would miss points of a wide sweep.
+# How the points of a curve are joined before the area between two is taken, and how many points that needs.
+# "pchip" is piecewise cubic, as in the common test conditions of JVET. "cubic" is one polynomial of third degree for
+# all points, of Bjontegaard's first proposal (VCEG-M33, 2001), and what the papers of the MLIC family use: it fits a
+# sweep of six points well, and misses points of a wide one.
+BD_METHODS = {"pchip": 2, "akima": 3, "cubic": 4}
 BD_METHOD = "pchip"
-BD_MIN_OVERLAP = 0.5   # of the PSNR range of the tested curve: less of it says little about the rest
+BD_MIN_OVERLAP = 0.5   # of the narrower of two ranges of dB: less of it says little about the rest
 
-
-class ReconstructionMismatch(ValueError):
-  """A file does not decode to the picture that its encoder predicted."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageResult:
-  """One image through one codec at one quality. The fields of results.json, in its order."""
-  name: str
-  height: int
-  width: int
-  bytes: int | None                # of the complete file; None when the rate is only estimated
-  bpp: float | None                # 8 * bytes / (height * width)
-  bpp_estimated: float | None      # by the likelihood of the model; None for JPEG and WebP
-  psnr: float                      # dB, 8-bit RGB
-  ms_ssim: float | None            # None below 176 pixels, see metrics.py
-  encode_s: float | None
-  decode_s: float | None
-
-
-def evaluate_image(codec, name: str, image: np.ndarray, quality: float | None) -> ImageResult:
-  """Encodes and decodes (H, W, 3) uint8; rate of the complete file, distortion of the decoded picture.
-
-  encode_s contains the synthesis of the encoder's own reconstruction. ReconstructionMismatch when decoding
-  gives another picture.
-  """
-  blob, decoded, encode_s, decode_s = _code(codec, name, image, quality)
-  bits, _ = codec.estimate(image, quality)
-  return _result(name, image, decoded, len(blob), bits, encode_s, decode_s)
-
-
-def _code(codec, name, image, quality) -> tuple[bytes, np.ndarray, float, float]:
-  """The file, the decoded picture, and the seconds that each took."""
-  start = time.perf_counter()
-  try:
-    blob, reconstruction = codec.encode_with_reconstruction(image, quality)
-    encoded = time.perf_counter()
-    decoded = codec.decode(blob)
-  except BitstreamError as error:
-    raise ReconstructionMismatch(f"{name} at quality {quality}: {error}") from error
-  end = time.perf_counter()
-  if decoded.shape != reconstruction.shape:
-    raise ReconstructionMismatch(f"{name} at quality {quality}: decodes to {decoded.shape}; "
-                                 f"the encoder predicted {reconstruction.shape}")
-  if not np.array_equal(decoded, reconstruction):
-    share = np.mean(np.any(decoded != reconstruction, axis=-1))
-    raise ReconstructionMismatch(f"{name} at quality {quality}: {share:.2%} of the decoded pixels "
-                                 "are not those that the encoder predicted")
-  return blob, decoded, encoded - start, end - encoded
-
-
-def estimate_image(codec, name: str, image: np.ndarray, quality: float | None) -> ImageResult:
-  """The likelihood estimate for (H, W, 3) uint8: no file, so no bytes and no times."""
-  bits, reconstruction = codec.estimate(image, quality)
-  return _result(name, image, reconstruction, None, bits, None, None)
-
-
-def evaluate_baseline(baseline: Baseline, name: str, image: np.ndarray, quality: int) -> ImageResult:
-  """JPEG or WebP on the same terms; ImageError when it cannot hold the image (WebP: 16383 pixels a side)."""
-  start = time.perf_counter()
-  try:
-    blob = baseline.encode(image, quality)
-  except (OSError, ValueError) as error:
-    height, width = image.shape[:2]
-    raise ImageError(f"{name}: {baseline.name} cannot hold {width}x{height} pixels ({error})") from error
-  encoded = time.perf_counter()
-  decoded = decode(blob)
-  end = time.perf_counter()
-  return _result(name, image, decoded, len(blob), None, encoded - start, end - encoded)
-
-
-def _result(name, image, reconstruction, size, bits, encode_s, decode_s) -> ImageResult:
-  height, width = image.shape[:2]
-  num_pixels = height * width                            # of the image, not of its padded version
-  return ImageResult(name, height, width, size, None if size is None else 8 * size / num_pixels,
-                     None if bits is None else float(bits) / num_pixels,
-                     psnr(image, reconstruction), ms_ssim_8bit(image, reconstruction), encode_s, decode_s)
-
-
-def mean(results: Sequence[ImageResult]) -> dict[str, float | None]:
-  """Mean over images of every figure, each image counting once; over those that have it, None if none has."""
-  fields = ("bytes", "bpp", "bpp_estimated", "psnr", "ms_ssim", "encode_s", "decode_s")
-  columns = {field: [value for result in results if (value := getattr(result, field)) is not None]
-             for field in fields}
-  return {field: float(np.mean(values)) if values else None for field, values in columns.items()}
-
-
-def _nothing() -> None:
-  """For who wants no progress bar."""
-
-
-def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photographs, *,
-                   estimate: bool = False, advance: Callable[[], None] = _nothing) -> list[dict[str, Any]]:
-  """One entry of results.json per quality. `advance` is called after each image and quality.
-
-  Every new padded size is run once before it is timed: that run compiles.
-  """
-  measure = estimate_image if estimate else evaluate_image
-  results = {quality: [] for quality in qualities}
-  compiled = set()
-  for name, image in photographs.read():
-    blocks = tuple(-(-side // 64) for side in image.shape[:2])
-    if not estimate and blocks not in compiled:
-      evaluate_image(codec, name, image, qualities[0])
-      compiled.add(blocks)
-    for quality in qualities:
-      results[quality].append(measure(codec, name, image, quality))
-      advance()
-  config = codec.config.to_dict()
-  return [_entry(codec.name, quality, config, results[quality]) for quality in qualities]
-
-
-def evaluate_baselines(photographs: Photographs,
-                       advance: Callable[[], None] = _nothing) -> list[dict[str, Any]]:
-  """One entry of results.json per baseline and quality. `advance` is called after each image."""
-  points = [(baseline, quality) for baseline in BASELINES for quality in baseline.qualities]
-  results = {point: [] for point in points}
-  for name, image in photographs.read():
-    for baseline, quality in points:
-      results[baseline, quality].append(evaluate_baseline(baseline, name, image, quality))
-    advance()
-  return [_entry(baseline.name, quality, None, results[baseline, quality]) for baseline, quality in points]
-
-
-def _entry(name: str, quality: float | None, config: dict | None,
-           results: list[ImageResult]) -> dict[str, Any]:
-  return {"name": name, "quality": quality, "config": config,
-          "images": [dataclasses.asdict(result) for result in results], "mean": mean(results)}
+METRICS = {"psnr": "psnr", "ms_ssim": "ms_ssim_db_of_mean"}   # of a curve: where its dB stand among the means
 
 
 class Curve(NamedTuple):
-  """PSNR over rate, both means over the images, one point a quality, rising in rate."""
+  """Quality in dB over rate, both means over the images, one point a quality, rising in rate."""
   name: str
   bpp: np.ndarray
-  psnr: np.ndarray
+  db: np.ndarray
+  kind: str = "checkpoint"      # or "baseline", or "published"
+  metric: str = "psnr"          # or "ms_ssim", in dB of the mean
+  source: str | None = None     # of a published curve
 
   @classmethod
-  def of(cls, entries: Sequence[dict[str, Any]]) -> "Curve":
-    """From the entries of one codec, by the bytes of the files, or by the estimate where there are none."""
+  def of(cls, entries: Sequence[dict[str, Any]], kind: str = "checkpoint", metric: str = "psnr",
+         name: str | None = None) -> "Curve | None":
+    """From the entries of one codec, by the bytes of the files, or by the estimate where there are none.
+
+    None when a picture has no such metric, as MS-SSIM below 176 pixels: the rate would be of other pictures.
+    """
+    if any(image[metric] is None for entry in entries for image in entry["images"]):
+      return None
     means = [entry["mean"] for entry in entries]
     rate = "bpp_estimated" if means[0]["bpp"] is None else "bpp"
-    return cls(entries[0]["name"], *np.array(sorted((each[rate], each["psnr"]) for each in means)).T)
+    bpp, db = np.array(sorted((each[rate], each[METRICS[metric]]) for each in means)).T
+    return cls(name or entries[0]["name"], bpp, db, kind, metric)
 
-  def psnr_at(self, bpp: float) -> float | None:
+  def db_at(self, bpp: float) -> float | None:
     """Interpolated over log(bpp); None outside the curve, and where the curve has but one point."""
     if len(self.bpp) < 2 or not np.all(np.diff(self.bpp) > 0) or not self.bpp[0] <= bpp <= self.bpp[-1]:
       return None
-    return float(PchipInterpolator(np.log(self.bpp), self.psnr)(np.log(bpp)))
+    return float(PchipInterpolator(np.log(self.bpp), self.db)(np.log(bpp)))
 
 
-def bd_rate(curve: Curve, anchor: Curve) -> dict[str, Any]:
-  """By how many percent `curve` needs fewer (negative) or more bits than `anchor` at the same PSNR.
+def bd_rate(curve: Curve, anchor: Curve, method: str = BD_METHOD) -> dict[str, Any]:
+  """How far `curve` lies from `anchor`, along the rate and along the quality.
 
-  Returns {"checkpoint", "anchor", "percent", "method", "overlap_db", "reason"}. `percent` is None, and
-  `reason` says why, when a curve has one point, does not rise, or the anchor covers too little of its range.
+  Returns {"curve", "kind", "checkpoint", "anchor", "metric", "percent", "method", "overlap_db", "reason", "bd_db",
+  "overlap_bpp"}. `percent`: how many percent fewer (negative) or more bits at the same quality, the mean over
+  `overlap_db`. `bd_db`: how many dB more at the same rate, the mean over `overlap_bpp` of log(bpp): BD-PSNR, or of
+  MS-SSIM. Both are None, and `reason` says why, when a curve has too few points, does not rise, or the two share
+  too little of their ranges of dB. `bd_db` alone is None when the rates do not overlap.
   """
-  low, high = max(curve.psnr.min(), anchor.psnr.min()), min(curve.psnr.max(), anchor.psnr.max())
-  percent, reason = None, None
-  if min(len(curve.psnr), len(anchor.psnr)) < 2:
-    reason = "one point is no curve"
-  elif not all(np.all(np.diff(values) > 0) for values in (curve.bpp, curve.psnr, anchor.bpp, anchor.psnr)):
-    reason = "PSNR does not rise with the rate"
-  elif high - low < BD_MIN_OVERLAP * np.ptp(curve.psnr):
-    reason = (f"too little overlap: {curve.psnr.min():.1f} to {curve.psnr.max():.1f} dB against "
-              f"{anchor.psnr.min():.1f} to {anchor.psnr.max():.1f} dB")
-  else:
-    percent = float(bjontegaard.bd_rate(anchor.bpp, anchor.psnr, curve.bpp, curve.psnr, BD_METHOD,
-                                        require_matching_points=False, min_overlap=0))
-  return {"checkpoint": curve.name, "anchor": anchor.name, "percent": percent, "method": BD_METHOD,
-          "overlap_db": None if percent is None else [float(low), float(high)], "reason": reason}
+  low, high = _overlap(curve.db, anchor.db)
+  result = {"curve": curve.name, "kind": curve.kind, "checkpoint": curve.name if curve.kind == "checkpoint" else None,
+            "anchor": anchor.name, "metric": curve.metric, "percent": None, "method": method, "overlap_db": None,
+            "reason": _reason(curve, anchor, method), "bd_db": None, "overlap_bpp": None}
+  if result["reason"]:
+    return result
+  if method == "cubic":
+    curve, anchor = _within(curve, anchor), _within(anchor, curve)
+  points = anchor.bpp, anchor.db, curve.bpp, curve.db, method
+  result |= {"percent": float(bjontegaard.bd_rate(*points, require_matching_points=False, min_overlap=0)),
+             "overlap_db": [float(low), float(high)]}
+  low, high = _overlap(curve.bpp, anchor.bpp)
+  if low < high:
+    result |= {"bd_db": float(bjontegaard.bd_psnr(*points, require_matching_points=False, min_overlap=0)),
+               "overlap_bpp": [float(low), float(high)]}
+  return result
+
+
+def _overlap(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+  return max(ours.min(), theirs.min()), min(ours.max(), theirs.max())
+
+
+def _reason(curve: Curve, anchor: Curve, method: str) -> str | None:
+  """Why there is no BD-rate, or None."""
+  low, high = _overlap(curve.db, anchor.db)
+  fewest, metric = min(len(curve.db), len(anchor.db)), "PSNR" if curve.metric == "psnr" else "MS-SSIM"
+  if fewest < 2:
+    return "one point is no curve"
+  if fewest < BD_METHODS[method]:
+    return f"{fewest} points; {method} wants {BD_METHODS[method]}"
+  if not all(np.all(np.diff(values) > 0) for values in (curve.bpp, curve.db, anchor.bpp, anchor.db)):
+    return f"{metric} does not rise with the rate"
+  if high - low < BD_MIN_OVERLAP * min(np.ptp(curve.db), np.ptp(anchor.db)):
+    return (f"too little overlap: {curve.db.min():.1f} to {curve.db.max():.1f} dB against "
+            f"{anchor.db.min():.1f} to {anchor.db.max():.1f} dB")
+  return None
+
+
+def _within(curve: Curve, other: Curve) -> Curve:
+  """`curve` cut to the dB of `other` and one point on either side: what lies far outside would bend a single cubic.
+
+  Left whole where fewer than four points would remain.
+  """
+  first = max(np.searchsorted(curve.db, other.db.min(), "right") - 1, 0)
+  last = np.searchsorted(curve.db, other.db.max(), "left") + 1
+  if last - first < BD_METHODS["cubic"]:
+    return curve
+  return curve._replace(bpp=curve.bpp[first:last], db=curve.db[first:last])

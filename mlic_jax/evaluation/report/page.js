@@ -1,0 +1,141 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const fixed = (value, digits) => value === null ? "–" : value.toFixed(digits);
+
+// --- the plots: hover, and boxes that show and hide curves
+
+// As `spread` in plots.py: in the same order, at least `gap` apart, in low..high, moved as little as possible.
+function spread(places, gap, low, high) {
+  const order = places.map((_, i) => i).sort((a, b) => places[a] - places[b]), moved = [...places], blocks = [];
+  gap = Math.min(gap, (high - low) / Math.max(places.length - 1, 1));
+  order.forEach((i, rank) => {
+    blocks.push({ sum: places[i] - gap * rank, size: 1 });
+    const mean = block => block.sum / block.size;
+    while (blocks.length > 1 && mean(blocks.at(-2)) > mean(blocks.at(-1))) {   // pooled, until the means rise
+      const { sum, size } = blocks.pop();
+      blocks.at(-1).sum += sum;
+      blocks.at(-1).size += size;
+    }
+  });
+  const nearest = blocks.flatMap(({ sum, size }) => Array(size).fill(sum / size));
+  order.forEach((i, rank) => {
+    moved[i] = Math.min(Math.max(nearest[rank], low), high - gap * (places.length - 1)) + gap * rank;
+  });
+  return moved;
+}
+
+function placeLabels(svg) {
+  const labels = [...svg.querySelectorAll(".curve:not(.off) .label")];
+  const frame = svg.querySelector("clipPath rect"), top = +frame.getAttribute("y");
+  const heights = spread(labels.map(label => +label.dataset.at), 15, top + 6, top + +frame.getAttribute("height"));
+  labels.forEach((label, i) => {
+    label.setAttribute("y", heights[i] + 4);
+    const leader = label.previousElementSibling;
+    leader.setAttribute("d", `M${leader.dataset.from}L${+label.getAttribute("x") - 3} ${heights[i]}`);
+  });
+}
+
+for (const plot of document.querySelectorAll(".plot")) {
+  const tip = plot.querySelector(".tip");
+  const clear = svg => {
+    svg.classList.remove("chosen");
+    svg.querySelectorAll(".here").forEach(each => each.classList.remove("here"));
+  };
+  const choose = (svg, point) => {
+    clear(svg);
+    const curve = point.closest(".curve");
+    svg.classList.add("chosen");
+    curve.classList.add("here");
+    point.classList.add("here");
+    tip.textContent = `${curve.dataset.name}: ${point.dataset.bpp} bpp, ${point.dataset.db} dB ${plot.dataset.metric}`;
+  };
+  for (const svg of plot.querySelectorAll("svg")) {
+    const points = [...svg.querySelectorAll("circle")];
+    svg.addEventListener("pointermove", event => {
+      const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      let nearest = null, least = 30 ** 2;
+      for (const point of points) {
+        if (point.closest(".off")) continue;
+        const distance = (point.cx.baseVal.value - at.x) ** 2 + (point.cy.baseVal.value - at.y) ** 2;
+        if (distance < least) [nearest, least] = [point, distance];
+      }
+      if (nearest) choose(svg, nearest); else clear(svg);
+    });
+    svg.addEventListener("pointerleave", () => clear(svg));
+    // From the keyboard: Tab goes to a curve, the arrows along it.
+    for (const curve of svg.querySelectorAll(".curve")) {
+      const own = [...curve.querySelectorAll("circle")];
+      let place = 0;
+      curve.addEventListener("focus", () => own.length && choose(svg, own[place]));
+      curve.addEventListener("blur", () => clear(svg));
+      curve.addEventListener("keydown", event => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step || !own.length) return;
+        event.preventDefault();
+        place = Math.min(Math.max(place + step, 0), own.length - 1);
+        choose(svg, own[place]);
+      });
+    }
+  }
+  plot.addEventListener("change", event => {
+    for (const svg of plot.querySelectorAll("svg")) {
+      svg.querySelector(`.curve[data-curve="${event.target.dataset.curve}"]`).classList.toggle("off", !event.target.checked);
+      placeLabels(svg);
+    }
+  });
+}
+
+// --- the pictures
+
+const image = path => `url(${data.pictures[path]})`;
+
+function figures(element, name, result) {
+  const bytes = result.bytes === null ? "no file" : `${result.bytes} bytes`;
+  const bpp = result.bpp === null ? `${fixed(result.bpp_estimated, 4)} bpp, estimated` : `${fixed(result.bpp, 4)} bpp`;
+  const similarity = result.ms_ssim === null ? "" : `, MS-SSIM ${fixed(result.ms_ssim, 4)}`;
+  element.replaceChildren(Object.assign(document.createElement("b"), { textContent: name }),
+    `${bytes}, ${bpp}`, document.createElement("br"), `${fixed(result.psnr, 2)} dB${similarity}`);
+}
+
+for (const figure of document.querySelectorAll(".comparison")) {
+  const find = selector => figure.querySelector(selector);
+  const rate = result => result.bytes === null ? result.bpp_estimated : result.bytes;
+  const records = data.records.filter(record => record.image === figure.dataset.image).sort((a, b) => rate(a) - rate(b));
+  const choice = find(".rate input"), left = find("select.left"), right = find("select.right"), stage = find(".stage");
+
+  function show() {
+    const record = records[+choice.value];
+    const quality = record.quality === null ? "" : `, quality ${record.quality}`;
+    const shown = left.value, over = find(".over"), scale = find(".scale");
+    over.replaceChildren();
+    over.style.backgroundImage = "none";
+    scale.hidden = shown === "reconstruction";
+    if (shown === "reconstruction" || shown === "error") {
+      over.style.backgroundImage = image(record[shown]);
+      find(".most").textContent = `${data.errorMax} of 255 levels, mean of the channels`;
+    } else {
+      const map = document.createElement("i"), tiles = record.bits_of_slices.length + 1;
+      const [rows, columns] = record.bits_places;                     // of 16x16 pixels; the last may reach beyond the picture
+      map.style.width = `${100 * 16 * columns / record.width}%`;
+      map.style.height = `${100 * 16 * rows / record.height}%`;
+      map.style.backgroundImage = image(record.bits);
+      map.style.backgroundSize = `100% ${100 * tiles}%`;
+      map.style.backgroundPosition = `0 ${100 * +shown / (tiles - 1)}%`;
+      over.append(map);
+      const most = shown === "0" ? record.bits_scale_bpp.all : record.bits_scale_bpp.slice;
+      const bits = shown === "0" ? "" : `; ${fixed(record.bits_of_slices[+shown - 1], 0)} bits in this slice`;
+      find(".most").textContent = `${most.toPrecision(2)} bits per pixel${bits}`;
+    }
+    figures(find("figcaption .left"), `${record.checkpoint}${quality}`, record);
+    const baseline = right.value === "baseline" ? record.baseline : null;
+    find(".under").style.backgroundImage = image(baseline ? baseline.picture : record.original);
+    if (baseline) figures(find("figcaption .right"), `${baseline.name}, quality ${baseline.quality}`, baseline);
+    else find("figcaption .right").replaceChildren(
+      Object.assign(document.createElement("b"), { textContent: "original" }));
+    find(".size").textContent = `${record.width}×${record.height}${record.cropped ? ", the middle of it" : ""}`;
+  }
+
+  for (const control of [choice, left, right]) control.addEventListener("input", show);
+  find(".wipe").addEventListener("input", event => stage.style.setProperty("--at", `${event.target.value}%`));
+  show();
+}

@@ -1,0 +1,125 @@
+"""What an evaluation writes: results.json, results.csv, and the JSON that CompressAI's plotting tools read.
+
+The fields of results.json are listed in docs/evaluation.md.
+"""
+import csv
+import io
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic_jax.evaluation.pictures import slug
+from mlic_jax.evaluation.rd import METRICS, Curve, bd_rate
+from mlic_jax.images import partial_name
+
+# The end of the name of a checkpoint that tells its rate: mlicpp_q3, mlicpp-0.0130, mlicpp_lmbda0.05.
+RATE = re.compile(r"[-_. ]*(?:q|quality|rate|lambda|lmbda|l)?[-_=]?\d+(?:\.\d+)?$")
+
+
+def families(checkpoints: Sequence[tuple[Path, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
+  """Checkpoints as curves: (name, entries). `checkpoints` are (path, its entries in results.json).
+
+  A variable-rate checkpoint is a curve. Single-rate checkpoints are one curve when their configs are equal and their
+  names are, but for a rate at the end; where the name is nothing but a rate (mlicpp/0.013), the folder above names the
+  curve. Two curves of one name become "name" and "name (2)".
+  """
+  curves = {}
+  for index, (path, entries) in enumerate(checkpoints):
+    name, key = entries[0]["name"], index
+    if entries[0]["quality"] is None:
+      stem = RATE.sub("", name) or Path(os.path.abspath(path)).parent.name
+      key = stem, json.dumps(entries[0]["config"], sort_keys=True)
+    curves.setdefault(key, []).append((name, entries))
+  named = []
+  for key, members in curves.items():
+    name = key[0] if len(members) > 1 else members[0][0]
+    same = sum(re.fullmatch(re.escape(name) + r"( \(\d+\))?", other) is not None for other, _ in named)
+    named.append((f"{name} ({same + 1})" if same else name,
+                  list(itertools.chain.from_iterable(entries for _, entries in members))))
+  return named
+
+
+def by_name(entries: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+  """Entries of baselines as curves: (name, entries)."""
+  return [(name, list(group)) for name, group in itertools.groupby(entries, lambda entry: entry["name"])]
+
+
+def assemble(data: dict[str, Any], named: Sequence[tuple[str, list[dict[str, Any]]]],
+             baselines: Sequence[tuple[str, list[dict[str, Any]]]], published: Sequence[Curve], *, anchor: str,
+             bd_method: str, costs: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> dict[str, Any]:
+  """results.json, of (name of the curve, its entries); `data` says what was evaluated, and on what."""
+  curves = [*curves_of("checkpoint", named), *curves_of("baseline", baselines), *published]
+  anchors = {curve.metric: curve for curve in reversed(curves) if curve.name == anchor}
+  entries_of = lambda named: [entry for _, entries in named for entry in entries]
+  return {**data, "checkpoints": entries_of(named), "baselines": entries_of(baselines),
+          "anchor": anchor, "bd_method": bd_method,
+          "bd_rates": [bd_rate(curve, anchors[curve.metric], bd_method) for curve in curves
+                       if curve.metric in anchors and curve is not anchors[curve.metric]],
+          "curves": [curve_fields(curve) for curve in curves], "costs": costs, "pictures": pictures}
+
+
+def read_curves(results: dict[str, Any], metric: str) -> list[Curve]:
+  """The curves of one metric in results.json."""
+  return [Curve(each["name"], np.array(each["bpp"]), np.array(each["db"]), each["kind"], metric, each["source"])
+          for each in results["curves"] if each["metric"] == metric]
+
+
+def curves_of(kind: str, named: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Curve]:
+  """Their curves in every metric that they have."""
+  curves = [Curve.of(entries, kind, metric, name) for metric in METRICS for name, entries in named]
+  return [curve for curve in curves if curve is not None]
+
+
+def curve_fields(curve: Curve) -> dict[str, Any]:
+  """A curve as JSON can hold it."""
+  return {"name": curve.name, "kind": curve.kind, "metric": curve.metric, "bpp": [float(each) for each in curve.bpp],
+          "db": [float(each) for each in curve.db], "source": curve.source}
+
+
+def write_json(path: Path, content: dict) -> None:
+  """Whole or not at all; a NaN is refused, because JSON has none."""
+  write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, results: dict[str, Any]) -> None:
+  """One row per image and quality, of checkpoints and baselines."""
+  rows = [{"kind": kind, "codec": entry["name"], "quality": entry["quality"], **image}
+          for kind in ("checkpoint", "baseline") for entry in results[f"{kind}s"] for image in entry["images"]]
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  write_text(path, text.getvalue())
+
+
+def write_compressai(folder: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], title: str) -> None:
+  """FOLDER/NAME.json for each curve, as `python -m compressai.utils.plot -f FOLDER/*.json -m psnr-rgb` reads it.
+
+  Rising in rate. MS-SSIM is a value, not dB, and left out where pictures are too small for it.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, entries in named:
+    rate = "bpp_estimated" if entries[0]["mean"]["bpp"] is None else "bpp"
+    means = sorted((entry["mean"] for entry in entries), key=lambda mean: mean[rate])
+    columns = {"bpp": rate, "psnr-rgb": "psnr", "ms-ssim-rgb": "ms_ssim"}
+    results = {theirs: [mean[ours] for mean in means] for theirs, ours in columns.items()}
+    results = {theirs: values for theirs, values in results.items() if None not in values}
+    how = "estimated by likelihoods" if rate == "bpp_estimated" else "of complete files"
+    write_json(folder / f"{slug(name).lower()}.json",
+               {"name": name, "description": f"{title}; rates {how}, means over images", "results": results})
+
+
+def write_text(path: Path, text: str) -> None:
+  """Whole or not at all."""
+  partial = partial_name(path)
+  try:
+    partial.write_text(text)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""All images through a checkpoint or the baselines: what the journal lacks is measured, the rest is read from it.
+
+The results are entries of results.json: {"name", "quality", "config", "images", "mean"}, one per quality.
+"""
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import PIL
+
+from mlic_jax.evaluation import measure
+from mlic_jax.evaluation.baselines import Baseline
+from mlic_jax.evaluation.data import Photographs
+from mlic_jax.evaluation.journal import Journal, digest
+from mlic_jax.evaluation.measure import ImageResult
+from mlic_jax.evaluation.workers import InThisProcess
+
+
+def _nothing(*_) -> None:
+  """For who wants no progress bar, or no pictures."""
+
+
+def codec_key(codec, estimated: bool = False) -> str:
+  """What results of a checkpoint are filed under: two trainings of one name differ."""
+  return f"{codec.name} {codec.fingerprint.hex()}{' estimated' if estimated else ''}"
+
+
+def baseline_key(baseline: Baseline) -> str:
+  return f"{baseline.name} of Pillow {PIL.__version__}"
+
+
+def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photographs, *, estimated: bool = False,
+                   journal: Journal | None = None, workers=None, advance: Callable[[], None] = _nothing,
+                   lacks_picture: Callable[[str, float | None], bool] = _nothing,
+                   draw: Callable[[str, np.ndarray, float | None, measure.Coded], None] = _nothing,
+                   ) -> list[dict[str, Any]]:
+  """One entry per quality. `advance` is called after each image and quality.
+
+  Every new padded size is run once before it is timed: that run compiles. draw(name, image, quality, coded) is called
+  with what is coded here; lacks_picture(name, quality) has an image coded although its results are known.
+  """
+  journal, workers = journal or Journal(), workers or InThisProcess()
+  key, compiled = codec_key(codec, estimated), set()
+
+  def submit(name, image, missing):
+    blocks = tuple(-(-side // 64) for side in image.shape[:2])
+    if not estimated and blocks not in compiled:
+      first = measure.code(codec, name, image, qualities[0])
+      journal.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],
+                                  "encode_s": first.encode_s, "decode_s": first.decode_s})
+      compiled.add(blocks)
+    return measure.measure_codec(codec, name, image, missing, estimated=estimated, workers=workers,
+                                 seen=lambda quality, coded: draw(name, image, quality, coded))
+
+  done = lambda count: [advance() for _ in range(count)]
+  results = {quality: [] for quality in qualities}
+  for _, of_image in _measured([(key, qualities, submit)], photographs, journal, workers, done, lacks_picture):
+    for quality in qualities:
+      results[quality].append(of_image[quality])
+  config = codec.config.to_dict()
+  return [_entry(codec.name, quality, config, results[quality]) for quality in qualities]
+
+
+def evaluate_baselines(baselines: Sequence[Baseline], photographs: Photographs, *, journal: Journal | None = None,
+                       workers=None, advance: Callable[[], None] = _nothing) -> list[dict[str, Any]]:
+  """One entry per baseline and quality. `advance` is called after each image and baseline."""
+  journal, workers = journal or Journal(), workers or InThisProcess()
+
+  def source(baseline):
+    submit = lambda name, image, missing: workers.submit(measure.measure_baseline, baseline, name, image, missing)
+    return baseline_key(baseline), baseline.qualities, submit
+
+  results = collections.defaultdict(list)
+  for index, of_image in _measured([source(each) for each in baselines], photographs, journal, workers,
+                                   lambda count: advance()):
+    for quality, result in of_image.items():
+      results[index, quality].append(result)
+  return [_entry(baseline.name, quality, None, results[index, quality])
+          for index, baseline in enumerate(baselines) for quality in baseline.qualities]
+
+
+def _measured(sources, photographs: Photographs, journal: Journal, workers, advance: Callable[[int], Any],
+              lacks_picture: Callable = _nothing) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
+  """(index of the source, results by quality) of every image through every source, in order.
+
+  sources: (key in the journal, qualities, submit), where submit(name, image, qualities) gives a future of the results,
+  or a list of futures. As much as `workers` want is under way before the first is waited for.
+  """
+  waiting = collections.deque()
+
+  def collect():
+    index, name, pixels, missing, submitted = waiting.popleft()
+    key, qualities, _ = sources[index]
+    if missing:
+      found = submitted.result() if isinstance(submitted, Future) else [each.result() for each in submitted]
+      journal.add(key, pixels, dict(zip(missing, found)))
+    advance(len(qualities))
+    known = journal.results(key, pixels)
+    # The name is that of today: the journal knows images by their pixels.
+    return index, {quality: dataclasses.replace(known[quality], name=name) for quality in qualities}
+
+  for name, image in photographs.read():
+    pixels = digest(image)
+    for index, (key, qualities, submit) in enumerate(sources):
+      known = journal.results(key, pixels)
+      missing = [quality for quality in qualities if quality not in known or lacks_picture(name, quality)]
+      waiting.append((index, name, pixels, missing, submit(name, image, missing) if missing else []))
+      while len(waiting) > workers.in_flight:
+        yield collect()
+  while waiting:
+    yield collect()
+
+
+def by_image(entries: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[float | None, ImageResult]]:
+  """Results of the entries by (name of the codec, name of the image), and by quality."""
+  results = collections.defaultdict(dict)
+  for entry in entries:
+    for image in entry["images"]:
+      results[entry["name"], image["name"]][entry["quality"]] = ImageResult(**image)
+  return dict(results)
+
+
+def _entry(name: str, quality: float | None, config: dict | None, results: list[ImageResult]) -> dict[str, Any]:
+  return {"name": name, "quality": quality, "config": config,
+          "images": [dataclasses.asdict(result) for result in results], "mean": measure.mean(results)}

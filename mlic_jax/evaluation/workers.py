@@ -1,0 +1,31 @@
+"""Where baselines and distortions are computed: in this process, or in several on the same machine."""
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+
+
+class InThisProcess(Executor):
+  """Runs at once what it is given; for one core, and for tests."""
+  in_flight = 0                                          # how much may wait to be collected
+
+  def submit(self, function: Callable, /, *args, **kwargs) -> Future:
+    future = Future()
+    try:
+      future.set_result(function(*args, **kwargs))
+    except Exception as error:  # whatever it is, the future hands it to the one who waits, as a process pool does
+      future.set_exception(error)
+    return future
+
+
+class Processes(ProcessPoolExecutor):
+  """So many processes. They compute on the CPU: the accelerator belongs to the codec."""
+
+  def __init__(self, number: int):
+    # Not forked: JAX has threads, and a forked copy of them hangs.
+    super().__init__(number, mp_context=multiprocessing.get_context("spawn"), initializer=_use_the_cpu)
+    self.in_flight = 4 * number                          # enough that nobody waits, few enough to hold in memory
+
+
+def _use_the_cpu() -> None:
+  import jax
+  jax.config.update("jax_platforms", "cpu")

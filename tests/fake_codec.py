@@ -1,0 +1,79 @@
+"""A codec with the interface of mlic_jax.Codec that stores JPEG: what is said of it can be checked by hand."""
+import numpy as np
+
+from mlic_jax.checkpoint import CheckpointError
+from mlic_jax.config import CodecConfig
+from mlic_jax.evaluation import baselines
+from mlic_jax.evaluation.bits import BitsMap
+
+# The smallest there is, for the figures of cost alone.
+CONFIG = CodecConfig(N=4, M=4, num_slices=2, contexts=(), entropy_widths=(4, 4), lrp_widths=())
+
+
+class FakeCodec:
+  """JPEG of quality 10 * quality, whose estimate is always 40 bits below the file."""
+  name = "fake"
+  fingerprint = b"fake"
+  qualities = (1, 2, 3, 4, 5, 6)
+  config = CONFIG
+
+  def __init__(self):
+    self.encoded = []                                    # (image shape, quality) of every call
+
+  @classmethod
+  def load(cls, path):
+    if path == "missing":
+      raise CheckpointError("missing: no such directory; wanted a model directory")
+    return cls()
+
+  def encode_with_reconstruction(self, image, quality):
+    self.encoded.append((image.shape, quality))
+    blob = baselines.encode_jpeg(image, int(10 * (quality or 5)))
+    return blob, baselines.decode(blob)
+
+  def decode(self, blob):
+    return baselines.decode(blob)
+
+  def estimate(self, image, quality):
+    blob = baselines.encode_jpeg(image, int(10 * (quality or 5)))
+    return 8.0 * len(blob) - 40, baselines.decode(blob)
+
+
+class SingleRateCodec(FakeCodec):
+  """JPEG of the quality in its name, which is the checkpoint's: family_q30."""
+  qualities = (None,)
+
+  @classmethod
+  def load(cls, path):
+    codec = super().load(path)
+    codec.name = path
+    return codec
+
+  def encode_with_reconstruction(self, image, quality):
+    return super().encode_with_reconstruction(image, self._quality)
+
+  def estimate(self, image, quality):
+    return super().estimate(image, self._quality)
+
+  @property
+  def _quality(self):
+    digits = self.name.rpartition("_q")[2]
+    return int(digits) / 10 if digits.isdecimal() else 5
+
+
+class WrongDecoder(FakeCodec):
+  def decode(self, blob):
+    image = baselines.decode(blob)
+    image[3, 4, 1] ^= 1                                  # one sample, by one
+    return image
+
+
+class CoderIsNotToBeUsed(FakeCodec):
+  def encode_with_reconstruction(self, image, quality):
+    raise AssertionError("--estimate codes")
+
+
+def bits_of(image, quality):
+  """3 bits at every place of y in slice 0 and 1 in slice 1, 16 at every place of z."""
+  h, w = (-(-side // 64) * 4 for side in image.shape[:2])
+  return BitsMap(np.tile([3.0, 1.0], (h, w, 1)), np.full((h // 4, w // 4), 16.0))
