@@ -3,8 +3,8 @@
     python train.py --config configs/nano.py --workdir DIR --config.data_dir=FOLDER [--config.field=value ...]
     python train.py --config configs/mlic_plus_plus.py:ms_ssim:5 ...      the rest of a name goes to get_config
 
-Exit status: 0 done, 1 the loss became non-finite, 2 bad configuration or data, 130 and 143 stopped by SIGINT and
-SIGTERM with the state saved.
+Exit status: 0 done, 1 the loss became non-finite or the end could not be saved, 2 bad configuration or data, 130 and
+143 stopped by SIGINT and SIGTERM with the state saved.
 This file holds the flags; the program is mlic_jax/training/loop.py."""
 
 import difflib
@@ -27,14 +27,15 @@ def main(argv: list[str]) -> int:
     parse(argv)
   except ValueError as error:
     return fail(error)
+  from mlic_jax.checkpoint import CheckpointError  # these are slow, and not for a bad flag
   from mlic_jax.images import ImageError
   from mlic_jax.training import ConfigError
-  from mlic_jax.training.loop import Interrupted, NonFiniteLoss, train_and_evaluate  # slow, and not for a bad flag
+  from mlic_jax.training.loop import Interrupted, NonFiniteLoss, SaveError, train_and_evaluate
   try:
     train_and_evaluate(CONFIG.value, WORKDIR.value)
-  except (ConfigError, ImageError) as error:
+  except (CheckpointError, ConfigError, ImageError) as error:
     return fail(error)
-  except NonFiniteLoss as error:
+  except (NonFiniteLoss, SaveError) as error:
     return fail(error, status=1)
   except Interrupted as stop:
     return fail(stop, status=128 + stop.signum)

@@ -36,6 +36,7 @@ def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
       window_size=5, num_rates=0, scan_unroll=0)
 
   c.crop_size = 256
+  c.crop_schedule = ((1_200_000, 512),)  # as the authors' README says
   c.batch_size = 32                # of all devices together
   c.data_workers = 8
   c.cache_gigabytes = 0.0          # the papers' 100,000 photographs are too many

@@ -18,11 +18,14 @@ def get_config() -> ml_collections.ConfigDict:
       context_ratio=1, channel_widths=(48, 32), entropy_widths=(96, 64), lrp_widths=(32, 32),
       window_size=5, num_rates=6, scan_unroll=0)
 
-  # Photographs: JPEG, PNG, WebP, ..., in any mix of sizes; those with a side below crop_size are left out.
+  # Photographs: a folder, tfds:NAME[:SPLIT], or several with weights: FOLDER*0.7,tfds:clic*0.3
   c.data_dir = ""
-  c.eval_dir = ""                  # "": every holdout_every-th file of data_dir is held out instead
+  c.tfds_dir = ""                  # where TFDS datasets lie; "": TFDS's own place
+  c.eval_dir = ""                  # "": every holdout_every-th photograph of data_dir is held out instead
   c.holdout_every = 24
-  c.crop_size = 128                # pixels, a multiple of 64
+  c.crop_size = 128                # pixels, a multiple of 64; photographs with a smaller side are left out
+  c.crop_schedule = ()             # larger ones later: ((1_200_000, 512),) reads 512 after 1,200,000 steps
+  c.downscale = "all"              # which photographs are made smaller: "all", or "lossy" ones (JPEG, lossy WebP)
   c.downscale_probability = 0.5    # of making a photograph smaller before the crop
   c.flip = True                    # left to right, half of the crops
   c.batch_size = 8                 # of all devices together
@@ -33,9 +36,13 @@ def get_config() -> ml_collections.ConfigDict:
   # Objective: bpp + lmbda * 255**2 * mse; every sample draws one of the rates.
   c.distortion = "mse"
   c.lmbdas = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)  # of quality 1, 2, ...; a single-rate model has c.lmbda
+  c.partial_probability = 0.0      # of a sample whose last slices do not arrive, as in progressive decoding
+  c.init_from = ""                 # model directory to start from, such as one of another lambda
+  c.teacher = ""                   # model directory of a larger codec, whose reconstructions are distilled
+  c.distillation_weight = 0.5      # of the teacher's reconstruction in the target, 0 to 1
 
   # Optimiser
-  c.num_steps = 7_000
+  c.num_steps = 7_900
   c.optimizer = "muon"             # for the kernels of convolutions, Adam for the rest; or "adam"
   c.muon_learning_rate = 2e-3      # after warmup_steps; the schedule of learning_rate in proportion
   c.learning_rate = 5e-4           # after warmup_steps
@@ -45,6 +52,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.aux_learning_rate = 1e-3       # of the quantiles of z's density
   c.grad_clip = 1.0                # global norm; 0: not clipped
   c.ema_decay = 0.999              # of the average of the parameters that is evaluated and exported; 0: none
+  c.accumulate_steps = 1           # parts of a batch, one after the other: less memory, the same gradient
+  c.bfloat16_transforms = False    # g_a and g_s, for accelerators; the entropy path is float32 always
+  c.remat = False                  # compute again instead of keeping: less memory, more time
 
   # Figures, checkpoints, evaluation; all in steps.
   c.log_every = 50
@@ -54,4 +64,6 @@ def get_config() -> ml_collections.ConfigDict:
   c.eval_images = 24               # of the held-out ones, 0: all
   c.eval_crop_size = 256           # pixels, from the middle
   c.eval_batch_size = 4            # of all devices together
+  c.eval_pictures = 2              # shown in TensorBoard, with their reconstructions
+  c.profile_steps = ""             # "a:b": a trace of the steps a to b - 1
   return c

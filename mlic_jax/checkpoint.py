@@ -71,7 +71,12 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
     _checkpointer().save(partial / "params", params)
     if path.exists():
       path.rename(old)
-    partial.rename(path)
+    try:
+      partial.rename(path)
+    except OSError:
+      if old.exists():
+        old.rename(path)
+      raise
   finally:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

@@ -38,12 +38,17 @@ class MLIC(nn.Module):
 
   Pictures are (B, H, W, 3) in [0, 1], H and W multiples of 64. `quality` is for variable-rate codecs only
   (config.num_rates > 0): a scalar or (B,) in 1..num_rates, where fractions interpolate between two learned rates.
+
+  `transform_dtype` and `remat` are for training on accelerators: g_a and g_s in bfloat16 (the entropy path stays
+  float32), and blocks and slices whose insides the gradient computes again instead of keeping them.
   """
   config: CodecConfig
+  transform_dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   def setup(self):
     config = self.config
-    self.g_a, self.g_s = Analysis(config), Synthesis(config)
+    self.g_a, self.g_s = Analysis(config, self.remat), Synthesis(config, self.remat)
     self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
     self.z_prior = FactorizedPrior(config.N)
     self.slices = Slices(config)
@@ -53,21 +58,25 @@ class MLIC(nn.Module):
       self.log_gain = self.param("log_gain", spread)
       self.log_inverse_gain = self.param("log_inverse_gain", lambda key: -spread(key))
 
-  def __call__(self, x: jax.Array, quality: jax.Array | float | None = None) -> CodecOutput:
-    """Reconstruction and bits. With a "noise" rng the rate is that of training, noise in place of rounding."""
+  def __call__(self, x: jax.Array, quality: jax.Array | float | None = None, num_arrived: jax.Array | None = None,
+               first: jax.Array | int = 0) -> CodecOutput:
+    """Reconstruction and bits. With a "noise" rng the rate is that of training, noise in place of rounding.
+
+    num_arrived (B,): only so many slices reach the decoder; the others are their means, and cost nothing. None: all.
+    first: index of x[0] in a larger batch; the noise of a picture does not depend on how that was split."""
     y, z = self.analyse(x, quality)
     with jax.default_matmul_precision(PRECISION):
       z_symbols, medians = ste_round(z - self.z_prior.medians), self.z_prior.medians
-      y_noise, z_noise = self._noise(y), self._noise(z)
+      y_noise, z_noise = self._noise(y, first), self._noise(z, first)
       z_bits = self.z_prior.bits(jax.lax.stop_gradient(z_symbols) + medians if z_noise is None else z + z_noise)
-      coded = self.slices.walk(self.h_s(z_symbols + medians), y, y_noise)
+      coded = self.slices.walk(self.h_s(z_symbols + medians), y, y_noise, num_arrived, self.remat)
     return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits)
 
   def analyse(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
     """y (B, h, w, M), times the gain of its rate, and z (B, h/4, w/4, N)."""
     if any(side % 64 for side in x.shape[1:3]):
       raise ValueError(f"pictures of {x.shape[1]}x{x.shape[2]}, height and width have to be multiples of 64")
-    y = self.g_a(x)
+    y = self._transform(self.g_a, x)
     if self.config.num_rates:
       y = y * self._gain("log_gain", quality)
     return y, self.h_a(y)
@@ -76,7 +85,7 @@ class MLIC(nn.Module):
     """x_hat (B, H, W, 3), not clipped, from y_hat (B, h, w, M)."""
     if self.config.num_rates:
       y_hat = y_hat * self._gain("log_inverse_gain", quality)
-    return self.g_s(y_hat)
+    return self._transform(self.g_s, y_hat)
 
   def round_z(self, z: jax.Array) -> jax.Array:
     """int32 symbols of z (B, h/4, w/4, N)."""
@@ -115,10 +124,15 @@ class MLIC(nn.Module):
     """Trains the quantiles of z's density, and nothing else."""
     return self.z_prior.aux_loss()
 
-  def _noise(self, latent: jax.Array) -> jax.Array | None:
+  def _transform(self, transform: nn.Module, x: jax.Array) -> jax.Array:
+    return transform(x.astype(self.transform_dtype)).astype(jnp.float32)
+
+  def _noise(self, latent: jax.Array, first: jax.Array | int) -> jax.Array | None:
     if not self.has_rng("noise"):
       return None
-    return jax.random.uniform(self.make_rng("noise"), latent.shape, minval=-0.5, maxval=0.5)
+    key, places = self.make_rng("noise"), first + jnp.arange(latent.shape[0])
+    draw = lambda place: jax.random.uniform(jax.random.fold_in(key, place), latent.shape[1:], minval=-0.5, maxval=0.5)
+    return jax.vmap(draw)(places)
 
   def _gain(self, name: str, quality: jax.Array | float | None) -> jax.Array:
     """(B or 1, 1, 1, M); fractions of a quality interpolate geometrically (Cui et al., CVPR 2021)."""
@@ -131,6 +145,6 @@ class MLIC(nn.Module):
       return jnp.exp(weights @ getattr(self, name))[:, None, None]
 
 
-def build(config: CodecConfig) -> MLIC:
-  """The linen module of a config: `variables = build(config).init(key, x)`."""
-  return MLIC(config)
+def build(config: CodecConfig, **options) -> MLIC:
+  """The linen module of a config: `variables = build(config).init(key, x)`. Options are transform_dtype and remat."""
+  return MLIC(config, **options)

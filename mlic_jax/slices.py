@@ -64,7 +64,7 @@ class SliceStep(nn.Module):
       self.lrp_anchor = ConvStack((*config.lrp_widths, config.slice_channels))
       self.lrp_nonanchor = ConvStack((*config.lrp_widths, config.slice_channels))
 
-  def __call__(self, k, hyper, decoded, y_slice, noise=None):
+  def __call__(self, k, hyper, decoded, y_slice, noise=None, arrived=None):
     """The whole step, as training and the bit estimate run it.
 
     Args:
@@ -73,6 +73,8 @@ class SliceStep(nn.Module):
       decoded: (B, h, w, M) y_hat of slices 0..k-1.
       y_slice: (B, h, w, Cs) slice k of y.
       noise: (B, h, w, Cs) uniform in [-0.5, 0.5) that stands for rounding in the rate; None to round.
+      arrived: (B,) bool, whether the slice reaches the decoder. Where it does not, it is its mean and costs nothing, as
+        in progressive decoding; None when all do.
 
     Returns:
       decoded with slice k filled in; bits, mean and scale of its elements, (B, h, w, Cs) each.
@@ -84,7 +86,10 @@ class SliceStep(nn.Module):
       symbols = ste_round(y - prior.mean)
       # The rate has no gradient through rounding: with noise it needs none, without it would be a wrong one.
       coded = jax.lax.stop_gradient(symbols) + prior.mean if noise is None else y + pack(noise, anchors)
-      of_pass = (gaussian_bits(coded, *prior), *prior)
+      bits = gaussian_bits(coded, *prior)
+      if arrived is not None:
+        symbols, bits = (jnp.where(arrived[:, None, None, None], each, 0.0) for each in (symbols, bits))
+      of_pass = (bits, *prior)
       found = tuple(both + unpack(one, anchors) for both, one in zip(found, of_pass))
       state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, symbols)
     return state.decoded, found
@@ -173,17 +178,23 @@ class Slices(nn.Module):
       # Compiled, so that what `start` computes beside the parameters is never run.
       self.put_variable("params", "steps", jax.jit(jax.vmap(start))(keys, jnp.arange(count)))
 
-  def walk(self, hyper: jax.Array, y: jax.Array, noise: jax.Array | None = None) -> Coded:
-    """All steps under one scan, from hyper (B, h, w, 2M), y and noise (B, h, w, M)."""
+  def walk(self, hyper: jax.Array, y: jax.Array, noise: jax.Array | None = None, num_arrived: jax.Array | None = None,
+           remat: bool = False) -> Coded:
+    """All steps under one scan, from hyper (B, h, w, 2M), y and noise (B, h, w, M).
+
+    num_arrived (B,): only so many slices reach the decoder, see SliceStep; None for all. With `remat` the gradient
+    computes every step again instead of keeping what is inside it."""
     count = self.config.num_slices
     split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
 
     def body(decoded, inputs):
-      params, k, y_slice, noise_slice = inputs
-      return self.step.apply({"params": params}, k, hyper, decoded, y_slice, noise_slice)
+      params, k, y_slice, noise_slice, arrived = inputs
+      return self.step.apply({"params": params}, k, hyper, decoded, y_slice, noise_slice, arrived)
 
     params = self.get_variable("params", "steps")
-    inputs = params, jnp.arange(count), split(y), None if noise is None else split(noise)
+    inputs = (params, jnp.arange(count), split(y), None if noise is None else split(noise),
+              None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived)
+    body = jax.checkpoint(body) if remat else body
     # On CPU the gradient through a rolled loop is 18 to 30 times slower; only training takes one.
     all_at_once = jax.default_backend() == "cpu" and noise is not None
     unroll = self.config.scan_unroll or (count if all_at_once else 1)

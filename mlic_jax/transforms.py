@@ -1,6 +1,7 @@
 """The four transforms: g_a and g_s between image and latent, h_a and h_s between latent and hyper-latent.
 
-The residual transforms of Cheng et al. (CVPR 2020) without attention, as simplified by the MLIC papers.
+The residual transforms of Cheng et al. (CVPR 2020) without attention, as simplified by the MLIC papers. With `remat`
+the gradient computes the insides of every block again instead of keeping them.
 """
 
 import jax
@@ -13,25 +14,29 @@ from mlic_jax.layers import Conv, ResidualBlock, ResidualBlockDown, ResidualBloc
 class Analysis(nn.Module):
   """g_a: x (B, H, W, 3) -> y (B, H/16, W/16, M)."""
   config: CodecConfig
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    again = nn.remat if self.remat else lambda block: block
     for i, width in enumerate(self.config.transform_widths):
-      x = ResidualBlockDown(width, name=f"down{i}")(x)
-      x = ResidualBlock(width, name=f"block{i}")(x)
+      x = again(ResidualBlockDown)(width, name=f"down{i}")(x)
+      x = again(ResidualBlock)(width, name=f"block{i}")(x)
     return Conv(self.config.M, stride=2, name="out")(x)
 
 
 class Synthesis(nn.Module):
   """g_s: y_hat (B, h, w, M) -> x_hat (B, 16 h, 16 w, 3), not clipped."""
   config: CodecConfig
+  remat: bool = False
 
   @nn.compact
   def __call__(self, y_hat: jax.Array) -> jax.Array:
-    x = ResidualBlock(self.config.synthesis_width or self.config.M, name="block0")(y_hat)
+    again = nn.remat if self.remat else lambda block: block
+    x = again(ResidualBlock)(self.config.synthesis_width or self.config.M, name="block0")(y_hat)
     for i, width in enumerate(reversed(self.config.transform_widths)):
-      x = ResidualBlockUp(width, name=f"up{i}")(x)
-      x = ResidualBlock(width, name=f"block{i + 1}")(x)
+      x = again(ResidualBlockUp)(width, name=f"up{i}")(x)
+      x = again(ResidualBlock)(width, name=f"block{i + 1}")(x)
     return SubpixelConv(3, init_scale=0.2, init_bias=0.5, name="out")(x)  # a training starts from grey
 
 

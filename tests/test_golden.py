@@ -132,7 +132,7 @@ def test_gradient_norms_are_those_of_the_authors_code(recorded, monkeypatch):
   case = load_case("A")
   model = build(case.config)
   if recorded.endswith("zero_noise"):
-    monkeypatch.setattr(type(model), "_noise", lambda self, latent: jnp.zeros_like(latent))
+    monkeypatch.setattr(type(model), "_noise", lambda self, latent, first: jnp.zeros_like(latent))
 
   def loss(variables):
     out = model.apply(variables, case.x)

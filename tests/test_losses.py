@@ -46,6 +46,13 @@ def test_ms_ssim_is_a_distortion_too():
   np.testing.assert_allclose(metrics["loss"] - metrics["bpp"], 8.73 * (1 - ms_ssim(x_hat, x)), rtol=1e-4)
 
 
+def test_a_target_takes_the_place_of_the_picture_in_the_loss_alone():
+  x = jnp.zeros((1, 64, 64, 3))
+  _, metrics = rd_loss(output(x + 0.1), x, 0.01, target=x + 0.3)
+  np.testing.assert_allclose(metrics["mse"], 0.01, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"] - metrics["bpp"], 255**2 * 0.01 * 0.04, rtol=1e-5)
+
+
 def test_an_unknown_distortion_is_refused_with_what_there_is():
   x = jnp.zeros((1, 64, 64, 3))
   with pytest.raises(ValueError, match="wanted one of mse, ms_ssim"):

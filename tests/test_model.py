@@ -49,6 +49,36 @@ def test_noise_is_drawn_only_when_its_rng_is_given(variables, x):
   assert not np.array_equal(noisy, run(noise=jax.random.key(1))) and not np.array_equal(noisy, run())
 
 
+def test_the_noise_of_a_picture_is_that_of_its_place_in_the_whole_batch(variables, x):
+  run = jax.jit(lambda x, first: build(TINY).apply(variables, x, 2.0, None, first, rngs={"noise": jax.random.key(0)}))
+  both, second = run(x, 0), run(x[1:], 1)
+  np.testing.assert_allclose(second.y_bits[0], both.y_bits[1], atol=1e-3)
+  assert np.abs(run(x[1:], 0).y_bits[0] - both.y_bits[1]).max() > 0.1
+
+
+def test_bfloat16_touches_the_transforms_and_no_parameter(x):
+  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), num_rates=0))
+  variables = random_variables(config)
+  exact = jax.jit(build(config).apply)(variables, x)
+  coarse = jax.jit(build(config, transform_dtype=jnp.bfloat16).apply)(variables, x)
+  error = np.abs(coarse.x_hat - exact.x_hat)
+  assert 1e-5 < error.mean() < 0.1 * np.std(exact.x_hat)
+  assert coarse.x_hat.dtype == coarse.y_hat.dtype == jnp.float32
+
+
+def test_rematerialisation_changes_the_memory_and_not_the_gradient(x):
+  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), widths=(8, 8, 8), num_rates=0))
+  variables = random_variables(config)
+
+  def compiled(remat):
+    model = build(config, remat=remat)
+    loss = lambda v: jnp.square(model.apply(v, x[:1], rngs={"noise": jax.random.key(0)}).x_hat - x[:1]).sum()
+    return jax.jit(jax.grad(loss)).lower(variables).compile(compiler_options={"xla_backend_optimization_level": 0})
+  usual, again = compiled(False), compiled(True)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), usual(variables), again(variables))
+  assert "checkpoint" not in usual.as_text() and "checkpoint" in again.as_text()
+
+
 def test_a_fraction_of_a_quality_is_the_geometric_mean_of_its_gains(variables):
   gain = lambda q: build(TINY).apply(variables, q, method=lambda m, q: m._gain("log_gain", q))
   np.testing.assert_allclose(gain(1.5)**2, gain(1.0) * gain(2.0), rtol=1e-6)

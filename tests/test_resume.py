@@ -16,7 +16,8 @@ from mlic_jax.checkpoint import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.training import loop, parallel
 from mlic_jax.training.checkpoint import Checkpoints, ConfigMismatch
-from mlic_jax.training.step import create_state, make_optimizer, make_train_step
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.step import create_state, make_train_step
 
 
 class PowerCut(BaseException):

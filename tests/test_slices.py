@@ -100,6 +100,21 @@ def test_the_scan_and_the_single_passes_reconstruct_the_same():
   assert y_bits.shape == y.shape and np.all(y_bits >= 0)
 
 
+def test_slices_that_do_not_arrive_are_their_means_at_no_cost():
+  config = CONFIGS[0]
+  variables, (hyper, y) = random_variables(config), latents(config, seed=7)
+  cs = config.slice_channels
+  walk = lambda y, arrived: build(config).apply(
+      variables, hyper, y, None, arrived, method=lambda m, *args: m.slices.walk(*args))
+  whole, part = walk(y, None), walk(y, jnp.array([1]))
+  np.testing.assert_array_equal(part.bits[..., cs:], 0)
+  np.testing.assert_allclose(part.bits[..., :cs], whole.bits[..., :cs], atol=1e-4)
+  np.testing.assert_allclose(part.y_hat[..., :cs], whole.y_hat[..., :cs], atol=1e-5)
+  assert np.all(np.abs(part.y_hat - part.mean)[..., cs:] <= 0.5 + 1e-5)  # the residual prediction is on top
+  other = walk(np.concatenate([y[..., :cs], -y[..., cs:]], axis=-1), jnp.array([1]))
+  np.testing.assert_array_equal(other.y_hat, part.y_hat)
+
+
 def test_unrolling_changes_nothing_but_the_schedule():
   config = CONFIGS[0]
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)

@@ -1,5 +1,6 @@
 """Claims about a training run: what it leaves, when it stops, and how it refuses what it cannot do."""
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY
 from PIL import Image
@@ -51,7 +53,7 @@ def rows(path):
 def test_the_codec_learns_a_batch_by_heart():
   jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
   c = nano.get_config()
-  c.learning_rate, c.warmup_steps, c.num_steps = 2e-3, 1, 100
+  c.muon_learning_rate, c.learning_rate, c.warmup_steps, c.num_steps = 1e-2, 2e-3, 1, 100
   c.lmbdas = c.lmbdas[:TINY.num_rates]
   small = dict(TINY.to_dict(), widths=(8, 16, 16), contexts=(), entropy_widths=(8,))
   model, optimizer = build(CodecConfig.from_dict(small)), make_optimizer(c)
@@ -135,6 +137,50 @@ def test_the_exported_model_is_that_of_the_best_evaluation(config, standin, tmp_
   assert exported["training"]["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
 
 
+def test_a_full_disk_is_said_and_the_next_save_tries_again(config, standin, tmp_path, monkeypatch, capsys):
+  usual, calls = ocp.CheckpointManager.save, []
+
+  def save(self, step, *args, **kwargs):
+    calls.append(step)
+    if step == 5:
+      raise ValueError("Failed writing: a.__lock [OS error 28: ENOSPC No space left on device]")
+    return usual(self, step, *args, **kwargs)
+
+  monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert "no checkpoint by step 5: OS error 28: ENOSPC No space left on device" in capsys.readouterr().out
+  assert calls == [5, 10, 12]
+  assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "12"]
+
+
+def test_an_end_that_cannot_be_saved_is_an_error(config, standin, tmp_path, monkeypatch):
+  def save(self, step, *args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+  with pytest.raises(loop.SaveError, match="step 12 is not saved: .*No space left on device"):
+    loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_model_that_the_disk_does_not_take_leaves_the_old_one(config, standin, tmp_path, monkeypatch, capsys):
+  loop.train_and_evaluate(config, tmp_path / "run")
+  before = (tmp_path / "run" / "model" / "config.json").read_bytes()
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  monkeypatch.setattr(np, "savez_compressed", full)
+  problem = loop.export(config, CodecConfig(**config.model), tmp_path / "run" / "model",
+                        parallel.replicate(create_state(config, StandIn(CodecConfig(**config.model)),
+                                                        make_optimizer(config))), 13, 0.1, [])
+  assert "No space left" in problem
+  assert (tmp_path / "run" / "model" / "config.json").read_bytes() == before
+  assert not list((tmp_path / "run").glob(".model*"))
+
+
+def test_a_few_steps_are_traced(config, standin, tmp_path):
+  config.profile_steps = "3:5"
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
 def test_a_single_rate_model_trains_on_its_lmbda(config, standin, tmp_path):
   config.model.num_rates = 0
   config.lmbda = 0.013
@@ -147,9 +193,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
   def make_failing_step(*args):
     train_step = make_train_step(*args)
 
-    def failing_step(state, x):
+    def failing_step(state, x, teacher_variables):
       poison = jnp.where(state.step == 8, jnp.nan, 1.0)  # the ninth step
-      new, metrics = train_step(state.replace(params=jax.tree.map(lambda p: p * poison, state.params)), x)
+      poisoned = state.replace(params=jax.tree.map(lambda p: p * poison, state.params))
+      new, metrics = train_step(poisoned, x, teacher_variables)
       return new, metrics
     return failing_step
 
@@ -164,6 +211,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
 
 @pytest.mark.parametrize("changes, message", [
     (dict(optimizer="sgd"), "optimizer='sgd'; wanted one of adam, muon"),
+    (dict(partial_probability=2.0), "partial_probability=2.0; wanted 0 to 1"),
+    (dict(profile_steps="5"), "profile_steps='5'; wanted 'a:b'"),
+    (dict(accumulate_steps=0), "accumulate_steps=0; wanted at least 1"),
     (dict(learning_rte=1), "'learning_rte' that nothing reads; the nearest known one is 'learning_rate'"),
     (dict(lmbdas=(0.1,)), "1 values in lmbdas; wanted model.num_rates=2"),
     (dict(distortion="l1"), "wanted one of mse, ms_ssim"),
@@ -182,8 +232,10 @@ def test_a_bad_configuration_is_refused_in_one_line(config, changes, message):
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(monkeypatch):
   monkeypatch.setattr(jax, "device_count", lambda: 8)
-  with pytest.raises(ConfigError, match="batch_size=12 does not divide over 8 devices"):
+  with pytest.raises(ConfigError, match="batch_size=12 does not divide over 8 devices; wanted a multiple of 8"):
     parallel.check_batch_size("batch_size", 12)
+  with pytest.raises(ConfigError, match="8 devices x accumulate_steps=2; wanted a multiple of 16"):
+    parallel.check_batch_size("batch_size", 24, accumulate_steps=2)
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -18,20 +18,32 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.evaluation.metrics import MS_SSIM_MIN_SIDE
 from mlic_jax.model import build
 from mlic_jax.training import ConfigError, data, parallel
-from mlic_jax.training.checkpoint import Checkpoints, check_config, config_to_dict, write_config
+from mlic_jax.training.checkpoint import (
+  Checkpoints,
+  check_config,
+  config_to_dict,
+  flatten,
+  storage_problem,
+  write_config,
+)
 from mlic_jax.training.losses import DISTORTIONS
 from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.profile import Profile, steps_of_profile
 from mlic_jax.training.report import Report
 from mlic_jax.training.step import create_state, make_eval_step, make_train_step
+from mlic_jax.training.transfer import load_teacher, start_from
 
 FIELDS = ("model", "seed", "distributed",
-          "data_dir", "eval_dir", "holdout_every", "crop_size", "downscale_probability", "flip", "batch_size",
+          "data_dir", "tfds_dir", "eval_dir", "holdout_every",
+          "crop_size", "crop_schedule", "downscale", "downscale_probability", "flip", "batch_size",
           "data_threads", "data_workers", "cache_gigabytes",
-          "distortion", "num_steps", "optimizer", "learning_rate", "warmup_steps", "schedule", "aux_learning_rate", "grad_clip",
-          "ema_decay", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_images",
-          "eval_crop_size", "eval_batch_size")
+          "distortion", "partial_probability", "init_from", "teacher",
+          "num_steps", "optimizer", "learning_rate", "warmup_steps", "schedule", "aux_learning_rate", "grad_clip",
+          "ema_decay", "accumulate_steps", "bfloat16_transforms", "remat",
+          "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_images", "eval_crop_size",
+          "eval_batch_size", "eval_pictures", "profile_steps")
 OPTIONAL_FIELDS = {"lmbda": "single-rate models", "lmbdas": "variable-rate models",
-                   "muon_learning_rate": "optimizer='muon'",
+                   "muon_learning_rate": "optimizer='muon'", "distillation_weight": "a teacher",
                    "final_learning_rate": "schedule='cosine'",
                    "decay_steps": "schedule='step'", "decay_factors": "schedule='step'"}
 STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: they stay busy, and a stop waits for little
@@ -41,11 +53,17 @@ class NonFiniteLoss(ArithmeticError):
   """The loss or a gradient became infinite or NaN; one line that names the step and the last good checkpoint."""
 
 
-class Interrupted(Exception):
-  """SIGTERM or SIGINT came; the state was saved. `signum` is the signal."""
+class SaveError(OSError):
+  """The end of a run could not be saved; one line."""
 
-  def __init__(self, signum: int, step: int):
-    super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; the same command continues")
+
+class Interrupted(Exception):
+  """SIGTERM or SIGINT came; the state was saved, unless there was a `problem`. `signum` is the signal."""
+
+  def __init__(self, signum: int, step: int, problem: str | None = None):
+    saved = f"which is not saved: {problem}; the same command continues at an older one" if problem else (
+        "the same command continues")
+    super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; {saved}")
     self.signum = signum
 
 
@@ -60,19 +78,22 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   model_config = check_fields(config)
   compilation_cache.enable()
   parallel.initialize(config.distributed)
-  parallel.check_batch_size("batch_size", config.batch_size)
+  parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   parallel.check_batch_size("eval_batch_size", config.eval_batch_size)
   workdir, main_process = Path(workdir), jax.process_index() == 0
 
   # Data
-  train_paths, held_out = data.split_folder(config.data_dir, config.eval_dir, config.holdout_every)
-  photographs = data.Photographs(data.usable(train_paths, config.crop_size), int(config.cache_gigabytes * 1e9))
-  held_out = data.eval_images(data.usable(held_out, config.eval_crop_size), config.eval_crop_size, config.eval_images)
+  sizes = data.crop_sizes(config.crop_size, config.crop_schedule)
+  sources, held_out = data.split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir)
+  photographs = data.Mixture(sources, sizes, int(config.cache_gigabytes * 1e9))
+  held_out = data.eval_images(held_out, config.eval_crop_size, config.eval_images)
 
   # Model, steps
-  model, optimizer = build(model_config), make_optimizer(config)
+  dtype = jnp.bfloat16 if config.bfloat16_transforms else jnp.float32
+  model, optimizer = build(model_config, transform_dtype=dtype, remat=config.remat), make_optimizer(config)
+  teacher, teacher_variables = load_teacher(config, model_config)
   rates = list(enumerate(config.lmbdas, start=1)) if model_config.num_rates else [(None, config.lmbda)]
-  train_step = parallel.on_all_devices(make_train_step(config, model, optimizer), donate_state=True)
+  train_step = parallel.on_all_devices(make_train_step(config, model, optimizer, teacher), donate_state=True)
   eval_step = parallel.on_all_devices(make_eval_step(config, model), in_axes=(0, 0, 0, None, None))
 
   # State, restored where there is one
@@ -82,15 +103,17 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   if checkpoints.latest_step is not None:
     check_config(config, workdir / "config.json")
     state, best_loss = checkpoints.restore(state)
+  elif config.init_from:
+    state = start_from(config.init_from, state)
   if main_process:
     write_config(config, workdir / "config.json")
   start = int(state.step)
   num_params = sum(x.size for x in jax.tree.leaves(state.params))
-  state = parallel.replicate(state)
+  state, teacher_variables = parallel.replicate((state, teacher_variables))
 
   batches = data.training_batches(
-      photographs, seed=config.seed, batch_size=config.batch_size, crop_size=config.crop_size,
-      downscale_probability=config.downscale_probability, flip=config.flip, start=start,
+      photographs, seed=config.seed, batch_size=config.batch_size, sizes=sizes,
+      downscale_probability=config.downscale_probability, downscale=config.downscale, flip=config.flip, start=start,
       process_index=jax.process_index(), process_count=jax.process_count(),
       threads=config.data_threads, workers=config.data_workers)
 
@@ -98,20 +121,25 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
     report.say(f"{num_params / 1e6:.2f} M parameters, {len(photographs)} photographs, {len(held_out)} held out, "
                f"{jax.device_count()} x {jax.devices()[0].device_kind}; "
                f"{f'continuing at step {start}' if start else 'starting'}, {config.num_steps} steps")
+    report.hyperparameters(flatten(config_to_dict(config)))
+    profile = Profile(config.profile_steps, workdir / "profile")
     pending = []  # metrics of the steps since the last row, still on the devices
     waited, clock = 0.0, time.monotonic()
 
     for step in range(start + 1, config.num_steps + 1):
+      profile.before(step)
+
       # One step
       before = time.monotonic()
       batch = parallel.shard(next(batches))
       waited += time.monotonic() - before
-      state, metrics = train_step(state, batch)
+      state, metrics = train_step(state, batch, teacher_variables)
       pending.append(metrics)
       if step == start + 1:  # compiled by now, which is no part of the speed
         waited, clock = 0.0, time.monotonic()
       if len(pending) >= STEPS_IN_FLIGHT:
         jax.block_until_ready(pending[-STEPS_IN_FLIGHT])
+      profile.after(step, metrics)
       report.step(step)
       last, stop = step == config.num_steps, bool(received)
 
@@ -135,25 +163,26 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
         loss = float(np.mean([row["loss"] for row in rows]))
         is_best = bool(best_loss is None or loss < best_loss)
         if is_best:
-          best_loss = loss
-          if main_process:
-            variables = {"params": parallel.unreplicate(state.eval_params)}
-            recorded = config_to_dict(config)
-            for folder in ("data_dir", "eval_dir"):  # they mean nothing where the model is used
-              del recorded[folder]
-            training = dict(step=step, eval_loss=loss, eval=rows, config=recorded)
-            save_model(workdir / "model", model_config, variables, training=training)
+          problem = main_process and export(config, model_config, workdir / "model", state, step, loss, rows)
+          if problem:
+            report.say(f"the model of step {step} is not exported: {problem}")
+          best_loss = best_loss if problem else loss
         report.evaluation(step, rows, loss, is_best)
+        if config.eval_pictures:
+          pictures = held_out[:config.eval_pictures]
+          report.pictures(step, pictures, reconstruct(model, state.eval_params, pictures, rates))
 
       # Checkpoint
-      if save_now:
-        checkpoints.save(parallel.unreplicate(state), best_loss)
+      if save_now and (problem := checkpoints.save(parallel.unreplicate(state), best_loss)):
+        report.say(f"no checkpoint by step {step}: {problem}; the next save tries again")
       clock += time.monotonic() - before
       if stop:
-        checkpoints.close()
-        raise Interrupted(received[0], step)
+        profile.close()
+        raise Interrupted(received[0], step, checkpoints.close())
 
-  checkpoints.close()
+  profile.close()
+  if problem := checkpoints.close():
+    raise SaveError(f"step {config.num_steps} is not saved: {problem}; the same command continues at an older one")
 
 
 def check_fields(config) -> CodecConfig:
@@ -169,6 +198,7 @@ def check_fields(config) -> CodecConfig:
   except ValueError as error:
     raise ConfigError(error) from error
   wanted = [*FIELDS, "lmbdas" if model_config.num_rates else "lmbda"]
+  wanted += ["distillation_weight"] if config.get("teacher") else []
   wanted += ["muon_learning_rate"] if config.get("optimizer") == "muon" else []
   wanted += ["final_learning_rate"] if config.get("schedule") == "cosine" else ["decay_steps", "decay_factors"]
   for name in wanted:
@@ -179,15 +209,23 @@ def check_fields(config) -> CodecConfig:
     raise ConfigError(f"{len(config.lmbdas)} values in lmbdas; wanted model.num_rates={model_config.num_rates}")
   if config.distortion not in DISTORTIONS:
     raise ConfigError(f"distortion={config.distortion!r}; wanted one of {', '.join(DISTORTIONS)}")
-  for name in ("crop_size", "eval_crop_size"):
-    if config[name] < 64 or config[name] % 64:
-      raise ConfigError(f"{name}={config[name]}; wanted a multiple of 64 pixels")
-  if config.distortion == "ms_ssim" and min(config.crop_size, config.eval_crop_size) < MS_SSIM_MIN_SIDE:
+  sizes = data.crop_sizes(config.crop_size, config.crop_schedule)
+  if config.downscale not in data.DOWNSCALE:
+    raise ConfigError(f"downscale={config.downscale!r}; wanted one of {', '.join(data.DOWNSCALE)}")
+  if config.eval_crop_size < 64 or config.eval_crop_size % 64:
+    raise ConfigError(f"eval_crop_size={config.eval_crop_size}; wanted a multiple of 64 pixels")
+  smallest = min(config.eval_crop_size, *(size for _, size in sizes))
+  if config.distortion == "ms_ssim" and smallest < MS_SSIM_MIN_SIDE:
     raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; MS-SSIM wants "
                       f"at least {MS_SSIM_MIN_SIDE} pixels")
-  for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "data_threads"):
+  for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "data_threads",
+               "accumulate_steps"):
     if config[name] < 1:
       raise ConfigError(f"{name}={config[name]}; wanted at least 1")
+  for name in ("partial_probability", "distillation_weight"):
+    if name in wanted and not 0 <= config[name] <= 1:
+      raise ConfigError(f"{name}={config[name]}; wanted 0 to 1")
+  steps_of_profile(config.profile_steps)
   return model_config
 
 
@@ -223,6 +261,30 @@ def evaluate(eval_step: Callable, params, images: np.ndarray, rates: list[tuple[
     means = {name: value / total["weight"] for name, value in total.items() if name != "weight"}
     rows.append(dict(step=step, quality=quality, lmbda=float(lmbda), **means))
   return rows
+
+
+def export(config, model_config: CodecConfig, path: Path, state, step: int, loss: float,
+           rows: list[dict[str, float]]) -> str | None:
+  """Writes the model directory; returns a line when the disk did not take it, and the old one is still there."""
+  recorded = config_to_dict(config)
+  for name in ("data_dir", "tfds_dir", "eval_dir", "init_from", "teacher"):  # they mean nothing where the model is used
+    del recorded[name]
+  training = dict(step=step, eval_loss=loss, eval=rows, config=recorded)
+  try:
+    save_model(path, model_config, {"params": parallel.unreplicate(state.eval_params)}, training=training)
+  except (OSError, ValueError) as error:
+    if problem := storage_problem(error):
+      return problem
+    raise
+  return None
+
+
+def reconstruct(model, params, images: np.ndarray, rates: list[tuple[int | None, float]]) -> dict:
+  """Quality -> what it makes of `images` (n, H, W, 3) uint8, in the same form."""
+  variables, x = {"params": parallel.unreplicate(params)}, images.astype(np.float32) / 255
+  run = jax.jit(lambda variables, x, quality: model.apply(variables, x, quality).x_hat)
+  x_hats = {quality: run(variables, x, None if quality is None else jnp.float32(quality)) for quality, _ in rates}
+  return {quality: np.round(np.clip(x_hat, 0, 1) * 255).astype(np.uint8) for quality, x_hat in x_hats.items()}
 
 
 @contextlib.contextmanager

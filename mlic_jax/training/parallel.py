@@ -21,10 +21,13 @@ def initialize(distributed: bool) -> None:
     jax.distributed.initialize()
 
 
-def check_batch_size(name: str, batch_size: int) -> None:
-  """ConfigError unless a global batch divides evenly over all devices."""
-  if batch_size < 1 or batch_size % jax.device_count():
-    raise ConfigError(f"{name}={batch_size} does not divide over {jax.device_count()} devices; wanted a multiple")
+def check_batch_size(name: str, batch_size: int, accumulate_steps: int = 1) -> None:
+  """ConfigError unless a global batch divides evenly over all devices, and there over the parts of a step."""
+  parts = jax.device_count() * accumulate_steps
+  if batch_size < 1 or batch_size % parts:
+    accumulated = f" x accumulate_steps={accumulate_steps}" if accumulate_steps > 1 else ""
+    raise ConfigError(f"{name}={batch_size} does not divide over {jax.device_count()} devices{accumulated}; "
+                      f"wanted a multiple of {parts}")
 
 
 def shard(batch: np.ndarray) -> np.ndarray:

@@ -1,17 +1,22 @@
 """What a run says while it trains: a progress bar or lines in the terminal, CSV files, TensorBoard."""
 
+import contextlib
 import csv
 import datetime
+import logging
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from tensorboardX import SummaryWriter
 
 from mlic_jax.images import partial_name
+
+log = logging.getLogger(__name__)
 
 TRAIN_COLUMNS = ("step", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim", "aux_loss", "grad_norm",
                  "learning_rate", "images_per_second", "data_wait_share")
@@ -40,10 +45,19 @@ class CsvLog:
     """Appends a row, six digits a figure; columns that `row` does not have stay empty."""
     cells = (row.get(name, "") for name in self.columns)
     self._writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells])
-    self._file.flush()
+    self.flush()
+
+  def flush(self) -> None:
+    """Brings the rows to the disk; on a full one they wait for the next call."""
+    try:
+      self._file.flush()
+    except OSError as error:
+      log.warning("%s: %s; its rows are kept for later", self._file.name, error.strerror)
 
   def close(self) -> None:
-    self._file.close()
+    self.flush()
+    with contextlib.suppress(OSError):  # said by flush
+      self._file.close()
 
 
 class Report:
@@ -93,9 +107,9 @@ class Report:
       left = (self.num_steps - row["step"]) * row["seconds_per_step"]
       self.say(f"step {row['step']}/{self.num_steps}  {figures}  left {datetime.timedelta(seconds=round(left))}")
     self._train.write(row)
-    for name in TRAIN_COLUMNS[1:]:
-      if name in row:
-        self._board.add_scalar(f"train/{name}", row[name], row["step"])
+    for name, value in row.items():
+      if name not in ("step", "seconds_per_step"):
+        self._board.add_scalar(f"train/{name}", value, row["step"])
 
   def evaluation(self, step: int, rows: list[dict[str, float]], loss: float, exported: bool) -> None:
     """One row a quality with the columns of EVAL_COLUMNS, their mean loss, and whether the model was exported."""
@@ -110,6 +124,21 @@ class Report:
       for name in EVAL_COLUMNS[3:]:
         if name in row:
           self._board.add_scalar(f"eval/{name}{suffix}", row[name], step)
+
+  def pictures(self, step: int, images: np.ndarray, reconstructions: dict[int | None, np.ndarray]) -> None:
+    """Held-out pictures (n, H, W, 3) uint8 and what each quality makes of them, side by side in TensorBoard."""
+    if self.quiet:
+      return
+    self._board.add_images("eval/original", images, step, dataformats="NHWC")
+    for quality, pictures in reconstructions.items():
+      suffix = "" if quality is None else f"/quality_{quality}"
+      self._board.add_images(f"eval/reconstruction{suffix}", pictures, step, dataformats="NHWC")
+
+  def hyperparameters(self, fields: dict[str, object]) -> None:
+    """The configuration, as TensorBoard's text."""
+    if not self.quiet:
+      lines = [f"    {name} = {value!r}" for name, value in sorted(fields.items())]
+      self._board.add_text("configuration", "\n".join(lines), 0)
 
   def say(self, line: str) -> None:
     """A line in the terminal, above the progress bar."""

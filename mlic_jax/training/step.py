@@ -42,39 +42,78 @@ def create_state(config, model, optimizer: optax.GradientTransformation) -> Trai
 
 
 def draw_qualities(key: jax.Array, batch_size: int, lmbdas: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(quality, lmbda) of this device's samples, both (batch_size,): every sample has a rate of its own.
-
-  Drawn for the global batch, from a key that all devices share, so that they do not depend on how it is split."""
-  device, num_devices = jax.lax.axis_index(AXIS), jax.lax.psum(1, AXIS)
-  rates = jax.random.randint(key, (num_devices * batch_size,), 0, len(lmbdas))
-  rates = jax.lax.dynamic_slice(rates, (device * batch_size,), (batch_size,))
+  """(quality, lmbda) of this device's samples, both (batch_size,): every sample has a rate of its own."""
+  rates = _of_this_device(key, batch_size, lambda key, shape: jax.random.randint(key, shape, 0, len(lmbdas)))
   return rates + 1.0, lmbdas[rates]
 
 
-def make_train_step(config, model, optimizer: optax.GradientTransformation) -> Callable:
-  """train_step(state, x) -> (state, metrics), x (B, H, W, 3) uint8 of one device; runs under the axis "batch".
+def draw_num_arrived(key: jax.Array, batch_size: int, num_slices: int, probability: float) -> jax.Array:
+  """How many slices of this device's samples arrive, (batch_size,): with `probability` only 0 .. num_slices - 1."""
+  def draw(key, shape):
+    which, count = jax.random.split(key)
+    partial = jax.random.bernoulli(which, probability, shape)
+    return jnp.where(partial, jax.random.randint(count, shape, 0, num_slices), num_slices)
+  return _of_this_device(key, batch_size, draw)
 
-  The objective is rd_loss + aux_loss, whose gradients touch disjoint parameters. When the loss or a gradient is not
-  finite, the parameters, the optimiser and the average stay what they were and metrics["finite"] is 0."""
+
+def _of_this_device(key: jax.Array, batch_size: int, draw: Callable) -> jax.Array:
+  """The block of this device of draw(key, (global batch size,)).
+
+  Drawn for the global batch, from a key that all devices share, so that it does not depend on how it is split."""
+  device, num_devices = jax.lax.axis_index(AXIS), jax.lax.psum(1, AXIS)
+  return jax.lax.dynamic_slice(draw(key, (num_devices * batch_size,)), (device * batch_size,), (batch_size,))
+
+
+def make_train_step(config, model, optimizer: optax.GradientTransformation, teacher=None) -> Callable:
+  """train_step(state, x, teacher_variables) -> (state, metrics); it runs under the axis "batch".
+
+  x is (B, H, W, 3) uint8, of one device. The objective is rd_loss + aux_loss, whose gradients touch disjoint
+  parameters. When the loss or a gradient is not finite, the parameters, the optimiser and the average stay what they
+  were and metrics["finite"] is 0. A step draws for each sample by its place in the global batch, so that neither the
+  number of devices nor accumulate_steps changes what it computes, but for the order of sums.
+  `teacher` is a codec without variable rate, or with the rates of `model`, whose reconstructions are mixed into the
+  target of the distortion by config.distillation_weight; without one teacher_variables is None."""
   schedule = learning_rate_schedule(config)
-  variable_rate = model.config.num_rates > 0
+  rates, num_slices = model.config.num_rates, model.config.num_slices
 
-  def train_step(state: TrainState, x: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-    x = x.astype(jnp.float32) / 255
-    rate_key, noise_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
-    noise_key = jax.random.fold_in(noise_key, jax.lax.axis_index(AXIS))
-    if variable_rate:
-      quality, lmbda = draw_qualities(rate_key, x.shape[0], jnp.asarray(config.lmbdas, jnp.float32))
+  def loss_of(params, x, sample, noise_key, teacher_variables):
+    out = model.apply({"params": params}, x, sample["quality"], sample["num_arrived"], sample["place"][0],
+                      rngs={"noise": noise_key})
+    target = None
+    if teacher is not None:
+      taught = teacher.apply(teacher_variables, x, sample["quality"] if teacher.config.num_rates else None).x_hat
+      target = x + config.distillation_weight * (taught - x)
+    loss, metrics = rd_loss(out, x, sample["lmbda"], config.distortion, target)
+    aux_loss = model.apply({"params": params}, method="aux_loss")
+    of_slices = jnp.sum(jnp.mean(out.y_bits, 0), (0, 1)).reshape(num_slices, -1).sum(-1) / (x.shape[1] * x.shape[2])
+    metrics = dict(jax.tree.map(jnp.mean, metrics), **{f"bpp_slice_{k}": bpp for k, bpp in enumerate(of_slices)})
+    return loss + aux_loss, dict(metrics, aux_loss=aux_loss)
+
+  def train_step(state: TrainState, x: jax.Array, teacher_variables=None) -> tuple[TrainState, dict[str, jax.Array]]:
+    batch_size, steps = x.shape[0], config.accumulate_steps
+    rate_key, noise_key, slices_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
+    sample = dict(quality=None, lmbda=jnp.full(batch_size, config.get("lmbda", 0.0)), num_arrived=None,
+                  place=jax.lax.axis_index(AXIS) * batch_size + jnp.arange(batch_size))
+    if rates:
+      lmbdas = jnp.asarray(config.lmbdas, jnp.float32)
+      sample["quality"], sample["lmbda"] = draw_qualities(rate_key, batch_size, lmbdas)
+    if config.partial_probability:
+      sample["num_arrived"] = draw_num_arrived(slices_key, batch_size, num_slices, config.partial_probability)
+
+    def gradient(x, sample):
+      x = x.astype(jnp.float32) / 255
+      return jax.grad(loss_of, has_aux=True)(state.params, x, sample, noise_key, teacher_variables)
+
+    if steps == 1:
+      grads, metrics = gradient(x, sample)
     else:
-      quality, lmbda = None, config.lmbda
-
-    def objective(params):
-      out = model.apply({"params": params}, x, quality=quality, rngs={"noise": noise_key})
-      loss, metrics = rd_loss(out, x, lmbda, config.distortion)
-      aux_loss = model.apply({"params": params}, method="aux_loss")
-      return loss + aux_loss, dict(jax.tree.map(jnp.mean, metrics), aux_loss=aux_loss)
-
-    grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+      parts = jax.tree.map(lambda each: each.reshape(steps, -1, *each.shape[1:]), (x, sample))
+      body = lambda total, part: (jax.tree.map(lambda a, b: a + b / steps, total, gradient(*part)), None)
+      zeros = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype),
+                           jax.eval_shape(gradient, *jax.tree.map(lambda each: each[0], parts)))
+      # As for the slices: on CPU the gradient in a rolled loop is slow.
+      unroll = steps if jax.default_backend() == "cpu" else 1
+      (grads, metrics), _ = jax.lax.scan(body, zeros, parts, unroll=unroll)
     grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
     main_grads = [g for path, g in jax.tree_util.tree_leaves_with_path(grads) if not is_quantiles(path)]
     metrics["grad_norm"] = optax.global_norm(main_grads)

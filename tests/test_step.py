@@ -1,0 +1,104 @@
+"""Claims about one training step: how a batch is split over devices and over time changes nothing."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, random_variables
+from standin_codec import StandIn
+from test_training import small_config  # noqa: F401 (a fixture)
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.training import ConfigError, parallel, transfer
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.step import TrainState, create_state, draw_num_arrived, make_train_step
+
+WORKER = Path(__file__).parent / "training_worker.py"
+
+
+def one_step(config, x, teacher=None, teacher_variables=None):
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  state = create_state(config, model, optimizer)
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer, teacher))
+  state, metrics = step(parallel.replicate(state), parallel.shard(x), parallel.replicate(teacher_variables))
+  return parallel.unreplicate(state), parallel.unreplicate(metrics)
+
+
+@pytest.fixture(name="x")
+def pixels():
+  return np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(config, x):
+  config.optimizer = "adam"
+  whole, whole_metrics = one_step(config, x)
+  config.accumulate_steps = 2
+  parts, parts_metrics = one_step(config, x)
+  for name, value in whole_metrics.items():
+    np.testing.assert_allclose(parts_metrics[name], value, rtol=1e-4, err_msg=name)
+  moments = lambda state: jax.tree.leaves(state.opt_state.inner_states["main"].inner_state)
+  for a, b in zip(moments(whole), moments(parts)):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_bits_of_the_slices_sum_to_those_of_y(config, x):
+  _, metrics = one_step(config, x)
+  np.testing.assert_allclose(metrics["bpp_slice_0"] + metrics["bpp_slice_1"], metrics["bpp_y"], rtol=1e-5)
+
+
+def test_slices_fail_to_arrive_with_the_given_probability():
+  draw = jax.pmap(lambda key: draw_num_arrived(key, 4000, 10, 0.25), axis_name=parallel.AXIS)
+  arrived = np.asarray(draw(jax.random.split(jax.random.PRNGKey(0), 1)))[0]
+  assert 0.22 < np.mean(arrived < 10) < 0.28
+  assert set(arrived[arrived < 10]) == set(range(10)) and arrived.max() == 10
+
+
+def test_a_teacher_moves_the_target_and_not_the_measured_distortion(config, x):
+  alone, alone_metrics = one_step(config, x)
+  teacher = StandIn(CodecConfig(**config.model))
+  variables = {"params": jax.tree.map(lambda p: p * 0, alone.params)}  # a teacher that sees black
+  config.teacher, config.distillation_weight = "black", 1.0
+  _, metrics = one_step(config, x, teacher, variables)
+  np.testing.assert_allclose(metrics["mse"], alone_metrics["mse"], rtol=1e-5)
+  assert abs(metrics["loss"] - alone_metrics["loss"]) > 0.1
+
+
+def test_a_training_starts_from_the_parameters_of_a_checkpoint(config, tiny_checkpoint):
+  params = random_variables(TINY)["params"]
+  blank = jax.tree.map(np.zeros_like, params)
+  state = transfer.start_from(str(tiny_checkpoint), TrainState(0, blank, None, blank, None))
+  jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema_params), (params, params))
+  short = dict(blank, h_a=dict(blank["h_a"], conv0=dict(kernel=np.zeros((3, 3, 8, 16)), bias=np.zeros(16))))
+  with pytest.raises(ConfigError, match=r"\['h_a'\]\['conv0'\]\['kernel'\] has shape \(3, 3, 32, 16\); the "):
+    transfer.start_from(str(tiny_checkpoint), TrainState(0, short, None, None, None))
+
+
+def test_a_teacher_of_other_rates_is_refused(config, tiny_checkpoint):
+  config.teacher = str(tiny_checkpoint)
+  with pytest.raises(ConfigError, match="a codec of 3 rates; wanted one of a single rate or of 2"):
+    transfer.load_teacher(config, CodecConfig(**config.model))
+
+
+def run_worker(devices: int, *arguments: str) -> subprocess.Popen:
+  env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+  return subprocess.Popen([sys.executable, str(WORKER), *arguments], env=env, stdout=subprocess.PIPE, text=True)
+
+
+def losses_of(*workers: subprocess.Popen) -> list[float]:
+  """What the first one prints, when all have ended well."""
+  printed = [worker.communicate(timeout=300)[0] for worker in workers]
+  assert all(worker.returncode == 0 for worker in workers)
+  return json.loads(printed[0])
+
+
+def test_the_loss_curve_does_not_depend_on_the_number_of_devices_or_processes():
+  one = losses_of(run_worker(1))
+  assert one[-1] < 0.9 * one[0]
+  np.testing.assert_allclose(losses_of(run_worker(8)), one, rtol=1e-4)
+  address = "localhost:12457"
+  both = [run_worker(4, address, str(index)) for index in range(2)]
+  np.testing.assert_allclose(losses_of(*both), one, rtol=1e-4)
