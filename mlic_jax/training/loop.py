@@ -27,7 +27,7 @@ from mlic_jax.training.checkpoint import (
   write_config,
 )
 from mlic_jax.training.losses import DISTORTIONS
-from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from mlic_jax.training.profile import Profile, steps_of_profile
 from mlic_jax.training.report import Report
 from mlic_jax.training.step import create_state, make_eval_step, make_train_step
@@ -209,6 +209,8 @@ def check_fields(config) -> CodecConfig:
     raise ConfigError(f"{len(config.lmbdas)} values in lmbdas; wanted model.num_rates={model_config.num_rates}")
   if config.distortion not in DISTORTIONS:
     raise ConfigError(f"distortion={config.distortion!r}; wanted one of {', '.join(DISTORTIONS)}")
+  if config.optimizer not in OPTIMIZERS:
+    raise ConfigError(f"optimizer={config.optimizer!r}; wanted one of {', '.join(OPTIMIZERS)}")
   sizes = data.crop_sizes(config.crop_size, config.crop_schedule)
   if config.downscale not in data.DOWNSCALE:
     raise ConfigError(f"downscale={config.downscale!r}; wanted one of {', '.join(data.DOWNSCALE)}")

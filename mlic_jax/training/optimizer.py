@@ -54,15 +54,13 @@ def make_optimizer(config) -> optax.GradientTransformation:
   """The optimiser of config on the clipped gradient (global norm grad_clip, 0: not clipped); Adam for the quantiles.
 
   "adam": learning_rate for everything. "muon": muon_learning_rate for the kernels of convolutions (Jordan et al.,
-  2024), Adam with learning_rate for the rest. Steps that whiten the gradient settle the conflict between rate and
-  distortion, which slows Adam down in learned codecs (Zhang & Zhu, arXiv:2601.20769, with SOAP)."""
+  2024), Nesterov's form of Adam with learning_rate for the rest. Steps that whiten the gradient settle the conflict
+  between rate and distortion, which slows Adam down in learned codecs (Zhang & Zhu, arXiv:2601.20769, with SOAP)."""
   if config.optimizer == "adam":
     step = optax.adam(learning_rate_schedule(config))
-  elif config.optimizer == "muon":
+  else:
     step = muon(learning_rate_schedule(config, config.muon_learning_rate), muon_weight_dimension_numbers=kernel_axes,
                 adam_learning_rate=learning_rate_schedule(config), consistent_rms=MUON_RMS)
-  else:
-    raise ConfigError(f"optimizer={config.optimizer!r}; wanted one of {', '.join(OPTIMIZERS)}")
   clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
   aux = optax.adam(config.aux_learning_rate)
   label = lambda params: jax.tree_util.tree_map_with_path(lambda p, _: "aux" if is_quantiles(p) else "main", params)
