@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 .PHONY: eval test test-slow lint clean
 
 eval: .venv/.runtime  ## rate-distortion table of CKPT on sample photographs, from real files
-	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT)
+	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
 
 test: lint  ## the whole suite, under 10 minutes on two cores
 	$(RUN) -m pytest -q
