@@ -23,6 +23,7 @@ from mlic_jax.evaluation import baselines, bits, cost, data, measure, plots, rd,
 from mlic_jax.evaluation.journal import Journal
 from mlic_jax.evaluation.pictures import Pictures
 from mlic_jax.evaluation.workers import InThisProcess, Processes
+from mlic_jax.files import write_whole
 
 
 class UserError(ValueError):
@@ -164,7 +165,7 @@ def write(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: st
       plots.save_rd_plot(out / f"{stem}.{extension}", curves, title)
       written.append(out / f"{stem}.{extension}")
   if with_report:
-    results.write_text(out / "report.html", report.page(found, out / "pictures", title))
+    write_whole(out / "report.html", report.page(found, out / "pictures", title))
     written.append(out / "report.html")
   return written
 

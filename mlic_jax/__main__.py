@@ -8,14 +8,14 @@ answer without jax.
 import argparse
 import functools
 import math
-import os
 import sys
 import time
 from pathlib import Path
 
 from mlic_jax.coding import batch, bitstream
 from mlic_jax.errors import for_the_user
-from mlic_jax.images import check_lossless, list_images, load_photograph, partial_name, save_image
+from mlic_jax.files import write_whole
+from mlic_jax.images import check_lossless, list_images, load_photograph, save_image
 
 
 def encode_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def encode(args: argparse.Namespace) -> int:
     else:
       blob, note = codecs()[0].encode(image, args.quality, **options), ""
     seconds = time.perf_counter() - start
-    _write(output, blob)
+    write_whole(output, blob)
     height, width = image.shape[:2]
     return (f"{output}: {len(blob)} bytes, {8 * len(blob) / (height * width):.4f} bpp, {note}{width}x{height}, "
             f"{seconds:.2f} s (compilation included)")
@@ -289,15 +289,6 @@ def _read(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bi
       return blob, bitstream.parse(blob, pixels_max, partial)
     except bitstream.BitstreamError as error:
       raise bitstream.BitstreamError(f"{path}: {error}") from None
-
-
-def _write(path: Path, blob: bytes) -> None:
-  partial = partial_name(path)
-  try:
-    partial.write_bytes(blob)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:

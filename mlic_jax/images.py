@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from mlic_jax.files import whole_file
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # whatever the extension says
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
@@ -124,17 +126,8 @@ def save_image(path: str | os.PathLike, image: np.ndarray, icc_profile: bytes | 
   image_format, options = LOSSLESS[path.suffix.lower()]
   if icc_profile is not None and image_format != "BMP":
     options = options | {"icc_profile": icc_profile}
-  partial = partial_name(path)
   try:
-    Image.fromarray(image).save(partial, format=image_format, **options)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+      Image.fromarray(image).save(partial, format=image_format, **options)
   except (OSError, ValueError) as error:
     raise ImageError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
-  finally:
-    partial.unlink(missing_ok=True)
-
-
-def partial_name(path: str | os.PathLike) -> Path:
-  """Where a file is written before it is renamed to `path`: beside it, so that nobody meets half a file."""
-  path = Path(path)
-  return path.with_name(f".{path.name}.{os.getpid()}.partial")

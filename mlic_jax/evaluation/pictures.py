@@ -8,7 +8,6 @@ shown by their middle.
 """
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 from mlic_jax.evaluation.baselines import Baseline
 from mlic_jax.evaluation.bits import BitsMap
 from mlic_jax.evaluation.measure import Coded, ImageResult, code_baseline, compare
-from mlic_jax.images import partial_name
+from mlic_jax.files import write_whole
 
 SIDE = 768             # of a picture in the report, at most; a multiple of 16, so that places of y stay whole
 ERROR_MAX = 32         # 8-bit levels that are white in an error map
@@ -98,9 +97,7 @@ class Pictures:
     return record if record.get("key") == self._key(codec_key, name) else None
 
   def _write(self, path: Path, content: bytes) -> str:
-    partial = partial_name(path)
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_whole(path, content)
     return path.relative_to(self._folder).as_posix()
 
   def _baseline(self, folder, stem, name, image, window, size) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from mlic_jax.evaluation.rd import Curve
-from mlic_jax.images import partial_name
+from mlic_jax.files import whole_file
 
 # Okabe and Ito, "Color universal design", 2008: distinct for every kind of colour vision. Markers differ too.
 COLOURS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"))
@@ -66,18 +66,14 @@ def rd_figure(curves: Sequence[Curve], title: str) -> Figure:
 
 def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str) -> None:
   """Writes the figure as PNG or SVG, by the extension of `path`, whole or not at all."""
-  path, partial = Path(path), partial_name(path)
   figure = rd_figure(curves, title)
-  try:
-    if path.suffix == ".svg":
+  with whole_file(path) as partial:
+    if Path(path).suffix == ".svg":
       # Text as text, so that it can be found and edited; no date and no random names, so that equal plots are equal.
       with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlic_jax"}):
         FigureCanvasSVG(figure).print_svg(partial, metadata={"Date": None})
     else:
       FigureCanvasAgg(figure).print_png(partial)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def _cut(curve: Curve, right: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlic_jax.evaluation.pictures import slug
 from mlic_jax.evaluation.rd import METRICS, Curve, bd_rate
-from mlic_jax.images import partial_name
+from mlic_jax.files import write_whole
 
 # The end of the name of a checkpoint that tells its rate: mlicpp_q3, mlicpp-0.0130, mlicpp_lmbda0.05.
 RATE = re.compile(r"[-_. ]*(?:q|quality|rate|lambda|lmbda|l)?[-_=]?\d+(?:\.\d+)?$")
@@ -84,7 +84,7 @@ def curve_fields(curve: Curve) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict) -> None:
   """Whole or not at all; a NaN is refused, because JSON has none."""
-  write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+  write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, results: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def write_csv(path: Path, results: dict[str, Any]) -> None:
   writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
   writer.writeheader()
   writer.writerows(rows)
-  write_text(path, text.getvalue())
+  write_whole(path, text.getvalue())
 
 
 def write_compressai(folder: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], title: str) -> None:
@@ -113,13 +113,3 @@ def write_compressai(folder: Path, named: Sequence[tuple[str, list[dict[str, Any
     how = "estimated by likelihoods" if rate == "bpp_estimated" else "of complete files"
     write_json(folder / f"{slug(name).lower()}.json",
                {"name": name, "description": f"{title}; rates {how}, means over images", "results": results})
-
-
-def write_text(path: Path, text: str) -> None:
-  """Whole or not at all."""
-  partial = partial_name(path)
-  try:
-    partial.write_text(text)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)

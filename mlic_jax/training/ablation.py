@@ -6,7 +6,6 @@
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 
 from mlic_jax.config_file import load_config, model_config
 from mlic_jax.evaluation.rd import Curve, bd_rate
-from mlic_jax.images import partial_name
+from mlic_jax.files import write_whole
 from mlic_jax.training import ConfigError, loop
 from mlic_jax.training.checkpoint import check_config, config_to_dict
 
@@ -51,8 +50,8 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
       loop.train_and_evaluate(config, workdir / name)
       jax.clear_caches()  # what was compiled for one model is of no use to the next
     rows.append(_row(name, workdir / name / "model", rows))
-    _write(workdir / "ablation.md", markdown(rows, num_steps, Path(data_dir).name))
-    _write(workdir / "ablation.json", json.dumps({"steps": num_steps, "rows": rows}, indent=2) + "\n")
+    write_whole(workdir / "ablation.md", markdown(rows, num_steps, Path(data_dir).name))
+    write_whole(workdir / "ablation.json", json.dumps({"steps": num_steps, "rows": rows}, indent=2) + "\n")
   return rows
 
 
@@ -124,9 +123,3 @@ def _row(name: str, model: Path, rows: Sequence[dict[str, Any]]) -> dict[str, An
 
 def _curve(name: str, rates: Sequence[Mapping[str, float]]) -> Curve:
   return Curve(name, *np.array(sorted((rate["bpp"], rate["psnr"]) for rate in rates)).T)
-
-
-def _write(path: Path, text: str) -> None:
-  partial = partial_name(path)
-  partial.write_text(text)
-  os.replace(partial, path)

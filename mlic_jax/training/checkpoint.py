@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mlic_jax.images import partial_name
+from mlic_jax.files import write_whole
 from mlic_jax.training import ConfigError
 from mlic_jax.training.step import TrainState
 
@@ -60,9 +60,7 @@ def check_config(config, path: Path) -> None:
 
 def write_config(config, path: Path) -> None:
   """Writes the configuration as JSON, whole or not at all."""
-  partial = partial_name(path)
-  partial.write_text(json.dumps(config_to_dict(config), indent=2) + "\n")
-  os.replace(partial, path)
+  write_whole(path, json.dumps(config_to_dict(config), indent=2) + "\n")
 
 
 def storage_problem(error: Exception) -> str | None:

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import datetime
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 from tensorboardX import SummaryWriter
 
-from mlic_jax.images import partial_name
+from mlic_jax.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +32,8 @@ class CsvLog:
         for row in csv.reader(file):  # a killed run may have left half a row at the end
           if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step:
             rows.append(row)
-    partial = partial_name(path)
-    with partial.open("w", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
       csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-    os.replace(partial, path)
     self.columns = columns
     self._file = path.open("a", newline="")
     self._writer = csv.writer(self._file, lineterminator="\n")
