@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mlic_jax.sources import open_sources
 from mlic_jax.training import data
-from mlic_jax.training.sources import open_sources
 
 
 def parse() -> argparse.Namespace:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mlic_jax.images import ImageError, load_image
+from mlic_jax.sources import Folder, Records, open_sources
 from mlic_jax.training import ConfigError
 from mlic_jax.training.augment import center_crop, random_crop
 from mlic_jax.training.data import (
@@ -20,7 +21,6 @@ from mlic_jax.training.data import (
   usable,
 )
 from mlic_jax.training.photographs import Header, Photograph, Photographs, read_header
-from mlic_jax.training.sources import Folder, Records, open_sources
 
 
 @pytest.fixture
@@ -473,7 +473,8 @@ def test_a_broken_record_is_a_broken_photograph(tfds_dir):
 def test_tensorflow_is_not_imported_to_read_a_tfds_dataset(tfds_dir):
   program = f"""if True:
     import sys
-    from mlic_jax.training import data, sources
+    from mlic_jax import sources
+    from mlic_jax.training import data
     mixture = data.Mixture(sources.open_sources("tfds:tiny_photos", {tfds_dir!r}), ((0, 64),))
     batches = data.training_batches(mixture, seed=0, batch_size=2, sizes=((0, 64),), downscale_probability=0.5,
                                     downscale="all", flip=True)

@@ -15,10 +15,10 @@ import grain
 import numpy as np
 
 from mlic_jax.images import ImageError
+from mlic_jax.sources import Source, WeightedSource, open_sources
 from mlic_jax.training import ConfigError
 from mlic_jax.training.augment import center_crop, random_crop
 from mlic_jax.training.photographs import Header, Photographs, read_header
-from mlic_jax.training.sources import Source, WeightedSource, open_sources
 
 log = logging.getLogger(__name__)
 

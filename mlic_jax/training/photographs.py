@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mlic_jax.images import MODES, ImageError, load_image
-from mlic_jax.training.sources import Source
+from mlic_jax.sources import Source
 
 REDUCTIONS = (1, 2, 4, 8)  # how many times smaller a JPEG can be decoded, in a fraction of the time
 

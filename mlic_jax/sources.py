@@ -139,18 +139,21 @@ def _name_and_weight(part: str, text: str) -> tuple[str, float | None]:
 
 
 def _open(name: str, tfds_dir: str) -> Source:
-  return _open_tfds(name, tfds_dir) if name.startswith("tfds:") else Folder(name, list_images(name))
+  return open_tfds(name, tfds_dir) if name.startswith("tfds:") else Folder(name, list_images(name))
 
 
-def _open_tfds(text: str, tfds_dir: str) -> Records:
+def open_tfds(text: str, tfds_dir: str, splits: Sequence[str] = ("train",)) -> Records:
+  """The images of a prepared dataset, "tfds:NAME[:SPLIT]", in file order; nothing is downloaded.
+
+  Without a split it is the first of `splits` that the dataset has, or its first one. Errors as in `open_sources`."""
   match = re.fullmatch(r"tfds:([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?", text)  # the name may carry a version
   if not match:
     raise ConfigError(f"{text}: wanted {SYNTAX}")
   name, split = match.groups()
   builder, tfds = _prepared(text, name, tfds_dir)
-  splits, images = list(builder.info.splits), _image_features(builder.info.features, tfds)
+  known, images = list(builder.info.splits), _image_features(builder.info.features, tfds)
   if split is None:
-    split = "train" if "train" in splits else splits[0]
+    split = next((each for each in splits if each in known), known[0])
   # Where there are several, as in div2k, hr is the photograph and lr its small copy.
   feature = next((each for each in ("image", "hr", *images) if each in images), None)
   if feature is None:
@@ -161,8 +164,8 @@ def _open_tfds(text: str, tfds_dir: str) -> Records:
     else:
       examples = TfRecords(builder.info.splits[split].file_instructions)
   except (KeyError, ValueError, AssertionError):
-    raise ImageError(f"{text}: no split {split!r}; wanted one of {', '.join(splits)}, or a part like "
-                     f"{splits[0]}[:90%]") from None
+    raise ImageError(f"{text}: no split {split!r}; wanted one of {', '.join(known)}, or a part like "
+                     f"{known[0]}[:90%]") from None
   return Records(text, examples, feature, range(len(examples)))
 
 
@@ -186,7 +189,8 @@ def _prepared(text: str, name: str, tfds_dir: str):
     where = f"data_dir={tfds_dir!r}, " if tfds_dir else ""
     raise ImageError(f"{text}: not prepared in {builder.data_dir}; prepare it with "
                      f"python -c \"import tensorflow_datasets as tfds; tfds.builder({name!r}, {where}"
-                     f"file_format='array_record').download_and_prepare()\", or set tfds_dir to where it is")
+                     f"file_format='array_record').download_and_prepare()\", "
+                     f"or point TFDS_DATA_DIR (in training: tfds_dir) to where it is")
   if not _formats(builder) & {"array_record", "tfrecord"}:
     raise ImageError(f"{text}: stored in {builder.data_dir} as {', '.join(sorted(_formats(builder)))}; wanted "
                      f"array_record or tfrecord")
