@@ -128,7 +128,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
       checkpoints, costs, drawn = [], [], []
       for path, codec, each in zip(arguments.ckpt, codecs, qualities):
         key = sweep.codec_key(codec, arguments.estimate)
-        bits_of = bits.of_checkpoint(path)
+        bits_of = functools.partial(bits.bits_map, codec)
         draw = lambda *picture, key=key, bits_of=bits_of: pictures.draw(key, *picture, bits_of)
         entries = sweep.evaluate_codec(
             codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,

@@ -2,13 +2,13 @@
 import pytest
 
 from mlic_jax.coding.codec import Codec
-from mlic_jax.evaluation import bits
+from mlic_jax.evaluation.bits import bits_map
 
 
 def test_the_bits_of_all_places_add_up_to_the_estimate(tiny_checkpoint, photograph):
-  codec, bits_of = Codec.load(tiny_checkpoint), bits.of_checkpoint(tiny_checkpoint)
+  codec = Codec.load(tiny_checkpoint)
   for quality in 1, 2.5:
-    found = bits_of(photograph, quality)
+    found = bits_map(codec, photograph, quality)
     assert found.slices.shape == (8, 12, codec.config.num_slices) and found.z.shape == (2, 3)   # 65x130 pixels, padded
     assert found.slices.min() >= 0 and found.z.min() >= 0
     estimate, _ = codec.estimate(photograph, quality)

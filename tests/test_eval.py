@@ -45,7 +45,7 @@ def run(folder, tmp_path, monkeypatch, capsys):
   """eval.py on `folder` into tmp_path / "out": (exit status, stdout, stderr)."""
   def run(*arguments, codec=FakeCodec):
     monkeypatch.setitem(vars(mlic_jax), "Codec", codec)
-    monkeypatch.setattr(bits, "of_checkpoint", lambda path: bits_of)
+    monkeypatch.setattr(bits, "bits_map", lambda codec, *picture: bits_of(*picture))
     given = ["--data", folder, "--out", tmp_path / "out", *arguments]
     status = evaluation_script.main([str(argument) for argument in given])
     return status, *capsys.readouterr()

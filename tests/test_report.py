@@ -59,7 +59,7 @@ def evaluate(tmp_path_factory):
     save_image(place / "photos" / "c.png", IMAGE[:40, ::-1])
     with pytest.MonkeyPatch.context() as patch:
       patch.setitem(vars(mlic_jax), "Codec", codec)
-      patch.setattr(bits, "of_checkpoint", lambda path: bits_of)
+      patch.setattr(bits, "bits_map", lambda codec, *picture: bits_of(*picture))
       given = ["--data", str(place / "photos"), "--out", str(place / "out"), *arguments]
       assert evaluation_script.main(given) == 0
     return place / "out"

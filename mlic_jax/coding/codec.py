@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlic_jax import compilation_cache
-from mlic_jax.checkerboard import pack
+from mlic_jax.checkerboard import pack, unpack
 from mlic_jax.checkpoint import Model, load_model
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError
@@ -120,22 +120,33 @@ class Codec:
       yield end, self._decode(content, slices)
 
   def estimate(self, image: np.ndarray, quality: float | None = None) -> tuple[float, np.ndarray]:
-    """Bits by the likelihoods of the model, and what `decode` would give (H, W, 3) uint8, without coding.
+    """Bits by the likelihoods of the model, and what `decode` would give (H, W, 3) uint8, without coding."""
+    y_bits, z_bits, finish = self._measure(image, quality)
+    return float(y_bits.sum(dtype=np.float64) + z_bits.sum(dtype=np.float64)), finish()
 
-    The passes are those of the encoder, so the estimate compiles nothing large of its own.
-    """
+  def element_bits(self, image: np.ndarray, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The same bits, element by element: of y (h, w, M) and of z (h/4, w/4, N); h = H/16 and w = W/16 with padding."""
+    return self._measure(image, quality)[:2]
+
+  def _measure(self, image, quality) -> tuple[np.ndarray, np.ndarray, Callable[[], np.ndarray]]:
+    """Bits of y and of z, and the synthesis. The passes are those of the encoder: nothing large is compiled for it."""
     quality = self.choose_quality(quality)
     check_memory(self.config, *image.shape[:2])
     y, z_symbols = self._analyse(image, quality)
-    bits = [_z_bits(self._module, self._variables, z_symbols)]
+    slices = []
 
     def count(k, anchors, rows, prior):
       symbols = _symbols(y, k, prior.mean, anchors)
-      bits.append(_y_bits(symbols, prior.scale))
+      bits = np.asarray(_y_bits(symbols, prior.scale, anchors))[0]
+      if anchors:
+        slices.append(bits)
+      else:
+        slices[-1] = slices[-1] + bits
       return np.asarray(symbols)
 
     last_pass = self._walk(z_symbols, count)
-    return float(sum(np.float64(b) for b in bits)), self._finish(last_pass, quality, *image.shape[:2])
+    z_bits = np.asarray(_z_bits(self._module, self._variables, z_symbols))[0]
+    return np.concatenate(slices, axis=-1), z_bits, lambda: self._finish(last_pass, quality, *image.shape[:2])
 
   def _analyse(self, image, quality) -> tuple[jax.Array, np.ndarray]:
     """y, and the symbols of z. LatentError when they are not finite."""
@@ -289,12 +300,12 @@ def _finish(module, variables, k, hyper, state, symbols, quality):
 
 @partial(jax.jit, static_argnums=0)
 def _z_bits(module, variables, z_symbols):
-  return module.apply(variables, z_symbols, method="z_bits").sum()
+  return module.apply(variables, z_symbols, method="z_bits")
 
 
-@jax.jit
-def _y_bits(symbols, scale):
-  return gaussian_bits(symbols, 0.0, scale).sum()
+@partial(jax.jit, static_argnums=2)
+def _y_bits(symbols, scale, anchors):
+  return unpack(gaussian_bits(symbols, 0.0, scale), anchors)
 
 
 def _to_uint8(x_hat):
