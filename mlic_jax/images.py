@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from mlic_jax.coding.bitstream import PIXELS_MAX
 from mlic_jax.files import whole_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # whatever the extension says
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
-PIXELS_MAX = 512 * 10**6   # as in coding/bitstream.py
 
 # Pillow warns from 89 megapixels on and refuses from 179; the limit here is that of the file format.
 Image.MAX_IMAGE_PIXELS = None
