@@ -1,16 +1,14 @@
 """Claims about the training data: what is skipped and said, what a crop is, and that batch t depends on t alone."""
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlic_jax.images import ImageError, load_image
-from mlic_jax.sources import Folder, Records, open_sources
+from mlic_jax.sources import Folder, open_sources
 from mlic_jax.training import ConfigError
-from mlic_jax.training.augment import center_crop, random_crop
+from mlic_jax.training.augment import center_crop
 from mlic_jax.training.data import (
   Mixture,
   crop_size_at,
@@ -20,11 +18,10 @@ from mlic_jax.training.data import (
   training_batches,
   usable,
 )
-from mlic_jax.training.photographs import Header, Photograph, Photographs, read_header
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(name="folder")
+def ten_photographs(tmp_path):
   """Ten photographs in several formats and sizes, all sides at least 80."""
   rng = np.random.default_rng(0)
   (tmp_path / "photos").mkdir()
@@ -266,218 +263,3 @@ def test_a_held_out_image_that_fails_in_decoding_is_named_and_the_next_one_that_
     half = eval_images([source], 64, 5)
   assert "4.png" in caplog.text
   np.testing.assert_array_equal(half[2], center_crop(load_image(source.paths[5]), 64))
-
-
-# --- crops ---------------------------------------------------------------------------
-
-def crop_of(image, rng, downscale_probability=0.0, downscale="all", flip=False, lossy=False):
-  """random_crop of 64 pixels from an array."""
-  photograph = Photograph(Header(min(image.shape[:2]), lossy, False), lambda reduction: image)
-  return random_crop(photograph, rng, 64, downscale_probability=downscale_probability, downscale=downscale, flip=flip)
-
-
-def ramp(size):
-  """(size, size, 3), column k has the value k * 256 / size."""
-  columns = np.arange(0, 256, 256 // size, dtype=np.uint8)
-  return np.broadcast_to(columns[None, :, None], (size, size, 3))
-
-
-def test_a_crop_without_downscaling_is_a_piece_of_the_photograph():
-  image = np.arange(70 * 80 * 3, dtype=np.uint8).reshape(70, 80, 3)
-  crop = crop_of(image, np.random.default_rng(0))
-  pieces = np.lib.stride_tricks.sliding_window_view(image, (64, 64, 3)).reshape(-1, 64, 64, 3)
-  assert any((crop == piece).all() for piece in pieces)
-
-
-def test_downscaling_goes_as_far_as_the_short_side_allows():
-  rng = np.random.default_rng(0)
-  spans = [np.ptp(crop_of(ramp(256), rng, downscale_probability=1.0)[0, :, 0]) for _ in range(200)]
-  assert min(spans) < 75 and max(spans) > 240  # from a quarter of the ramp to all of it
-
-
-def test_lossless_photographs_are_not_downscaled_where_only_lossy_ones_are_to_be():
-  rng = np.random.default_rng(0)
-  settings = dict(downscale_probability=1.0, downscale="lossy")
-  assert {np.ptp(crop_of(ramp(256), rng, **settings)[0, :, 0]) for _ in range(50)} == {63}
-  assert max(np.ptp(crop_of(ramp(256), rng, **settings, lossy=True)[0, :, 0]) for _ in range(50)) > 200
-
-
-def test_an_unknown_choice_of_what_is_downscaled_is_refused(folder):
-  with pytest.raises(ConfigError, match="downscale='jpeg'; wanted one of all, lossy"):
-    batches(folder, downscale="jpeg")
-
-
-def test_a_flip_mirrors_about_half_of_the_crops():
-  rng = np.random.default_rng(0)
-  image = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (64, 64, 3))
-  flipped = [crop_of(image, rng, flip=True)[0, 0, 0] == 63 for _ in range(200)]
-  assert 70 < sum(flipped) < 130
-
-
-def test_headers_tell_lossy_files_from_lossless_ones(tmp_path, photograph):
-  image = Image.fromarray(photograph)
-  profile = b"x" * 33  # any: it makes the WebP an extended one, with chunks before the image
-  image.save(tmp_path / "lossy.jpg")
-  image.save(tmp_path / "lossy.webp", quality=80)
-  image.save(tmp_path / "lossy_extended.webp", quality=80, icc_profile=profile)
-  image.save(tmp_path / "kept.webp", lossless=True)
-  image.save(tmp_path / "kept_extended.webp", lossless=True, icc_profile=profile)
-  image.save(tmp_path / "kept.png")
-  for path in tmp_path.iterdir():
-    header = read_header(path)
-    assert header == (65, path.stem.startswith("lossy"), path.suffix == ".jpg"), path.name
-
-
-@pytest.mark.parametrize("orientation", [1, 6])  # 6: on its side
-def test_a_jpeg_decoded_smaller_is_the_photograph_made_smaller(tmp_path, orientation):
-  row, column = np.mgrid[:104, :160][..., None]
-  image = np.uint8(127 + 60 * np.sin(row / [9, 14, 23] + 1) + 60 * np.cos(column / [17, 8, 12]))
-  exif = Image.Exif()
-  exif[0x0112] = orientation
-  Image.fromarray(image).save(tmp_path / "0.jpg", quality=95, exif=exif)
-  Image.fromarray(image[:101, :157]).save(tmp_path / "1.jpg")
-  photographs = Photographs(Folder("photos", [tmp_path / "0.jpg", tmp_path / "1.jpg"]))
-  whole = Image.fromarray(load_image(tmp_path / "0.jpg"))
-  for reduction in (2, 4, 8):
-    wanted = np.asarray(whole.resize([side // reduction for side in whole.size], Image.Resampling.BOX)).astype(int)
-    np.testing.assert_allclose(photographs[0].decode(reduction), wanted, atol=12)
-    assert photographs[1].decode(reduction).shape == (-(-101 // reduction), -(-157 // reduction), 3)
-
-
-def test_crops_of_a_jpeg_made_smaller_cover_what_they_would_without_the_shortcut(tmp_path):
-  Image.fromarray(np.repeat(np.repeat(ramp(256), 2, 0), 2, 1)).save(tmp_path / "ramp.jpg", quality=95)
-  Image.fromarray(np.repeat(np.repeat(ramp(256), 2, 0), 2, 1)).save(tmp_path / "ramp.png")
-  short, whole = (Photographs(Folder("photos", [tmp_path / f"ramp.{kind}"]))[0] for kind in ("jpg", "png"))
-  for seed in range(20):
-    crops = [random_crop(photograph, np.random.default_rng(seed), 64, downscale_probability=1.0, downscale="all",
-                         flip=False)[32, :, 0].astype(int) for photograph in (short, whole)]
-    assert abs(np.ptp(crops[0]) - np.ptp(crops[1])) <= 12
-
-
-# --- datasets of TFDS ----------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def tiny_photos(tmp_path_factory):
-  """The class of a dataset: ten images of one grey value."""
-  tfds = pytest.importorskip("tensorflow_datasets")
-  files = tmp_path_factory.mktemp("files")
-  for i in range(10):
-    flat(files / f"{i}.{'jpg' if i % 2 else 'png'}", 10 * i, (64 + 8 * i, 70 + 8 * i))
-
-  class TinyPhotos(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-      features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "place": tfds.features.Text()})
-      return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, _):
-      return {"train": self._generate_examples(range(8)), "validation": self._generate_examples(range(8, 10))}
-
-    def _generate_examples(self, places):
-      for i in places:
-        yield i, {"image": next(files.glob(f"{i}.*")), "place": str(i)}
-
-  return TinyPhotos
-
-
-@pytest.fixture(scope="module")
-def tfds_dir(tiny_photos, tmp_path_factory):
-  """A data_dir where tiny_photos is prepared."""
-  data_dir = str(tmp_path_factory.mktemp("tfds"))
-  tiny_photos(data_dir=data_dir, file_format="array_record").download_and_prepare()
-  return data_dir
-
-
-def grey_values(sources, count, sizes=((0, 64),), **changes):
-  settings = dict(seed=1, batch_size=4, downscale_probability=0.5, downscale="lossy", flip=True)
-  reader = training_batches(Mixture(sources, sizes), sizes=sizes, **(settings | changes))
-  return [batch[:, 0, 0, 0] for batch in (next(reader) for _ in range(count))]
-
-
-def test_a_tfds_dataset_is_read_like_a_folder(tfds_dir):
-  sources, [held_out] = split("tfds:tiny_photos", "tfds:tiny_photos:validation", 0, tfds_dir)
-  values = np.concatenate(grey_values(sources, 4)).reshape(2, 8)
-  assert sorted(values[0]) == sorted(values[1]) == list(range(0, 80, 10))
-  assert list(values[0]) != list(values[1])
-  assert sorted(eval_images([held_out], 128, 0)[:, 0, 0, 0]) == [80, 90]
-
-
-def test_a_tfds_reader_resumes_at_a_step_and_its_processes_share_the_batch(tfds_dir):
-  sources = open_sources("tfds:tiny_photos", tfds_dir)
-  values = grey_values(sources, 6)
-  np.testing.assert_array_equal(values[2:], grey_values(sources, 4, start=2))
-  halves = [grey_values(sources, 6, process_index=p, process_count=2) for p in range(2)]
-  np.testing.assert_array_equal(values, np.concatenate(halves, axis=1))
-
-
-@pytest.mark.slow
-def test_worker_processes_read_a_tfds_dataset(tfds_dir):
-  sources = open_sources("tfds:tiny_photos", tfds_dir)
-  np.testing.assert_array_equal(grey_values(sources, 4), grey_values(sources, 4, workers=2))
-
-
-def test_a_tfds_dataset_and_a_folder_are_mixed_by_weight(tfds_dir, tmp_path):
-  flat(tmp_path / "white" / "0.png", 255)
-  values = np.stack(grey_values(open_sources(f"tfds:tiny_photos*3,{tmp_path / 'white'}*1", tfds_dir), 8))
-  assert (np.count_nonzero(values == 255, axis=1) == 1).all()
-  assert sorted(values[values < 255]) == sorted(3 * list(range(0, 80, 10)))
-
-
-def test_images_of_a_tfds_dataset_that_are_too_small_for_later_crops_are_replaced(tfds_dir):
-  sources = open_sources("tfds:tiny_photos:train+validation", tfds_dir)
-  values = grey_values(sources, 10, ((0, 64), (5, 128)), batch_size=2)
-  assert sorted(np.concatenate(values[:5])) == list(range(0, 100, 10))
-  assert set(np.concatenate(values[5:])) == {80, 90}
-  with pytest.raises(ImageError, match="tiny_photos:train: none of 8 images has sides of at least 128 pixels"):
-    grey_values(open_sources("tfds:tiny_photos:train", tfds_dir), 1, ((0, 64), (5, 128)))
-
-
-def test_a_part_of_a_split_can_be_named(tfds_dir):
-  values = [len(open_sources(f"tfds:tiny_photos:{part}", tfds_dir)[0].source)
-            for part in ("train", "validation", "train[:25%]", "train+validation")]
-  assert values == [8, 2, 2, 10]
-
-
-@pytest.mark.parametrize("name, message", [
-    ("tfds:div2k", r"not prepared in .*; prepare it with python -c \".*builder\('div2k', data_dir='.*', "
-                   r"file_format='array_record'\).download_and_prepare\(\)\""),
-    ("tfds:tiny_photo", "no such dataset.*the nearest names are tiny_photos"),
-    ("tfds:tiny_photos:test", "no split 'test'; wanted one of train, validation"),
-    ("tfds:div2k/bicubic", "bicubic")])
-def test_a_tfds_dataset_that_is_not_there_says_what_to_do_in_one_line(tfds_dir, name, message):
-  with pytest.raises(ImageError, match=message) as error:
-    open_sources(name, tfds_dir)
-  assert "\n" not in str(error.value)
-
-
-def test_the_default_format_of_tfds_gives_the_same_images(tiny_photos, tfds_dir, tmp_path):
-  pytest.importorskip("tensorflow")  # which writes it
-  tiny_photos(data_dir=tmp_path, file_format="tfrecord").download_and_prepare()
-  for part in "train", "train[25%:75%]":
-    files = []
-    for where in str(tmp_path), tfds_dir:
-      [(source, _)] = open_sources(f"tfds:tiny_photos:{part}", where)
-      files.append([source.file(i).read() for i in range(len(source))])
-    assert files[0] == files[1] and len(files[0]) in (8, 4)
-
-
-def test_a_broken_record_is_a_broken_photograph(tfds_dir):
-  [(source, _)] = open_sources("tfds:tiny_photos", tfds_dir)
-  records = Records("tfds:broken", [source.examples[0], b"not an example"], "image", range(2))
-  assert Photographs(records)[0].header.short_side >= 64
-  with pytest.raises(ImageError, match="tfds:broken: image 1: broken record"):
-    Photographs(records)[1]
-
-
-def test_tensorflow_is_not_imported_to_read_a_tfds_dataset(tfds_dir):
-  program = f"""if True:
-    import sys
-    from mlic_jax import sources
-    from mlic_jax.training import data
-    mixture = data.Mixture(sources.open_sources("tfds:tiny_photos", {tfds_dir!r}), ((0, 64),))
-    batches = data.training_batches(mixture, seed=0, batch_size=2, sizes=((0, 64),), downscale_probability=0.5,
-                                    downscale="all", flip=True)
-    assert next(batches).shape == (2, 64, 64, 3)
-    assert "tensorflow" not in sys.modules"""
-  subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
