@@ -26,19 +26,20 @@ def main(argv: list[str]) -> int:
   try:
     parse(argv)
   except ValueError as error:
-    return fail(error)
-  from mlic_jax.checkpoint import CheckpointError  # these are slow, and not for a bad flag
-  from mlic_jax.images import ImageError
-  from mlic_jax.training import ConfigError
-  from mlic_jax.training.loop import Interrupted, NonFiniteLoss, SaveError, train_and_evaluate
+    return fail(str(error))
+  from mlic_jax.errors import for_the_user
+  from mlic_jax.training.loop import Interrupted, NonFiniteLoss, SaveError, train_and_evaluate  # slow
   try:
     train_and_evaluate(CONFIG.value, WORKDIR.value)
-  except (CheckpointError, ConfigError, ImageError) as error:
-    return fail(error)
   except (NonFiniteLoss, SaveError) as error:
-    return fail(error, status=1)
+    return fail(str(error), status=1)
   except Interrupted as stop:
-    return fail(stop, status=128 + stop.signum)
+    return fail(str(stop), status=128 + stop.signum)
+  except (OSError, ValueError) as error:
+    line = for_the_user(error)
+    if line is None:
+      raise
+    return fail(line)
   return 0
 
 
@@ -91,9 +92,9 @@ def read_config(name: str | None):
   return get_config(*argument)
 
 
-def fail(error: Exception, status: int = 2) -> int:
+def fail(message: str, status: int = 2) -> int:
   """One line on stderr."""
-  print("train.py:", " ".join(str(error).split()), file=sys.stderr)
+  print("train.py:", " ".join(message.split()), file=sys.stderr)
   return status
 
 

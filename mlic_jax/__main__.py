@@ -205,11 +205,11 @@ def ablate(args: argparse.Namespace) -> int:
   from rich.table import Table
 
   from mlic_jax.training import ablation
-  from mlic_jax.training.loop import Interrupted, NonFiniteLoss
+  from mlic_jax.training.loop import Interrupted, NonFiniteLoss, SaveError
   files = args.configs or sorted(Path("configs/ablations").glob("[!_]*.py"))
   try:
     rows = ablation.ablate(files, args.data, args.steps, args.workdir)
-  except NonFiniteLoss as error:
+  except (NonFiniteLoss, SaveError) as error:
     return _fail(str(error), status=1)
   except Interrupted as stop:
     return _fail(str(stop), status=128 + stop.signum)
