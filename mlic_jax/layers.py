@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mlic_jax.convolution import conv2d
 from mlic_jax.gradients import lower_bound
 
 # The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
@@ -39,7 +40,6 @@ def live_lecun_normal(live: jax.Array | None, scale: float = 1.0):
 class Conv(nn.Module):
   """Convolution, (B, H, W, C) -> (B, H/stride, W/stride, features), padded by kernel_size // 2 on each side.
 
-  This is PyTorch's padding; "SAME" would pad a 3x3 convolution of stride 2 on the right and bottom only.
   `init_scale` and `init_bias` are for layers that have to start quietly; they matter to a training from scratch only.
   """
   features: int
@@ -51,16 +51,14 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
-    size, pad = self.kernel_size, self.kernel_size // 2
+    size = self.kernel_size
     groups = x.shape[-1] if self.depthwise else 1
     kernel = self.param("kernel", live_lecun_normal(live, self.init_scale),
                         (size, size, x.shape[-1] // groups, self.features))
     bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.features,))
     if self.depthwise:
       return depthwise_conv(x, kernel) + bias
-    return jax.lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (self.stride,) * 2, ((pad, pad),) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias.astype(x.dtype)
+    return conv2d(x, kernel.astype(x.dtype), bias.astype(x.dtype), self.stride)
 
 
 class CheckerboardConv(nn.Module):
@@ -77,15 +75,14 @@ class CheckerboardConv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    size, pad = self.kernel_size, self.kernel_size // 2
+    size = self.kernel_size
     taps = (np.indices((size, size)).sum(0) % 2 == 1)[..., None, None]
     # The fan-in is that of the taps: 12 of 25.
     scale = (taps.size / taps.sum())**0.5
     init = lambda *args: nn.initializers.lecun_normal()(*args) * scale * taps
     kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features)) * taps
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((pad, pad),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+    return conv2d(x, kernel, bias)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:

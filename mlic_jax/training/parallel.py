@@ -40,6 +40,11 @@ def on_all_devices(step: Callable, donate_state: bool = False, **kwargs) -> Call
   return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), **kwargs)
 
 
+def mean_over_devices(tree: Any) -> Any:
+  """The mean of a tree over "batch", for use inside a step; on one device the tree itself, not a copy of it."""
+  return tree if jax.lax.psum(1, AXIS) == 1 else jax.lax.pmean(tree, AXIS)
+
+
 def replicate(tree: Any) -> Any:
   """A copy of every array of `tree` on each local device."""
   copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0))

@@ -10,7 +10,7 @@ import optax
 
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule
-from mlic_jax.training.parallel import AXIS
+from mlic_jax.training.parallel import AXIS, mean_over_devices
 
 # For what runs once: optimising the random numbers of all initialisers takes four times as long as drawing them.
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -114,7 +114,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
       # As for the slices: on CPU the gradient in a rolled loop is slow.
       unroll = steps if jax.default_backend() == "cpu" else 1
       (grads, metrics), _ = jax.lax.scan(body, zeros, parts, unroll=unroll)
-    grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
+    grads, metrics = mean_over_devices((grads, metrics))
     main_grads = [g for path, g in jax.tree_util.tree_leaves_with_path(grads) if not is_quantiles(path)]
     metrics["grad_norm"] = optax.global_norm(main_grads)
     metrics["learning_rate"] = schedule(state.step)

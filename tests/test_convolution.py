@@ -1,0 +1,31 @@
+"""Convolutions: the gradient that is written out for CPU is that of the convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax import convolution
+from mlic_jax.convolution import conv2d
+
+# (B, H, W, C), size, stride: one block, several images a block, several blocks an image, rows longer than a block.
+CASES = [((1, 8, 8, 3), 3, 1), ((8, 4, 4, 5), 1, 1), ((2, 12, 6, 3), 5, 1), ((1, 4, 40, 2), 3, 1),
+         ((2, 8, 8, 3), 3, 2), ((1, 12, 6, 4), 1, 2), ((3, 16, 4, 2), 5, 2)]
+
+
+@pytest.mark.parametrize("shape, size, stride", CASES)
+def test_gradients_are_those_of_xla(monkeypatch, shape, size, stride):
+  monkeypatch.setattr(convolution, "BLOCK", 32)
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  args = normal(*shape), normal(size, size, shape[-1], 7), normal(7)
+  weights = normal(*jax.eval_shape(lambda *args: conv2d(*args, stride), *args).shape)
+  wanted, got = (jax.value_and_grad(lambda args: (weights * conv(*args, stride)).sum())(args)
+                 for conv in (convolution._conv, conv2d))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), wanted, got)
+
+
+def test_a_strided_convolution_pads_on_both_sides():
+  x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0].set(1)
+  kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
+  np.testing.assert_array_equal(conv2d(x, kernel, jnp.zeros(1), 2)[0, ..., 0], [[4, 0], [0, 0]])
