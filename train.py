@@ -13,6 +13,11 @@ import os
 import runpy
 import sys
 
+from mlic_jax.host_memory import use_huge_pages
+
+if __name__ == "__main__":
+  use_huge_pages()
+
 from absl import flags
 from ml_collections import config_flags
 

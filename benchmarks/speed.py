@@ -17,6 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mlic_jax.host_memory import use_huge_pages
+
+if __name__ == "__main__":
+  use_huge_pages()  # as train.py, eval.py and the command line do
+
 import jax
 import jax.numpy as jnp
 import numpy as np
