@@ -30,6 +30,8 @@ def encode_arguments(parser: argparse.ArgumentParser) -> None:
   rate.add_argument("--target-psnr", type=_above_zero, metavar="DB", help="the smallest file of at least DB dB")
   parser.add_argument("--single-chunk", action="store_true",
                       help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
+  parser.add_argument("--no-portable", action="store_true",
+                      help="a file for this machine and this jax alone, some bytes less")
   parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
 
 
@@ -43,7 +45,8 @@ def encode(args: argparse.Namespace) -> int:
 
   def work(source: Path, output: Path) -> str:
     image, profile = load_photograph(source, args.max_megapixels * 10**6)
-    options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk)
+    options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk,
+                   portable=not args.no_portable)
     start = time.perf_counter()
     if target:
       blob, note = _encode_to_target(codecs(), image, args, options)
@@ -135,12 +138,16 @@ def info(args: argparse.Namespace) -> None:
   sizes = [len(chunk) for chunk in content.chunks]
   slices = "in one chunk" if content.single_chunk else f"of {', '.join(map(str, sizes[1:]))} bytes, after {sizes[0]}"
   profile = "none" if content.icc_profile is None else f"ICC, {len(content.icc_profile)} bytes before compression"
+  decoding = "where it was written, or where arithmetic is the same bit for bit"
+  if content.origin is not None:
+    decoding = f"portable, epsilon {content.origin.epsilon}, written on {content.origin}"
   print(f"size        {content.width}x{content.height}")
   print(f"bytes       {len(blob)}, {sum(sizes)} of them coded data")
   print(f"bpp         {8 * len(blob) / (content.height * content.width):.4f}")
   print(f"quality     {quality}")
   print(f"slices      {content.num_slices}, {slices}")
   print(f"profile     {profile}")
+  print(f"decoding    {decoding}")
   print(f"checkpoint  {content.fingerprint.hex()}")
   print(f"version     {bitstream.VERSION}")
 
@@ -282,7 +289,7 @@ def _load(paths: list[Path]) -> list:
 def _read(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:
   """The bytes of a file and what they hold; BitstreamError names the file otherwise."""
   with path.open("rb") as file:
-    blob = file.read(bitstream.HEADER_SIZE)
+    blob = file.read(bitstream.HEADER_SIZE_MAX)
     try:
       bitstream.check_header(blob, pixels_max)  # before the rest is read, which may be of any size
       blob += file.read()

@@ -10,6 +10,7 @@ from mlic_jax.gradients import lower_bound
 SCALE_MIN = 0.11       # as in TFC and CompressAI; a narrower Gaussian has 99.999 % of its mass in one bin
 SCALE_MAX = 256.0
 SCALE_LEVELS = 64
+SCALE_STEP = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_LEVELS - 1)  # of the logarithm, from level to level
 LIKELIHOOD_MIN = 1e-9  # 29.9 bits; what lies beyond is coded by escape and costs about as much
 TAIL_MASS = 1e-9       # probability outside the two outer quantiles of z
 
@@ -23,6 +24,15 @@ def scale_index(scale: jax.Array) -> jax.Array:
   """int32 row of the coding table: the smallest level that is not below the scale."""
   table = jnp.asarray(scale_table()[:-1])
   return jnp.searchsorted(table, scale, side="left", method="compare_all").astype(jnp.int32)
+
+
+def scale_place(scale: jax.Array) -> jax.Array:
+  """float32 place among the levels: r at level r, between them by the logarithm.
+
+  Its ceiling is `scale_index`, but for rounding at the levels themselves; coding/portable.py makes rows of it that
+  other machines agree with.
+  """
+  return jnp.log(scale / SCALE_MIN) / SCALE_STEP
 
 
 def bits(likelihood: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from mlic_jax.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.config import CodecConfig
 from mlic_jax.gradients import lower_bound, ste_round
 from mlic_jax.layers import ConvStack
-from mlic_jax.priors import SCALE_MIN, gaussian_bits, scale_index
+from mlic_jax.priors import SCALE_MIN, gaussian_bits, scale_index, scale_place
 
 
 class Prior(NamedTuple):
@@ -32,6 +32,11 @@ class Prior(NamedTuple):
   def index(self) -> jax.Array:
     """int32 row of the coding table for each element."""
     return scale_index(self.scale)
+
+  @property
+  def place(self) -> jax.Array:
+    """float32 place of each scale among the levels of the table, 0 at SCALE_MIN; portable files take rows from it."""
+    return scale_place(self.scale)
 
 
 class State(NamedTuple):

@@ -1,4 +1,12 @@
-"""What tests share: a model that is small enough to compile in seconds, with weights that are quick to make."""
+"""What tests share: a model that is small enough to compile in seconds, with weights that are quick to make.
+
+A test, or a fixture of tests, that needs TensorFlow says so by asking for `range_coder`, `tensorflow` or `tfds`. It is
+skipped where `make test-latest` runs, in an environment without them, and nowhere else.
+"""
+import importlib
+import importlib.util
+from importlib.metadata import version
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +16,46 @@ from mlic_jax.model import build
 
 TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_widths=(16, 16), lrp_widths=(16, 16),
                    num_rates=3)
+
+
+def pytest_addoption(parser):
+  parser.addoption("--without-coder", action="store_true", help="skip what needs the range coder or TensorFlow")
+
+
+def pytest_configure(config):
+  """Skipping is for environments without TensorFlow, so that it hides no failure elsewhere."""
+  packages = "tensorflow", "tensorflow_compression_ops", "tensorflow_datasets"
+  if config.getoption("--without-coder") and (here := [name for name in packages if importlib.util.find_spec(name)]):
+    raise pytest.UsageError(f"--without-coder came, and {', '.join(here)} is here; wanted an environment without it")
+
+
+def pytest_report_header():
+  return ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy"))
+
+
+@pytest.fixture(scope="session")
+def range_coder(request):
+  """For what codes or decodes, whose import of the ops is the product's own."""
+  _skip_without("tensorflow-compression-ops", request)
+
+
+@pytest.fixture(scope="session")
+def tensorflow(request):
+  """The package."""
+  _skip_without("tensorflow", request)
+  return importlib.import_module("tensorflow")
+
+
+@pytest.fixture(scope="session")
+def tfds(request):
+  """The package tensorflow_datasets."""
+  _skip_without("tensorflow-datasets", request)
+  return importlib.import_module("tensorflow_datasets")
+
+
+def _skip_without(package, request):
+  if request.config.getoption("--without-coder"):
+    pytest.skip(f"{package} is missing (--without-coder)")
 
 
 def random_variables(config: CodecConfig, seed: int = 0) -> dict:

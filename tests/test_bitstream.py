@@ -1,31 +1,40 @@
 """The file format: what is written is read back, what was cut is read as far as it goes, and everything else is refused
 in one line."""
+import struct
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlic_jax.coding import bitstream
-from mlic_jax.coding.bitstream import HEADER, HEADER_SIZE, Bitstream, BitstreamError, parse, write
+from mlic_jax.coding.bitstream import HEADER, HEADER_SIZE, Bitstream, BitstreamError, Origin, parse, write
 
 CHUNKS = (b"hyperprior", b"slice one", b"", b"a longer slice " * 20)
 CONTENT = Bitstream(b"8 bytes.", height=100, width=80, quality=2.5, num_slices=3, chunks=CHUNKS)
 SINGLE = CONTENT._replace(chunks=(b"".join(CHUNKS),), single_chunk=True)
+ORIGIN = Origin(12, "gpu", "aarch64", (0, 5, 3))
+PORTABLE = CONTENT._replace(origin=ORIGIN, symbol_checksums=(0, 0xFFFF, 0x1234))
+PORTABLE_SINGLE = SINGLE._replace(origin=ORIGIN, symbol_checksums=(0, 0xFFFF, 0x1234))
 PROFILE = b"a colour profile " * 100
 
 
 def with_header(blob, **fields):
-  """The file with other values in its header, whose checksum then fits; those of the chunks do not."""
+  """The file with other values in its header, whose checksum then fits; those of the chunks do not.
+
+  With the flag of portable files it gets the six bytes of such a header; the file itself has to be none.
+  """
   names = ("magic", "version", "flags", "fingerprint", "height", "width", "quality", "slices")
   values = dict(zip(names, HEADER.unpack_from(blob))) | fields
-  head = HEADER.pack(*values.values())
+  head = HEADER.pack(*values.values()) + bytes(6 * bool(values["flags"] & bitstream.PORTABLE))
   return head + bitstream.CHECKSUM.pack(zlib.crc32(head) & 0xFFFF) + blob[HEADER_SIZE:]
 
 
 @pytest.mark.parametrize("content", [
     CONTENT, SINGLE, CONTENT._replace(quality=None), CONTENT._replace(icc_profile=PROFILE),
-    CONTENT._replace(icc_profile=b""),
+    CONTENT._replace(icc_profile=b""), PORTABLE, PORTABLE_SINGLE, PORTABLE._replace(icc_profile=PROFILE),
+    PORTABLE._replace(origin=Origin(255, "other", "other", (255, 0, 255))),
     SINGLE._replace(icc_profile=PROFILE), CONTENT._replace(num_slices=1, chunks=(b"", b"\0" * 70_000)),
     CONTENT._replace(num_slices=254, chunks=(b"x",) * 255), CONTENT._replace(height=1, width=500_000_000)])
 def test_parse_is_the_inverse_of_write(content):
@@ -39,11 +48,50 @@ def test_a_file_costs_27_bytes_and_3_or_4_for_each_chunk():
   assert len(write(SINGLE)) == sum(map(len, CHUNKS)) + 27 + 6
 
 
+@pytest.mark.parametrize("content", [PORTABLE, PORTABLE_SINGLE])
+def test_being_portable_costs_6_bytes_and_2_for_each_slice(content):
+  plain = content._replace(origin=None, symbol_checksums=())
+  assert len(write(content)) == len(write(plain)) + 6 + 2 * 3
+
+
+def test_what_wrote_a_portable_file_is_in_bytes_25_to_30_and_symbols_are_summed_behind_the_data():
+  blob = write(PORTABLE)
+  assert blob[5] == 4 and blob[25:31] == bytes([12, 2, 2, 0, 5, 3])
+  assert blob.endswith(CHUNKS[-1] + b"\x12\x34")
+  assert write(PORTABLE_SINGLE).endswith(CHUNKS[-1] + b"\0\0\xff\xff\x12\x34")
+  assert str(parse(blob).origin) == "gpu aarch64, jax 0.5.3" and parse(blob).origin.epsilon == "2^-12"
+
+
+def test_a_version_of_jax_beyond_a_byte_is_clipped_and_an_unknown_machine_is_another():
+  blob = write(PORTABLE._replace(origin=ORIGIN._replace(jax=(0, 6, 999))))
+  assert parse(blob).origin.jax == (0, 6, 255)
+  head = blob[:25] + bytes([12, 77, 3, 0, 6, 1])
+  head += bitstream.CHECKSUM.pack(zlib.crc32(head) & 0xFFFF)
+  content, _ = bitstream._parse_header(head, 10**6)
+  assert content.origin == Origin(12, "other", "other", (0, 6, 1))
+
+
+def test_symbols_are_summed_as_big_endian_integers_anchors_first():
+  anchors, others = np.int32([[1, -2]]), np.int32([[3], [70_000]])
+  wanted = zlib.crc32(struct.pack(">4i", 1, -2, 3, 70_000)) & 0xFFFF
+  assert bitstream.symbol_checksum(anchors, others) == wanted != bitstream.symbol_checksum(others, anchors)
+
+
+@pytest.mark.parametrize("content", [PORTABLE, PORTABLE_SINGLE])
+def test_a_chunk_that_is_shorter_than_its_checksums_is_damaged(content):
+  head = write(content)[:25 + 6 + 2]
+  checksum = bitstream.LONG_CHECKSUM if content.single_chunk else bitstream.CHECKSUM
+  chunks = (b"z", b"1", b"22", b"333")[:len(content.chunks)]
+  blob = head + b"".join(bitstream._block(head, i, data, checksum) for i, data in enumerate(chunks))
+  with pytest.raises(BitstreamError, match="damaged: .* is shorter than its checksums"):
+    parse(blob)
+
+
 def test_a_profile_is_compressed():
   assert len(write(CONTENT._replace(icc_profile=PROFILE))) < len(write(CONTENT)) + 50
 
 
-@pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE)])
+@pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE), PORTABLE, PORTABLE_SINGLE])
 def test_every_shorter_file_is_cut_short_or_not_a_file(content):
   blob = write(content)
   for length in range(len(blob)):
@@ -62,7 +110,7 @@ def test_a_cut_file_names_what_is_missing(arrived, missing):
       parse(blob[:length])
 
 
-@pytest.mark.parametrize("content", [CONTENT, CONTENT._replace(icc_profile=PROFILE)])
+@pytest.mark.parametrize("content", [CONTENT, CONTENT._replace(icc_profile=PROFILE), PORTABLE])
 def test_of_a_cut_file_partial_reads_the_chunks_that_are_whole(content):
   blob = write(content)
   ends = bitstream.chunk_ends(blob)
@@ -74,7 +122,7 @@ def test_of_a_cut_file_partial_reads_the_chunks_that_are_whole(content):
         parse(blob[:length], partial=True)
     else:
       part = parse(blob[:length], partial=True)
-      assert part == content._replace(chunks=CHUNKS[:arrived])
+      assert part == content._replace(chunks=CHUNKS[:arrived], symbol_checksums=content.symbol_checksums[:arrived - 1])
       assert part.num_arrived == arrived - 1
 
 
@@ -107,7 +155,7 @@ def test_a_longer_file_is_damaged():
     parse(write(CONTENT) + b"\0")
 
 
-@pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE)])
+@pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE), PORTABLE, PORTABLE_SINGLE])
 def test_every_altered_bit_is_noticed(content):
   blob = write(content)
   for i in range(8 * len(blob)):
@@ -139,7 +187,8 @@ def test_another_version_is_named():
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"flags": 4}, "flags 0x04"), ({"height": 2**31}, "limit is 512"), ({"height": 0}, "0x80; at least 1x1"),
+    ({"flags": 8}, "flags 0x08"), ({"flags": 4}, "damaged"), ({"height": 2**31}, "limit is 512"),
+    ({"height": 0}, "0x80; at least 1x1"),
     ({"slices": 0}, "0 slices"), ({"slices": 255}, "255 slices"), ({"slices": 2}, "damaged"),
     ({"slices": 9}, "damaged"), ({"flags": 1}, "damaged"), ({"flags": 2}, "damaged")])
 def test_a_bad_header_is_refused_though_its_checksum_fits(fields, message):
@@ -215,11 +264,12 @@ def outcome(blob, partial):
 
 
 CONTENTS = st.builds(
-    lambda chunks, single, profile, quality, sides: Bitstream(
+    lambda chunks, single, profile, quality, sides, origin: Bitstream(
         b"8 bytes.", *sides, quality, len(chunks) - 1, (b"".join(chunks),) if single else tuple(chunks), single,
-        profile),
+        profile, origin, (7,) * (len(chunks) - 1) if origin else ()),
     st.lists(st.binary(max_size=300), min_size=2, max_size=12), st.booleans(), st.none() | st.binary(max_size=200),
-    st.none() | st.integers(256, 2560).map(lambda q: q / 256), st.tuples(*[st.integers(1, 20_000)] * 2))
+    st.none() | st.integers(256, 2560).map(lambda q: q / 256), st.tuples(*[st.integers(1, 20_000)] * 2),
+    st.none() | st.just(ORIGIN))
 
 
 def damaged(content, data):
@@ -264,7 +314,7 @@ def test_ten_thousand_damaged_files_are_read_or_refused_in_one_line(content, dat
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=120), st.sampled_from([0, 4, 5, HEADER_SIZE]), st.booleans(),
+@given(st.binary(max_size=120), st.sampled_from([0, 4, 5, HEADER_SIZE, bitstream.HEADER_SIZE_MAX]), st.booleans(),
        st.fixed_dictionaries({}, optional={"flags": st.integers(0, 255), "slices": st.integers(0, 255),
                                            "height": st.integers(0, 2**32 - 1), "quality": st.integers(0, 2**16 - 1)}))
 def test_arbitrary_bytes_behind_any_part_of_a_header_are_refused_or_read(blob, begun, partial, fields):

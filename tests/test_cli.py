@@ -15,7 +15,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, photograph, tiny_checkpoint):
+def folder(range_coder, tmp_path_factory, photograph, tiny_checkpoint):
   """photo.png, photo.mlic at quality 2, and what else may be lying about."""
   folder = tmp_path_factory.mktemp("cli")
   save_image(folder / "photo.png", photograph)
@@ -100,7 +100,7 @@ def test_the_command_answers_without_importing_jax_or_tensorflow(folder):
 # --- several files -----------------------------------------------------------------------
 
 @pytest.fixture
-def pictures(tmp_path, photograph):
+def pictures(range_coder, tmp_path, photograph):
   """pictures/: two photographs of one size, one of them with a colour profile."""
   (tmp_path / "pictures" / "below").mkdir(parents=True)
   save_image(tmp_path / "pictures" / "a.png", photograph)
@@ -204,9 +204,9 @@ def test_of_checkpoints_one_that_reaches_a_target_is_named_and_found_again(folde
   save_model(tmp_path / "coarse", model.config, {"params": params})
   ckpts = "--ckpt", tiny_checkpoint, tmp_path / "coarse"
   run("encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint, "--quality", 1)
-  smallest = (tmp_path / "out.mlic").stat().st_size
+  smallest = (tmp_path / "out.mlic").stat().st_size     # but for some bytes: see encode_to_bytes
   capsys.readouterr()
-  assert run("encode", folder / "photo.png", tmp_path / "out.mlic", *ckpts, "--target-bytes", smallest - 1) == 0
+  assert run("encode", folder / "photo.png", tmp_path / "out.mlic", *ckpts, "--target-bytes", smallest - 20) == 0
   assert "coarse, quality " in capsys.readouterr().out
   assert run("decode", tmp_path / "out.mlic", tmp_path / "out.png", *ckpts) == 0
   assert load_image(tmp_path / "out.png").shape == (65, 130, 3)

@@ -6,6 +6,8 @@ from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.coding.rangecoder import DISTANCE_MAX, Decoder, Encoder, SymbolError
 from mlic_jax.coding.tables import gaussian_table
 
+pytestmark = pytest.mark.usefixtures("range_coder")
+
 SCALES = np.array([0.11, 0.5, 2.0, 9.0])
 TABLE = gaussian_table(SCALES)
 
@@ -91,3 +93,29 @@ def test_a_stream_ends_within_a_byte_of_its_information():
     symbols = np.rint(rng.normal(0, SCALES[2], rng.integers(1, 200))).astype(np.int32)
     information = -np.log2(counts[symbols - TABLE.offset[2]] / 2**16).sum() / 8
     assert len(code(symbols, np.full(symbols.shape, 2))) <= information + 1
+
+
+def test_choices_decode_between_the_passes_and_any_bytes_give_some_choice():
+  rng = np.random.default_rng(4)
+  choices, symbols, rows = rng.integers(0, 28, 100), rng.integers(-1, 2, 500).astype(np.int32), rng.integers(0, 4, 500)
+  encoder = Encoder(TABLE)
+  encoder.encode_choices(choices)
+  encoder.encode(symbols, rows)
+  decoder = Decoder(TABLE, encoder.finish())
+  np.testing.assert_array_equal(decoder.decode_choices(100), choices)
+  np.testing.assert_array_equal(decoder.decode(rows), symbols)
+  for stream in (b"", b"\xff" * 40, rng.bytes(1000)):
+    forged = Decoder(TABLE, stream).decode_choices(3000)
+    assert forged.min() >= 0 and forged.max() < 28
+  assert Decoder(TABLE, b"").decode_choices(0).shape == (0,)
+
+
+def test_the_rows_that_no_checkpoint_holds_are_the_same_on_every_machine():
+  """The decoder computes them; docs/format.md lists their counts."""
+  lookup = Encoder(TABLE)._rows.lookup[len(TABLE.lookup):]
+  lengths, bits, choices = lookup[:31], lookup[31:35], lookup[35:]
+  np.testing.assert_array_equal(bits, [1, 0, 1, 2])
+  assert lengths[0] == choices[0] == 16 and lengths[1] == choices[1] == 0
+  np.testing.assert_array_equal(np.diff(lengths[1:]), [32762, 16381, 8190, 4095, *(2**n for n in range(11, 0, -1)),
+                                                       *[1] * 14])
+  np.testing.assert_array_equal(np.diff(choices[1:]), [45864, 13759, 4128, 1238, 371, 111, 33, 10, 3, *[1] * 19])

@@ -1,7 +1,8 @@
 """The .mlic file: a header, a colour profile if there is one, and chunks: z, then one per slice.
 
-    header   fixed size, with a checksum of its own        docs/format.md has all of it byte by byte
+    header   with a checksum of its own                    docs/format.md has all of it byte by byte
     blocks   length, checksum, data: the profile (optional), z, slice 1, ..., slice S
+             in a portable file, a checksum of the symbols behind the data of each slice
 
 What arrived of a cut file can therefore be told from what is missing, block by block.
 """
@@ -10,13 +11,19 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 MAGIC = b"MLIC"
 VERSION = 2
 HEADER = struct.Struct(">4sBB8sIIHB")  # magic, version, flags, fingerprint, height, width, quality, slices
-CHECKSUM = struct.Struct(">H")         # low 16 bits of a CRC-32: of the header, and of a block
+ORIGIN = struct.Struct(">6B")          # of a portable file, next: epsilon, platform, machine, three of jax's version
+CHECKSUM = struct.Struct(">H")         # low 16 bits of a CRC-32: of the header, of a block, of the symbols of a slice
 LONG_CHECKSUM = struct.Struct(">I")    # of a block in a single-chunk file
-HEADER_SIZE = HEADER.size + CHECKSUM.size
-SINGLE_CHUNK, WITH_PROFILE = 0x01, 0x02   # flags
+HEADER_SIZE = HEADER.size + CHECKSUM.size      # without ORIGIN
+HEADER_SIZE_MAX = HEADER_SIZE + ORIGIN.size
+SINGLE_CHUNK, WITH_PROFILE, PORTABLE = 0x01, 0x02, 0x04   # flags
+PLATFORMS = ("other", "cpu", "gpu", "tpu")                # by their number in the file
+MACHINES = ("other", "x86_64", "aarch64")
 PROFILE_BLOCK = 255                    # its index; chunks have 0 .. slices
 SLICES_MAX = 254
 LENGTH_MAX = 2**32 - 1                 # of a block, in bytes
@@ -29,6 +36,26 @@ class BitstreamError(ValueError):
   """A file that cannot be decoded; one line that says what came and what was wanted."""
 
 
+class PortabilityError(BitstreamError):
+  """A portable file that decodes to other symbols than were encoded; one line that names both machines."""
+
+
+class Origin(NamedTuple):
+  """What a portable file says of the machine that wrote it, and of how far another may be from it."""
+  epsilon_exponent: int       # e, 0 to 255: a decoder whose places are less than 2^-e off takes the same rows
+  platform: str               # one of PLATFORMS
+  machine: str                # one of MACHINES
+  jax: tuple[int, int, int]   # its version, each number at most 255
+
+  @property
+  def epsilon(self) -> str:
+    """As a user reads it."""
+    return f"2^-{self.epsilon_exponent}"
+
+  def __str__(self) -> str:
+    return f"{self.platform} {self.machine}, jax {'.'.join(map(str, self.jax))}"
+
+
 class Bitstream(NamedTuple):
   """What a file holds. `write` and `parse` are inverses."""
   fingerprint: bytes                # 8 bytes, of the checkpoint that wrote the chunks
@@ -39,6 +66,8 @@ class Bitstream(NamedTuple):
   chunks: tuple[bytes, ...]         # of the range coder: z, slice 1, ..., slice S; fewer when some did not arrive
   single_chunk: bool = False        # z and all slices in one
   icc_profile: bytes | None = None  # the colour profile of the picture, as its file had it
+  origin: Origin | None = None      # of a portable file; None for one that decodes where it was written
+  symbol_checksums: tuple[int, ...] = ()  # of a portable file: `symbol_checksum` of each slice in `chunks`
 
   @property
   def num_arrived(self) -> int:
@@ -49,6 +78,12 @@ class Bitstream(NamedTuple):
 def round_quality(quality: float) -> float:
   """The nearest quality that a file can hold."""
   return round(quality * QUALITY_STEPS) / QUALITY_STEPS
+
+
+def symbol_checksum(anchors: np.ndarray, nonanchors: np.ndarray) -> int:
+  """What a portable file says of the int32 symbols of a slice: 16 bits."""
+  big_endian = [symbols.astype(">i4").tobytes() for symbols in (anchors, nonanchors)]
+  return zlib.crc32(big_endian[1], zlib.crc32(big_endian[0])) & 0xFFFF
 
 
 def check_size(height: int, width: int, pixels_max: int = PIXELS_MAX) -> None:
@@ -67,13 +102,19 @@ def write(content: Bitstream) -> bytes:
     raise BitstreamError(f"the picture is {content.height}x{content.width}; a file holds sides below 2^32")
   if not 1 <= content.num_slices <= SLICES_MAX:
     raise BitstreamError(f"the model has {content.num_slices} slices; a file holds 1 to {SLICES_MAX}")
-  flags = SINGLE_CHUNK * content.single_chunk | WITH_PROFILE * (content.icc_profile is not None)
+  flags = (SINGLE_CHUNK * content.single_chunk | WITH_PROFILE * (content.icc_profile is not None)
+           | PORTABLE * (content.origin is not None))
   quality = 0 if content.quality is None else round(content.quality * QUALITY_STEPS)
   head = HEADER.pack(MAGIC, VERSION, flags, content.fingerprint, content.height, content.width, quality,
                      content.num_slices)
+  if content.origin is not None:
+    head += _pack_origin(content.origin)
   head += CHECKSUM.pack(zlib.crc32(head) & 0xFFFF)
   checksum = LONG_CHECKSUM if content.single_chunk else CHECKSUM
-  blocks = list(enumerate(content.chunks))
+  checks, blocks = iter(content.symbol_checksums), []
+  for index, stream in enumerate(content.chunks):
+    of_chunk = [CHECKSUM.pack(next(checks)) for _ in range(_num_checks(index, content.num_slices, flags))]
+    blocks.append((index, stream + b"".join(of_chunk)))
   if content.icc_profile is not None:
     blocks.insert(0, (PROFILE_BLOCK, _pack_profile(content.icc_profile)))
   return head + b"".join(_block(head, index, data, checksum) for index, data in blocks)
@@ -86,15 +127,17 @@ def parse(blob: bytes, pixels_max: int = PIXELS_MAX, partial: bool = False) -> B
   among them.
   """
   content, flags = _parse_header(blob, pixels_max)
-  blocks, chunks = _blocks(blob, content.num_slices, flags), []
+  blocks, chunks, checks = _blocks(blob, content.num_slices, flags), [], []
   profile = _unpack_profile(next(blocks)[0]) if flags & WITH_PROFILE else None
   try:
-    for data, _ in blocks:
-      chunks.append(data)
+    for index, (data, _) in enumerate(blocks):
+      stream, of_chunk = _split_checks(index, data, content.num_slices, flags)
+      chunks.append(stream)
+      checks += of_chunk
   except BitstreamError:
     if not (partial and chunks):
       raise
-  return content._replace(chunks=tuple(chunks), icc_profile=profile)
+  return content._replace(chunks=tuple(chunks), icc_profile=profile, symbol_checksums=tuple(checks))
 
 
 def chunk_ends(blob: bytes) -> list[int]:
@@ -105,7 +148,7 @@ def chunk_ends(blob: bytes) -> list[int]:
 
 
 def check_header(blob: bytes, pixels_max: int = PIXELS_MAX) -> None:
-  """BitstreamError unless a file may begin with these HEADER_SIZE bytes."""
+  """BitstreamError unless a file may begin with these bytes, HEADER_SIZE_MAX or all that it has."""
   _parse_header(blob, pixels_max)
 
 
@@ -117,24 +160,60 @@ def _parse_header(blob: bytes, pixels_max: int) -> tuple[Bitstream, int]:
   if len(blob) > len(MAGIC) and blob[len(MAGIC)] != VERSION:
     raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads version {VERSION}"
                          + (", and version 1 was never released" if blob[len(MAGIC)] == 1 else ""))
-  if len(blob) < HEADER_SIZE:
-    raise BitstreamError(f"the file is cut short: {len(blob)} bytes, its header alone has {HEADER_SIZE}")
-  if CHECKSUM.unpack_from(blob, HEADER.size)[0] != zlib.crc32(blob[:HEADER.size]) & 0xFFFF:
+  size = HEADER_SIZE if len(blob) < HEADER_SIZE else _header_size(blob[len(MAGIC) + 1])
+  if len(blob) < size:
+    raise BitstreamError(f"the file is cut short: {len(blob)} bytes, its header alone has {size}")
+  if CHECKSUM.unpack_from(blob, size - CHECKSUM.size)[0] != zlib.crc32(blob[:size - CHECKSUM.size]) & 0xFFFF:
     raise BitstreamError("the file is damaged: the checksum of its header does not fit")
   _, _, flags, fingerprint, height, width, quality, num_slices = HEADER.unpack_from(blob)
-  if flags & ~(SINGLE_CHUNK | WITH_PROFILE):
-    raise BitstreamError(f"the file has flags {flags:#04x}; this program knows "
-                         f"{SINGLE_CHUNK:#04x} and {WITH_PROFILE:#04x}")
+  if flags & ~(SINGLE_CHUNK | WITH_PROFILE | PORTABLE):
+    raise BitstreamError(f"the file has flags {flags:#04x}; this program knows {SINGLE_CHUNK:#04x}, "
+                         f"{WITH_PROFILE:#04x} and {PORTABLE:#04x}")
   check_size(height, width, pixels_max)
   if not 1 <= num_slices <= SLICES_MAX:
     raise BitstreamError(f"the file has {num_slices} slices; 1 to {SLICES_MAX} are wanted")
   quality = quality / QUALITY_STEPS if quality else None
-  return Bitstream(fingerprint, height, width, quality, num_slices, (), bool(flags & SINGLE_CHUNK)), flags
+  origin = _unpack_origin(blob) if flags & PORTABLE else None
+  return Bitstream(fingerprint, height, width, quality, num_slices, (), bool(flags & SINGLE_CHUNK),
+                   origin=origin), flags
+
+
+def _header_size(flags: int) -> int:
+  return HEADER_SIZE_MAX if flags & PORTABLE else HEADER_SIZE
+
+
+def _pack_origin(origin: Origin) -> bytes:
+  numbers = min(origin.epsilon_exponent, 255), PLATFORMS.index(origin.platform), MACHINES.index(origin.machine)
+  return ORIGIN.pack(*numbers, *(min(number, 255) for number in origin.jax))
+
+
+def _unpack_origin(blob: bytes) -> Origin:
+  """A platform or machine that has no number yet is "other": nothing is decoded by it."""
+  exponent, platform, machine, *jax = ORIGIN.unpack_from(blob, HEADER.size)
+  name = lambda names, number: names[number] if number < len(names) else names[0]
+  return Origin(exponent, name(PLATFORMS, platform), name(MACHINES, machine), tuple(jax))
+
+
+def _num_checks(index: int, num_slices: int, flags: int) -> int:
+  """How many checksums of symbols lie behind the stream of a chunk."""
+  if not flags & PORTABLE:
+    return 0
+  return num_slices if flags & SINGLE_CHUNK else min(index, 1)
+
+
+def _split_checks(index: int, data: bytes, num_slices: int, flags: int) -> tuple[bytes, list[int]]:
+  """The stream of a chunk, and the checksums of symbols behind it."""
+  end = len(data) - CHECKSUM.size * _num_checks(index, num_slices, flags)
+  if end < 0:
+    raise BitstreamError(f"the file is damaged: {_name(index, num_slices, flags & SINGLE_CHUNK)} "
+                         "is shorter than its checksums")
+  return data[:end], [check for check, in CHECKSUM.iter_unpack(data[end:])]
 
 
 def _blocks(blob: bytes, num_slices: int, flags: int) -> Iterator[tuple[bytes, int]]:
   """The blocks behind the header, each with the place where it ends. BitstreamError at the first that is not whole."""
-  single, end = flags & SINGLE_CHUNK, HEADER_SIZE
+  single, end = flags & SINGLE_CHUNK, _header_size(flags)
+  head = blob[:end]
   checksum = LONG_CHECKSUM if single else CHECKSUM
   chunks = range(1 if single else num_slices + 1)
   for index in [*([PROFILE_BLOCK] if flags & WITH_PROFILE else []), *chunks]:
@@ -144,7 +223,7 @@ def _blocks(blob: bytes, num_slices: int, flags: int) -> Iterator[tuple[bytes, i
     if end > len(blob):
       raise BitstreamError(f"the file is cut short: {len(blob)} bytes, {_missing(index, num_slices, single)} missing")
     data = bytes(blob[start:end])
-    if checksum.pack(_crc(blob[:HEADER_SIZE], index, data, checksum)) != blob[start - checksum.size:start]:
+    if checksum.pack(_crc(head, index, data, checksum)) != blob[start - checksum.size:start]:
       raise BitstreamError(f"the file is damaged: the checksum of {_name(index, num_slices, single)} does not fit")
     yield data, end
   if len(blob) > end:

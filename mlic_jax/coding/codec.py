@@ -4,9 +4,10 @@
     bytes -> bitstream -> range decoder --passes--> y_hat -> g_s -> crop -> image
 
 The encoder and the decoder walk the passes in one function, `Codec._walk`, and call the same compiled functions in
-it: a prior that was compiled a second time, in another surrounding, may differ in its last bit, picks another row of
-the coding table, and every later symbol decodes to garbage. What they do with a pass (compute its symbols, or pull
-them from the stream) they do outside. The slice index is traced, so a picture size compiles five functions:
+it. A prior that is computed elsewhere differs in its last bits; where that picks another row of the coding table, every
+later symbol decodes to garbage. portable.py has what is done about it. What they do with a pass (choose its rows, and
+compute its symbols, or pull them from the stream) they do outside. The slice index is traced, so a picture size
+compiles five functions:
 
     _analyse      picture -> y, symbols of z            the encoder only
     _start        symbols of z -> hyper, prior of the anchors of slice 0
@@ -18,7 +19,8 @@ A slice that did not arrive is decoded like any other, with zeros for symbols: i
 the slices before it.
 """
 import os
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -28,8 +30,8 @@ import numpy as np
 from mlic_jax import compilation_cache
 from mlic_jax.checkerboard import pack, unpack
 from mlic_jax.checkpoint import Model, load_model
-from mlic_jax.coding import bitstream
-from mlic_jax.coding.bitstream import Bitstream, BitstreamError
+from mlic_jax.coding import bitstream, portable
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError, Origin, PortabilityError
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import z_rows
@@ -72,7 +74,7 @@ class Codec:
     return tuple(range(1, self.config.num_rates + 1)) or (None,)
 
   def encode(self, image: np.ndarray, quality: float | None = None, icc_profile: bytes | None = None,
-             chunked: bool = True) -> bytes:
+             chunked: bool = True, portable: bool = True) -> bytes:
     """The .mlic file of a picture (H, W, 3) uint8 of any size.
 
     Args:
@@ -80,16 +82,18 @@ class Codec:
       quality: of a variable-rate checkpoint; see the class.
       icc_profile: its colour profile, which the file then carries; it does not change what is coded.
       chunked: a chunk for z and each slice, for progressive decoding; otherwise one for all, some 40 bytes less.
+      portable: decodes where the arithmetic differs in the last bits; otherwise only where it is the same, bit for bit.
 
     QualityError; BitstreamError for a picture or profile that is too large, MemoryLimitError for one that this machine
     has no memory for.
     """
-    return self._encode(image, quality, icc_profile, chunked)[0]
+    return self._encode(image, quality, icc_profile, chunked, here() if portable else None)[0]
 
   def encode_with_reconstruction(self, image: np.ndarray, quality: float | None = None,
-                                 icc_profile: bytes | None = None, chunked: bool = True) -> tuple[bytes, np.ndarray]:
-    """The file, and the picture (H, W, 3) uint8 that `decode` will make of it, bit for bit."""
-    blob, finish = self._encode(image, quality, icc_profile, chunked)
+                                 icc_profile: bytes | None = None, chunked: bool = True,
+                                 portable: bool = True) -> tuple[bytes, np.ndarray]:
+    """The file, and the picture (H, W, 3) uint8 that `decode` will make of it, bit for bit on this machine."""
+    blob, finish = self._encode(image, quality, icc_profile, chunked, here() if portable else None)
     return blob, finish()
 
   def decode(self, blob: bytes, slices: int | None = None, partial: bool = False,
@@ -102,8 +106,8 @@ class Codec:
       partial: take a file that was cut short or is damaged in a slice, and decode the slices before that place.
       pixels_max: refuse larger pictures.
 
-    BitstreamError when the file is none, damaged, or of another checkpoint; MemoryLimitError when this machine has no
-    memory for the picture.
+    BitstreamError when the file is none, damaged, or of another checkpoint, and PortabilityError, which is one, when
+    this machine computes too far from the one that wrote it; MemoryLimitError when it has no memory for the picture.
     """
     content = bitstream.parse(blob, pixels_max, partial)
     if slices is not None and not 0 <= slices <= content.num_slices:
@@ -135,7 +139,7 @@ class Codec:
     y, z_symbols = self._analyse(image, quality)
     slices = []
 
-    def count(k, anchors, rows, prior):
+    def count(k, anchors, places, prior):
       symbols = _symbols(y, k, prior.mean, anchors)
       bits = np.asarray(_y_bits(symbols, prior.scale, anchors))[0]
       if anchors:
@@ -155,7 +159,7 @@ class Codec:
       raise LatentError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
     return y, np.asarray(z_symbols)
 
-  def _encode(self, image, quality, icc_profile, chunked) -> tuple[bytes, Callable[[], np.ndarray]]:
+  def _encode(self, image, quality, icc_profile, chunked, origin) -> tuple[bytes, Callable[[], np.ndarray]]:
     height, width = _check_image(image).shape[:2]
     bitstream.check_size(height, width, pixels_max=2**64)
     quality = self.choose_quality(quality)
@@ -163,11 +167,23 @@ class Codec:
     y, z_symbols = self._analyse(image, quality)
     encoders = [Encoder(self._table)]
     encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
+    passes, checksums = [], []
 
-    def push(k, anchors, rows, prior):
+    def push(k, anchors, places, prior):
       symbols = np.asarray(_symbols(y, k, prior.mean, anchors))
       if chunked and anchors:
         encoders.append(Encoder(self._table))
+      if origin is None:
+        rows = np.asarray(_index(prior))
+      else:
+        places = np.asarray(places)
+        choices = portable.choose(places, 2.0**-origin.epsilon_exponent)
+        encoders[-1].encode_choices(choices)
+        rows = portable.rows(places, choices)
+        passes.append(symbols)
+        if not anchors:
+          checksums.append(bitstream.symbol_checksum(*passes))
+          passes.clear()
       encoders[-1].encode(symbols, rows)
       return symbols
 
@@ -175,7 +191,7 @@ class Codec:
     stored_quality = None if quality is None else float(quality)
     chunks = tuple(encoder.finish() for encoder in encoders)
     blob = bitstream.write(Bitstream(self.fingerprint, height, width, stored_quality, self.config.num_slices, chunks,
-                                     not chunked, icc_profile))
+                                     not chunked, icc_profile, origin, tuple(checksums)))
     return blob, lambda: self._finish(last_pass, quality, height, width)
 
   def _decode(self, content: Bitstream, slices: int) -> np.ndarray:
@@ -194,11 +210,21 @@ class Codec:
     decoders = [Decoder(self._table, chunk) for chunk in content.chunks[:1 + slices]]
     h, w = -(-content.height // STRIDE), -(-content.width // STRIDE)
     z_symbols = decoders[0].decode(self._z_rows(h, w))
+    passes = []
 
-    def pull(k, anchors, rows, prior):
+    def pull(k, anchors, places, prior):
       if k >= slices:
-        return np.zeros(rows.shape, np.int32)
-      return decoders[0 if content.single_chunk else 1 + k].decode(rows)
+        return np.zeros(places.shape, np.int32)
+      decoder = decoders[0 if content.single_chunk else 1 + k]
+      if content.origin is None:
+        return decoder.decode(np.asarray(_index(prior)))
+      places = np.asarray(places)
+      symbols = decoder.decode(portable.rows(places, decoder.decode_choices(portable.num_blocks(places.size))))
+      passes.append(symbols)
+      if not anchors:
+        _check_symbols(content, k, passes)
+        passes.clear()
+      return symbols
 
     last_pass = self._walk(z_symbols, pull)
     if slices == content.num_slices or not content.single_chunk:
@@ -207,18 +233,18 @@ class Codec:
     return self._finish(last_pass, quality, content.height, content.width)
 
   def _walk(self, z_symbols: np.ndarray, exchange: Callable) -> tuple:
-    """Runs all passes; `exchange(k, anchors, rows, prior)` codes one and returns its symbols (1, h, w/2, Cs).
+    """Runs all passes; `exchange(k, anchors, places, prior)` codes one and returns its symbols (1, h, w/2, Cs).
 
     What it returns is for `_finish`.
     """
     apply = self._module, self._variables
-    hyper, rows, prior, state = _start(*apply, z_symbols)
+    hyper, places, prior, state = _start(*apply, z_symbols)
     for k in np.arange(self.config.num_slices, dtype=np.int32):
-      symbols = exchange(k, True, np.asarray(rows), prior)
-      rows, prior, state = _nonanchors(*apply, k, hyper, state, symbols)
-      symbols = exchange(k, False, np.asarray(rows), prior)
+      symbols = exchange(k, True, places, prior)
+      places, prior, state = _nonanchors(*apply, k, hyper, state, symbols)
+      symbols = exchange(k, False, places, prior)
       if k < self.config.num_slices - 1:
-        rows, prior, state = _advance(*apply, k, hyper, state, symbols)
+        places, prior, state = _advance(*apply, k, hyper, state, symbols)
     return k, hyper, state, symbols
 
   def _finish(self, last_pass: tuple, quality, height: int, width: int) -> np.ndarray:
@@ -242,6 +268,22 @@ class Codec:
     if quality is None or not 1 <= quality <= rates:
       raise QualityError(f"quality {quality} came, {self.name} has 1 to {rates}")
     return np.float32(bitstream.round_quality(quality))
+
+
+def here() -> Origin:
+  """This machine, as the files that it writes name it."""
+  known = lambda names, name: name if name in names else names[0]
+  machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+  return Origin(portable.EPSILON_EXPONENT, known(bitstream.PLATFORMS, jax.default_backend()),
+                known(bitstream.MACHINES, machine), jax.__version_info__[:3])
+
+
+def _check_symbols(content: Bitstream, k: int, symbols: Sequence[np.ndarray]) -> None:
+  """PortabilityError unless the anchors and non-anchors of slice k are those that were encoded."""
+  if bitstream.symbol_checksum(*symbols) != content.symbol_checksums[k]:
+    raise PortabilityError(
+        f"slice {k + 1} of {content.num_slices} decodes to other symbols than were encoded: the file was written on "
+        f"{content.origin}; this is {here()} (differences beyond epsilon {content.origin.epsilon}, or altered data)")
 
 
 def _check_image(image: np.ndarray) -> np.ndarray:
@@ -276,20 +318,25 @@ def _start(module, variables, z_symbols):
   hyper = module.apply(variables, z_symbols, method="hyper")
   state = module.apply(variables, hyper, method="initial_state")
   prior, state = module.apply(variables, 0, hyper, state, method="anchor_prior")
-  return hyper, prior.index, prior, state
+  return hyper, prior.place, prior, state
 
 
 @partial(jax.jit, static_argnums=0)
 def _nonanchors(module, variables, k, hyper, state, symbols):
   prior, state = module.apply(variables, k, hyper, state, symbols, method="nonanchor_prior")
-  return prior.index, prior, state
+  return prior.place, prior, state
 
 
 @partial(jax.jit, static_argnums=0)
 def _advance(module, variables, k, hyper, state, symbols):
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
   prior, state = module.apply(variables, k + 1, hyper, state, method="anchor_prior")
-  return prior.index, prior, state
+  return prior.place, prior, state
+
+
+@jax.jit
+def _index(prior):
+  return prior.index
 
 
 @partial(jax.jit, static_argnums=0)

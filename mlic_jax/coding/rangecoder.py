@@ -2,6 +2,7 @@
 
     encoder = Encoder(table)                            decoder = Decoder(table, stream)
     encoder.encode(symbols, rows)   pass by pass        symbols = decoder.decode(rows)
+    encoder.encode_choices(choices)                     choices = decoder.decode_choices(count)
     stream = encoder.finish()                           decoder.finish()
 
 Any int32 within 2**28 of the offset of its row is coded exactly; nothing is ever clipped. What a row has no cell for
@@ -22,6 +23,7 @@ import os
 import numpy as np
 
 from mlic_jax.coding.bitstream import BitstreamError
+from mlic_jax.coding.portable import CHOICE_PMF
 from mlic_jax.coding.tables import PRECISION, CodingTable, quantize_pmf
 
 LENGTHS = 29                      # of gamma codes, 0 .. 28
@@ -51,6 +53,10 @@ class Encoder:
     self._push(np.where(escaped, escape, cells), rows)
     if escaped.any():
       self._push_gamma(cells[escaped], escape[escaped])
+
+  def encode_choices(self, choices: np.ndarray) -> None:
+    """Appends the grids of a pass, 0 .. GRIDS - 1 (coding/portable.py)."""
+    self._push(choices, self._rows.choice_row)
 
   def _push_gamma(self, cells, escape):
     below = cells < 0
@@ -87,6 +93,10 @@ class Decoder:
       cells[escaped] = self._pull_gamma(escape[escaped])
     return (cells + self._rows.offset[flat]).reshape(np.shape(rows))
 
+  def decode_choices(self, count: int) -> np.ndarray:
+    """(count,) int32, the grids of a pass; 0 .. GRIDS - 1 whatever the stream holds."""
+    return self._pull(np.full(count, self._rows.choice_row))
+
   def _pull_gamma(self, escape):
     length = self._pull(np.full(escape.shape, self._rows.length_row))
     written = _written(length)
@@ -113,16 +123,17 @@ def _written(length: np.ndarray) -> np.ndarray:
 
 
 class _Rows:
-  """A table as the ops take it, with the two rows of the gamma code behind its own."""
+  """A table as the ops take it; behind its own rows, two of the gamma code, and that of the choices of grids."""
 
   def __init__(self, table: CodingTable):
     lengths = quantize_pmf(0.5**np.arange(1, LENGTHS + 1))
     gamma = [PRECISION, 0, *np.cumsum(lengths), 1, 0, 1, 2]
-    self.lookup = np.concatenate([table.lookup, gamma]).astype(np.int32)
+    choice = [PRECISION, 0, *np.cumsum(quantize_pmf(CHOICE_PMF))]
+    self.lookup = np.concatenate([table.lookup, gamma, choice]).astype(np.int32)
     self.offset = table.offset
     sizes = np.diff(np.flatnonzero(table.lookup == 2**PRECISION), prepend=-1)
     self.escape = (sizes - 3).astype(np.int32)  # (rows,), the last cell; a row holds a precision and cells + 1 counts
-    self.length_row, self.bit_row = len(table.offset), len(table.offset) + 1
+    self.length_row, self.bit_row, self.choice_row = len(table.offset) + np.arange(3)
 
 
 @functools.cache

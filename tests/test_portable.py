@@ -1,0 +1,239 @@
+"""Portable files: rows that survive what machines differ by, what they cost, and a clear error beyond."""
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlic_jax.__main__ import main
+from mlic_jax.coding import bitstream, portable
+from mlic_jax.coding import codec as codec_module
+from mlic_jax.coding.bitstream import BitstreamError, PortabilityError
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.portable import BLOCK, CHOICE_PMF, GRIDS, SHIFTS, choose, num_blocks, rows
+from mlic_jax.coding.tables import quantize_pmf
+from mlic_jax.images import save_image
+from mlic_jax.priors import SCALE_LEVELS, SCALE_MAX, SCALE_MIN, SCALE_STEP, scale_index, scale_place, scale_table
+from mlic_jax.slices import Prior
+
+EPSILON = 2.0**-portable.EPSILON_EXPONENT
+
+
+def noise(shape, size, seed=0):
+  """float32 of one absolute value and random sign."""
+  return np.float32(size) * np.random.default_rng(seed).choice(np.float32([-1, 1]), shape)
+
+
+def random_places(seed, size, spread=8.0, at_minimum=0.8):
+  """Places as trained models have them: most scales are the smallest there is."""
+  rng = np.random.default_rng(seed)
+  return (rng.exponential(spread, size) * (rng.uniform(size=size) > at_minimum)).astype(np.float32)
+
+
+# --- places, grids and rows -------------------------------------------------------------
+
+def test_a_place_is_a_row_before_its_ceiling():
+  """Away from the levels, where the float32 of the logarithm decides."""
+  scales = np.exp(np.linspace(np.log(SCALE_MIN), np.log(2 * SCALE_MAX), 100_001)).astype(np.float32)
+  places = np.asarray(jax.jit(scale_place)(scales))
+  inside = np.abs(places - np.rint(places)) > 1e-4
+  assert inside.mean() > 0.999
+  wanted = np.asarray(scale_index(jnp.asarray(scales)))
+  np.testing.assert_array_equal(np.minimum(np.ceil(places[inside]), SCALE_LEVELS - 1), wanted[inside])
+  levels = np.asarray(jax.jit(scale_place)(scale_table()))
+  np.testing.assert_allclose(levels, np.arange(SCALE_LEVELS), atol=2e-5)
+  assert abs(levels[0]) < 2e-6
+
+
+def test_rows_of_a_file_that_is_not_portable_are_those_of_the_index():
+  levels = scale_table()
+  around = np.concatenate([levels, np.nextafter(levels, np.float32(0)), np.nextafter(levels, np.float32(999)),
+                           np.geomspace(SCALE_MIN, 2 * SCALE_MAX, 20_000).astype(np.float32)])
+  scales = np.maximum(around, np.float32(SCALE_MIN))
+  prior = Prior(jnp.zeros_like(scales), jnp.asarray(scales))
+  smallest_level_not_below = np.searchsorted(levels[:-1], scales, side="left")
+  np.testing.assert_array_equal(codec_module._index(prior), smallest_level_not_below)
+
+
+def test_no_shift_is_zero_or_moves_an_edge_by_half_a_step_and_they_are_evenly_spread():
+  assert len(SHIFTS) == GRIDS and SHIFTS.dtype == np.float32
+  np.testing.assert_allclose(SHIFTS[:4] * 56, [-1, 1, -3, 3], rtol=1e-6)
+  assert np.abs(SHIFTS).min() > 2 * EPSILON and np.abs(SHIFTS).max() < 0.5
+  np.testing.assert_allclose(np.diff(np.sort(SHIFTS)), 1 / 28, rtol=1e-4)
+  assert np.all(np.diff(np.abs(SHIFTS)) >= 0)
+
+
+def test_a_shift_moves_no_row_by_more_than_one():
+  places = np.concatenate([np.linspace(0, 70, 3 * BLOCK), np.arange(64)]).astype(np.float32)
+  plain = np.minimum(np.ceil(places), 63)
+  for grid in range(GRIDS):
+    shifted = rows(places, np.full(num_blocks(places.size), grid))
+    assert shifted.dtype == np.int32 and np.abs(shifted - plain).max() <= 1
+
+
+@pytest.mark.parametrize("place, row", [(-1e-6, 0), (0, 0), (0.5, 1), (63, 63), (1e9, 63), (np.inf, 63), (np.nan, 63)])
+def test_rows_stay_in_the_table_whatever_the_place_is(place, row):
+  places = np.full((1, 2, 3, 4), place, np.float32)
+  choices = choose(places, EPSILON)
+  np.testing.assert_array_equal(choices, [0])
+  np.testing.assert_array_equal(rows(places, choices), np.full(places.shape, row))
+
+
+def test_blocks_follow_c_order_and_the_last_may_be_short():
+  places = np.zeros((1, 3, 5, 700), np.float32)          # 10500 elements: blocks of 4096, 4096 and 2308
+  np.testing.assert_array_equal(choose(places, EPSILON), [0, 0, 0])
+  places.ravel()[[BLOCK - 1, 2 * BLOCK]] = 5 - SHIFTS[0]  # at an edge of the first grid
+  choices = choose(places, EPSILON)
+  np.testing.assert_array_equal(choices, [1, 0, 1])
+  found = rows(places, choices).ravel()
+  np.testing.assert_array_equal(found[:3], [1, 1, 1])    # the second grid puts a place of 0 into row 1
+  np.testing.assert_array_equal(found[BLOCK:BLOCK + 3], [0, 0, 0])
+  assert choose(np.zeros((1, 0, 2, 3), np.float32), EPSILON).shape == (0,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 3 * BLOCK), exponent=st.integers(6, 16),
+       at_minimum=st.sampled_from([0.0, 0.8, 0.999]))
+def test_what_is_off_by_less_than_epsilon_takes_the_same_rows_where_a_choice_is_safe(seed, size, exponent, at_minimum):
+  epsilon, places = 2.0**-exponent, random_places(seed, size, at_minimum=at_minimum)
+  choices = choose(places, epsilon)
+  shifted = np.minimum(places, 63) + np.repeat(SHIFTS[choices], BLOCK)[:size]
+  safe = np.repeat([(np.abs(block - np.rint(block)) > epsilon).all()
+                    for block in np.split(shifted, range(BLOCK, size, BLOCK))], BLOCK)[:size]
+  off = places + np.float32(0.99 * epsilon) * np.random.default_rng(seed).uniform(-1, 1, size).astype(np.float32)
+  np.testing.assert_array_equal(rows(off, choices)[safe], rows(places, choices)[safe])
+  assert safe.all() or exponent < 14 or not at_minimum   # nearly always there is a safe one
+
+
+def test_the_first_safe_grid_is_taken_and_without_any_the_one_that_is_farthest_from_its_edges():
+  margin = lambda places, grid: np.abs(places + SHIFTS[grid] - np.rint(places + SHIFTS[grid])).min()
+  for seed, size in ((0, 300), (1, 1500), (2, 4096)):
+    places = random_places(seed, size, at_minimum=0.0)
+    for epsilon in (2.0**-12, 2.0**-10, 2.0**-7):
+      margins = np.array([margin(np.minimum(places, 63), grid) for grid in range(GRIDS)])
+      safe = np.flatnonzero(margins > epsilon)
+      assert choose(places, epsilon) == (safe[0] if safe.size else margins.argmax())
+
+
+def test_a_choice_costs_a_bit_and_a_half_where_two_blocks_of_three_are_safe_at_once():
+  counts = quantize_pmf(CHOICE_PMF)
+  bits = -np.log2(counts / counts.sum())
+  assert bits[0] < 0.52 and (CHOICE_PMF * bits).sum() < 1.3
+  choices = np.concatenate([choose(random_places(seed, 8 * BLOCK), 2.0**-12) for seed in range(16)])
+  assert 0.6 < np.mean(choices == 0) < 0.75 and bits[choices].mean() < 1.5
+
+
+# --- the codec ----------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def codec(range_coder, tiny_checkpoint):
+  return Codec.load(tiny_checkpoint)
+
+
+def disturb(monkeypatch, size):
+  """From here on this machine computes places that are off by `size`, up or down."""
+  monkeypatch.setattr(portable, "rows", lambda places, choices: rows(places + noise(places.shape, size), choices))
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_places_that_are_off_by_half_of_epsilon_decode_to_the_same_picture(codec, photograph, monkeypatch, chunked):
+  for quality in (1, 2, 3):
+    blob, predicted = codec.encode_with_reconstruction(photograph, quality, chunked=chunked)
+    with monkeypatch.context() as elsewhere:
+      disturb(elsewhere, EPSILON / 2)
+      np.testing.assert_array_equal(codec.decode(blob), predicted)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_places_that_are_off_by_twenty_epsilon_are_an_error_that_names_both_machines(
+    codec, photograph, monkeypatch, chunked):
+  blob = codec.encode(photograph, chunked=chunked)
+  elsewhere = bitstream.Origin(portable.EPSILON_EXPONENT, "gpu", "aarch64", (0, 6, 1))
+  monkeypatch.setattr(codec_module, "here", lambda: elsewhere)
+  disturb(monkeypatch, 20 * EPSILON)
+  for decode in (codec.decode, lambda blob: codec.decode(blob, slices=1), lambda blob: codec.decode(blob, partial=True),
+                 lambda blob: list(codec.decode_progressively(blob))):
+    with pytest.raises(PortabilityError) as error:
+      decode(blob)
+    message = str(error.value)
+    assert re.search(r"^slice [12] of 2 decodes to other symbols than were encoded: the file was written on \w+ \w+, "
+                     r"jax [0-9.]+; this is gpu aarch64, jax 0\.6\.1 \(differences beyond epsilon 2\^-\d+", message)
+    assert "\n" not in message
+
+
+def test_without_the_checksums_such_places_would_give_another_picture(codec, photograph, monkeypatch):
+  blob, predicted = codec.encode_with_reconstruction(photograph)
+  disturb(monkeypatch, 20 * EPSILON)
+  monkeypatch.setattr(codec_module, "_check_symbols", lambda *args: None)
+  monkeypatch.setattr(codec_module.Decoder, "finish", lambda self: None)
+  assert np.abs(codec.decode(blob).astype(int) - predicted).max() > 10
+
+
+def test_a_file_that_is_not_portable_decodes_to_another_picture_or_not_at_all_where_scales_are_off(
+    codec, photograph, monkeypatch):
+  blob, predicted = codec.encode_with_reconstruction(photograph, portable=False)
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+  index = codec_module._index
+  off = lambda scale: scale * np.exp(noise(scale.shape, 20 * EPSILON * SCALE_STEP))
+  monkeypatch.setattr(codec_module, "_index", lambda prior: index(prior._replace(scale=off(prior.scale))))
+  try:
+    assert np.abs(codec.decode(blob).astype(int) - predicted).max() > 10
+  except BitstreamError as error:
+    assert "does not end where it should" in str(error)
+
+
+def test_an_error_of_the_second_slice_comes_after_the_first_was_found_whole(codec, photograph):
+  content = bitstream.parse(codec.encode(photograph))
+  first, second = content.symbol_checksums
+  blob = bitstream.write(content._replace(symbol_checksums=(first, second ^ 1)))
+  np.testing.assert_array_equal(codec.decode(blob, slices=1), codec.decode(bitstream.write(content), slices=1))
+  with pytest.raises(PortabilityError, match="slice 2 of 2"):
+    codec.decode(blob)
+  pictures = codec.decode_progressively(blob)
+  assert [next(pictures)[1].shape for _ in range(2)] == [photograph.shape] * 2
+  with pytest.raises(PortabilityError, match="slice 2 of 2"):
+    next(pictures)
+
+
+def test_both_kinds_of_file_decode_to_the_same_picture_and_being_portable_costs_little(codec, photograph):
+  """6 bytes of header, 2 for each of two slices, a choice for each of four passes, and rows that are less fitting."""
+  portable_file, plain = codec.encode(photograph), codec.encode(photograph, portable=False)
+  np.testing.assert_array_equal(codec.decode(portable_file), codec.decode(plain))
+  assert abs(len(portable_file) - len(plain) - (6 + 2 * 2)) <= 4 + 0.002 * len(plain)
+  assert bitstream.parse(plain).origin is None and not bitstream.parse(plain).symbol_checksums
+  assert bitstream.parse(portable_file).origin == codec_module.here()
+
+
+def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photograph, monkeypatch):
+  monkeypatch.setattr(portable, "EPSILON_EXPONENT", 6)
+  blob, predicted = codec.encode_with_reconstruction(photograph)
+  assert bitstream.parse(blob).origin.epsilon == "2^-6"
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+
+
+# --- the command line -------------------------------------------------------------------
+
+def test_info_says_where_a_file_was_written_and_no_portable_leaves_it_out(
+    range_coder, tmp_path, photograph, tiny_checkpoint, capsys):
+  source, coded = tmp_path / "photo.png", tmp_path / "photo.mlic"
+  save_image(source, photograph)
+  for options, line in (([], rf"portable, epsilon 2\^-{portable.EPSILON_EXPONENT}, written on {codec_module.here()}\n"),
+                        (["--no-portable"], "where it was written, or where arithmetic is the same bit for bit\n")):
+    assert main(["encode", str(source), str(coded), "--ckpt", str(tiny_checkpoint), *options]) == 0
+    capsys.readouterr()
+    assert main(["info", str(coded)]) == 0
+    assert re.search(f"decoding +{line}", capsys.readouterr().out)
+    assert main(["decode", str(coded), str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 0
+
+
+def test_another_machine_is_one_line_on_stderr_and_leaves_no_picture(
+    codec, tmp_path, photograph, tiny_checkpoint, monkeypatch, capsys):
+  (tmp_path / "photo.mlic").write_bytes(codec.encode(photograph))
+  disturb(monkeypatch, 20 * EPSILON)
+  assert main(["decode", str(tmp_path / "photo.mlic"), str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 2
+  out, err = capsys.readouterr()
+  assert not out and err.count("\n") == 1 and "decodes to other symbols than were encoded" in err
+  assert not (tmp_path / "out.png").exists()
