@@ -1,10 +1,12 @@
 """Rate and distortion of checkpoints from real files: a table, results.json, plots, and a page to look at.
 
     python eval.py --ckpt CKPT [CKPT ...] [--data DIR|tfds:NAME[:SPLIT]] [--out DIR] [--limit N] [--estimate]
+                   [--progressive]
 
 Without --data the photographs are those that scikit-image brings along. Conventional codecs run on the same images, and
-published curves can stand beside them. What is written, and what is meant by every number: docs/evaluation.md. The work
-is in mlic_jax/evaluation/; here are the arguments, the order of events and the terminal.
+published curves can stand beside them. --progressive measures, too, what is seen of a picture while its file arrives.
+What is written, and what is meant by every number: docs/evaluation.md. The work is in mlic_jax/evaluation/; here are
+the arguments, the order of events and the terminal.
 """
 import argparse
 import functools
@@ -20,6 +22,7 @@ from rich.table import Table
 import mlic_jax
 from mlic_jax.errors import for_the_user
 from mlic_jax.evaluation import baselines, bits, cost, data, measure, plots, rd, references, report, results, sweep
+from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves
 from mlic_jax.evaluation.journal import Journal
 from mlic_jax.evaluation.pictures import Pictures
 from mlic_jax.evaluation.workers import InThisProcess, Processes
@@ -45,6 +48,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--qualities", type=_numbers,
                       help='of a variable-rate checkpoint, as "1,2.5,6" (default: all whole ones)')
   parser.add_argument("--estimate", action="store_true", help="the likelihood estimate alone, without coding")
+  parser.add_argument("--progressive", action="store_true",
+                      help="also PSNR and MS-SSIM over the bytes received, after 0, 1, ..., all slices of each file")
   parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",
                       help=f"conventional codecs: all, none, or some of {','.join(baselines.BASELINES)} "
                            f"(default: {','.join(baselines.DEFAULT)})")
@@ -59,7 +64,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--resume", action="store_true", help="continue: what OUT/measurements.jsonl has is not repeated")
   parser.add_argument("--workers", type=_number_or_none, default=0, metavar="N",
                       help="processes for baselines and metrics (default: none, everything in this one)")
-  return parser.parse_args(argv)
+  arguments = parser.parse_args(argv)
+  if arguments.progressive and arguments.estimate:
+    raise UserError("--progressive and --estimate: an estimate has no file that could arrive; wanted one of the two")
+  return arguments
 
 
 def _count(text: str) -> int:
@@ -125,15 +133,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
           advance=counter(progress, "baselines", photographs.size * len(conventional)))
       shown = dict(list(pixels.items())[:arguments.report_images])
       pictures = Pictures(out / "pictures", shown, conventional, sweep.by_image(measured), arguments.resume)
+      arriving = Arrivals(pixels, journal, workers) if arguments.progressive else None
       checkpoints, costs, drawn = [], [], []
       for path, codec, each in zip(arguments.ckpt, codecs, qualities):
         key = sweep.codec_key(codec, arguments.estimate)
-        bits_of = functools.partial(bits.bits_map, codec)
-        draw = lambda *picture, key=key, bits_of=bits_of: pictures.draw(key, *picture, bits_of)
+        lacks, seen = besides_results(codec, key, pictures, arriving)
         entries = sweep.evaluate_codec(
             codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
-            advance=counter(progress, codec.name, photographs.size * len(each)),
-            lacks_picture=functools.partial(pictures.lacks, key), draw=draw)
+            advance=counter(progress, codec.name, photographs.size * len(each)), lacks=lacks, seen=seen)
+        if arriving:
+          entries = arriving.of_entries(entries, key)
         checkpoints.append((path, entries))
         costs.append(cost.cost(codec.name, codec.config, entries, journal.first_run(key)))
         drawn += pictures.records(entries, key)
@@ -150,7 +159,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
                            pictures=drawn)
   title = f"{photographs.title}, {photographs.size} image{'s' * (photographs.size > 1)}"
   written = write(out, found, [*named, *measured], title, arguments.report_images > 0)
+  if arriving:
+    written += plot_arrivals(out, named, title)
   say(found, named, title, written)
+
+
+def besides_results(codec, key: str, pictures: Pictures, arriving: Arrivals | None):
+  """What is made of a coded picture besides its results: `lacks` and `seen` of sweep.evaluate_codec."""
+  bits_of = functools.partial(bits.bits_map, codec)
+
+  def lacks(name, quality):
+    return pictures.lacks(key, name, quality) or (arriving is not None and arriving.lacks(key, name, quality))
+
+  def seen(name, image, quality, coded):
+    pictures.draw(key, name, image, quality, coded, bits_of)
+    if arriving:
+      arriving.measure(codec, key, name, image, quality, coded)
+
+  return lacks, seen
 
 
 def write(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: str, with_report: bool) -> list[Path]:
@@ -170,12 +196,22 @@ def write(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: st
   return written
 
 
+def plot_arrivals(out: Path, named: list[tuple[str, list[dict]]], title: str) -> list[Path]:
+  """OUT/progressive.png and .svg. The paths."""
+  written, curves = [out / "progressive.png", out / "progressive.svg"], arrival_curves(named)
+  for path in written:
+    plots.save_rd_plot(path, curves, f"{title}, while the files arrive", "bits per pixel received")
+  return written
+
+
 def say(found: dict, named: list[tuple[str, list[dict]]], title: str, written: list[Path]) -> None:
   """Tables on stdout."""
   console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
   beside = [curve for curve in results.read_curves(found, "psnr") if curve.kind == "baseline"][:2]
   for name, entries in named:
     console.print(table(f"{name}: {title}", entries, beside, found["estimate"]))
+    if "progressive_mean" in entries[0]:
+      console.print(arrivals_table(f"{name}: {title}, while the files arrive", entries))
   rows = [row for row in found["bd_rates"] if row["metric"] == "psnr"]
   if rows:
     console.print(bd_table(rows))
@@ -203,6 +239,17 @@ def table(title: str, entries: list[dict], beside: list[rd.Curve], estimate: boo
   for curve in beside:
     columns[f"{curve.name} dB"] = lambda e, curve=curve: number(curve.db_at(e["mean"][rate]), ".2f")
   return filled(title, columns, entries)
+
+
+def arrivals_table(title: str, entries: list[dict]) -> Table:
+  """A row per quality, or checkpoint of a single rate, and number of slices."""
+  rows = [{"of": entry["name"] if entry["quality"] is None else entry["quality"], **step}
+          for entry in entries for step in entry["progressive_mean"]]
+  columns = {"checkpoint" if entries[0]["quality"] is None else "quality": lambda row: row["of"],
+             "slices": lambda row: row["slices"], "bytes received": lambda row: f"{row['bytes']:.0f}",
+             "bpp received": lambda row: f"{row['bpp']:.4f}", "PSNR dB": lambda row: f"{row['psnr']:.2f}",
+             "MS-SSIM": lambda row: number(row["ms_ssim"], ".4f")}
+  return filled(title, columns, rows)
 
 
 def bd_table(rows: list[dict]) -> Table:

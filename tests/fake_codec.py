@@ -34,6 +34,14 @@ class FakeCodec:
   def decode(self, blob):
     return baselines.decode(blob)
 
+  def decode_progressively(self, blob):
+    """A third of the file brings a black picture, two thirds its left half, all of it the picture."""
+    picture = baselines.decode(blob)
+    for slices in range(self.config.num_slices + 1):
+      arrived = picture.copy()
+      arrived[:, slices * picture.shape[1] // self.config.num_slices:] = 0
+      yield len(blob) * (slices + 1) // (self.config.num_slices + 1), arrived
+
   def estimate(self, image, quality):
     blob = baselines.encode_jpeg(image, int(10 * (quality or 5)))
     return 8.0 * len(blob) - 40, baselines.decode(blob)

@@ -28,8 +28,8 @@ def two_photographs(tmp_path):
   return tmp_path / "photos"
 
 
-@pytest.fixture
-def run(folder, tmp_path, monkeypatch, capsys):
+@pytest.fixture(name="run")
+def run_eval(folder, tmp_path, monkeypatch, capsys):
   """eval.py on `folder` into tmp_path / "out": (exit status, stdout, stderr)."""
   def run(*arguments, codec=FakeCodec):
     monkeypatch.setitem(vars(mlic_jax), "Codec", codec)
@@ -40,8 +40,8 @@ def run(folder, tmp_path, monkeypatch, capsys):
   return run
 
 
-@pytest.fixture
-def results(tmp_path):
+@pytest.fixture(name="results")
+def read_results(tmp_path):
   return lambda: json.loads((tmp_path / "out" / "results.json").read_text())
 
 

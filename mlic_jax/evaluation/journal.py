@@ -4,19 +4,20 @@ A line is found again by the codec and by the pixels of the image, not by names 
 measured when images, qualities or codecs are added.
 
     {"codec": ..., "pixels": digest, "results": [[quality, {fields of ImageResult}], ...]}
+    {"codec": ..., "pixels": digest, "quality": ..., "arrivals": [{fields of Arrived}, ...]}
     {"codec": ..., "first_run": {"height", "width", "encode_s", "decode_s"}}
 """
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlic_jax.evaluation.measure import ImageResult
+from mlic_jax.evaluation.measure import Arrived, ImageResult
 
 
 def digest(image: np.ndarray) -> str:
@@ -28,7 +29,7 @@ class Journal:
   """The file at `path`, or memory alone when that is None. Without `resume` it starts empty."""
 
   def __init__(self, path: Path | None = None, resume: bool = False):
-    self._path, self._results, self._first_runs = path, {}, {}
+    self._path, self._results, self._arrivals, self._first_runs = path, {}, {}, {}
     if path is None:
       return
     if not resume:
@@ -40,6 +41,10 @@ class Journal:
     """What is known of an image through a codec, by quality."""
     return self._results.get((codec, pixels), {})
 
+  def arrivals(self, codec: str, pixels: str, quality: float | None) -> list[Arrived] | None:
+    """What is known of an image while its file arrives: after 0, 1, ..., all slices."""
+    return self._arrivals.get((codec, pixels, quality))
+
   def first_run(self, codec: str) -> dict[str, float] | None:
     """How long the first run of a codec took, which compiled."""
     return self._first_runs.get(codec)
@@ -48,6 +53,11 @@ class Journal:
     """Remembers results by quality."""
     self._write({"codec": codec, "pixels": pixels,
                  "results": [[quality, dataclasses.asdict(result)] for quality, result in results.items()]})
+
+  def add_arrivals(self, codec: str, pixels: str, quality: float | None, arrivals: Sequence[Arrived]) -> None:
+    """Remembers them."""
+    self._write({"codec": codec, "pixels": pixels, "quality": quality,
+                 "arrivals": [dataclasses.asdict(each) for each in arrivals]})
 
   def add_first_run(self, codec: str, figures: dict[str, float]) -> None:
     """Remembers the first of the first runs of a codec; others are of other sizes."""
@@ -78,6 +88,9 @@ class Journal:
   def _take(self, line: dict[str, Any]) -> None:
     if "first_run" in line:
       self._first_runs.setdefault(line["codec"], line["first_run"])
+      return
+    if "arrivals" in line:
+      self._arrivals[line["codec"], line["pixels"], line["quality"]] = [Arrived(**each) for each in line["arrivals"]]
       return
     results = {quality: ImageResult(**fields) for quality, fields in line["results"]}
     self._results.setdefault((line["codec"], line["pixels"]), {}).update(results)

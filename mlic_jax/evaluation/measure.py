@@ -39,6 +39,16 @@ class ImageResult:
   decode_s: float | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Arrived:
+  """One image of whose file only z and the first slices have arrived. The fields of "progressive" in results.json."""
+  slices: int
+  bytes: int                       # received, with the header
+  bpp: float
+  psnr: float                      # dB
+  ms_ssim: float | None            # None below 176 pixels
+
+
 class Coded(NamedTuple):
   """What a codec made of an image, before it is compared with the image."""
   reconstruction: np.ndarray       # (H, W, 3) uint8

@@ -15,7 +15,7 @@ from mlic_jax.evaluation.rd import Curve
 from mlic_jax.files import whole_file
 
 # Okabe and Ito, "Color universal design", 2008: distinct for every kind of colour vision. Markers differ too.
-COLOURS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"))
+COLOURS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#56B4E9", "*"))
 GREYS = (("#555555", "s"), ("#888888", "^"))
 PUBLISHED = (("#56708f", "--"), ("#8f7356", "-."), ("#777777", ":"))
 STYLES = {"checkpoint": COLOURS, "baseline": GREYS}
@@ -35,7 +35,7 @@ def of_plot(curves: Sequence[Curve]) -> list[Curve]:
   return [curve for curve in curves if curve.kind != "published" or curve.name in LANDMARKS]
 
 
-def rd_figure(curves: Sequence[Curve], title: str) -> Figure:
+def rd_figure(curves: Sequence[Curve], title: str, x_label: str = "bits per pixel") -> Figure:
   """The figure of curves of one metric; its x axis ends a little after the last point of the checkpoints."""
   figure = Figure(figsize=(7, max(4.5, 0.3 * len(curves))), dpi=150, layout="constrained")
   axes = figure.add_subplot()
@@ -55,7 +55,7 @@ def rd_figure(curves: Sequence[Curve], title: str) -> Figure:
       axes.plot(curve.bpp[inside], curve.db[inside], marker, color=colour, markersize=5)
     if len(bpp):
       ends.append((db[-1], bpp[-1], curve.name, colour, "normal" if curve.kind == "published" else "bold"))
-  axes.set(xlim=(0, right), xlabel="bits per pixel", ylabel=Y_LABEL[curves[0].metric])
+  axes.set(xlim=(0, right), xlabel=x_label, ylabel=Y_LABEL[curves[0].metric])
   axes.set_title(title, loc="left", fontsize="medium")
   axes.grid(color="#e6e6e6")
   axes.set_axisbelow(True)
@@ -64,9 +64,9 @@ def rd_figure(curves: Sequence[Curve], title: str) -> Figure:
   return figure
 
 
-def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str) -> None:
+def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str, x_label: str = "bits per pixel") -> None:
   """Writes the figure as PNG or SVG, by the extension of `path`, whole or not at all."""
-  figure = rd_figure(curves, title)
+  figure = rd_figure(curves, title, x_label)
   with whole_file(path) as partial:
     if Path(path).suffix == ".svg":
       # Text as text, so that it can be found and edited; no date and no random names, so that equal plots are equal.

@@ -3,6 +3,7 @@
 The fields of results.json are listed in docs/evaluation.md.
 """
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mlic_jax.evaluation.measure import ImageResult
 from mlic_jax.evaluation.pictures import slug
 from mlic_jax.evaluation.rd import METRICS, Curve, bd_rate
 from mlic_jax.files import write_whole
@@ -92,7 +94,8 @@ def write_csv(path: Path, results: dict[str, Any]) -> None:
   rows = [{"kind": kind, "codec": entry["name"], "quality": entry["quality"], **image}
           for kind in ("checkpoint", "baseline") for entry in results[f"{kind}s"] for image in entry["images"]]
   text = io.StringIO()
-  writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+  columns = ["kind", "codec", "quality", *(field.name for field in dataclasses.fields(ImageResult))]
+  writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
   writer.writeheader()
   writer.writerows(rows)
   write_whole(path, text.getvalue())

@@ -20,7 +20,7 @@ from mlic_jax.evaluation.workers import InThisProcess
 
 
 def _nothing(*_) -> None:
-  """For who wants no progress bar, or no pictures."""
+  """For who wants no progress bar, and nothing but results."""
 
 
 def codec_key(codec, estimated: bool = False) -> str:
@@ -34,13 +34,13 @@ def baseline_key(baseline: Baseline) -> str:
 
 def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photographs, *, estimated: bool = False,
                    journal: Journal | None = None, workers=None, advance: Callable[[], None] = _nothing,
-                   lacks_picture: Callable[[str, float | None], bool] = _nothing,
-                   draw: Callable[[str, np.ndarray, float | None, measure.Coded], None] = _nothing,
+                   lacks: Callable[[str, float | None], bool] = _nothing,
+                   seen: Callable[[str, np.ndarray, float | None, measure.Coded], None] = _nothing,
                    ) -> list[dict[str, Any]]:
   """One entry per quality. `advance` is called after each image and quality.
 
-  Every new padded size is run once before it is timed: that run compiles. draw(name, image, quality, coded) is called
-  with what is coded here; lacks_picture(name, quality) has an image coded although its results are known.
+  Every new padded size is run once before it is timed: that run compiles. seen(name, image, quality, coded) is called
+  with what is coded here; lacks(name, quality) has an image coded although its results are known.
   """
   journal, workers = journal or Journal(), workers or InThisProcess()
   key, compiled = codec_key(codec, estimated), set()
@@ -53,11 +53,11 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photog
                                   "encode_s": first.encode_s, "decode_s": first.decode_s})
       compiled.add(blocks)
     return measure.measure_codec(codec, name, image, missing, estimated=estimated, workers=workers,
-                                 seen=lambda quality, coded: draw(name, image, quality, coded))
+                                 seen=lambda quality, coded: seen(name, image, quality, coded))
 
   done = lambda count: [advance() for _ in range(count)]
   results = {quality: [] for quality in qualities}
-  for _, of_image in _measured([(key, qualities, submit)], photographs, journal, workers, done, lacks_picture):
+  for _, of_image in _measured([(key, qualities, submit)], photographs, journal, workers, done, lacks):
     for quality in qualities:
       results[quality].append(of_image[quality])
   config = codec.config.to_dict()
@@ -83,7 +83,7 @@ def evaluate_baselines(baselines: Sequence[Baseline], photographs: Photographs, 
 
 
 def _measured(sources, photographs: Photographs, journal: Journal, workers, advance: Callable[[int], Any],
-              lacks_picture: Callable = _nothing) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
+              lacks: Callable = _nothing) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
   """(index of the source, results by quality) of every image through every source, in order.
 
   sources: (key in the journal, qualities, submit), where submit(name, image, qualities) gives a future of the results,
@@ -106,7 +106,7 @@ def _measured(sources, photographs: Photographs, journal: Journal, workers, adva
     pixels = digest(image)
     for index, (key, qualities, submit) in enumerate(sources):
       known = journal.results(key, pixels)
-      missing = [quality for quality in qualities if quality not in known or lacks_picture(name, quality)]
+      missing = [quality for quality in qualities if quality not in known or lacks(name, quality)]
       waiting.append((index, name, pixels, missing, submit(name, image, missing) if missing else []))
       while len(waiting) > workers.in_flight:
         yield collect()
