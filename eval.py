@@ -14,6 +14,11 @@ import os
 import sys
 from pathlib import Path
 
+from mlic_jax.host_memory import use_huge_pages
+
+if __name__ == "__main__":
+  use_huge_pages()
+
 import jax
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn

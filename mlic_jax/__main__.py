@@ -15,6 +15,7 @@ from pathlib import Path
 from mlic_jax.coding import batch, bitstream
 from mlic_jax.errors import for_the_user
 from mlic_jax.files import write_whole
+from mlic_jax.host_memory import use_huge_pages
 from mlic_jax.images import check_lossless, list_images, load_photograph, save_image
 
 
@@ -320,4 +321,5 @@ def _fail(message: str, status: int = 2) -> int:
 
 
 if __name__ == "__main__":
+  use_huge_pages()
   sys.exit(main())

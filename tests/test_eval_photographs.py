@@ -26,10 +26,8 @@ def test_a_folder_is_read_in_order_by_relative_names_up_to_the_limit(folder):
 
 
 @pytest.fixture(scope="module")
-def tfds_folder(tmp_path_factory):
+def tfds_folder(tfds, tmp_path_factory):
   """A dataset "mlic_jax_tiny", prepared as array_record (version 1.0.0) and as TFRecord (2.0.0)."""
-  tfds = pytest.importorskip("tensorflow_datasets")
-
   class MlicJaxTiny(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     SUPPORTED_VERSIONS = [tfds.core.Version("2.0.0")]  # noqa: RUF012 (TFDS adds it to a list)

@@ -61,10 +61,9 @@ def test_ms_ssim_in_db_counts_what_is_missing_to_one(value, db):
   assert ms_ssim_db(value) == pytest.approx(db, abs=1e-4)
 
 
-def test_psnr_agrees_with_tensorflow():
-  tf = pytest.importorskip("tensorflow")
+def test_psnr_agrees_with_tensorflow(tensorflow):
   for other in noisy(IMAGE, 5), noisy(IMAGE, 50):
-    assert psnr(IMAGE, other) == pytest.approx(float(tf.image.psnr(IMAGE, other, max_val=255)), abs=1e-4)
+    assert psnr(IMAGE, other) == pytest.approx(float(tensorflow.image.psnr(IMAGE, other, max_val=255)), abs=1e-4)
 
 
 def test_metrics_refuse_floats_and_other_shapes():
@@ -75,12 +74,11 @@ def test_metrics_refuse_floats_and_other_shapes():
       metric(IMAGE, IMAGE[:-1])
 
 
-def test_ms_ssim_agrees_with_tensorflow():
-  tf = pytest.importorskip("tensorflow")
+def test_ms_ssim_agrees_with_tensorflow(tensorflow):
   x = np.stack([IMAGE] * 4) / np.float32(255)
   distorted = [IMAGE, noisy(IMAGE, 10), noisy(IMAGE, 60), np.clip(IMAGE * 0.5, 0, 255).astype(np.uint8)]
   y = np.stack(distorted) / np.float32(255)
-  theirs = tf.image.ssim_multiscale(x, y, max_val=1.0).numpy()
+  theirs = tensorflow.image.ssim_multiscale(x, y, max_val=1.0).numpy()
   np.testing.assert_allclose(jax.jit(ms_ssim)(x, y), theirs, atol=1e-4)
 
 

@@ -1,6 +1,8 @@
 """Claims about stopping and going on: an interrupted run ends in the very bits of an uninterrupted one."""
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from test_training import rows, small_config, standin_model  # noqa: F401 (fixtu
 
 from mlic_jax.checkpoint import load_model
 from mlic_jax.config import CodecConfig
+from mlic_jax.config_file import load_config
+from mlic_jax.model import build
 from mlic_jax.training import loop, parallel
 from mlic_jax.training.checkpoint import Checkpoints, ConfigMismatch
 from mlic_jax.training.optimizer import make_optimizer
@@ -39,8 +43,8 @@ def cut():
   raise PowerCut
 
 
-def final_state(config, workdir):
-  like = create_state(config, StandIn(CodecConfig(**config.model)), make_optimizer(config))
+def final_state(config, workdir, model=StandIn):
+  like = create_state(config, model(CodecConfig(**config.model)), make_optimizer(config))
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   state, best_loss = checkpoints.restore(like)
   checkpoints.close()
@@ -103,25 +107,47 @@ def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_command_killed_hard_and_repeated_ends_in_the_same_bits(config, tmp_path):
-  """The real model and process: kill -9 twice, SIGTERM once, against one run in peace."""
+def test_the_command_killed_ten_times_at_random_ends_in_the_same_bits(config, tmp_path):
+  """The real model and process: SIGTERM once and kill -9 ten times, wherever it comes, against one run in peace."""
+  changes = dict(num_steps=60, checkpoint_every=4, eval_every=30, log_every=5, data_dir=config.data_dir,
+                 crop_size=64, eval_crop_size=64, eval_images=2, eval_batch_size=2, batch_size=2, holdout_every=4,
+                 **{"model.M": 32, "model.num_slices": 2, "model.N": 16, "model.contexts": ()})
+
   def start(workdir):
-    changes = dict(num_steps=30, checkpoint_every=4, eval_every=15, log_every=5, data_dir=config.data_dir,
-                   crop_size=64, eval_crop_size=64, eval_images=2, eval_batch_size=2, batch_size=2, holdout_every=4,
-                   **{"model.M": 32, "model.num_slices": 2, "model.N": 16, "model.contexts": "()"})
     command = [sys.executable, "train.py", "--config=configs/nano.py", f"--workdir={workdir}"]
     return subprocess.Popen(command + [f"--config.{name}={value}" for name, value in changes.items()],
                             env=dict(os.environ, MLIC_JAX_CACHE=str(tmp_path / "cache")))
 
+  def steps(workdir):
+    return [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+
+  began = time.monotonic()
   assert start(tmp_path / "whole").wait() == 0
-  saved = tmp_path / "cut" / "checkpoints"
-  for signum, after in ((signal.SIGKILL, 4), (signal.SIGKILL, 12), (signal.SIGTERM, 16)):
+  seconds = time.monotonic() - began  # with compilation, so that later starts are quicker
+
+  run, rng = start(tmp_path / "cut"), np.random.default_rng(0)
+  while run.poll() is None and not steps(tmp_path / "cut"):
+    time.sleep(0.05)
+  run.send_signal(signal.SIGTERM)
+  assert run.wait() == 143
+  assert max(steps(tmp_path / "cut")) >= 4
+  kills = 0
+  while kills < 10:
     run = start(tmp_path / "cut")
-    while run.poll() is None and not (saved / str(after)).is_dir():
-      time.sleep(0.05)
-    run.send_signal(signum)
-    assert run.wait() == {signal.SIGKILL: -9, signal.SIGTERM: 143}[signum]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      run.wait(rng.uniform(0, seconds))
+    if run.poll() is None:
+      run.kill()
+      assert run.wait() == -signal.SIGKILL
+      kills += 1
+    else:  # it came to its end before it was killed, and starts over
+      assert run.returncode == 0
+      shutil.rmtree(tmp_path / "cut")
   assert start(tmp_path / "cut").wait() == 0
-  whole, cut_run = load_model(tmp_path / "whole" / "model"), load_model(tmp_path / "cut" / "model")
-  assert whole.training["step"] == cut_run.training["step"]
-  jax.tree.map(np.testing.assert_array_equal, whole.variables, cut_run.variables)
+  models = [load_model(tmp_path / name / "model") for name in ("whole", "cut")]
+  assert models[0].training == models[1].training
+  jax.tree.map(np.testing.assert_array_equal, *(model.variables for model in models))
+  config = load_config("configs/nano.py")
+  config.update_from_flattened_dict(changes)
+  states = [final_state(config, tmp_path / name, build) for name in ("whole", "cut")]
+  jax.tree.map(np.testing.assert_array_equal, *states)

@@ -18,9 +18,8 @@ from mlic_jax.training.photographs import Photographs
 
 
 @pytest.fixture(scope="module")
-def tiny_photos(tmp_path_factory):
+def tiny_photos(tfds, tmp_path_factory):
   """The class of a dataset: ten images of one grey value."""
-  tfds = pytest.importorskip("tensorflow_datasets")
   files = tmp_path_factory.mktemp("files")
   for i in range(10):
     flat(files / f"{i}.{'jpg' if i % 2 else 'png'}", 10 * i, (64 + 8 * i, 70 + 8 * i))
@@ -113,7 +112,6 @@ def test_a_tfds_dataset_that_is_not_there_says_what_to_do_in_one_line(tfds_dir, 
 
 
 def test_the_default_format_of_tfds_gives_the_same_images(tiny_photos, tfds_dir, tmp_path):
-  pytest.importorskip("tensorflow")  # which writes it
   tiny_photos(data_dir=tmp_path, file_format="tfrecord").download_and_prepare()
   for part in "train", "train[25%:75%]":
     files = []
