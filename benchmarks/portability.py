@@ -177,7 +177,9 @@ def compare_picture(codec: Codec, recorded: dict[str, np.ndarray], batch: int) -
   in_slices = lambda array: array.reshape(codec.config.num_slices, -1)  # two passes each
   levels = np.abs(picture.astype(int) - recorded["picture"])
   y_error = np.abs(y_hat - recorded["y_hat"]).reshape(-1, codec.config.num_slices, codec.config.slice_channels)
-  return dict(off=in_slices(np.abs(np.stack(places) - recorded["places"])),
+  off = np.abs(np.stack(places) - recorded["places"])
+  kept = np.stack([portable.distances(each, 2.0**-portable.EPSILON_EXPONENT) for each in recorded["places"]])
+  return dict(off=in_slices(off), share=in_slices(off / kept).max(axis=1),
               portable=in_slices(np.stack(rows) != recorded["rows"]).sum(axis=1),
               plain=in_slices(np.stack(index) != recorded["index"]).sum(axis=1),
               y_hat=y_error.max(axis=(0, 2)), levels=np.bincount(levels.ravel(), minlength=3))
@@ -219,7 +221,8 @@ def of_slice(found: list[dict[str, np.ndarray]], k: int) -> dict[str, float]:
   other = off[off > 0]
   quantile = lambda q: float(np.quantile(other, q)) if other.size else 0.0
   return dict(elements=off.size, off=other.size / off.size, largest=float(off.max()), q999=quantile(0.999),
-              median=quantile(0.5), y_hat=float(max(each["y_hat"][k] for each in found)),
+              median=quantile(0.5), share=float(max(each["share"][k] for each in found)),
+              y_hat=float(max(each["y_hat"][k] for each in found)),
               portable_rows=int(sum(each["portable"][k] for each in found)),
               plain_rows=int(sum(each["plain"][k] for each in found)))
 
@@ -238,16 +241,15 @@ def print_conditions(title: str, of: dict[str, Any]) -> None:
 def report(summary: dict[str, Any]) -> None:
   for title in ("recorded", "compared"):
     print_conditions(title, summary[title])
-  print("\n|t - t recorded| in steps of the table, of those that differ; rows that differ; y_hat, largest difference\n")
-  print(f"{'slice':>5} {'differ':>8} {'median':>9} {'99.9 %':>9} {'largest':>9} {'portable':>9} {'plain':>7} "
-        f"{'y_hat':>9}")
+  print("\n|t - t recorded| in steps of the table, of those that differ, and its largest share of the distance to an "
+        "edge that\nportable files keep; rows that differ; y_hat, largest difference\n")
+  print(f"{'slice':>5} {'differ':>8} {'median':>9} {'99.9 %':>9} {'largest':>9} {'share':>7} {'portable':>9} "
+        f"{'plain':>7} {'y_hat':>9}")
   for k, of in enumerate(summary["slices"]):
     print(f"{k + 1:>5} {of['off']:>8.2%} {of['median']:>9.1e} {of['q999']:>9.1e} {of['largest']:>9.1e} "
+          f"{of['share']:>7.1%} "
           f"{of['portable_rows']:>9} {of['plain_rows']:>7} {of['y_hat']:>9.1e}")
-  largest = max(of["largest"] for of in summary["slices"])
-  epsilon = summary["epsilon"]
-  print(f"\nlargest difference {largest:.1e}; epsilon {epsilon:.1e} is {epsilon / largest:.1f} times that"
-        if largest else "\nno place differs")
+  print()
   print(f"of {summary['pictures']} pictures {summary['portable_decode']} decode as portable files, "
         f"{summary['plain_decode']} as others")
   print(f"of {summary['values']} values of the pictures {summary['values_off_by_one']} differ by one level, "

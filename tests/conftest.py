@@ -26,7 +26,7 @@ def pytest_configure(config):
   """Skipping is for environments without TensorFlow, so that it hides no failure elsewhere."""
   packages = "tensorflow", "tensorflow_compression_ops", "tensorflow_datasets"
   if config.getoption("--without-coder") and (here := [name for name in packages if importlib.util.find_spec(name)]):
-    raise pytest.UsageError(f"--without-coder came, and {', '.join(here)} is here; wanted an environment without it")
+    raise pytest.UsageError(f"--without-coder came where {', '.join(here)} can be imported")
 
 
 def pytest_report_header():

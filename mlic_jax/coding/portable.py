@@ -6,18 +6,23 @@ everything decodes to garbage. So the encoder may move the edges:
 
     row = clip(ceil(t + shift), 0, 63)          one shift for each block of a pass
 
-It takes the first shift for which no t of the block lies within epsilon of an edge, and the file says which. A decoder
-whose t are off by less than epsilon then takes the same rows. Only + and ceil touch t, in float32 on the host: both
-are exact everywhere.
+It takes the first shift for which no t of the block lies near an edge, and the file says which. A decoder whose t are
+off by less than the distance that was kept then takes the same rows. Only + and ceil touch t, in float32 on the host:
+both are exact everywhere.
+
+The distance is epsilon, and more for the small scales of a pass with large ones: rounding errors go with the largest
+numbers of a sum, so within a pass they are about equally large in all scales, and t is their logarithm
+(benchmarks/portability.py measures them). Only the encoder needs the distance.
 
 A pass (1, h, w/2, Cs) is cut into blocks in C order; the last one may be short.
 """
 import numpy as np
 
-from mlic_jax.priors import SCALE_LEVELS
+from mlic_jax.priors import SCALE_LEVELS, SCALE_STEP
 
-EPSILON_EXPONENT = 12  # epsilon = 2^-12 of the step from level to level
-BLOCK = 4096           # elements that share a shift; smaller blocks are safe sooner, but have more choices to write
+EPSILON_EXPONENT = 13  # epsilon = 2^-13 of the step from level to level
+DISTANCE_MAX = 1 / 64  # of any scale: a place of 0 has to be safe in the grid with the smallest shift
+BLOCK = 2048           # elements that share a shift; smaller blocks are safe sooner, but have more choices to write
 GRIDS = 28             # shifts to choose from
 
 # Odd multiples of 1/56, the smallest first, all within half a step: -1/56, 1/56, -3/56, ... None of them is 0, because
@@ -35,22 +40,31 @@ def num_blocks(size: int) -> int:
   return -(-size // BLOCK)
 
 
-def choose(places: np.ndarray, epsilon: float) -> np.ndarray:
-  """The grid of each block, (blocks,) int32: the first in which no place lies within epsilon of the edge of a row.
+def distances(places: np.ndarray, epsilon: float) -> np.ndarray:
+  """The distance to the edges of rows that each place of a pass should keep, in the shape of `places`."""
+  scale = np.exp(SCALE_STEP * _bounded(places))  # over SCALE_MIN
+  typical = np.sqrt(np.mean(scale**2))
+  return np.minimum(epsilon * np.maximum(typical / scale, 1), DISTANCE_MAX)
 
-  Where no grid is safe, the one whose nearest edge is farthest. `places` are float32, of any shape; epsilon is below
-  1 / (2 GRIDS).
+
+def choose(places: np.ndarray, epsilon: float) -> np.ndarray:
+  """The grid of each block, (blocks,) int32: the first in which all places keep their distances.
+
+  Where there is none, the one in which the worst place keeps the most of its distance. `places` are those of a pass,
+  float32; epsilon is at most DISTANCE_MAX.
   """
-  blocks = np.zeros((num_blocks(places.size), BLOCK), np.float32)  # a place of 0, behind the end, is safe in every grid
+  shape = num_blocks(places.size), BLOCK
+  blocks, wanted = np.zeros(shape, np.float32), np.full(shape, epsilon)  # a place of 0, behind the end, is always safe
   blocks.ravel()[:places.size] = _bounded(places).ravel()
-  choices, farthest = np.zeros(len(blocks), np.int32), np.full(len(blocks), -1, np.float32)
+  wanted.ravel()[:places.size] = distances(places, epsilon).ravel()
+  choices, best = np.zeros(len(blocks), np.int32), np.full(len(blocks), -1.0)
   left = np.arange(len(blocks))
   for grid, shift in enumerate(SHIFTS):
     shifted = blocks[left] + shift
-    distance = np.abs(shifted - np.rint(shifted)).min(axis=1)
-    better = distance > farthest[left]
-    choices[left[better]], farthest[left[better]] = grid, distance[better]
-    left = left[distance <= epsilon]
+    kept = (np.abs(shifted - np.rint(shifted)) / wanted[left]).min(axis=1)
+    better = kept > best[left]
+    choices[left[better]], best[left[better]] = grid, kept[better]
+    left = left[kept <= 1]
     if not left.size:
       break
   return choices
