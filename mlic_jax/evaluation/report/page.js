@@ -35,6 +35,20 @@ function placeLabels(svg) {
   });
 }
 
+// On a phone the longest names are set narrower, so that they end where the page does.
+function fitLabels() {
+  for (const label of document.querySelectorAll(".plot .label")) {
+    label.removeAttribute("textLength");
+    const room = label.ownerSVGElement.viewBox.baseVal.width - label.getAttribute("x");
+    if (label.getComputedTextLength() <= room) continue;
+    label.setAttribute("textLength", room);
+    label.setAttribute("lengthAdjust", "spacingAndGlyphs");
+  }
+}
+
+addEventListener("resize", fitLabels);
+fitLabels();
+
 for (const plot of document.querySelectorAll(".plot")) {
   const tip = plot.querySelector(".tip");
   const clear = svg => {
