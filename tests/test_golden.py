@@ -16,6 +16,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.interop.official import from_state_dict
 from mlic_jax.model import build
 from mlic_jax.slices import SliceStep
+from mlic_jax.training.step import COMPILE_QUICKLY
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 TOLERANCE = dict(rtol=0, atol=1e-4)  # the recorded arrays themselves are good to 1.5e-5
@@ -139,7 +140,7 @@ def test_gradient_norms_are_those_of_the_authors_code(recorded, monkeypatch):
     bpp = (out.y_bits.sum() + out.z_bits.sum()) / np.prod(case.x.shape[:3])
     return 0.013 * 255**2 * jnp.mean((out.x_hat - case.x)**2) + bpp
 
-  grads = jax.tree.leaves(jax.jit(jax.grad(loss))(case.variables))
+  grads = jax.tree.leaves(jax.jit(jax.grad(loss), compiler_options=COMPILE_QUICKLY)(case.variables))
   # Every array of the release is filled with a number of its own, to find it again among the stacked parameters.
   names = list(case.weights)
   numbered = {name: np.full_like(case.weights[name], i + 1) for i, name in enumerate(names)}
