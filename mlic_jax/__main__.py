@@ -73,10 +73,14 @@ def _encode_to_target(codecs: list, image, args: argparse.Namespace, options: di
   from mlic_jax.coding.rate_control import encode_to_bytes, encode_to_psnr
   if args.target_psnr:
     reached = encode_to_psnr(codecs, image, args.target_psnr, **options)
+    wanted, last = f"{args.target_psnr:g} dB", f"{reached.psnr:.2f} dB, the least it makes"
   else:
     height, width = image.shape[:2]
     target = args.target_bytes or math.floor(args.target_bpp * height * width / 8)
     reached = encode_to_bytes(codecs, image, target, **options)
+    wanted, last = f"{target} bytes", f"{len(reached.blob)} bytes, the most it makes"
+  if reached.is_last:
+    print(f"out of range: {wanted} of {reached.codec.name}; taking {last} of this picture", file=sys.stderr)
   said = [reached.codec.name] if len(codecs) > 1 else []
   said += [] if reached.quality is None else [f"quality {reached.quality:g}"]
   said += [] if reached.psnr is None else [f"{reached.psnr:.2f} dB"]

@@ -197,6 +197,16 @@ def test_a_target_is_reached_and_what_was_reached_is_printed(folder, tmp_path, t
   assert (tmp_path / "out.mlic").stat().st_size == size
 
 
+def test_a_target_beyond_every_file_is_said_and_gives_the_last_file(folder, tmp_path, tiny_checkpoint, capsys):
+  command = "encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint
+  assert run(*command, "--target-bytes", 10**6) == 0
+  size = (tmp_path / "out.mlic").stat().st_size
+  assert capsys.readouterr().err == (f"out of range: 1000000 bytes of tiny; taking {size} bytes, the most it makes "
+                                     "of this picture\n")
+  assert run(*command, "--quality", 3) == 0
+  assert (tmp_path / "out.mlic").stat().st_size == size
+
+
 def test_of_checkpoints_one_that_reaches_a_target_is_named_and_found_again(folder, tmp_path, tiny_checkpoint, capsys):
   from mlic_jax.checkpoint import load_model, save_model
   model = load_model(tiny_checkpoint)

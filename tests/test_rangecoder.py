@@ -1,7 +1,10 @@
 """The range coder: exact for every integer, near the Shannon bound, and unmoved by damaged streams."""
+import sys
+
 import numpy as np
 import pytest
 
+from mlic_jax.coding import rangecoder
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.coding.rangecoder import DISTANCE_MAX, Decoder, Encoder, SymbolError
 from mlic_jax.coding.tables import gaussian_table
@@ -119,3 +122,10 @@ def test_the_rows_that_no_checkpoint_holds_are_the_same_on_every_machine():
   np.testing.assert_array_equal(np.diff(lengths[1:]), [32762, 16381, 8190, 4095, *(2**n for n in range(11, 0, -1)),
                                                        *[1] * 14])
   np.testing.assert_array_equal(np.diff(choices[1:]), [45864, 13759, 4128, 1238, 371, 111, 33, 10, 3, *[1] * 19])
+
+
+def test_a_missing_coder_is_one_line_that_says_where_it_comes_from(monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow_compression_ops", None)  # as if it were not installed
+  rangecoder._ops.cache_clear()
+  with pytest.raises(rangecoder.CoderMissingError, match="^files want the range coder.*see requirements.txt$"):
+    rangecoder._ops()

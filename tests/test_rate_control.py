@@ -69,6 +69,13 @@ def test_a_psnr_above_the_best_file_is_refused_with_the_range():
     encode_to_psnr([StandIn()], IMAGE, 50.0)
 
 
+def test_a_target_that_every_file_meets_gives_the_last_file_and_says_so():
+  assert encode_to_bytes([StandIn()], IMAGE, 32_001)[1:] == (6, b"?" * 32_000, None, True)
+  assert encode_to_psnr([StandIn()], IMAGE, 18.0).is_last
+  assert not encode_to_bytes([StandIn()], IMAGE, 32_000).is_last
+  assert not encode_to_psnr([StandIn()], IMAGE, 18.1).is_last
+
+
 def test_among_single_rate_codecs_the_best_is_chosen_and_each_runs_once():
   codecs = [StandIn((None,), f"rate{i}", 100 * 2**i, 16 // 2**i) for i in range(4)]
   assert encode_to_bytes(codecs, IMAGE, 450).codec is codecs[2]

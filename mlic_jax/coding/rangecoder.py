@@ -34,6 +34,10 @@ class SymbolError(ValueError):
   """A symbol too far from its coding table, which happens with a broken checkpoint; one line."""
 
 
+class CoderMissingError(ValueError):
+  """The package of the range coder is not installed; one line."""
+
+
 class Encoder:
   """A range encoder over one table; passes are appended to one stream."""
 
@@ -141,7 +145,11 @@ def _ops():
   """The ops. TensorFlow takes seconds to import, and would take the accelerator's memory if it saw it."""
   if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # jax sets 1, and TensorFlow still greets with four lines
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-  import tensorflow as tf
-  tf.config.set_visible_devices([], "GPU")
-  import tensorflow_compression_ops
+  try:
+    import tensorflow as tf
+    tf.config.set_visible_devices([], "GPU")
+    import tensorflow_compression_ops
+  except ImportError as error:
+    raise CoderMissingError(f"files want the range coder, tensorflow-compression-ops with TensorFlow 2.17: {error}; "
+                            "see requirements.txt") from error
   return tensorflow_compression_ops

@@ -22,6 +22,7 @@ class Reached(NamedTuple):
   quality: float | None   # None of a single-rate codec
   blob: bytes
   psnr: float | None      # dB of what it decodes to; None where only the size was asked for
+  is_last: bool = False   # the target is out of range, on the side where every file meets it
 
 
 def encode_to_bytes(codecs: Sequence, image: np.ndarray, target: int, **options) -> Reached:
@@ -43,7 +44,8 @@ def encode_to_bytes(codecs: Sequence, image: np.ndarray, target: int, **options)
     tried += [encode(codec, _range(codec)[1]) for codec in codecs if _range(codec)[0] is not None]
     sizes = [len(each.blob) for each in tried]
     raise TargetError(f"{target} bytes are wanted; {_names(codecs)} makes {min(sizes)} to {max(sizes)} of this picture")
-  return max(fitting, key=lambda each: len(each.blob))
+  is_last = all(len(each.blob) < target for each in tried)
+  return max(fitting, key=lambda each: len(each.blob))._replace(is_last=is_last)
 
 
 def encode_to_psnr(codecs: Sequence, image: np.ndarray, target: float, **options) -> Reached:
@@ -62,7 +64,8 @@ def encode_to_psnr(codecs: Sequence, image: np.ndarray, target: float, **options
     psnrs = [each.psnr for each in tried]
     raise TargetError(f"{target:g} dB are wanted; {_names(codecs)} reaches {min(psnrs):.2f} to {max(psnrs):.2f} "
                       "with this picture")
-  return min(fitting, key=lambda each: len(each.blob))
+  is_last = all(each.psnr > target for each in tried)
+  return min(fitting, key=lambda each: len(each.blob))._replace(is_last=is_last)
 
 
 def _try(codecs: Sequence, encode: Callable, is_beyond: Callable[[Reached], bool]) -> list[Reached]:
