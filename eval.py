@@ -25,6 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 import mlic_jax
+from mlic_jax.coding import rangecoder
 from mlic_jax.errors import for_the_user
 from mlic_jax.evaluation import baselines, bits, cost, data, measure, plots, rd, references, report, results, sweep
 from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves
@@ -120,6 +121,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
   photographs = data.open_photographs(arguments.data, arguments.limit)
   conventional, missing = baselines.chosen(arguments.baselines)
   published = chosen_references(arguments.published)
+  if not arguments.estimate:
+    rangecoder.load_in_background()
   codecs = [mlic_jax.Codec.load(path) for path in arguments.ckpt]
   qualities = [chosen_qualities(codec, arguments.qualities) for codec in codecs]
   anchor = chosen_anchor(arguments.anchor, curve_names(arguments.ckpt, codecs, conventional, published))

@@ -287,6 +287,8 @@ def _ckpt_argument(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def _load(paths: list[Path]) -> list:
+  from mlic_jax.coding import rangecoder
+  rangecoder.load_in_background()
   from mlic_jax.coding.codec import Codec
   return [Codec.load(path) for path in paths]
 

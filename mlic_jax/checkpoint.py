@@ -1,6 +1,7 @@
 """A model directory: everything that evaluation and decoding need, and nothing of the training.
 
-    CKPT/config.json   {"format": 1, "model": fields of CodecConfig, "training": what the run was, or null}
+    CKPT/config.json   {"format": 1, "model": fields of CodecConfig, "training": what the run was, or null,
+                        "fingerprint": 16 hexadecimal digits, of the fields, the parameters and the tables}
     CKPT/params/       the parameters, written by Orbax
     CKPT/tables.npz    the integer coding tables, see coding/tables.py
 """
@@ -48,7 +49,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
     variables: {"params": ...}, of one device. With several processes, call it in each: the first one writes.
     training: what the run was, as JSON can hold it.
 
-  ValueError when a parameter is not finite.
+  ValueError when a parameter is not finite; CheckpointError when the parameters are not those of the config.
   """
   if jax.process_index():
     return
@@ -57,9 +58,12 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   for name, value in _flatten(params):
     if not np.isfinite(value).all():
       raise ValueError(f"parameter {name} is not finite, the model is not written to {path}")
+  _check_params(path, config, params)
   fields = config.to_dict()
-  settings = json.dumps({"format": FORMAT, "model": fields, "training": training}, indent=2) + "\n"
   table = build_table({"params": params})
+  fingerprint = _fingerprint(fields, params, table).hex()
+  settings = {"format": FORMAT, "model": fields, "training": training, "fingerprint": fingerprint}
+  settings = json.dumps(settings, indent=2) + "\n"
 
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -94,11 +98,16 @@ def load_model(path: str | os.PathLike) -> Model:
     params = _checkpointer().restore(path / "params")
   except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
     raise CheckpointError(f"{path}: the parameters cannot be read ({_one_line(error)})") from error
-  _check_params(path, config, params)
-  table = _read_table(path, config)
+  table = _read_table(path)
+  fingerprint = _fingerprint(settings["model"], params, table)
+  written = settings.get("fingerprint")  # older directories have none
+  if written != fingerprint.hex():       # what was saved together had been checked
+    _check_params(path, config, params)
+    _check_table(path, config, table)
+    if written is not None:
+      raise CheckpointError(f"{path}: the fingerprint of its parts is {fingerprint.hex()}, of those saved {written}")
   folder = path.resolve()
   name = folder.parent.name if folder.name == "model" else folder.name
-  fingerprint = _fingerprint(settings["model"], params, table)
   return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"))
 
 
@@ -127,7 +136,7 @@ def _check_params(path: Path, config: CodecConfig, params: dict[str, Any]) -> No
   for name in sorted(wanted.keys() | came.keys()):
     if wanted.get(name) != came.get(name):
       raise CheckpointError(f"{path}: parameter {name} has shape {came.get(name, 'none')}, "
-                            f"config.json wants {wanted.get(name, 'none')}")
+                            f"the config wants {wanted.get(name, 'none')}")
 
 
 @functools.cache  # tracing takes a second or two
@@ -138,17 +147,19 @@ def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
   return {name: value.shape for name, value in _flatten(variables["params"])}
 
 
-def _read_table(path: Path, config: CodecConfig) -> CodingTable:
+def _read_table(path: Path) -> CodingTable:
   try:
     with np.load(path / "tables.npz", allow_pickle=False) as arrays:
-      table = CodingTable(arrays["lookup"].astype(np.int32), arrays["offset"].astype(np.int32))
+      return CodingTable(arrays["lookup"].astype(np.int32), arrays["offset"].astype(np.int32))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise CheckpointError(f"{path}: tables.npz cannot be read ({_one_line(error)})") from error
+
+
+def _check_table(path: Path, config: CodecConfig, table: CodingTable) -> None:
   rows = int(z_rows(config.N)[-1]) + 1
   ends = int((table.lookup == 2**PRECISION).sum())
   if table.offset.shape != (rows,) or ends != rows:
     raise CheckpointError(f"{path}: tables.npz has {ends} rows, the model wants {rows}")
-  return table
 
 
 def _fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CodingTable) -> bytes:

@@ -37,6 +37,7 @@ def suits(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
   return kernel_shape[:2] == (3, 3) and x_shape[1] % ROWS == 0 and min(kernel_shape[2:]) >= CHANNELS_MIN
 
 
+@jax.jit  # traced once for each shape: a model has the same ones again and again
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """(B, H, W, C) with kernel (3, 3, C, features) -> (B, H, W, features), zeros around; H a multiple of 4."""
   convolve = lambda rows, taps: jax.lax.conv_general_dilated(

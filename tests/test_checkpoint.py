@@ -1,4 +1,5 @@
 """Model directories: what is saved is loaded, and what is none is refused in one line."""
+import dataclasses
 import json
 import shutil
 
@@ -73,7 +74,7 @@ def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_che
   save_model(tmp_path / "changed", TINY, changed)
   assert load_model(tmp_path / "changed").fingerprint != fingerprint
 
-  edit(tmp_path / "renamed", model={"scan_unroll": 2})
+  edit(tmp_path / "renamed", model={"scan_unroll": 2}, fingerprint=None)
   assert load_model(tmp_path / "renamed").fingerprint != fingerprint  # any field of the config counts
 
   with np.load(tmp_path / "changed" / "tables.npz") as arrays:
@@ -89,8 +90,8 @@ def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_che
     (dict(model=dict(num_slice=2)), "no field 'num_slice'; the nearest is 'num_slices'"),
     (dict(model=dict(M=33)), "M=33 does not divide"),
     (dict(model=dict(M="x")), "M='x'"),
-    (dict(model=dict(N=24)), r"has shape \(.*\), config.json wants \("),
-    (dict(model=dict(num_rates=0)), r"log_gain has shape \(3, 32\), config.json wants none"),
+    (dict(model=dict(N=24)), r"has shape \(.*\), the config wants \("),
+    (dict(model=dict(num_rates=0)), r"log_gain has shape \(3, 32\), the config wants none"),
     (dict(model=3), "format 1"),
 ])
 def test_a_config_that_does_not_fit_is_refused(changes, message, damaged):
@@ -131,3 +132,24 @@ def test_tables_of_another_model_are_refused(damaged):
   np.savez(damaged / "tables.npz", lookup=lookup, offset=offset[:-1])
   with pytest.raises(CheckpointError, match="tables.npz has 80 rows"):
     load_model(damaged)
+
+
+def test_parts_that_were_not_saved_together_are_refused(damaged, tmp_path, variables):
+  save_model(tmp_path / "other", TINY, random_variables(TINY, seed=1))
+  shutil.rmtree(damaged / "params")
+  shutil.copytree(tmp_path / "other" / "params", damaged / "params")
+  with pytest.raises(CheckpointError, match="fingerprint of its parts is [0-9a-f]{16}, of those saved [0-9a-f]{16}"):
+    load_model(damaged)
+
+
+def test_a_directory_without_a_fingerprint_is_an_older_one_and_loads(damaged, tiny_checkpoint):
+  settings = json.loads((damaged / "config.json").read_text())
+  assert settings.pop("fingerprint") == load_model(tiny_checkpoint).fingerprint.hex()
+  (damaged / "config.json").write_text(json.dumps(settings))
+  assert load_model(damaged).fingerprint == load_model(tiny_checkpoint).fingerprint
+
+
+def test_parameters_of_another_config_are_not_saved(tmp_path, variables):
+  with pytest.raises(CheckpointError, match="parameter .* has shape .*the config wants"):
+    save_model(tmp_path / "m", dataclasses.replace(TINY, num_rates=0), variables)
+  assert not list(tmp_path.iterdir())

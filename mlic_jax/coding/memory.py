@@ -4,7 +4,7 @@ import jax
 from mlic_jax.config import CodecConfig
 
 MEMINFO = "/proc/meminfo"   # of Linux; elsewhere nothing is refused
-ACTIVATIONS = 4             # of the widest layer of g_a or g_s, at once, as XLA allocates them on CPU
+ACTIVATIONS = 4.6           # of the widest layer of g_a or g_s, at once, as XLA allocates them on CPU
 HYPER_FLOATS = 16           # a position of y and channel of y: what h_s has at once
 WINDOW_COPIES = 2           # of the queries, keys and values of all windows of the local attention
 NUM_HEADS = 2               # of the same

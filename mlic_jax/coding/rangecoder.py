@@ -19,6 +19,7 @@ everything is zeros. Here a stream of any bytes ends after the expected number o
 """
 import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -138,6 +139,11 @@ class _Rows:
     sizes = np.diff(np.flatnonzero(table.lookup == 2**PRECISION), prepend=-1)
     self.escape = (sizes - 3).astype(np.int32)  # (rows,), the last cell; a row holds a precision and cells + 1 counts
     self.length_row, self.bit_row, self.choice_row = len(table.offset) + np.arange(3)
+
+
+def load_in_background() -> None:
+  """Begins to import the ops beside other work. What goes wrong is said by the first use."""
+  ThreadPoolExecutor(1).submit(_ops)
 
 
 @functools.cache
