@@ -20,7 +20,9 @@ ROWS_IN = ROWS + 2
 # Where the product of polynomials that stands for the convolution is sampled, and at infinity. With the usual 0, +-1,
 # +-2 the rounding error is three times that of a plain convolution, with these twice.
 POINTS = (0, 0.75, -0.75, 1.5, -1.5)
-CHANNELS_MIN = 32  # with fewer, in or out, the sums outweigh the products
+# With fewer channels, in or out, the sums outweigh the products. Where h and w are small, the gain is small, and not
+# worth the time to compile ten slices of it in a training step. The batch does not count, and changes no picture.
+CHANNELS_MIN, POSITIONS_MIN = 32, 1024
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -34,7 +36,9 @@ OUTPUT, KERNEL, INPUT = _matrices()
 
 def suits(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
   """Whether x (B, H, W, C) and a kernel (size, size, C, features) can be convolved so, with stride 1, and it pays."""
-  return kernel_shape[:2] == (3, 3) and x_shape[1] % ROWS == 0 and min(kernel_shape[2:]) >= CHANNELS_MIN
+  _, h, w, _ = x_shape
+  pays = h * w >= POSITIONS_MIN and min(kernel_shape[2:]) >= CHANNELS_MIN
+  return kernel_shape[:2] == (3, 3) and h % ROWS == 0 and pays
 
 
 @jax.jit  # traced once for each shape: a model has the same ones again and again
