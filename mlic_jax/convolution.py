@@ -33,7 +33,7 @@ def _conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int) -> jax.
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _conv_on_cpu(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int) -> jax.Array:
-  if stride == 1 and winograd.suits(x.shape, kernel.shape):
+  if stride == 1 and winograd.suits(x, kernel):
     return winograd.conv3x3(x, kernel) + bias
   return _conv(x, kernel, bias, stride)
 
@@ -50,7 +50,7 @@ def _backward(stride: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) ->
   if stride > 1:
     return _input_gradient(x.shape, kernel, dy, stride), _kernel_gradient(x, kernel.shape[:2], dy, stride), dbias
   dx = _conv_on_cpu(dy, kernel[::-1, ::-1].swapaxes(2, 3), jnp.zeros(x.shape[-1], x.dtype), stride)
-  if not winograd.suits(x.shape, kernel.shape):
+  if not winograd.suits(x, kernel):
     return dx, _kernel_gradient(x, kernel.shape[:2], dy, stride), dbias
   pairs = zip(winograd.input_rows(x), winograd.product_gradients(dy))
   return dx, winograd.kernel_gradient([_kernel_gradient(rows, (1, 3), d, stride) for rows, d in pairs]), dbias
