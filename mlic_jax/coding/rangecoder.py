@@ -17,6 +17,7 @@ The ops have such an escape of their own, element by element (a negative precisi
 decoder then reads gamma lengths in a loop without end as soon as it runs past the end of a damaged stream, where
 everything is zeros. Here a stream of any bytes ends after the expected number of symbols.
 """
+import contextlib
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -152,10 +153,25 @@ def _ops():
   if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # jax sets 1, and TensorFlow still greets with four lines
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
   try:
-    import tensorflow as tf
+    with _without_keras():
+      import tensorflow as tf
     tf.config.set_visible_devices([], "GPU")
     import tensorflow_compression_ops
   except ImportError as error:
     raise CoderMissingError(f"files want the range coder, tensorflow-compression-ops with TensorFlow 2.17: {error}; "
                             "see requirements.txt") from error
   return tensorflow_compression_ops
+
+
+@contextlib.contextmanager
+def _without_keras():
+  """A quarter of TensorFlow's import is Keras, unless the old Keras is asked for, which is not there to be imported."""
+  before = os.environ.get("TF_USE_LEGACY_KERAS")
+  os.environ["TF_USE_LEGACY_KERAS"] = "1"
+  try:
+    yield
+  finally:  # tf.keras looks again when it is first used
+    if before is None:
+      del os.environ["TF_USE_LEGACY_KERAS"]
+    else:
+      os.environ["TF_USE_LEGACY_KERAS"] = before
