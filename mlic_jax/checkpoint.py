@@ -46,10 +46,10 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   Args:
     path: the model directory.
     config: of the model.
-    variables: {"params": ...}, of one device. With several processes, call it in each: the first one writes.
+    variables: {"params": ...} of this config, of one device. With several processes, call it in each: the first writes.
     training: what the run was, as JSON can hold it.
 
-  ValueError when a parameter is not finite; CheckpointError when the parameters are not those of the config.
+  ValueError when a parameter is not finite.
   """
   if jax.process_index():
     return
@@ -58,7 +58,6 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   for name, value in _flatten(params):
     if not np.isfinite(value).all():
       raise ValueError(f"parameter {name} is not finite, the model is not written to {path}")
-  _check_params(path, config, params)
   fields = config.to_dict()
   table = build_table({"params": params})
   fingerprint = _fingerprint(fields, params, table).hex()
@@ -101,7 +100,7 @@ def load_model(path: str | os.PathLike) -> Model:
   table = _read_table(path)
   fingerprint = _fingerprint(settings["model"], params, table)
   written = settings.get("fingerprint")  # older directories have none
-  if written != fingerprint.hex():       # what was saved together had been checked
+  if written != fingerprint.hex():       # what was saved together needs no tracing of the model, of two seconds
     _check_params(path, config, params)
     _check_table(path, config, table)
     if written is not None:
