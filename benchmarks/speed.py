@@ -3,9 +3,10 @@
     python benchmarks/speed.py [--config configs/mlic_plus_plus.py] [--height 512 --width 768] [--repeats 5]
 
 The yardstick is a 3x3 convolution, 192 to 192 channels, 128x192 pixels, timed in turn with the codec: the clock of the
-machine then touches both. Multiply-accumulates are those of `python -m mlic_jax describe`, which counts every
-layer of a slice at every position of y, as the authors do; a training step counts three forward passes. Prints medians
-and ratios and asserts nothing. Run it with nothing beside it.
+machine then touches both. It is XLA's own: a codec can exceed it on CPU, where mlic_jax/winograd.py takes half the
+multiplications, which count in full here. Multiply-accumulates are those of `python -m mlic_jax describe`, which
+counts every layer of a slice at every position of y, as the authors do; a training step counts three forward passes.
+Prints medians and ratios and asserts nothing. Run it with nothing beside it.
 """
 import argparse
 import resource

@@ -135,7 +135,7 @@ def _check_params(path: Path, config: CodecConfig, params: dict[str, Any]) -> No
   for name in sorted(wanted.keys() | came.keys()):
     if wanted.get(name) != came.get(name):
       raise CheckpointError(f"{path}: parameter {name} has shape {came.get(name, 'none')}, "
-                            f"the config wants {wanted.get(name, 'none')}")
+                            f"config.json wants {wanted.get(name, 'none')}")
 
 
 @functools.cache  # tracing takes a second or two

@@ -189,8 +189,6 @@ class Slices(nn.Module):
 
     num_arrived (B,): only so many slices reach the decoder, see SliceStep; None for all. With `remat` the gradient
     computes every step again instead of keeping what is inside it."""
-    if self.is_initializing():  # `setup` has made the parameters, and nobody wants the outputs
-      return Coded(*[jnp.zeros_like(y)] * 4)
     count = self.config.num_slices
     split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
 

@@ -89,8 +89,8 @@ def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_che
     (dict(model=dict(num_slice=2)), "no field 'num_slice'; the nearest is 'num_slices'"),
     (dict(model=dict(M=33)), "M=33 does not divide"),
     (dict(model=dict(M="x")), "M='x'"),
-    (dict(model=dict(N=24)), r"has shape \(.*\), the config wants \("),
-    (dict(model=dict(num_rates=0)), r"log_gain has shape \(3, 32\), the config wants none"),
+    (dict(model=dict(N=24)), r"has shape \(.*\), config.json wants \("),
+    (dict(model=dict(num_rates=0)), r"log_gain has shape \(3, 32\), config.json wants none"),
     (dict(model=3), "format 1"),
 ])
 def test_a_config_that_does_not_fit_is_refused(changes, message, damaged):

@@ -141,7 +141,7 @@ def test_a_choice_costs_a_bit_and_a_half_where_two_blocks_of_three_are_safe_at_o
   bits = -np.log2(counts / counts.sum())
   assert bits[0] < 0.52 and (CHOICE_PMF * bits).sum() < 1.3
   choices = np.concatenate([choose(random_places(seed, 16 * BLOCK), 2.0**-15) for seed in range(16)])
-  assert 0.6 < np.mean(choices == 0) < 0.8 and bits[choices].mean() < 1.5
+  assert 0.6 < np.mean(choices == 0) < 0.75 and bits[choices].mean() < 1.5
 
 
 # --- the codec ----------------------------------------------------------------------------

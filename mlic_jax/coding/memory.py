@@ -22,8 +22,8 @@ def bytes_needed(config: CodecConfig, height: int, width: int) -> int:
   Per pixel: the transforms hold ACTIVATIONS arrays of their widest layer, which is the first one in most models, at
   half of the resolution; the entropy model adds what h_s and the local attention hold, at 1/256 of the positions. These
   follow from the sizes that XLA reports for the compiled functions; as one function runs after another, and what it
-  freed is not given back at once, they are added up. The peak memory of the process, measured with small models up to
-  1792x1792, grows by what this gives, without the margin.
+  freed is not given back at once, they are added up. At 3840x2160 the peak memory of the process grows by 7.3 GB with
+  mlic_plus_plus and 1.8 GB with nano, where this gives 8.7 and 2.0 without the margin.
   """
   pixels = -(-height // 64) * -(-width // 64) * 64**2
   # float32 at 1/4^(i+1) of the pixels, so width / 4^i bytes a pixel.
