@@ -28,7 +28,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlic_jax.host_memory import use_huge_pages
+from mlic_jax.compute.host_memory import use_huge_pages
 
 if __name__ == "__main__":
   use_huge_pages()  # as train.py, eval.py and the command line do
@@ -36,13 +36,14 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from mlic_jax import Codec, build, compilation_cache
-from mlic_jax.checkpoint import Model
+from mlic_jax import Codec, build
 from mlic_jax.coding import codec as codec_module
+from mlic_jax.coding.model_directory import Model
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import build_table
-from mlic_jax.config_file import load_config, model_config
-from mlic_jax.images import load_image
+from mlic_jax.compute import compilation_cache
+from mlic_jax.data.images import load_image
+from mlic_jax.training.config_file import load_config, model_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlic_jax.sources import open_sources
-from mlic_jax.training import data
+from mlic_jax.data import batches
+from mlic_jax.data.sources import open_sources
 
 
 def parse() -> argparse.Namespace:
@@ -36,17 +36,17 @@ def parse() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace, cache_gigabytes: float = 0.0, **reading) -> list[float]:
   """Crops a second, `repeats` times."""
-  mixture = data.Mixture(open_sources(args.data, args.tfds_dir), ((0, args.crop),), int(cache_gigabytes * 1e9))
-  batches = data.training_batches(mixture, seed=0, batch_size=args.batch, sizes=((0, args.crop),), flip=True,
+  mixture = batches.Mixture(open_sources(args.data, args.tfds_dir), ((0, args.crop),), int(cache_gigabytes * 1e9))
+  reader = batches.training_batches(mixture, seed=0, batch_size=args.batch, sizes=((0, args.crop),), flip=True,
                                   downscale_probability=args.downscale_probability, downscale="all", **reading)
   # What is read ahead at the start, and by the cache one epoch: every photograph once.
   for _ in range(20 if not cache_gigabytes else 1 + len(mixture) // args.batch):
-    next(batches)
+    next(reader)
   rates = []
   for _ in range(args.repeats):
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < args.seconds:
-      count += len(next(batches))
+      count += len(next(reader))
     rates.append(count / elapsed)
   return rates
 

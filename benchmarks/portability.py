@@ -33,14 +33,14 @@ import jax
 import jaxlib
 import numpy as np
 
-from mlic_jax.checkpoint import Model
 from mlic_jax.coding import codec as codec_module
 from mlic_jax.coding import portable
 from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.model_directory import Model
 from mlic_jax.coding.tables import build_table
-from mlic_jax.config_file import load_config, model_config
+from mlic_jax.data.images import list_images, load_image
 from mlic_jax.files import write_whole
-from mlic_jax.images import list_images, load_image
+from mlic_jax.training.config_file import load_config, model_config
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 OF_SLICE = re.compile(r"((?:local|channel|global_\w+)_context|entropy_parameters_\w+|lrp_\w+)\.(\d+)\.(.*)")

@@ -3,8 +3,8 @@
     python benchmarks/speed.py [--config configs/mlic_plus_plus.py] [--height 512 --width 768] [--repeats 5]
 
 The yardstick is a 3x3 convolution, 192 to 192 channels, 128x192 pixels, timed in turn with the codec: the clock of the
-machine then touches both. It is XLA's own: a codec can exceed it on CPU, where mlic_jax/winograd.py takes half the
-multiplications, which count in full here. Multiply-accumulates are those of `python -m mlic_jax describe`, which
+machine then touches both. It is XLA's own: a codec can exceed it on CPU, where mlic_jax/compute/winograd.py takes half
+the multiplications, which count in full here. Multiply-accumulates are those of `python -m mlic_jax describe`, which
 counts every layer of a slice at every position of y, as the authors do; a training step counts three forward passes.
 Prints medians and ratios and asserts nothing. Run it with nothing beside it.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlic_jax.host_memory import use_huge_pages
+from mlic_jax.compute.host_memory import use_huge_pages
 
 if __name__ == "__main__":
   use_huge_pages()  # as train.py, eval.py and the command line do
@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax import build, compilation_cache
-from mlic_jax.config_file import load_config, model_config
-from mlic_jax.describe import describe
+from mlic_jax import build
+from mlic_jax.compute import compilation_cache
+from mlic_jax.model.describe import describe
 from mlic_jax.training import parallel
+from mlic_jax.training.config_file import load_config, model_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
 

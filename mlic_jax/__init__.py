@@ -15,7 +15,7 @@ _PUBLIC = {
     "Codec": "mlic_jax.coding.codec",
     "BitstreamError": "mlic_jax.coding.bitstream",
     "CodecConfig": "mlic_jax.config",
-    "build": "mlic_jax.model",
+    "build": "mlic_jax.model.mlic",
 }
 __all__ = sorted(_PUBLIC)
 

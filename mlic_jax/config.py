@@ -16,8 +16,8 @@ class CodecConfig:
     widths: channels of the transforms at 1/2, 1/4 and 1/8 of the image's resolution; () means (N, N, N).
     synthesis_width: channels of the first block of g_s, at 1/16 of the resolution; 0 means M.
     hyper_widths: hidden widths of h_s at 1/64 and at 1/32 of the resolution; () means (M, 3 M / 2).
-    contexts: what the prior of a slice may look at, by file name in mlic_jax/contexts/. "None" of a kind is said by
-      leaving it out; () is the hyperprior alone.
+    contexts: what the prior of a slice may look at, by file name in mlic_jax/model/contexts/. "None" of a kind is said
+      by leaving it out; () is the hyperprior alone.
     context_ratio: features of an attention context per channel of a slice (the channel context has twice as many).
     channel_widths: hidden widths of the channel context.
     entropy_widths: hidden widths of the networks that turn contexts into mean and scale.

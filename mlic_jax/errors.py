@@ -1,13 +1,27 @@
 """What a user is told when something goes wrong that a user can change."""
+import errno
+
+# Of files, folders and disks. Others, such as a connection that broke, are no fault of what the user named.
+FILE_ERRORS = (errno.EPERM, errno.ENOENT, errno.EIO, errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+               errno.EFBIG, errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EDQUOT, errno.ESTALE)
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be used; one line that says what came and what was wanted."""
 
 
 def for_the_user(error: BaseException) -> str | None:
-  """One line, or None for what is a bug and deserves its traceback.
+  """One line, or None for what is a bug, or a machine's failure, and deserves its traceback.
 
-  Errors of files and folders, and those that mlic_jax defines: ImageError, BitstreamError, CheckpointError, ...
+  Errors that mlic_jax defines (ConfigError, ImageError, BitstreamError, ...), and those of files and folders.
   """
-  if isinstance(error, OSError):
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-  if isinstance(error, ValueError) and type(error).__module__.startswith("mlic_jax."):
+  if type(error).__module__.startswith("mlic_jax."):
     return str(error)
+  if isinstance(error, OSError) and error.errno in FILE_ERRORS:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
   return None
+
+
+def exit_status(error: BaseException) -> int:
+  """Of a program that such an error ends: 2, what a user can mend, unless the error has a `status` of its own."""
+  return getattr(error, "status", 2)

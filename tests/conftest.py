@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import build
+from mlic_jax.model.mlic import build
 
 TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_widths=(16, 16), lrp_widths=(16, 16),
                    num_rates=3)
@@ -95,7 +95,7 @@ def random_variables(config: CodecConfig, seed: int = 0) -> dict:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
   """The directory of a tiny variable-rate model with three rates."""
-  from mlic_jax.checkpoint import save_model
+  from mlic_jax.coding.model_directory import save_model
   path = tmp_path_factory.mktemp("checkpoints") / "tiny"
   save_model(path, TINY, random_variables(TINY), training={"steps": 300})
   return path

@@ -1,7 +1,7 @@
 """A codec with the interface of mlic_jax.Codec that stores JPEG: what is said of it can be checked by hand."""
 import numpy as np
 
-from mlic_jax.checkpoint import CheckpointError
+from mlic_jax.coding.model_directory import CheckpointError
 from mlic_jax.config import CodecConfig
 from mlic_jax.evaluation import baselines
 from mlic_jax.evaluation.bits import BitsMap

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.gradients import ste_round
-from mlic_jax.model import CodecOutput
-from mlic_jax.priors import FactorizedPrior, gaussian_bits
+from mlic_jax.model.gradients import ste_round
+from mlic_jax.model.mlic import CodecOutput
+from mlic_jax.model.priors import FactorizedPrior, gaussian_bits
 
 
 class StandIn(nn.Module):

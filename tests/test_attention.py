@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.attention import softmax_attention
-from mlic_jax.checkerboard import anchor_mask, pack
-from mlic_jax.contexts.global_intra_softmax import beyond_window
+from mlic_jax.model.attention import softmax_attention
+from mlic_jax.model.checkerboard import anchor_mask, pack
+from mlic_jax.model.contexts.global_intra_softmax import beyond_window
 
 HEADS = 2
 

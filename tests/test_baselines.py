@@ -8,7 +8,7 @@ from PIL import Image
 
 from mlic_jax.evaluation import baselines
 from mlic_jax.evaluation.baselines import BASELINES, JPEG, JPEG_444, BaselineError, chosen, decode
-from mlic_jax.evaluation.metrics import psnr
+from mlic_jax.metrics import psnr
 
 rows, columns = np.mgrid[:96, :80][..., None] / 9
 IMAGE = np.uint8(127 + 100 * np.sin(rows + [0, 1, 2]) * np.cos(columns * [1, 0.7, 1.3]))

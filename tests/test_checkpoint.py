@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY, random_variables
 
-from mlic_jax.checkpoint import CheckpointError, load_model, save_model
+from mlic_jax.coding.model_directory import CheckpointError, load_model, save_model
 from mlic_jax.coding.tables import build_table
 
 

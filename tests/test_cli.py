@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream
-from mlic_jax.images import load_image, load_photograph, save_image
+from mlic_jax.data.images import load_image, load_picture, save_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -81,7 +81,7 @@ def test_a_user_error_is_one_line_and_status_2_and_leaves_no_file(arguments, mes
 
 
 def test_a_file_of_another_checkpoint_is_refused_with_both_fingerprints(folder, tiny_checkpoint, tmp_path, capsys):
-  from mlic_jax.checkpoint import load_model, save_model
+  from mlic_jax.coding.model_directory import load_model, save_model
   model = load_model(tiny_checkpoint)
   params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] + 1e-6)
   save_model(tmp_path / "other", model.config, {"params": params})
@@ -117,8 +117,8 @@ def test_folders_and_files_are_coded_into_a_folder(pictures, tmp_path, photograp
   assert (here / "c.mlic").read_bytes() == (here / "a.mlic").read_bytes()
   assert run("decode", tmp_path / "coded", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "decoded") == 0
   assert sorted(path.name for path in (tmp_path / "decoded").iterdir()) == ["a.png", "b.png", "c.png"]
-  assert load_photograph(tmp_path / "decoded/b.png").icc_profile == SRGB
-  assert load_photograph(tmp_path / "decoded/a.png").icc_profile is None
+  assert load_picture(tmp_path / "decoded/b.png").icc_profile == SRGB
+  assert load_picture(tmp_path / "decoded/a.png").icc_profile is None
 
 
 def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(pictures, tmp_path, tiny_checkpoint, capsys):
@@ -208,7 +208,7 @@ def test_a_target_beyond_every_file_is_said_and_gives_the_last_file(folder, tmp_
 
 
 def test_of_checkpoints_one_that_reaches_a_target_is_named_and_found_again(folder, tmp_path, tiny_checkpoint, capsys):
-  from mlic_jax.checkpoint import load_model, save_model
+  from mlic_jax.coding.model_directory import load_model, save_model
   model = load_model(tiny_checkpoint)
   params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] - 1)
   save_model(tmp_path / "coarse", model.config, {"params": params})
@@ -244,7 +244,7 @@ def test_a_profile_is_carried_to_the_picture_unless_it_is_left_out(pictures, tmp
     assert run("info", coded) == 0
     assert line in capsys.readouterr().out
     assert run("decode", coded, decoded, "--ckpt", tiny_checkpoint) == 0
-    assert load_photograph(decoded).icc_profile == profile
+    assert load_picture(decoded).icc_profile == profile
 
 
 def test_the_limit_of_pixels_is_that_of_the_flag(tmp_path, capsys):

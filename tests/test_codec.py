@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlic_jax.checkpoint import load_model
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.coding.codec import Codec, QualityError
+from mlic_jax.coding.model_directory import load_model
 from mlic_jax.coding.rangecoder import Encoder
 from mlic_jax.coding.tables import gaussian_table
-from mlic_jax.model import build
+from mlic_jax.model.mlic import build
 from mlic_jax.training.step import COMPILE_QUICKLY
 
 

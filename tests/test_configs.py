@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs.mlic_plus_plus import LAMBDAS
-from mlic_jax import contexts
 from mlic_jax.config import VARIANTS, CodecConfig
+from mlic_jax.model import contexts
 from mlic_jax.training.loop import check_fields
 
 ROOT = Path(__file__).parent.parent

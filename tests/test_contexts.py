@@ -1,14 +1,14 @@
-"""Every context inherits these tests by being a file in mlic_jax/contexts/."""
+"""Every context inherits these tests by being a file in mlic_jax/model/contexts/."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax import contexts
-from mlic_jax.checkerboard import anchor_mask, pack
 from mlic_jax.config import CodecConfig
-from mlic_jax.contexts.local_attention import nonanchor_windows
+from mlic_jax.model import contexts
+from mlic_jax.model.checkerboard import anchor_mask, pack
+from mlic_jax.model.contexts.local_attention import nonanchor_windows
 
 CONFIG = CodecConfig(N=8, M=12, num_slices=3, channel_widths=(8, 8), window_size=3)
 

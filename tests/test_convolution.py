@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax import convolution, winograd
-from mlic_jax.convolution import conv2d
+from mlic_jax.compute import convolution, winograd
+from mlic_jax.compute.convolution import conv2d
 
 # (B, H, W, C), size, stride: one block, several images a block, several blocks an image, rows longer than a block.
 CASES = [((1, 8, 8, 3), 3, 1), ((8, 4, 4, 5), 1, 1), ((2, 12, 6, 3), 5, 1), ((1, 4, 40, 2), 3, 1), ((2, 6, 5, 3), 3, 1),

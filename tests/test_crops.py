@@ -4,11 +4,11 @@ import pytest
 from PIL import Image
 from test_data import batches, flat, ten_photographs  # noqa: F401 (a fixture among them)
 
-from mlic_jax.images import load_image
-from mlic_jax.sources import Folder
-from mlic_jax.training import ConfigError
-from mlic_jax.training.augment import random_crop
-from mlic_jax.training.photographs import Header, Photograph, Photographs, read_header
+from mlic_jax.data.augment import random_crop
+from mlic_jax.data.images import load_image
+from mlic_jax.data.photographs import Header, Photograph, Photographs, read_header
+from mlic_jax.data.sources import Folder
+from mlic_jax.errors import ConfigError
 
 
 def crop_of(image, rng, downscale_probability=0.0, downscale="all", flip=False, lossy=False):

@@ -5,11 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic_jax.images import ImageError, load_image
-from mlic_jax.sources import Folder, open_sources
-from mlic_jax.training import ConfigError
-from mlic_jax.training.augment import center_crop
-from mlic_jax.training.data import (
+from mlic_jax.data.augment import center_crop
+from mlic_jax.data.batches import (
   Mixture,
   crop_size_at,
   crop_sizes,
@@ -18,6 +15,9 @@ from mlic_jax.training.data import (
   training_batches,
   usable,
 )
+from mlic_jax.data.images import ImageError, load_image
+from mlic_jax.data.sources import Folder, open_sources
+from mlic_jax.errors import ConfigError
 
 
 @pytest.fixture(name="folder")

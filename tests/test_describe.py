@@ -8,8 +8,8 @@ import pytest
 
 from mlic_jax.__main__ import main
 from mlic_jax.config import CodecConfig
-from mlic_jax.describe import describe
 from mlic_jax.interop.official import infer_config
+from mlic_jax.model.describe import describe
 
 NANO_BUT = "from configs import nano\ndef get_config():\n  c = nano.get_config()\n  c.model.{}\n  return c"
 GOLDEN = Path(__file__).parent / "data" / "golden"

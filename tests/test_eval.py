@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from fake_codec import CONFIG, CoderIsNotToBeUsed, FakeCodec, SingleRateCodec, WrongDecoder, bits_of
 
-import eval as evaluation_script
 import mlic_jax
+from mlic_jax.commands import evaluate as evaluation_script
+from mlic_jax.data.images import save_image
 from mlic_jax.evaluation import baselines, bits, measure
-from mlic_jax.images import save_image
 
 rows, columns = np.mgrid[:70, :100][..., None] / 9
 IMAGE = np.uint8(127 + 100 * np.sin(rows + [0, 1, 2]) * np.cos(columns * [1, 0.7, 1.3]))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from test_eval import IMAGE, two_photographs  # noqa: F401 (a fixture)
 
-from mlic_jax.evaluation import data
-from mlic_jax.images import ImageError, save_image
+from mlic_jax.data.images import ImageError, save_image
+from mlic_jax.evaluation import image_set
 
 
 def test_the_sample_photographs_are_in_the_wheel_of_scikit_image_and_in_colour():
-  samples = data.open_photographs(None)
+  samples = image_set.open_image_set(None)
   images = dict(samples.read())
   assert len(images) == samples.size >= 2
   for image in images.values():
@@ -19,9 +19,9 @@ def test_the_sample_photographs_are_in_the_wheel_of_scikit_image_and_in_colour()
 def test_a_folder_is_read_in_order_by_relative_names_up_to_the_limit(folder):
   (folder / "A").mkdir()
   save_image(folder / "A" / "c.png", IMAGE[:9])
-  everything = data.open_photographs(str(folder))
+  everything = image_set.open_image_set(str(folder))
   assert [name for name, _ in everything.read()] == ["A/c.png", "a.png", "b.png"]
-  first = data.open_photographs(str(folder), limit=1)
+  first = image_set.open_image_set(str(folder), limit=1)
   assert first.size == 1 and [image.shape for _, image in first.read()] == [(9, 100, 3)]
 
 
@@ -53,14 +53,14 @@ def tfds_folder(tfds, tmp_path_factory):
 @pytest.mark.parametrize("version", ["1.0.0", "2.0.0"])
 def test_a_prepared_tfds_dataset_is_read_by_its_image_feature(tfds_folder, monkeypatch, version):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
-  test = data.open_photographs(f"tfds:mlic_jax_tiny:{version}")
+  test = image_set.open_image_set(f"tfds:mlic_jax_tiny:{version}")
   assert test.size == 3 and len({name for name, _ in test.read()}) == 3
   assert sorted(image.shape for _, image in test.read()) == [(20, 100, 3), (21, 100, 3), (22, 100, 3)]
   for _, image in test.read():
     np.testing.assert_array_equal(image, IMAGE[:image.shape[0]])
-  assert data.open_photographs(f"tfds:mlic_jax_tiny:{version}:train").size == 1
-  assert data.open_photographs(f"tfds:mlic_jax_tiny:{version}:test[:2]").size == 2
-  assert len(list(data.open_photographs(f"tfds:mlic_jax_tiny:{version}", limit=2).read())) == 2
+  assert image_set.open_image_set(f"tfds:mlic_jax_tiny:{version}:train").size == 1
+  assert image_set.open_image_set(f"tfds:mlic_jax_tiny:{version}:test[:2]").size == 2
+  assert len(list(image_set.open_image_set(f"tfds:mlic_jax_tiny:{version}", limit=2).read())) == 2
 
 
 @pytest.mark.parametrize("name, message", [
@@ -70,5 +70,5 @@ def test_a_prepared_tfds_dataset_is_read_by_its_image_feature(tfds_folder, monke
 def test_a_tfds_dataset_that_is_not_there_is_one_line(tfds_folder, monkeypatch, name, message):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
   with pytest.raises(ImageError, match=message) as error:
-    data.open_photographs(name)
+    image_set.open_image_set(name)
   assert "\n" not in str(error.value)

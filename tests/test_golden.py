@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.checkerboard import pack
 from mlic_jax.config import CodecConfig
 from mlic_jax.interop.official import from_state_dict
-from mlic_jax.model import build
-from mlic_jax.slices import SliceStep
+from mlic_jax.model.checkerboard import pack
+from mlic_jax.model.mlic import build
+from mlic_jax.model.slices import SliceStep
 from mlic_jax.training.step import COMPILE_QUICKLY
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -11,7 +11,7 @@ PROGRAM = """
 import os, sys
 sys.path.insert(0, {root!r})
 print("started", *sys.argv[1:], os.environ.get("GLIBC_TUNABLES"), flush=True)
-from mlic_jax.host_memory import use_huge_pages
+from mlic_jax.compute.host_memory import use_huge_pages
 use_huge_pages()
 print("goes on", os.getpid())
 """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from mlic_jax.images import ImageError, list_images, load_image, load_photograph, save_image
+from mlic_jax.data.images import ImageError, list_images, load_image, load_picture, save_image
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (5, 7, 3), np.uint8)
@@ -218,16 +218,16 @@ def test_a_format_that_is_not_listed_is_refused_whatever_its_extension(tmp_path)
 
 def test_a_picture_beyond_the_limit_is_refused_by_its_size_alone(tmp_path):
   path = saved(tmp_path, Image.fromarray(RGB))
-  assert load_photograph(path, pixels_max=35).image.shape == RGB.shape
+  assert load_picture(path, pixels_max=35).image.shape == RGB.shape
   with pytest.raises(ImageError, match="photo.png: 7x5, 0 megapixels; the limit is 0"):
-    load_photograph(path, pixels_max=34)
+    load_picture(path, pixels_max=34)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_picture_of_more_than_pillow_s_own_limit_is_read(tmp_path):
   path = saved(tmp_path, Image.new("1", (20_000, 9_500)))
   with pytest.raises(ImageError, match="190 megapixels; the limit is 189"):
-    load_photograph(path, pixels_max=189 * 10**6)
+    load_picture(path, pixels_max=189 * 10**6)
 
 
 # --- colour profiles -------------------------------------------------------------------
@@ -238,19 +238,19 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 @pytest.mark.parametrize("extension", ["png", "webp", "tif"])
 def test_a_profile_is_saved_and_loaded_again_byte_for_byte(tmp_path, extension):
   save_image(tmp_path / f"out.{extension}", RGB, SRGB)
-  photograph = load_photograph(tmp_path / f"out.{extension}")
+  photograph = load_picture(tmp_path / f"out.{extension}")
   np.testing.assert_array_equal(photograph.image, RGB)
   assert photograph.icc_profile == SRGB
 
 
 def test_a_jpeg_has_its_profile_read_and_a_bmp_is_written_without(tmp_path):
-  assert load_photograph(saved(tmp_path, Image.fromarray(RGB), "photo.jpg", icc_profile=SRGB)).icc_profile == SRGB
+  assert load_picture(saved(tmp_path, Image.fromarray(RGB), "photo.jpg", icc_profile=SRGB)).icc_profile == SRGB
   save_image(tmp_path / "out.bmp", RGB, SRGB)
-  assert load_photograph(tmp_path / "out.bmp").icc_profile is None
+  assert load_picture(tmp_path / "out.bmp").icc_profile is None
 
 
 def test_a_profile_that_is_none_or_not_of_rgb_is_left_out(tmp_path):
   grey = SRGB[:16] + b"GRAY" + SRGB[20:]
-  assert load_photograph(saved(tmp_path, Image.fromarray(GREY), icc_profile=grey)).icc_profile is None
-  assert load_photograph(saved(tmp_path, Image.fromarray(RGB), icc_profile=b"nonsense")).icc_profile is None
-  assert load_photograph(saved(tmp_path, Image.fromarray(RGB))).icc_profile is None
+  assert load_picture(saved(tmp_path, Image.fromarray(GREY), icc_profile=grey)).icc_profile is None
+  assert load_picture(saved(tmp_path, Image.fromarray(RGB), icc_profile=b"nonsense")).icc_profile is None
+  assert load_picture(saved(tmp_path, Image.fromarray(RGB))).icc_profile is None

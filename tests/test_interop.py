@@ -12,7 +12,7 @@ import pytest
 
 import mlic_jax
 from mlic_jax.__main__ import main
-from mlic_jax.checkpoint import load_model
+from mlic_jax.coding.model_directory import load_model
 from mlic_jax.interop import official
 from mlic_jax.interop.official import WeightsError, from_state_dict
 

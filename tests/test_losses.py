@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.evaluation.metrics import ms_ssim
-from mlic_jax.model import CodecOutput
+from mlic_jax.metrics import ms_ssim
+from mlic_jax.model.mlic import CodecOutput
 from mlic_jax.training.losses import rd_loss
 
 

@@ -7,10 +7,10 @@ from fake_codec import CoderIsNotToBeUsed, FakeCodec, WrongDecoder
 from test_eval import IMAGE
 
 import mlic_jax
-from mlic_jax.evaluation import baselines, data, measure, sweep
+from mlic_jax.data.images import ImageError
+from mlic_jax.evaluation import baselines, image_set, measure, sweep
 from mlic_jax.evaluation.journal import Journal
-from mlic_jax.evaluation.metrics import psnr
-from mlic_jax.images import ImageError
+from mlic_jax.metrics import psnr
 
 
 def measured(codec, image, quality, estimated=False):
@@ -20,7 +20,7 @@ def measured(codec, image, quality, estimated=False):
 
 def photographs(*images):
   named = [(f"photo{i}.png", image) for i, image in enumerate(images)]
-  return data.Photographs("photos", len(named), lambda: iter(named))
+  return image_set.ImageSet("photos", len(named), lambda: iter(named))
 
 
 # --- one image -----------------------------------------------------------------------

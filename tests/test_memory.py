@@ -12,7 +12,7 @@ from mlic_jax.coding.bitstream import Bitstream, write
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.memory import MemoryLimitError, bytes_needed
 from mlic_jax.config import VARIANTS
-from mlic_jax.model import build
+from mlic_jax.model.mlic import build
 
 
 def test_it_grows_with_the_padded_picture_and_the_widest_layer():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.evaluation.metrics import (
+from mlic_jax.metrics import (
     MS_SSIM_DB_MAX,
     MS_SSIM_MIN_SIDE,
     PSNR_MAX,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from conftest import TINY, random_variables
 
-from mlic_jax.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.config import CodecConfig
-from mlic_jax.gradients import lower_bound, ste_round
-from mlic_jax.layers import Conv, depthwise_conv, pixel_shuffle
-from mlic_jax.model import build
-from mlic_jax.priors import SCALE_MIN, FactorizedPrior, gaussian_bits, scale_index, scale_table
+from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
+from mlic_jax.model.gradients import lower_bound, ste_round
+from mlic_jax.model.layers import Conv, depthwise_conv, pixel_shuffle
+from mlic_jax.model.mlic import build
+from mlic_jax.model.priors import SCALE_MIN, FactorizedPrior, gaussian_bits, scale_index, scale_table
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from fake_codec import CoderIsNotToBeUsed, FakeCodec, SingleRateCodec
 from test_eval import IMAGE, read_results, run_eval, two_photographs, without_times  # noqa: F401 (fixtures)
 
 from mlic_jax.coding.codec import Codec
+from mlic_jax.data.images import save_image
 from mlic_jax.evaluation import measure
 from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves, mean
 from mlic_jax.evaluation.journal import Journal
 from mlic_jax.evaluation.measure import Arrived
-from mlic_jax.evaluation.metrics import psnr
 from mlic_jax.evaluation.workers import InThisProcess
-from mlic_jax.images import save_image
+from mlic_jax.metrics import psnr
 
 ONCE = ("--ckpt", "x", "--qualities", "1,3", "--baselines", "jpeg", "--report-images", "0")
 NUM_SLICES = FakeCodec.config.num_slices

@@ -10,11 +10,11 @@ import pytest
 from fake_codec import FakeCodec, SingleRateCodec, bits_of
 from PIL import Image
 
-import eval as evaluation_script
 import mlic_jax
+from mlic_jax.commands import evaluate as evaluation_script
+from mlic_jax.data.images import save_image
 from mlic_jax.evaluation import baselines, bits, pictures, report
 from mlic_jax.evaluation.measure import Coded, measure_baseline
-from mlic_jax.images import save_image
 
 VOID = {"meta", "input", "br", "img", "path", "circle", "rect"}
 rows, columns = np.mgrid[:208, :272][..., None] / 9

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import TINY, random_variables
 
-from mlic_jax import entropy_model
-from mlic_jax.images import save_image
-from mlic_jax.model import build
+from mlic_jax.data.images import save_image
+from mlic_jax.model import entropy_model
+from mlic_jax.model.mlic import build
 
 README = Path(__file__).parent.parent / "README.md"
 

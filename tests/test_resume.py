@@ -14,12 +14,12 @@ import pytest
 from standin_codec import StandIn
 from test_training import rows, small_config, standin_model  # noqa: F401 (fixtures)
 
-from mlic_jax.checkpoint import load_model
+from mlic_jax.coding.model_directory import load_model
 from mlic_jax.config import CodecConfig
-from mlic_jax.config_file import load_config
-from mlic_jax.model import build
+from mlic_jax.model.mlic import build
 from mlic_jax.training import loop, parallel
-from mlic_jax.training.checkpoint import Checkpoints, ConfigMismatch
+from mlic_jax.training.checkpoints import Checkpoints, ConfigMismatch
+from mlic_jax.training.config_file import load_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
 
@@ -30,13 +30,13 @@ class PowerCut(BaseException):
 
 def stop_at(monkeypatch, step, stop):
   """Calls `stop` when the report of `step` would be made."""
-  usual = loop.Report.step
+  usual = loop.RunLog.step
 
   def report_step(self, done):
     usual(self, done)
     if done == step:
       stop()
-  monkeypatch.setattr(loop.Report, "step", report_step)
+  monkeypatch.setattr(loop.RunLog, "step", report_step)
 
 
 def cut():

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import random_variables
 
-from mlic_jax import contexts
-from mlic_jax.checkerboard import anchor_mask, pack
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import build
-from mlic_jax.slices import SliceStep
+from mlic_jax.model import contexts
+from mlic_jax.model.checkerboard import anchor_mask, pack
+from mlic_jax.model.mlic import build
+from mlic_jax.model.slices import SliceStep
 
 SMALL = dict(N=8, channel_widths=(8, 8), entropy_widths=(16, 8), lrp_widths=(8, 8))
 CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),

@@ -13,7 +13,8 @@ from standin_codec import StandIn
 from test_training import small_config  # noqa: F401 (a fixture)
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.training import ConfigError, parallel, transfer
+from mlic_jax.errors import ConfigError
+from mlic_jax.training import parallel, transfer
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import TrainState, create_state, draw_num_arrived, make_train_step
 

@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 
 from mlic_jax.coding.tables import PRECISION, REACH_MAX, factorized_table, gaussian_table, quantize_pmf, row_scales
-from mlic_jax.priors import FactorizedPrior, scale_index, scale_table
+from mlic_jax.model.priors import FactorizedPrior, scale_index, scale_table
 
 TOTAL = 2**PRECISION
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from test_data import batches, flat, ten_photographs  # noqa: F401 (a fixture among them)
 
-from mlic_jax.images import ImageError
-from mlic_jax.sources import Records, open_sources
-from mlic_jax.training.data import (
+from mlic_jax.data.batches import (
   Mixture,
   eval_images,
   split,
   training_batches,
 )
-from mlic_jax.training.photographs import Photographs
+from mlic_jax.data.images import ImageError
+from mlic_jax.data.photographs import Photographs
+from mlic_jax.data.sources import Records, open_sources
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +132,11 @@ def test_a_broken_record_is_a_broken_photograph(tfds_dir):
 def test_tensorflow_is_not_imported_to_read_a_tfds_dataset(tfds_dir):
   program = f"""if True:
     import sys
-    from mlic_jax import sources
-    from mlic_jax.training import data
-    mixture = data.Mixture(sources.open_sources("tfds:tiny_photos", {tfds_dir!r}), ((0, 64),))
-    batches = data.training_batches(mixture, seed=0, batch_size=2, sizes=((0, 64),), downscale_probability=0.5,
+    from mlic_jax.data import sources
+    from mlic_jax.data import batches
+    mixture = batches.Mixture(sources.open_sources("tfds:tiny_photos", {tfds_dir!r}), ((0, 64),))
+    reader = batches.training_batches(mixture, seed=0, batch_size=2, sizes=((0, 64),), downscale_probability=0.5,
                                     downscale="all", flip=True)
-    assert next(batches).shape == (2, 64, 64, 3)
+    assert next(reader).shape == (2, 64, 64, 3)
     assert "tensorflow" not in sys.modules"""
   subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

@@ -17,8 +17,9 @@ from standin_codec import StandIn
 
 from configs import nano
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import build
-from mlic_jax.training import ConfigError, loop, parallel
+from mlic_jax.errors import ConfigError
+from mlic_jax.model.mlic import build
+from mlic_jax.training import loop, parallel
 from mlic_jax.training.optimizer import is_quantiles, kernel_axes, learning_rate_schedule, make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from configs import nano
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import build
+from mlic_jax.model.mlic import build
 from mlic_jax.training import parallel
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, make_train_step

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlic_jax.data.images import PIXELS_MAX
+
 MAGIC = b"MLIC"
 VERSION = 2
 HEADER = struct.Struct(">4sBB8sIIHB")  # magic, version, flags, fingerprint, height, width, quality, slices
@@ -29,7 +31,6 @@ SLICES_MAX = 254
 LENGTH_MAX = 2**32 - 1                 # of a block, in bytes
 PROFILE_MAX = 2**20                    # bytes of a colour profile, before compression and after
 QUALITY_STEPS = 256                    # the file holds quality in 256ths, so that both sides have the same number
-PIXELS_MAX = 512 * 10**6               # a decoder needs some hundred bytes a pixel
 
 
 class BitstreamError(ValueError):

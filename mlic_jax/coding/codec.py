@@ -27,16 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax import compilation_cache
-from mlic_jax.checkerboard import pack, unpack
-from mlic_jax.checkpoint import Model, load_model
 from mlic_jax.coding import bitstream, portable
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError, Origin, PortabilityError
 from mlic_jax.coding.memory import check_memory
+from mlic_jax.coding.model_directory import Model, load_model
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import z_rows
-from mlic_jax.model import build
-from mlic_jax.priors import gaussian_bits
+from mlic_jax.compute import compilation_cache
+from mlic_jax.model.checkerboard import pack, unpack
+from mlic_jax.model.mlic import build
+from mlic_jax.model.priors import gaussian_bits
 
 STRIDE = 64  # pictures are padded to multiples of it: 16 for y, times 4 for z
 

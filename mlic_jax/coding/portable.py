@@ -18,7 +18,7 @@ A pass (1, h, w/2, Cs) is cut into blocks in C order; the last one may be short.
 """
 import numpy as np
 
-from mlic_jax.priors import SCALE_LEVELS, SCALE_STEP
+from mlic_jax.model.priors import SCALE_LEVELS, SCALE_STEP
 
 EPSILON_EXPONENT = 13  # epsilon = 2^-13 of the step from level to level
 DISTANCE_MAX = 1 / 64  # of any scale: a place of 0 has to be safe in the grid with the smallest shift

@@ -99,5 +99,5 @@ def _names(codecs: Sequence) -> str:
 
 
 def _psnr(image: np.ndarray, decoded: np.ndarray) -> float:
-  from mlic_jax.evaluation.metrics import psnr  # which imports jax, as the codec has by then
+  from mlic_jax.metrics import psnr  # which imports jax, as the codec has by then
   return psnr(image, decoded)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.describe import ENCODER_ONLY, describe
+from mlic_jax.model.describe import ENCODER_ONLY, describe
 
 
 def cost(name: str, config: CodecConfig, entries: Sequence[dict[str, Any]],

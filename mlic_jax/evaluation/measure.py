@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax.coding.bitstream import BitstreamError
+from mlic_jax.data.images import ImageError
 from mlic_jax.evaluation.baselines import Baseline, decode
-from mlic_jax.evaluation.metrics import ms_ssim_8bit, ms_ssim_db, mse, psnr_of_mse
 from mlic_jax.evaluation.workers import InThisProcess
-from mlic_jax.images import ImageError
+from mlic_jax.metrics import ms_ssim_8bit, ms_ssim_db, mse, psnr_of_mse
 
 
 class ReconstructionMismatch(ValueError):

@@ -13,7 +13,7 @@ import PIL
 
 from mlic_jax.evaluation import measure
 from mlic_jax.evaluation.baselines import Baseline
-from mlic_jax.evaluation.data import Photographs
+from mlic_jax.evaluation.image_set import ImageSet
 from mlic_jax.evaluation.journal import Journal, digest
 from mlic_jax.evaluation.measure import ImageResult
 from mlic_jax.evaluation.workers import InThisProcess
@@ -32,7 +32,7 @@ def baseline_key(baseline: Baseline) -> str:
   return f"{baseline.name} of Pillow {PIL.__version__}"
 
 
-def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photographs, *, estimated: bool = False,
+def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageSet, *, estimated: bool = False,
                    journal: Journal | None = None, workers=None, advance: Callable[[], None] = _nothing,
                    lacks: Callable[[str, float | None], bool] = _nothing,
                    seen: Callable[[str, np.ndarray, float | None, measure.Coded], None] = _nothing,
@@ -64,7 +64,7 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: Photog
   return [_entry(codec.name, quality, config, results[quality]) for quality in qualities]
 
 
-def evaluate_baselines(baselines: Sequence[Baseline], photographs: Photographs, *, journal: Journal | None = None,
+def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, journal: Journal | None = None,
                        workers=None, advance: Callable[[], None] = _nothing) -> list[dict[str, Any]]:
   """One entry per baseline and quality. `advance` is called after each image and baseline."""
   journal, workers = journal or Journal(), workers or InThisProcess()
@@ -82,7 +82,7 @@ def evaluate_baselines(baselines: Sequence[Baseline], photographs: Photographs, 
           for index, baseline in enumerate(baselines) for quality in baseline.qualities]
 
 
-def _measured(sources, photographs: Photographs, journal: Journal, workers, advance: Callable[[int], Any],
+def _measured(sources, photographs: ImageSet, journal: Journal, workers, advance: Callable[[int], Any],
               lacks: Callable = _nothing) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
   """(index of the source, results by quality) of every image through every source, in order.
 

@@ -250,7 +250,7 @@ def _target_shapes(config: CodecConfig) -> dict[str, Any]:
   """The shapes of the stacked parameters of the steps, a tree of jax.ShapeDtypeStruct."""
   import jax
 
-  from mlic_jax.model import build
+  from mlic_jax.model.mlic import build
   x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
   return jax.eval_shape(build(config).init, jax.random.key(0), x)["params"]["slices"]["steps"]
 

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax import compilation_cache
-from mlic_jax.checkpoint import save_model
+from mlic_jax.coding.model_directory import save_model
+from mlic_jax.compute import compilation_cache
 from mlic_jax.config import CodecConfig
-from mlic_jax.evaluation.metrics import MS_SSIM_MIN_SIDE
-from mlic_jax.model import build
-from mlic_jax.training import ConfigError, data, parallel
-from mlic_jax.training.checkpoint import (
+from mlic_jax.data import batches as data
+from mlic_jax.errors import ConfigError
+from mlic_jax.metrics import MS_SSIM_MIN_SIDE
+from mlic_jax.model.mlic import build
+from mlic_jax.training import parallel
+from mlic_jax.training.checkpoints import (
   Checkpoints,
   check_config,
   config_to_dict,
@@ -29,7 +31,7 @@ from mlic_jax.training.checkpoint import (
 from mlic_jax.training.losses import DISTORTIONS
 from mlic_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from mlic_jax.training.profile import Profile, steps_of_profile
-from mlic_jax.training.report import Report
+from mlic_jax.training.run_log import RunLog
 from mlic_jax.training.step import create_state, make_eval_step, make_train_step
 from mlic_jax.training.transfer import load_teacher, start_from
 
@@ -117,11 +119,11 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
       process_index=jax.process_index(), process_count=jax.process_count(),
       threads=config.data_threads, workers=config.data_workers)
 
-  with Report(workdir, start, config.num_steps, quiet=not main_process) as report, signals() as received:
-    report.say(f"{num_params / 1e6:.2f} M parameters, {len(photographs)} photographs, {len(held_out)} held out, "
+  with RunLog(workdir, start, config.num_steps, quiet=not main_process) as run_log, signals() as received:
+    run_log.say(f"{num_params / 1e6:.2f} M parameters, {len(photographs)} photographs, {len(held_out)} held out, "
                f"{jax.device_count()} x {jax.devices()[0].device_kind}; "
                f"{f'continuing at step {start}' if start else 'starting'}, {config.num_steps} steps")
-    report.hyperparameters(flatten(config_to_dict(config)))
+    run_log.hyperparameters(flatten(config_to_dict(config)))
     profile = Profile(config.profile_steps, workdir / "profile")
     pending = []  # metrics of the steps since the last row, still on the devices
     waited, clock = 0.0, time.monotonic()
@@ -140,7 +142,7 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
       if len(pending) >= STEPS_IN_FLIGHT:
         jax.block_until_ready(pending[-STEPS_IN_FLIGHT])
       profile.after(step, metrics)
-      report.step(step)
+      run_log.step(step)
       last, stop = step == config.num_steps, bool(received)
 
       # Figures
@@ -149,7 +151,7 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
         seconds = time.monotonic() - clock
         row.update(seconds_per_step=seconds / len(pending), data_wait_share=waited / seconds,
                    images_per_second=len(pending) * config.batch_size / seconds)
-        report.train(row)
+        run_log.train(row)
         pending, waited, clock = [], 0.0, time.monotonic()
 
       # Evaluation, and the model when it is the best so far
@@ -165,16 +167,16 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
         if is_best:
           problem = main_process and export(config, model_config, workdir / "model", state, step, loss, rows)
           if problem:
-            report.say(f"the model of step {step} is not exported: {problem}")
+            run_log.say(f"the model of step {step} is not exported: {problem}")
           best_loss = best_loss if problem else loss
-        report.evaluation(step, rows, loss, is_best)
+        run_log.evaluation(step, rows, loss, is_best)
         if config.eval_pictures:
           pictures = held_out[:config.eval_pictures]
-          report.pictures(step, pictures, reconstruct(model, state.eval_params, pictures, rates))
+          run_log.pictures(step, pictures, reconstruct(model, state.eval_params, pictures, rates))
 
       # Checkpoint
       if save_now and (problem := checkpoints.save(parallel.unreplicate(state), best_loss)):
-        report.say(f"no checkpoint by step {step}: {problem}; the next save tries again")
+        run_log.say(f"no checkpoint by step {step}: {problem}; the next save tries again")
       clock += time.monotonic() - before
       if stop:
         profile.close()

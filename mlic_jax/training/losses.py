@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mlic_jax.evaluation.metrics import ms_ssim
+from mlic_jax.metrics import ms_ssim
 
 DISTORTIONS = ("mse", "ms_ssim")
 

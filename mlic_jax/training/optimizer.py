@@ -6,7 +6,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from mlic_jax.training import ConfigError
+from mlic_jax.errors import ConfigError
 
 OPTIMIZERS = ("adam", "muon")
 

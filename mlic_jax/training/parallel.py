@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlic_jax.training import ConfigError
+from mlic_jax.errors import ConfigError
 
 AXIS = "batch"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from mlic_jax.training import ConfigError
+from mlic_jax.errors import ConfigError
 
 
 def steps_of_profile(text: str) -> range:

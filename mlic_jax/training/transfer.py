@@ -2,10 +2,10 @@
 
 import jax
 
-from mlic_jax.checkpoint import load_model
+from mlic_jax.coding.model_directory import load_model
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import MLIC, build
-from mlic_jax.training import ConfigError
+from mlic_jax.errors import ConfigError
+from mlic_jax.model.mlic import MLIC, build
 from mlic_jax.training.step import TrainState
 
 

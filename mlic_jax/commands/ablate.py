@@ -1,0 +1,33 @@
+"""ablate: several configurations, trained with one budget and compared."""
+import argparse
+from pathlib import Path
+
+from mlic_jax.commands.arguments import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="photographs, as for train.py")
+  parser.add_argument("--steps", type=positive, required=True, help="of training, for each configuration")
+  parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the same one continues")
+  parser.add_argument("--configs", nargs="+", metavar="FILE.py",
+                      help="the first is what the others are compared with; default: configs/ablations/*.py by name")
+
+
+def run(args: argparse.Namespace) -> int:
+  """train configurations with one budget and compare them"""
+  from rich.console import Console
+  from rich.table import Table
+
+  from mlic_jax.evaluation import ablation
+  files = args.configs or sorted(Path("configs/ablations").glob("[!_]*.py"))
+  rows = ablation.ablate(files, args.data, args.steps, args.workdir)
+  (first, *others), *cells = ablation.table(rows)
+  table = Table(first, title=f"{args.steps} steps each", title_justify="left",
+                caption=ablation.NOTE, caption_justify="left")
+  for heading in others:
+    table.add_column(heading, justify="right")
+  for row in cells:
+    table.add_row(*row)
+  Console(highlight=False).print(table)
+  print(f"written to {args.workdir / 'ablation.md'} and {args.workdir / 'ablation.json'}")
+  return 0

@@ -1,0 +1,23 @@
+"""convert: the authors' weights to a model directory."""
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("weights", type=Path, metavar="OFFICIAL.pth.tar", help="a checkpoint of the authors' MLIC++")
+  parser.add_argument("ckpt", type=Path, metavar="CKPT", help="model directory to write")
+
+
+def run(args: argparse.Namespace) -> None:
+  """make a model directory of the authors' weights (needs PyTorch)"""
+  from mlic_jax.coding.model_directory import CheckpointError, save_model
+  from mlic_jax.interop import official
+  if args.ckpt.exists() and not (args.ckpt / "tables.npz").is_file():
+    raise CheckpointError(f"{args.ckpt}: exists, and is no model directory that could be replaced")
+  state_dict = official.read_state_dict(args.weights)
+  try:
+    config, variables = official.from_state_dict(state_dict)
+  except official.WeightsError as error:
+    raise official.WeightsError(f"{args.weights}: {error}") from error
+  save_model(args.ckpt, config, variables)
+  print(f"{args.ckpt}: N={config.N}, M={config.M}, {config.num_slices} slices, window of {config.window_size}")

@@ -1,0 +1,54 @@
+"""decode: .mlic files to pictures."""
+import argparse
+import functools
+import time
+from pathlib import Path
+
+from mlic_jax.commands import batch
+from mlic_jax.commands.arguments import ckpt_argument, path_arguments, whole
+from mlic_jax.commands.mlic_files import load_codecs, read_mlic
+from mlic_jax.data.images import check_lossless, save_image
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  path_arguments(parser, "IN.mlic OUT.png",
+                  "a file, and the picture to write: .png .webp .tif .bmp; with --out-dir: files, folders of them")
+  ckpt_argument(parser, "the checkpoint that wrote the file; of several, the one that did is taken")
+  parser.add_argument("--slices", type=whole, metavar="K",
+                      help="decode the first K slices, and predict the others from them")
+  parser.add_argument("--partial", action="store_true",
+                      help="take a file that was cut short, and decode the slices that arrived")
+
+
+def run(args: argparse.Namespace) -> int:
+  """restore the pictures in .mlic files"""
+  pairs = batch.pair_up(args.paths, args.out_dir, ".png", _list_mlic)
+  for _, output in pairs:
+    check_lossless(output)
+  pixels_max = args.max_megapixels * 10**6
+  codecs = functools.cache(lambda: load_codecs(args.ckpt))
+
+  def work(source: Path, output: Path) -> str:
+    blob, content = read_mlic(source, pixels_max, args.partial)
+    codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
+    start = time.perf_counter()
+    image = codec.decode(blob, args.slices, args.partial, pixels_max)
+    seconds = time.perf_counter() - start
+    save_image(output, image, content.icc_profile)
+    decoded = content.num_arrived if args.slices is None else min(args.slices, content.num_arrived)
+    note = "" if decoded == content.num_slices else f"{decoded} of {content.num_slices} slices, "
+    return f"{output}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s (compilation included)"
+
+  if args.out_dir is None:
+    print(work(*pairs[0]))
+    return 0
+  codecs()
+  return batch.run(pairs, work, "decode")
+
+
+def _list_mlic(folder: Path) -> list[Path]:
+  """The .mlic files in a folder and below; BatchError if there is none."""
+  files = sorted(path for path in folder.rglob("*.mlic") if not path.name.startswith(".") and path.is_file())
+  if not files:
+    raise batch.BatchError(f"{folder}: holds no .mlic file")
+  return files

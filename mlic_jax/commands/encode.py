@@ -1,0 +1,81 @@
+"""encode: pictures to .mlic files."""
+import argparse
+import functools
+import math
+import sys
+import time
+from pathlib import Path
+
+from mlic_jax.commands import batch
+from mlic_jax.commands.arguments import above_zero, ckpt_argument, path_arguments, positive
+from mlic_jax.commands.mlic_files import load_codecs
+from mlic_jax.data.images import list_images, load_picture
+from mlic_jax.files import write_whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  path_arguments(parser, "IN OUT.mlic",
+                  "a picture, and the file to write; with --out-dir: pictures, and folders of them")
+  ckpt_argument(parser, "model directory, or workdir of a training run; with a target, several of one rate each")
+  rate = parser.add_mutually_exclusive_group()
+  rate.add_argument("--quality", type=float,
+                    help="of a variable-rate checkpoint: 1 to its number of rates, or between; default: the middle")
+  rate.add_argument("--target-bytes", type=positive, metavar="N", help="the largest file of at most N bytes")
+  rate.add_argument("--target-bpp", type=above_zero, metavar="R", help="the same, in bits per pixel of the picture")
+  rate.add_argument("--target-psnr", type=above_zero, metavar="DB", help="the smallest file of at least DB dB")
+  parser.add_argument("--single-chunk", action="store_true",
+                      help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
+  parser.add_argument("--no-portable", action="store_true",
+                      help="a file for this machine and this jax alone, some bytes less")
+  parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
+
+
+def run(args: argparse.Namespace) -> int:
+  """compress pictures"""
+  pairs = batch.pair_up(args.paths, args.out_dir, ".mlic", list_images)
+  target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
+  if len(args.ckpt) > 1 and not target:
+    raise batch.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
+  codecs = functools.cache(lambda: load_codecs(args.ckpt))
+
+  def work(source: Path, output: Path) -> str:
+    image, profile = load_picture(source, args.max_megapixels * 10**6)
+    options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk,
+                   portable=not args.no_portable)
+    start = time.perf_counter()
+    if target:
+      blob, note = _encode_to_target(codecs(), image, args, options)
+    else:
+      blob, note = codecs()[0].encode(image, args.quality, **options), ""
+    seconds = time.perf_counter() - start
+    write_whole(output, blob)
+    height, width = image.shape[:2]
+    return (f"{output}: {len(blob)} bytes, {8 * len(blob) / (height * width):.4f} bpp, {note}{width}x{height}, "
+            f"{seconds:.2f} s (compilation included)")
+
+  if args.out_dir is None:
+    print(work(*pairs[0]))
+    return 0
+  if not target:
+    codecs()[0].choose_quality(args.quality)  # which would otherwise fail with every picture
+  codecs()
+  return batch.run(pairs, work, "encode")
+
+
+def _encode_to_target(codecs: list, image, args: argparse.Namespace, options: dict) -> tuple[bytes, str]:
+  """The file, and what was reached, in words."""
+  from mlic_jax.coding.rate_control import encode_to_bytes, encode_to_psnr
+  if args.target_psnr:
+    reached = encode_to_psnr(codecs, image, args.target_psnr, **options)
+    wanted, last = f"{args.target_psnr:g} dB", f"{reached.psnr:.2f} dB, the least it makes"
+  else:
+    height, width = image.shape[:2]
+    target = args.target_bytes or math.floor(args.target_bpp * height * width / 8)
+    reached = encode_to_bytes(codecs, image, target, **options)
+    wanted, last = f"{target} bytes", f"{len(reached.blob)} bytes, the most it makes"
+  if reached.is_last:
+    print(f"out of range: {wanted} of {reached.codec.name}; taking {last} of this picture", file=sys.stderr)
+  said = [reached.codec.name] if len(codecs) > 1 else []
+  said += [] if reached.quality is None else [f"quality {reached.quality:g}"]
+  said += [] if reached.psnr is None else [f"{reached.psnr:.2f} dB"]
+  return reached.blob, "".join(f"{each}, " for each in said)

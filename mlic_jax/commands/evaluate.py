@@ -1,0 +1,264 @@
+"""Rate and distortion of checkpoints from real files: a table, results.json, plots, and a page to look at.
+
+    python eval.py --ckpt CKPT [CKPT ...] [--data DIR|tfds:NAME[:SPLIT]] [--out DIR] [--limit N] [--estimate]
+                   [--progressive]
+
+Without --data the photographs are those that scikit-image brings along. Conventional codecs run on the same images, and
+published curves can stand beside them. --progressive measures, too, what is seen of a picture while its file arrives.
+What is written, and what is meant by every number: docs/evaluation.md. The work is in mlic_jax/evaluation/; here are
+the arguments and the order of events.
+"""
+import argparse
+import functools
+import os
+import sys
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+import mlic_jax
+from mlic_jax.coding import rangecoder
+from mlic_jax.errors import for_the_user
+from mlic_jax.evaluation import baselines, bits, cost, image_set, measure, plots, rd, references, report, results, sweep
+from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves
+from mlic_jax.evaluation.journal import Journal
+from mlic_jax.evaluation.pictures import Pictures
+from mlic_jax.evaluation.terminal import say
+from mlic_jax.evaluation.workers import InThisProcess, Processes
+from mlic_jax.files import write_whole
+
+
+class UserError(ValueError):
+  """An argument that cannot be used; one line with what came and what was wanted."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+  def error(self, message):
+    raise UserError(f"{message} (python eval.py --help lists the arguments)")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+  parser = OneLineParser(prog="eval.py", description="Rate and distortion of checkpoints, from real files.")
+  parser.add_argument("--ckpt", nargs="+", required=True,
+                      help="model directories or training workdirs; single rates of one family are one curve")
+  parser.add_argument("--data", help="folder of images, or tfds:NAME[:SPLIT] (default: sample photographs)")
+  parser.add_argument("--out", type=Path, help="for everything that is written (default: out/NAME)")
+  parser.add_argument("--limit", type=_count, help="only the first LIMIT images")
+  parser.add_argument("--qualities", type=_numbers,
+                      help='of a variable-rate checkpoint, as "1,2.5,6" (default: all whole ones)')
+  parser.add_argument("--estimate", action="store_true", help="the likelihood estimate alone, without coding")
+  parser.add_argument("--progressive", action="store_true",
+                      help="also PSNR and MS-SSIM over the bytes received, after 0, 1, ..., all slices of each file")
+  parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",
+                      help=f"conventional codecs: all, none, or some of {','.join(baselines.BASELINES)} "
+                           f"(default: {','.join(baselines.DEFAULT)})")
+  parser.add_argument("--published", metavar="DATASET[:NAMES]",
+                      help=f'published curves on {", ".join(references.DATASETS)}: the best known, or those named, as '
+                           '"kodak:MLIC++,VTM-17.0", or "kodak:all"')
+  parser.add_argument("--anchor", help="curve that BD-rates are against (default: JPEG 4:2:0)")
+  parser.add_argument("--bd-method", choices=rd.BD_METHODS, default=rd.BD_METHOD,
+                      help="how points are joined for BD-rates (default: pchip; cubic is what the papers use)")
+  parser.add_argument("--report-images", type=_number_or_none, default=6, metavar="N",
+                      help="how many images report.html shows (default: 6)")
+  parser.add_argument("--resume", action="store_true", help="continue: what OUT/measurements.jsonl has is not repeated")
+  parser.add_argument("--workers", type=_number_or_none, default=0, metavar="N",
+                      help="processes for baselines and metrics (default: none, everything in this one)")
+  arguments = parser.parse_args(argv)
+  if arguments.progressive and arguments.estimate:
+    raise UserError("--progressive and --estimate: an estimate has no file that could arrive; wanted one of the two")
+  return arguments
+
+
+def _count(text: str) -> int:
+  if not text.isdecimal() or int(text) == 0:
+    raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number from 1 on")
+  return int(text)
+
+
+def _number_or_none(text: str) -> int:
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number, or 0 for none")
+  return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+  return tuple(name.strip() for name in text.split(","))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+  try:
+    numbers = sorted({float(each) for each in text.split(",")})
+  except ValueError:
+    raise argparse.ArgumentTypeError(f'{text!r}; wanted numbers, as "1,2.5,6"') from None
+  return tuple(int(each) if each.is_integer() else each for each in numbers)
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Exit status: 0; 2 for what the user can mend; 1 for a file that decodes to another picture; 130 for Ctrl-C."""
+  try:
+    evaluate(parse(argv))
+  except (ValueError, OSError) as error:
+    message = str(error) if isinstance(error, UserError) else for_the_user(error)
+    if message is None:
+      raise
+    print(f"eval.py: {message}", file=sys.stderr)
+    return 1 if isinstance(error, measure.ReconstructionMismatch) else 2
+  except KeyboardInterrupt:
+    print("eval.py: interrupted; the same command with --resume continues", file=sys.stderr)
+    return 130
+  return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+  """The order of events. Until everything is measured only OUT/measurements.jsonl and OUT/pictures are written."""
+  photographs = image_set.open_image_set(arguments.data, arguments.limit)
+  conventional, missing = baselines.chosen(arguments.baselines)
+  published = chosen_references(arguments.published)
+  if not arguments.estimate:
+    rangecoder.load_in_background()
+  codecs = [mlic_jax.Codec.load(path) for path in arguments.ckpt]
+  qualities = [chosen_qualities(codec, arguments.qualities) for codec in codecs]
+  anchor = chosen_anchor(arguments.anchor, curve_names(arguments.ckpt, codecs, conventional, published))
+  out = arguments.out or Path("out") / codecs[0].name
+  refuse_unwritable(out)
+  pixels = image_set.survey(photographs)                      # which meets every broken image before the work
+  for line in missing:
+    print(f"eval.py: {line}", file=sys.stderr)
+
+  journal = Journal(out / "measurements.jsonl", arguments.resume)
+  workers = Processes(arguments.workers) if arguments.workers else InThisProcess()
+  try:
+    with progress_bar() as progress:
+      measured = sweep.evaluate_baselines(
+          conventional, photographs, journal=journal, workers=workers,
+          advance=counter(progress, "baselines", photographs.size * len(conventional)))
+      shown = dict(list(pixels.items())[:arguments.report_images])
+      pictures = Pictures(out / "pictures", shown, conventional, sweep.by_image(measured), arguments.resume)
+      arriving = Arrivals(pixels, journal, workers) if arguments.progressive else None
+      checkpoints, costs, drawn = [], [], []
+      for path, codec, each in zip(arguments.ckpt, codecs, qualities):
+        key = sweep.codec_key(codec, arguments.estimate)
+        lacks, seen = besides_results(codec, key, pictures, arriving)
+        entries = sweep.evaluate_codec(
+            codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
+            advance=counter(progress, codec.name, photographs.size * len(each)), lacks=lacks, seen=seen)
+        if arriving:
+          entries = arriving.of_entries(entries, key)
+        checkpoints.append((path, entries))
+        costs.append(cost.cost(codec.name, codec.config, entries, journal.first_run(key)))
+        drawn += pictures.records(entries, key)
+  finally:
+    workers.shutdown(cancel_futures=True)
+
+  about = {"data": photographs.title, "number_of_images": photographs.size, "estimate": arguments.estimate,
+           "device": jax.devices()[0].device_kind, "published": None}
+  if published:
+    dataset = arguments.published.partition(":")[0]
+    about["published"] = {"dataset": dataset, "caution": references.caution(dataset, photographs.size)}
+  named, measured = results.families(checkpoints), results.by_name(measured)
+  found = results.assemble(about, named, measured, published, anchor=anchor, bd_method=arguments.bd_method, costs=costs,
+                           pictures=drawn)
+  title = f"{photographs.title}, {photographs.size} image{'s' * (photographs.size > 1)}"
+  written = write(out, found, [*named, *measured], title, arguments.report_images > 0)
+  if arriving:
+    written += plot_arrivals(out, named, title)
+  say(found, named, title, written)
+
+
+def besides_results(codec, key: str, pictures: Pictures, arriving: Arrivals | None):
+  """What is made of a coded picture besides its results: `lacks` and `seen` of sweep.evaluate_codec."""
+  bits_of = functools.partial(bits.bits_map, codec)
+
+  def lacks(name, quality):
+    return pictures.lacks(key, name, quality) or (arriving is not None and arriving.lacks(key, name, quality))
+
+  def seen(name, image, quality, coded):
+    pictures.draw(key, name, image, quality, coded, bits_of)
+    if arriving:
+      arriving.measure(codec, key, name, image, quality, coded)
+
+  return lacks, seen
+
+
+def write(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: str, with_report: bool) -> list[Path]:
+  """Everything but what was written along the way. The paths of it."""
+  results.write_json(out / "results.json", found)
+  results.write_csv(out / "results.csv", found)
+  results.write_compressai(out / "compressai", named, title)
+  written = [out / "results.json", out / "results.csv", out / "compressai"]
+  for metric, stem in ("psnr", "rd"), ("ms_ssim", "rd_ms_ssim"):
+    curves = plots.of_plot(results.read_curves(found, metric))
+    for extension in ("png", "svg") if any(curve.kind == "checkpoint" for curve in curves) else ():
+      plots.save_rd_plot(out / f"{stem}.{extension}", curves, title)
+      written.append(out / f"{stem}.{extension}")
+  if with_report:
+    write_whole(out / "report.html", report.page(found, out / "pictures", title))
+    written.append(out / "report.html")
+  return written
+
+
+def plot_arrivals(out: Path, named: list[tuple[str, list[dict]]], title: str) -> list[Path]:
+  """OUT/progressive.png and .svg. The paths."""
+  written, curves = [out / "progressive.png", out / "progressive.svg"], arrival_curves(named)
+  for path in written:
+    plots.save_rd_plot(path, curves, f"{title}, while the files arrive", "bits per pixel received")
+  return written
+
+
+def chosen_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | None, ...]:
+  """All of the checkpoint's, or those asked for, if it has them."""
+  if wanted is None:
+    return codec.qualities
+  if codec.qualities == (None,):
+    raise UserError(f"--qualities: {codec.name} has a single rate; wanted a variable-rate checkpoint")
+  lowest, highest = min(codec.qualities), max(codec.qualities)
+  for quality in wanted:
+    if not lowest <= quality <= highest:
+      raise UserError(f"--qualities: {quality}; {codec.name} has qualities from {lowest} to {highest}")
+  return wanted
+
+
+def chosen_references(wanted: str | None) -> list[rd.Curve]:
+  """The published curves that --published asks for, in every metric."""
+  if wanted is None:
+    return []
+  dataset, _, names = wanted.partition(":")
+  names = _names(names) if names else ()
+  return [curve for metric in rd.METRICS for curve in references.chosen(dataset, names, metric)]
+
+
+def curve_names(paths, codecs, conventional, published) -> list[str]:
+  """What the curves will be called, before there are any."""
+  stubs = [(path, [{"name": codec.name, "quality": codec.qualities[0], "config": codec.config.to_dict()}])
+           for path, codec in zip(paths, codecs)]
+  return [*(name for name, _ in results.families(stubs)), *(each.name for each in [*conventional, *published])]
+
+
+def chosen_anchor(wanted: str | None, known: list[str]) -> str:
+  """The curve that BD-rates are against, by its name in any case; by default the first there is of the usual ones."""
+  if wanted is None:
+    return next((name for name in (baselines.JPEG.name, "VTM-17.0", baselines.WEBP.name) if name in known), known[0])
+  for name in known:
+    if name.lower() == wanted.lower():
+      return name
+  raise UserError(f"--anchor: no curve {wanted!r}; there are {', '.join(dict.fromkeys(known))}")
+
+
+def refuse_unwritable(out: Path) -> None:
+  """Before the work rather than after it."""
+  nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    raise UserError(f"--out {out}: {nearest} is not a folder that can be written to")
+
+
+def progress_bar() -> Progress:
+  console = Console(stderr=True)
+  return Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(),
+                  console=console, transient=True, disable=not console.is_terminal)
+
+
+def counter(progress: Progress, description: str, total: int):
+  task = progress.add_task(description, total=total)
+  return lambda: progress.advance(task)

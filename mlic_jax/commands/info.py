@@ -1,0 +1,33 @@
+"""info: what a .mlic file holds."""
+import argparse
+from pathlib import Path
+
+from mlic_jax.coding import bitstream
+from mlic_jax.commands.arguments import limit_argument
+from mlic_jax.commands.mlic_files import read_mlic
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("file", type=Path, metavar="IN.mlic")
+  limit_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """say what a .mlic file holds"""
+  blob, content = read_mlic(args.file, args.max_megapixels * 10**6)
+  quality = "single rate" if content.quality is None else f"{content.quality:g}"
+  sizes = [len(chunk) for chunk in content.chunks]
+  slices = "in one chunk" if content.single_chunk else f"of {', '.join(map(str, sizes[1:]))} bytes, after {sizes[0]}"
+  profile = "none" if content.icc_profile is None else f"ICC, {len(content.icc_profile)} bytes before compression"
+  decoding = "where it was written, or where arithmetic is the same bit for bit"
+  if content.origin is not None:
+    decoding = f"portable, epsilon {content.origin.epsilon}, written on {content.origin}"
+  print(f"size        {content.width}x{content.height}")
+  print(f"bytes       {len(blob)}, {sum(sizes)} of them coded data")
+  print(f"bpp         {8 * len(blob) / (content.height * content.width):.4f}")
+  print(f"quality     {quality}")
+  print(f"slices      {content.num_slices}, {slices}")
+  print(f"profile     {profile}")
+  print(f"decoding    {decoding}")
+  print(f"checkpoint  {content.fingerprint.hex()}")
+  print(f"version     {bitstream.VERSION}")

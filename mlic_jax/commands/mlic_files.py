@@ -1,0 +1,24 @@
+"""What the commands do with .mlic files and with the codecs for them."""
+from pathlib import Path
+
+from mlic_jax.coding import bitstream
+
+
+def load_codecs(paths: list[Path]) -> list:
+  """The codecs of model directories; CheckpointError when one is none."""
+  from mlic_jax.coding import rangecoder
+  rangecoder.load_in_background()
+  from mlic_jax.coding.codec import Codec
+  return [Codec.load(path) for path in paths]
+
+
+def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:
+  """The bytes of a file and what they hold; BitstreamError names the file otherwise."""
+  with path.open("rb") as file:
+    blob = file.read(bitstream.HEADER_SIZE_MAX)
+    try:
+      bitstream.check_header(blob, pixels_max)  # before the rest is read, which may be of any size
+      blob += file.read()
+      return blob, bitstream.parse(blob, pixels_max, partial)
+    except bitstream.BitstreamError as error:
+      raise bitstream.BitstreamError(f"{path}: {error}") from None

@@ -1,0 +1,1 @@
+"""Pictures in and out, and what training reads: sources, photographs, crops, batches."""

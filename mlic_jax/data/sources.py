@@ -1,0 +1,206 @@
+"""Where photographs come from: folders, and datasets of TensorFlow Datasets, as lists of encoded files.
+
+    PHOTOGRAPHS                       a folder and all below it
+    tfds:clic                         a prepared dataset: its split "train", or its first one
+    tfds:coco/2017:train[:90%]        another split
+    PHOTOGRAPHS*0.7,tfds:clic*0.3     both, seven crops of the one for three of the other
+
+TFDS stores images as the PNG or JPEG files they came as. They are handed on like that, so that records are decoded like
+files, only as far as a crop needs, and without TensorFlow.
+"""
+
+import difflib
+import io
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mlic_jax.data.images import ImageError, list_images
+from mlic_jax.errors import ConfigError
+
+SYNTAX = "FOLDER, tfds:NAME, tfds:NAME:SPLIT, or several with weights: FOLDER*0.7,tfds:NAME*0.3"
+
+
+class Folder:
+  """Image files; `headers_are_cheap` says that an image's size is known without reading all of it."""
+  headers_are_cheap = True
+
+  def __init__(self, name: str, paths: Sequence[Path]):
+    self.name, self.paths = name, list(paths)
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def file(self, index: int) -> Path:
+    """What mlic_jax.data.images.load_image reads."""
+    return self.paths[index]
+
+  def take(self, indices: Sequence[int]) -> "Folder":
+    """The source of these images only."""
+    return Folder(self.name, [self.paths[i] for i in indices])
+
+
+class Records:
+  """Records of a prepared TFDS dataset: serialised tf.train.Example with random access, and the name of a feature."""
+  headers_are_cheap = False
+
+  def __init__(self, name: str, examples: Sequence[bytes], feature: str, indices: Sequence[int]):
+    self.name, self.examples, self.feature, self.indices = name, examples, feature, indices
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def file(self, index: int) -> io.BytesIO:
+    """What mlic_jax.data.images.load_image reads; ImageError when the record is broken."""
+    from tensorflow_datasets.proto import tf_example_pb2  # slow to import, and not for folders
+    index = int(self.indices[index])
+    name = f"{self.name}: image {index}"
+    try:
+      example = tf_example_pb2.Example.FromString(self.examples[index])
+      content = example.features.feature[self.feature].bytes_list.value[0]
+    except Exception as error:  # array_record and protobuf have errors of their own
+      raise ImageError(f"{name}: broken record ({' '.join(str(error).split())})") from error
+    return _NamedBytes(content, name)
+
+  def take(self, indices: Sequence[int]) -> "Records":
+    """The source of these images only."""
+    return Records(self.name, self.examples, self.feature, [self.indices[i] for i in indices])
+
+
+class TfRecords:
+  """Random access to the records of TFRecord files, TFDS's default format: they lie one after the other, each behind
+  its length, so that one walk over the lengths finds them. `instructions` are TFDS's: filename, skip, take."""
+  HEAD, TAIL = struct.Struct("<Q4x"), 4  # length and its checksum; checksum of the record
+
+  def __init__(self, instructions):
+    self._places: list[tuple[str, int, int]] = []  # file, offset, length
+    for each in instructions:
+      places = []
+      with open(each.filename, "rb") as file:
+        while len(head := file.read(self.HEAD.size)) == self.HEAD.size:
+          places.append((str(each.filename), file.tell(), *self.HEAD.unpack(head)))
+          file.seek(places[-1][2] + self.TAIL, 1)
+      self._places += places[each.skip:each.skip + each.take]
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def __getitem__(self, index: int) -> bytes:
+    filename, offset, length = self._places[index]
+    with open(filename, "rb") as file:
+      file.seek(offset)
+      return file.read(length)
+
+
+Source = Folder | Records
+
+
+class WeightedSource(NamedTuple):
+  """Images, and their share of all crops: a weight against those of the other sources, or None for all of them."""
+  source: Source
+  weight: float | None
+
+
+class _NamedBytes(io.BytesIO):
+  """A file in memory that errors can name."""
+
+  def __init__(self, content: bytes, name: str):
+    super().__init__(content)
+    self.name = name
+
+  def __str__(self) -> str:
+    return self.name
+
+
+def open_sources(text: str, tfds_dir: str) -> list[WeightedSource]:
+  """The sources that `text` names, see above; `tfds_dir` is where datasets lie, "" for TFDS's own place.
+
+  ConfigError or ImageError in one line for what is not there, not prepared or not understood."""
+  if Path(text).is_dir():  # whose name may hold a comma or a star
+    return [WeightedSource(_open(text, tfds_dir), None)]
+  named = [_name_and_weight(part.strip(), text) for part in text.split(",")]
+  if len({weight is None for _, weight in named}) > 1:
+    raise ConfigError(f"{text}: some sources have a weight and some none; wanted {SYNTAX}")
+  return [WeightedSource(_open(name, tfds_dir), weight) for name, weight in named]
+
+
+def _name_and_weight(part: str, text: str) -> tuple[str, float | None]:
+  match = re.fullmatch(r"(.+?)(?:\*([^*]*))?", part)
+  if not match:
+    raise ConfigError(f"{text}: a source without a name; wanted {SYNTAX}")
+  name, weight = match.groups()
+  if weight is None:
+    return name, None
+  if not re.fullmatch(r"\d*\.?\d+(e-?\d+)?", weight) or float(weight) == 0:
+    raise ConfigError(f"{text}: the weight {weight!r} of {name!r} is not a positive number; wanted {SYNTAX}")
+  return name, float(weight)
+
+
+def _open(name: str, tfds_dir: str) -> Source:
+  return open_tfds(name, tfds_dir) if name.startswith("tfds:") else Folder(name, list_images(name))
+
+
+def open_tfds(text: str, tfds_dir: str, splits: Sequence[str] = ("train",)) -> Records:
+  """The images of a prepared dataset, "tfds:NAME[:SPLIT]", in file order; nothing is downloaded.
+
+  Without a split it is the first of `splits` that the dataset has, or its first one. Errors as in `open_sources`."""
+  match = re.fullmatch(r"tfds:([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?", text)  # the name may carry a version
+  if not match:
+    raise ConfigError(f"{text}: wanted {SYNTAX}")
+  name, split = match.groups()
+  builder, tfds = _prepared(text, name, tfds_dir)
+  known, images = list(builder.info.splits), _image_features(builder.info.features, tfds)
+  if split is None:
+    split = next((each for each in splits if each in known), known[0])
+  # Where there are several, as in div2k, hr is the photograph and lr its small copy.
+  feature = next((each for each in ("image", "hr", *images) if each in images), None)
+  if feature is None:
+    raise ImageError(f"{text}: has the features {', '.join(builder.info.features or ())}; wanted an image")
+  try:
+    if "array_record" in _formats(builder):
+      examples = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES).data_source
+    else:
+      examples = TfRecords(builder.info.splits[split].file_instructions)
+  except (KeyError, ValueError, AssertionError):
+    raise ImageError(f"{text}: no split {split!r}; wanted one of {', '.join(known)}, or a part like "
+                     f"{known[0]}[:90%]") from None
+  return Records(text, examples, feature, range(len(examples)))
+
+
+def _prepared(text: str, name: str, tfds_dir: str):
+  """(builder, tensorflow_datasets) of a dataset that lies there in a format with records that can be found."""
+  try:
+    import tensorflow_datasets as tfds  # here, because it is slow to import, and not for folders
+  except ImportError as error:
+    raise ImageError(f"{text}: needs the package tensorflow-datasets ({error})") from error
+  try:
+    builder = tfds.builder(name, data_dir=tfds_dir or None)
+  except tfds.core.DatasetNotFoundError as error:
+    known = tfds.list_builders(with_community_datasets=False)
+    near = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=3, cutoff=0.5)
+    nearest = f"the nearest names are {', '.join(near)}" if near else "wanted a name that `tfds` knows"
+    raise ImageError(f"{text}: no such dataset{f' in {tfds_dir}' if tfds_dir else ''}; {nearest}") from error
+  except ValueError as error:
+    raise ImageError(f"{text}: {' '.join(str(error).split())}") from error
+  if not builder.is_prepared():
+    # The program `tfds` would do the same, but does not start without apache_beam.
+    where = f"data_dir={tfds_dir!r}, " if tfds_dir else ""
+    raise ImageError(f"{text}: not prepared in {builder.data_dir}; prepare it with "
+                     f"python -c \"import tensorflow_datasets as tfds; tfds.builder({name!r}, {where}"
+                     f"file_format='array_record').download_and_prepare()\", "
+                     f"or point TFDS_DATA_DIR (in training: tfds_dir) to where it is")
+  if not _formats(builder) & {"array_record", "tfrecord"}:
+    raise ImageError(f"{text}: stored in {builder.data_dir} as {', '.join(sorted(_formats(builder)))}; wanted "
+                     f"array_record or tfrecord")
+  return builder, tfds
+
+
+def _formats(builder) -> set[str]:
+  return {each.value for each in builder.info.available_file_formats()}
+
+
+def _image_features(features, tfds) -> list[str]:
+  """Names of the images in an example."""
+  return [name for name, feature in (features or {}).items() if isinstance(feature, tfds.features.Image)]

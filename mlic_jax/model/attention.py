@@ -1,0 +1,106 @@
+"""What the global contexts share: linear and softmax attention over positions, and the convolutions around them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
+from mlic_jax.model.layers import Conv, gelu
+
+QUERY_BLOCK = 256  # queries at a time in softmax attention: what is held of the attention map is this many rows
+
+
+class Projection(nn.Module):
+  """1x1 and depthwise 3x3 convolution, (B, h, w, C) -> (B, h, w, C): queries, keys or values."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
+    x = Conv(x.shape[-1], 1, name="pointwise")(x, live)
+    return Conv(x.shape[-1], 3, depthwise=True, name="depthwise")(x)
+
+
+class Mixer(nn.Module):
+  """The feed-forward part: 1x1, depthwise 3x3, 1x1, with GELU between; (B, h, w, C) -> (B, h, w, features)."""
+  hidden: int
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = gelu(Conv(self.hidden, 1, name="expand")(x))
+    x = gelu(Conv(self.hidden, 3, depthwise=True, name="depthwise")(x))
+    return Conv(self.features, 1, name="reduce")(x)
+
+
+def one_parity(name: str, x: jax.Array, anchors: bool) -> jax.Array:
+  """`Projection` of the positions of one parity, (B, h, w, C) -> (B, h w/2, C); for compact methods."""
+  b, h, w, c = x.shape
+  x = x * (anchor_mask(h, w) == anchors)[..., None]
+  return pack(Projection(name=name)(x), anchors).reshape(b, h * w // 2, c)
+
+
+def nonanchor_features(attended: jax.Array, h: int, w: int, features: int) -> jax.Array:
+  """What was found for the non-anchors (B, h w/2, C) as features (B, h, w/2, features); for compact methods."""
+  b, _, c = attended.shape
+  x = unpack(attended.reshape(b, h, w // 2, c), anchors=False)
+  x = Conv(features, 5, name="reprojection")(x)
+  return pack(x + Mixer(2 * features, features, name="mlp")(x), anchors=False)
+
+
+def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
+  """Attention in memory and time linear in the number of positions (Shen et al., WACV 2021; MLIC++, section 3).
+
+  Queries are normalised over the channels of a head, keys over positions: out = softmax(q) (softmax(k)^T v).
+
+  Args:
+    q: (B, positions, C); the heads are contiguous groups of C / num_heads channels.
+    k, v: (B, other positions, C).
+
+  Returns:
+    (B, positions, C).
+  """
+  heads = lambda t: t.reshape(*t.shape[:2], num_heads, -1)
+  q, k, v = nn.softmax(heads(q), axis=-1), nn.softmax(heads(k), axis=1), heads(v)
+  summary = jnp.einsum("bnhd,bnhe->bhde", k, v)
+  return jnp.einsum("bnhd,bhde->bnhe", q, summary).reshape(q.shape[0], q.shape[1], -1)
+
+
+def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
+                      visible: Callable[[jax.Array], jax.Array] | None = None, block: int = QUERY_BLOCK) -> jax.Array:
+  """Plain softmax attention, softmax(q k^T / sqrt(C / num_heads)) v, without ever holding the whole attention map.
+
+  Queries are taken `block` at a time, and the gradient computes their part of the map again: memory is linear in the
+  number of positions, in training too.
+
+  Args:
+    q: (B, queries, C); the heads are contiguous groups of C / num_heads channels.
+    k, v: (B, keys, C).
+    visible: which keys a query sees, as a function of query indexes (n,) -> (n, keys) bool; None for all. A query
+      that sees no key gets zeros. Indexes go up to the next multiple of `block`.
+
+  Returns:
+    (B, queries, C).
+  """
+  batch, count, channels = q.shape
+  heads = lambda t: t.reshape(*t.shape[:-1], num_heads, channels // num_heads)
+  q, k, v = heads(q) * (channels // num_heads)**-0.5, heads(k), heads(v)
+
+  @jax.checkpoint
+  def attend(indexes, q):  # (n,), (B, n, heads, C/heads)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+    if visible is None:
+      weights = nn.softmax(scores)
+    else:
+      seen = visible(indexes)
+      # Finite, so that a row without any visible key has finite weights, which `seen` then silences.
+      weights = nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min)) * seen
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+  if count <= block:
+    return attend(jnp.arange(count), q).reshape(batch, count, channels)
+  num_blocks = -(-count // block)
+  padded = jnp.pad(q, ((0, 0), (0, num_blocks * block - count), (0, 0), (0, 0)))
+  blocks = jnp.moveaxis(padded.reshape(batch, num_blocks, block, *q.shape[2:]), 1, 0)
+  out = jax.lax.map(lambda args: attend(*args), (jnp.arange(num_blocks * block).reshape(num_blocks, block), blocks))
+  return jnp.moveaxis(out, 0, 1).reshape(batch, num_blocks * block, channels)[:, :count]

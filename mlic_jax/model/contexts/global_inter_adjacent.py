@@ -1,0 +1,33 @@
+"""Inter-slice global context between adjacent slices (MLIC, section 3, on inter-slice global context)."""
+
+import jax
+from flax import linen as nn
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.attention import nonanchor_features, one_parity, softmax_attention
+from mlic_jax.model.contexts import Refs
+
+NUM_HEADS = 2
+
+
+class Context(nn.Module):
+  """What slice k-1 says about the non-anchors of slice k: (B, h, w, Cs) twice -> (B, h, w/2, features).
+
+  Slice k itself would have to ask, but its non-anchors are not known yet; its anchors stand for them. They ask, the
+  anchors of slice k-1 are the keys, and its non-anchors, beside those anchors, are the values. What an anchor gets is
+  for the non-anchor at the same packed position, its neighbour in the row.
+  """
+  config: CodecConfig
+  needs = ("decoded", "anchor")
+
+  @property
+  def features(self) -> int:
+    return self.config.context_ratio * self.config.slice_channels
+
+  @nn.compact
+  def __call__(self, refs: Refs) -> jax.Array:
+    h, w = refs.anchor.shape[1:3]
+    q = one_parity("queries", refs.anchor, anchors=True)
+    k = one_parity("keys", refs.previous, anchors=True)
+    v = one_parity("values", refs.previous, anchors=False)
+    return nonanchor_features(softmax_attention(q, k, v, NUM_HEADS), h, w, self.features)

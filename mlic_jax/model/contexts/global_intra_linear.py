@@ -1,0 +1,32 @@
+"""Intra-slice global context by linear attention (MLIC++, section 3)."""
+
+import jax
+from flax import linen as nn
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.attention import linear_attention, nonanchor_features, one_parity
+from mlic_jax.model.contexts import Refs
+
+NUM_HEADS = 2
+
+
+class Context(nn.Module):
+  """What far anchors of slice k say about its non-anchors.
+
+  Who resembles whom is taken from the previous slice, where both parities are known: its non-anchors ask, its anchors
+  are the keys; the values are the anchors of this slice.
+  """
+  config: CodecConfig
+  needs = ("decoded", "anchor")
+
+  @property
+  def features(self) -> int:
+    return self.config.context_ratio * self.config.slice_channels
+
+  @nn.compact
+  def __call__(self, refs: Refs) -> jax.Array:
+    h, w = refs.anchor.shape[1:3]
+    q = one_parity("queries", refs.previous, anchors=False)
+    k = one_parity("keys", refs.previous, anchors=True)
+    v = one_parity("values", refs.anchor, anchors=True)
+    return nonanchor_features(linear_attention(q, k, v, NUM_HEADS), h, w, self.features)

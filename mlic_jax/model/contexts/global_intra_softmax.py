@@ -1,0 +1,48 @@
+"""Intra-slice global context by softmax attention (MLIC and MLIC+, section 3, on intra-slice global context)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.attention import nonanchor_features, one_parity, softmax_attention
+from mlic_jax.model.contexts import Refs
+
+NUM_HEADS = 2
+
+
+def beyond_window(nonanchors: jax.Array, h: int, w: int, size: int) -> jax.Array:
+  """(n, h w/2) bool: True where a packed anchor is outside the size x size window around a packed non-anchor (n,)."""
+  def place(packed, anchors):
+    row = packed // (w // 2)
+    return row, 2 * (packed % (w // 2)) + (row + anchors) % 2
+  row, column = place(nonanchors[:, None], anchors=False)
+  key_row, key_column = place(jnp.arange(h * w // 2), anchors=True)
+  return jnp.maximum(abs(row - key_row), abs(column - key_column)) > size // 2
+
+
+class Context(nn.Module):
+  """What far anchors of slice k say about its non-anchors: (B, h, w, Cs) twice -> (B, h, w/2, features).
+
+  Who resembles whom is taken from the previous slice, where both parities are known: its non-anchors ask, its anchors
+  are the keys; the values are the anchors of this slice. The window_size neighbourhood of a non-anchor is hidden from
+  it: that belongs to the local context, also where a config has none. Small pictures can be all neighbourhood; then
+  the attended values are zero.
+  """
+  config: CodecConfig
+  needs = ("decoded", "anchor")
+
+  @property
+  def features(self) -> int:
+    return self.config.context_ratio * self.config.slice_channels
+
+  @nn.compact
+  def __call__(self, refs: Refs) -> jax.Array:
+    h, w = refs.anchor.shape[1:3]
+    q = one_parity("queries", refs.previous, anchors=False)
+    k = one_parity("keys", refs.previous, anchors=True)
+    v = one_parity("values", refs.anchor, anchors=True)
+    visible = partial(beyond_window, h=h, w=w, size=self.config.window_size)
+    return nonanchor_features(softmax_attention(q, k, v, NUM_HEADS, visible), h, w, self.features)

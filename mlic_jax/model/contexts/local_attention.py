@@ -1,0 +1,67 @@
+"""Overlapped window checkerboard attention (MLIC+, section 3): what the anchors around a non-anchor say about it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.checkerboard import anchor_mask, pack
+from mlic_jax.model.contexts import Refs
+from mlic_jax.model.layers import gelu
+
+NUM_HEADS = 2
+HIDDEN = -100.0  # added to the score of a pair that must not meet, as in the authors' code
+
+
+def relative_position_index(size: int) -> np.ndarray:
+  """(size^2, size^2) row of the table of (2 size - 1)^2 biases, for each query and key of a window."""
+  place = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(-1, 2)
+  offset = place[:, None] - place[None, :] + size - 1
+  return offset[..., 0] * (2 * size - 1) + offset[..., 1]
+
+
+def nonanchor_windows(x: jax.Array, size: int) -> jax.Array:
+  """(..., h, w, C) -> (..., h, w/2, size^2, C): the window around each non-anchor, zeros outside the picture."""
+  h, w = x.shape[-3:-1]
+  pad = size // 2
+  padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)])
+  shifted = [padded[..., i:i + h, j:j + w, :] for i in range(size) for j in range(size)]
+  return jnp.stack([pack(s, anchors=False) for s in shifted], axis=-2)
+
+
+class Context(nn.Module):
+  """Self-attention inside the window around each non-anchor, joined by a convolution over the window.
+
+  All positions of a window ask; anchors attend to anchors only. A non-anchor holds no latent yet, but its place in the
+  window has a learned bias towards every other place. Outside the picture queries, keys and values are zero.
+  """
+  config: CodecConfig
+  needs = ("anchor",)
+
+  @property
+  def features(self) -> int:
+    return self.config.context_ratio * self.config.slice_channels
+
+  @nn.compact
+  def __call__(self, refs: Refs) -> jax.Array:
+    size, (b, h, w, c) = self.config.window_size, refs.anchor.shape
+    table = self.param("relative_position_table", nn.initializers.truncated_normal(0.02),
+                       ((2 * size - 1)**2, NUM_HEADS))
+    bias = table[relative_position_index(size)]                                     # (query, key, head)
+    is_anchor = nonanchor_windows(anchor_mask(h, w)[..., None], size)[..., 0]       # (h, w/2, place)
+    hidden = is_anchor[..., :, None] & ~is_anchor[..., None, :]                     # (h, w/2, query, key)
+
+    qkv = nn.Dense(3 * c, name="qkv")(nn.LayerNorm(epsilon=1e-5, name="norm1")(refs.anchor))
+    # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS.
+    windows = nonanchor_windows(qkv, size).reshape(b, h, w // 2, size**2, 3, c // NUM_HEADS, NUM_HEADS)
+    q, k, v = (windows[..., i, :, :] for i in range(3))
+    scores = jnp.einsum("byxqdh,byxkdh->byxhqk", q * (c // NUM_HEADS)**-0.5, k)
+    scores = scores + jnp.moveaxis(bias, -1, 0) + jnp.where(hidden, HIDDEN, 0.0)[None, :, :, None]
+    attended = jnp.einsum("byxhqk,byxkdh->byxqhd", nn.softmax(scores), v)
+
+    x = nn.Dense(self.features, name="fusion")(attended.reshape(b, h, w // 2, size**2 * c))
+    x = nn.Dense(self.features, name="proj")(x)
+    out = nn.LayerNorm(epsilon=1e-5, name="norm2")(x)
+    out = nn.Dense(self.features, name="fc2")(gelu(nn.Dense(2 * self.features, name="fc1")(out)))
+    return x + out

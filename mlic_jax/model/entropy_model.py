@@ -1,0 +1,44 @@
+"""The entropy model without the transforms, as pure functions of its parameters; docs/research.md uses them.
+
+    params = init(config, key)                     new ones, or those of a codec: variables["params"]["slices"]
+    coded = predict(config, params, hyper, y)      y_hat, bits, mean, scale: (B, h, w, M) each
+    y, hyper = latents(config, variables, x)       what a codec makes of pictures, to try entropy models on
+
+`config` has to be static under jax.jit; everything else may be traced.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import PRECISION, build
+from mlic_jax.model.slices import Coded, Slices
+
+
+def init(config: CodecConfig, key: jax.Array) -> dict[str, Any]:
+  """Parameters of all slices; their leading axis is the slice."""
+  y = jax.ShapeDtypeStruct((1, 4, 4, config.M), jnp.float32)
+  hyper = jax.ShapeDtypeStruct((1, 4, 4, 2 * config.M), jnp.float32)
+  return Slices(config).lazy_init(key, hyper, y, method="walk")["params"]
+
+
+def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: jax.Array,
+            key: jax.Array | None = None) -> Coded:
+  """What the entropy model makes of y (B, h, w, M), given hyper (B, h, w, 2M).
+
+  h and w are multiples of 4. Without a key, the bits are those of the file, whose gradient is not that of the rate
+  (rounding has none); with one, those of training, with noise in place of rounding.
+  """
+  noise = None if key is None else jax.random.uniform(key, y.shape, minval=-0.5, maxval=0.5)
+  with jax.default_matmul_precision(PRECISION):
+    return Slices(config).apply({"params": params}, hyper, y, noise, method="walk")
+
+
+def latents(config: CodecConfig, variables: dict[str, Any], x: jax.Array,
+            quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
+  """y (B, h, w, M) and hyper (B, h, w, 2M) of pictures x (B, H, W, 3) in [0, 1], by the codec of `variables`."""
+  run = lambda *args, method: build(config).apply(variables, *args, method=method)
+  y, z = run(x, quality, method="analyse")
+  return y, run(run(z, method="round_z"), method="hyper")

@@ -1,0 +1,181 @@
+"""Convolutions with PyTorch's padding, sub-pixel convolution, GDN, residual blocks. Arrays are NHWC."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mlic_jax.compute.convolution import conv2d
+from mlic_jax.model.gradients import lower_bound
+
+# The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
+# with full-size branches the first reconstructions of a training are many times too bright.
+RESIDUAL_INIT, RESAMPLING_INIT = 0.1, 0.3
+
+gelu = functools.partial(nn.gelu, approximate=False)  # the authors' weights want the exact one
+
+
+def live_lecun_normal(live: jax.Array | None, scale: float = 1.0):
+  """LeCun's normal initialiser over the inputs that can be non-zero; kernels of the others start at zero.
+
+  The step of slice k is built for the full width of y, of which only the decoded slices are ever non-zero: with the
+  nominal fan-in, the first slices would start with features that are far too small.
+
+  Args:
+    live: (in_features,) bool, possibly traced; None when all inputs are live.
+    scale: of the standard deviation.
+  """
+  def init(key, shape, dtype=jnp.float32):
+    if live is None:
+      return scale * nn.initializers.lecun_normal()(key, shape, dtype)
+    fan_in = jnp.maximum(live.sum(), 1) * functools.reduce(lambda a, b: a * b, shape[:-2], 1)
+    kernel = jax.random.truncated_normal(key, -2, 2, shape, dtype) / 0.87962566103423978
+    return scale * kernel * live[:, None] * jax.lax.rsqrt(fan_in.astype(dtype))
+  return init
+
+
+class Conv(nn.Module):
+  """Convolution, (B, H, W, C) -> (B, H/stride, W/stride, features), padded by kernel_size // 2 on each side.
+
+  `init_scale` and `init_bias` are for layers that have to start quietly; they matter to a training from scratch only.
+  """
+  features: int
+  kernel_size: int = 3
+  stride: int = 1
+  depthwise: bool = False
+  init_scale: float = 1.0
+  init_bias: float = 0.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
+    size = self.kernel_size
+    groups = x.shape[-1] if self.depthwise else 1
+    kernel = self.param("kernel", live_lecun_normal(live, self.init_scale),
+                        (size, size, x.shape[-1] // groups, self.features))
+    bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.features,))
+    if self.depthwise:
+      return depthwise_conv(x, kernel) + bias
+    return conv2d(x, kernel.astype(x.dtype), bias.astype(x.dtype), self.stride)
+
+
+class CheckerboardConv(nn.Module):
+  """Convolution that looks at the other parity only, (B, h, w, C) -> (B, h, w, features) (He et al., CVPR 2021).
+
+      . x . x .     Taps (x) are at odd distances, so anchors see non-anchors and non-anchors see anchors. The kernel
+      x . x . x     holds all kernel_size^2 of them, as a plain convolution does; the others are multiplied by zero.
+      . x . x .
+      x . x . x
+      . x . x .
+  """
+  features: int
+  kernel_size: int = 5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    size = self.kernel_size
+    taps = (np.indices((size, size)).sum(0) % 2 == 1)[..., None, None]
+    # The fan-in is that of the taps: 12 of 25.
+    scale = (taps.size / taps.sum())**0.5
+    init = lambda *args: nn.initializers.lecun_normal()(*args) * scale * taps
+    kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features)) * taps
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    return conv2d(x, kernel, bias)
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Each channel convolved with its own (size, size, 1, C) kernel.
+
+  A sum of shifted products: XLA's grouped convolution runs on one channel at a time on CPU.
+  """
+  size, pad = kernel.shape[0], kernel.shape[0] // 2
+  _, h, w, _ = x.shape
+  padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  return sum(padded[:, i:i + h, j:j + w] * kernel[i, j, 0] for i in range(size) for j in range(size))
+
+
+def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
+  """(B, H, W, C*factor^2) -> (B, H*factor, W*factor, C); channel c*factor^2 + i*factor + j goes to offset (i, j)."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, c // factor**2, factor, factor)
+  return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * factor, w * factor, c // factor**2)
+
+
+class SubpixelConv(nn.Module):
+  """3x3 convolution and pixel shuffle, (B, H, W, C) -> (B, 2H, 2W, features) (Shi et al., CVPR 2016)."""
+  features: int
+  init_scale: float = 1.0
+  init_bias: float = 0.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    conv = Conv(4 * self.features, init_scale=self.init_scale, init_bias=self.init_bias, name="conv")
+    return pixel_shuffle(conv(x))
+
+
+class GDN(nn.Module):
+  """Generalised divisive normalisation, x / sqrt(beta + gamma x^2), or its inverse (Balle et al., ICLR 2016).
+
+  `beta` and `gamma` are stored as the square roots of their values plus a pedestal, and bounded below, so that they
+  stay positive under any gradient step.
+  """
+  inverse: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    pedestal = 2.0**-36
+    stored = lambda value: jnp.sqrt(jnp.maximum(value + pedestal, pedestal))
+    beta = self.param("beta", lambda _: stored(jnp.ones(channels)))
+    gamma = self.param("gamma", lambda _: stored(0.1 * jnp.eye(channels)))  # (out, in)
+    beta = lower_bound(beta, (1e-6 + pedestal)**0.5)**2 - pedestal
+    gamma = lower_bound(gamma, pedestal**0.5)**2 - pedestal
+    norm = jnp.einsum("bhwi,oi->bhwo", x**2, gamma.astype(x.dtype)) + beta.astype(x.dtype)
+    return x * (jnp.sqrt(norm) if self.inverse else jax.lax.rsqrt(norm))
+
+
+class ResidualBlock(nn.Module):
+  """Two 3x3 convolutions and a skip connection; (B, H, W, C) -> (B, H, W, features)."""
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    out = gelu(Conv(self.features, name="conv1")(x))
+    out = gelu(Conv(self.features, init_scale=RESIDUAL_INIT, name="conv2")(out))
+    return out + (x if x.shape[-1] == self.features else Conv(self.features, 1, name="skip")(x))
+
+
+class ResidualBlockDown(nn.Module):
+  """(B, H, W, C) -> (B, H/2, W/2, features), with GDN."""
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    out = gelu(Conv(self.features, stride=2, name="conv1")(x))
+    out = GDN(name="gdn")(Conv(self.features, init_scale=RESAMPLING_INIT, name="conv2")(out))
+    return out + Conv(self.features, 1, stride=2, name="skip")(x)
+
+
+class ResidualBlockUp(nn.Module):
+  """(B, H, W, C) -> (B, 2H, 2W, features), with inverse GDN."""
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    out = gelu(SubpixelConv(self.features, name="subpel_conv")(x))
+    out = GDN(inverse=True, name="igdn")(Conv(self.features, init_scale=RESAMPLING_INIT, name="conv")(out))
+    return out + SubpixelConv(self.features, name="upsample")(x)
+
+
+class ConvStack(nn.Module):
+  """Convolutions with GELU between them; `features` lists their widths, the last one the output's."""
+  features: Sequence[int]
+  kernel_size: int = 3
+
+  @nn.compact
+  def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
+    for i, features in enumerate(self.features):
+      x = Conv(features, self.kernel_size, name=f"conv{i}")(gelu(x) if i else x, live if i == 0 else None)
+    return x

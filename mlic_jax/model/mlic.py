@@ -1,0 +1,150 @@
+"""The codec as one linen module. Read this first.
+
+    x --g_a--> y --h_a--> z --round--> z_hat --h_s--> hyper --.
+               |                                              v
+               '----------------------------> slices: prior, round, y_hat --g_s--> x_hat
+
+`MLIC.__call__` is training and the bit estimate. The methods below it are the same computation in pieces, for the
+encoder and the decoder (coding/codec.py).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.gradients import ste_round
+from mlic_jax.model.priors import FactorizedPrior
+from mlic_jax.model.slices import Prior, Slices, State
+from mlic_jax.model.transforms import Analysis, HyperAnalysis, HyperSynthesis, Synthesis
+
+# The entropy path is float32 throughout: TPUs and recent GPUs would otherwise multiply in fewer bits, and a prior that
+# differs in the last bits picks another coding table.
+PRECISION = "highest"
+
+
+class CodecOutput(NamedTuple):
+  """What the codec makes of a batch of pictures; h = H/16, w = W/16."""
+  x_hat: jax.Array   # (B, H, W, 3), not clipped
+  y_hat: jax.Array   # (B, h, w, M), input of g_s before the inverse gain
+  y_bits: jax.Array  # (B, h, w, M), per element
+  z_bits: jax.Array  # (B, h/4, w/4, N), per element
+
+
+class MLIC(nn.Module):
+  """A learned image codec of the MLIC family (Jiang et al., ACM MM 2023; MLIC++, 2023).
+
+  Pictures are (B, H, W, 3) in [0, 1], H and W multiples of 64. `quality` is for variable-rate codecs only
+  (config.num_rates > 0): a scalar or (B,) in 1..num_rates, where fractions interpolate between two learned rates.
+
+  `transform_dtype` and `remat` are for training on accelerators: g_a and g_s in bfloat16 (the entropy path stays
+  float32), and blocks and slices whose insides the gradient computes again instead of keeping them.
+  """
+  config: CodecConfig
+  transform_dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  def setup(self):
+    config = self.config
+    self.g_a, self.g_s = Analysis(config, self.remat), Synthesis(config, self.remat)
+    self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
+    self.z_prior = FactorizedPrior(config.N)
+    self.slices = Slices(config)
+    if config.num_rates:
+      # A spread of one octave around the middle to start from; the rates themselves are learned.
+      spread = lambda _: jnp.tile(jnp.linspace(-0.8, 0.8, config.num_rates)[:, None], (1, config.M))
+      self.log_gain = self.param("log_gain", spread)
+      self.log_inverse_gain = self.param("log_inverse_gain", lambda key: -spread(key))
+
+  def __call__(self, x: jax.Array, quality: jax.Array | float | None = None, num_arrived: jax.Array | None = None,
+               first: jax.Array | int = 0) -> CodecOutput:
+    """Reconstruction and bits. With a "noise" rng the rate is that of training, noise in place of rounding.
+
+    num_arrived (B,): only so many slices reach the decoder; the others are their means, and cost nothing. None: all.
+    first: index of x[0] in a larger batch; the noise of a picture does not depend on how that was split."""
+    y, z = self.analyse(x, quality)
+    with jax.default_matmul_precision(PRECISION):
+      z_symbols, medians = ste_round(z - self.z_prior.medians), self.z_prior.medians
+      y_noise, z_noise = self._noise(y, first), self._noise(z, first)
+      z_bits = self.z_prior.bits(jax.lax.stop_gradient(z_symbols) + medians if z_noise is None else z + z_noise)
+      coded = self.slices.walk(self.h_s(z_symbols + medians), y, y_noise, num_arrived, self.remat)
+    return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits)
+
+  def analyse(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
+    """y (B, h, w, M), times the gain of its rate, and z (B, h/4, w/4, N)."""
+    if any(side % 64 for side in x.shape[1:3]):
+      raise ValueError(f"pictures of {x.shape[1]}x{x.shape[2]}, height and width have to be multiples of 64")
+    y = self._transform(self.g_a, x)
+    if self.config.num_rates:
+      y = y * self._gain("log_gain", quality)
+    return y, self.h_a(y)
+
+  def synthesise(self, y_hat: jax.Array, quality: jax.Array | float | None = None) -> jax.Array:
+    """x_hat (B, H, W, 3), not clipped, from y_hat (B, h, w, M)."""
+    if self.config.num_rates:
+      y_hat = y_hat * self._gain("log_inverse_gain", quality)
+    return self._transform(self.g_s, y_hat)
+
+  def round_z(self, z: jax.Array) -> jax.Array:
+    """int32 symbols of z (B, h/4, w/4, N)."""
+    return jnp.round(z - self.z_prior.medians).astype(jnp.int32)
+
+  def z_bits(self, z_symbols: jax.Array) -> jax.Array:
+    """Bits per element of the symbols of z (B, h/4, w/4, N)."""
+    return self.z_prior.bits(z_symbols + self.z_prior.medians)
+
+  def hyper(self, z_symbols: jax.Array) -> jax.Array:
+    """hyper (B, h, w, 2M), from the symbols of z."""
+    with jax.default_matmul_precision(PRECISION):
+      return self.h_s(z_symbols + self.z_prior.medians)
+
+  def initial_state(self, hyper: jax.Array) -> State:
+    """The state before the first pass."""
+    return self.slices.initial_state(hyper)
+
+  def anchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
+    """The prior of the anchors of slice k."""
+    with jax.default_matmul_precision(PRECISION):
+      return self.slices.run("anchor_prior", k, hyper, state)
+
+  def nonanchor_prior(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> tuple[Prior, State]:
+    """The prior of the non-anchors of slice k, from the symbols (B, h, w/2, Cs) of its anchors."""
+    with jax.default_matmul_precision(PRECISION):
+      state = self.slices.run("set_anchors", k, hyper, state, symbols)
+      return self.slices.run("nonanchor_prior", k, hyper, state)
+
+  def finish_slice(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
+    """The state with slice k decoded, from the symbols (B, h, w/2, Cs) of its non-anchors."""
+    with jax.default_matmul_precision(PRECISION):
+      return self.slices.run("finish_slice", k, hyper, state, symbols)
+
+  def aux_loss(self) -> jax.Array:
+    """Trains the quantiles of z's density, and nothing else."""
+    return self.z_prior.aux_loss()
+
+  def _transform(self, transform: nn.Module, x: jax.Array) -> jax.Array:
+    return transform(x.astype(self.transform_dtype)).astype(jnp.float32)
+
+  def _noise(self, latent: jax.Array, first: jax.Array | int) -> jax.Array | None:
+    if not self.has_rng("noise"):
+      return None
+    key, places = self.make_rng("noise"), first + jnp.arange(latent.shape[0])
+    draw = lambda place: jax.random.uniform(jax.random.fold_in(key, place), latent.shape[1:], minval=-0.5, maxval=0.5)
+    return jax.vmap(draw)(places)
+
+  def _gain(self, name: str, quality: jax.Array | float | None) -> jax.Array:
+    """(B or 1, 1, 1, M); fractions of a quality interpolate geometrically (Cui et al., CVPR 2021)."""
+    if quality is None:
+      raise ValueError(f"a variable-rate codec wants a quality in 1..{self.config.num_rates}, none came")
+    place = jnp.clip(jnp.atleast_1d(jnp.asarray(quality, jnp.float32)) - 1, 0, self.config.num_rates - 1)
+    rates = jnp.arange(self.config.num_rates)
+    weights = jnp.maximum(1 - jnp.abs(place[:, None] - rates), 0)
+    with jax.default_matmul_precision(PRECISION):
+      return jnp.exp(weights @ getattr(self, name))[:, None, None]
+
+
+def build(config: CodecConfig, **options) -> MLIC:
+  """The linen module of a config: `variables = build(config).init(key, x)`. Options are transform_dtype and remat."""
+  return MLIC(config, **options)

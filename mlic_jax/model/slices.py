@@ -1,0 +1,217 @@
+"""The slice step, written once: training scans it, the encoder and the decoder call its passes one by one.
+
+    step k:  anchor prior (mean, scale)     <- hyper, slices 0..k-1
+             y_hat on anchors               <- symbols + mean, plus residual prediction (LRP)
+             non-anchor prior (mean, scale) <- the same, and the anchors of this slice
+             y_hat of the slice             <- symbols + mean, plus LRP
+
+Every step is built for the full width of y, and `decoded` is zero where nothing is decoded yet; so the parameters of
+all steps have one shape and are stacked on a leading axis, and k may be traced.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model import contexts
+from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
+from mlic_jax.model.gradients import lower_bound, ste_round
+from mlic_jax.model.layers import ConvStack
+from mlic_jax.model.priors import SCALE_MIN, gaussian_bits, scale_index, scale_place
+
+
+class Prior(NamedTuple):
+  """What a pass knows about the elements it codes, packed (B, h, w/2, Cs)."""
+  mean: jax.Array
+  scale: jax.Array  # at least SCALE_MIN
+
+  @property
+  def index(self) -> jax.Array:
+    """int32 row of the coding table for each element."""
+    return scale_index(self.scale)
+
+  @property
+  def place(self) -> jax.Array:
+    """float32 place of each scale among the levels of the table, 0 at SCALE_MIN; portable files take rows from it."""
+    return scale_place(self.scale)
+
+
+class State(NamedTuple):
+  """What the decoder holds between two passes."""
+  decoded: jax.Array                # (B, h, w, M) y_hat of the finished slices, zeros beyond
+  mean: jax.Array                   # (B, h, w/2, Cs) mean of the pass whose symbols come next
+  anchor: jax.Array                 # (B, h, w, Cs) y_hat of slice k on its anchors; zeros before they are known
+  shared: tuple[jax.Array, ...]     # features for both passes of slice k, each (B, h, w, features)
+
+
+class Coded(NamedTuple):
+  """What the walk makes of y, element by element, (B, h, w, M) each."""
+  y_hat: jax.Array
+  bits: jax.Array
+  mean: jax.Array
+  scale: jax.Array  # at least SCALE_MIN
+
+
+class SliceStep(nn.Module):
+  """One step. Its parameters are those of one slice; `Slices` stacks them."""
+  config: CodecConfig
+
+  def setup(self):
+    config = self.config
+    self.contexts = {name: contexts.make_context(name, config) for name in config.contexts}
+    out = (*config.entropy_widths, 2 * config.slice_channels)
+    self.entropy_anchor = ConvStack(out, kernel_size=1)
+    self.entropy_nonanchor = ConvStack(out, kernel_size=1)
+    if config.lrp_widths:
+      self.lrp_anchor = ConvStack((*config.lrp_widths, config.slice_channels))
+      self.lrp_nonanchor = ConvStack((*config.lrp_widths, config.slice_channels))
+
+  def __call__(self, k, hyper, decoded, y_slice, noise=None, arrived=None):
+    """The whole step, as training and the bit estimate run it.
+
+    Args:
+      k: index of the slice.
+      hyper: (B, h, w, 2M) from h_s.
+      decoded: (B, h, w, M) y_hat of slices 0..k-1.
+      y_slice: (B, h, w, Cs) slice k of y.
+      noise: (B, h, w, Cs) uniform in [-0.5, 0.5) that stands for rounding in the rate; None to round.
+      arrived: (B,) bool, whether the slice reaches the decoder. Where it does not, it is its mean and costs nothing, as
+        in progressive decoding; None when all do.
+
+    Returns:
+      decoded with slice k filled in; bits, mean and scale of its elements, (B, h, w, Cs) each.
+    """
+    state, found = self.empty_state(decoded), (0.0, 0.0, 0.0)
+    for anchors, prior_of in ((True, self.anchor_prior), (False, self.nonanchor_prior)):
+      prior, state = prior_of(k, hyper, state)
+      y = pack(y_slice, anchors)
+      symbols = ste_round(y - prior.mean)
+      # The rate has no gradient through rounding: with noise it needs none, without it would be a wrong one.
+      coded = jax.lax.stop_gradient(symbols) + prior.mean if noise is None else y + pack(noise, anchors)
+      bits = gaussian_bits(coded, *prior)
+      if arrived is not None:
+        symbols, bits = (jnp.where(arrived[:, None, None, None], each, 0.0) for each in (symbols, bits))
+      of_pass = (bits, *prior)
+      found = tuple(both + unpack(one, anchors) for both, one in zip(found, of_pass))
+      state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, symbols)
+    return state.decoded, found
+
+  def empty_state(self, decoded: jax.Array) -> State:
+    """The state before the first pass of a slice."""
+    b, h, w, _ = decoded.shape
+    cs = self.config.slice_channels
+    shared = tuple(jnp.zeros((b, h, w, c.features)) for c in self._of_both_passes())
+    return State(decoded, jnp.zeros((b, h, w // 2, cs)), jnp.zeros((b, h, w, cs)), shared)
+
+  def anchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
+    """The prior of the anchors of slice k, from slices 0..k-1."""
+    refs = self._refs(k, state)
+    speakers = self._of_both_passes()
+    shared = tuple(self._speak(c, refs) for c in speakers)
+    features = [pack(f, anchors=True) for f in (*shared, hyper)]
+    prior = self._prior(self.entropy_anchor, k, features, speakers)
+    return prior, state._replace(mean=prior.mean, shared=shared, anchor=jnp.zeros_like(state.anchor))
+
+  def set_anchors(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
+    """y_hat of the anchors of slice k, from their symbols (B, h, w/2, Cs)."""
+    anchor = unpack(symbols + state.mean, anchors=True)
+    return state._replace(anchor=self._with_lrp("lrp_anchor", k, hyper, state.decoded, anchor, anchors=True))
+
+  def nonanchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
+    """The prior of the non-anchors of slice k, from slices 0..k-1 and the anchors of slice k."""
+    refs = self._refs(k, state)._replace(anchor=state.anchor)
+    speakers = [c for c in self.contexts.values() if "anchor" in c.needs]
+    features = [self._speak(c, refs) for c in speakers]
+    features += [pack(f, anchors=False) for f in (*state.shared, hyper)]
+    prior = self._prior(self.entropy_nonanchor, k, features, speakers + self._of_both_passes())
+    return prior, state._replace(mean=prior.mean)
+
+  def finish_slice(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
+    """y_hat of slice k, from the symbols of its non-anchors (B, h, w/2, Cs)."""
+    current = state.anchor + unpack(symbols + state.mean, anchors=False)
+    current = self._with_lrp("lrp_nonanchor", k, hyper, state.decoded, current, anchors=False)
+    return state._replace(decoded=self._with_slice(state.decoded, k, current))
+
+  def _of_both_passes(self) -> list[nn.Module]:
+    """The contexts that need no anchors: computed once in the anchor pass, and kept for the other."""
+    return [c for c in self.contexts.values() if "anchor" not in c.needs]
+
+  def _refs(self, k, state: State) -> contexts.Refs:
+    cs = self.config.slice_channels
+    previous = jax.lax.dynamic_slice_in_dim(state.decoded, jnp.maximum(k - 1, 0) * cs, cs, axis=-1)
+    return contexts.Refs(k, state.decoded, jnp.arange(self.config.M) < k * cs, previous, anchor=None)
+
+  def _speak(self, context: nn.Module, refs: contexts.Refs) -> jax.Array:
+    """The features of a context; zeros for the first slice when it wants an earlier one."""
+    features = context(refs)
+    return jnp.where(refs.k > 0, features, 0.0) if "decoded" in context.needs else features
+
+  def _prior(self, network: nn.Module, k, features: list[jax.Array], speakers: list[nn.Module]) -> Prior:
+    live = [jnp.broadcast_to(k > 0 if "decoded" in c.needs else True, (c.features,)) for c in speakers]
+    live = jnp.concatenate([*live, jnp.ones(features[-1].shape[-1], bool)])
+    scale, mean = jnp.split(network(jnp.concatenate(features, axis=-1), live), 2, axis=-1)
+    return Prior(mean, lower_bound(scale, SCALE_MIN))
+
+  def _with_slice(self, decoded: jax.Array, k, current: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(decoded, current, k * self.config.slice_channels, axis=-1)
+
+  def _with_lrp(self, name: str, k, hyper, decoded, current, anchors: bool) -> jax.Array:
+    """current (B, h, w, Cs) plus the predicted rounding error at one parity (Minnen & Singh, ICIP 2020)."""
+    if not self.config.lrp_widths:
+      return current
+    M, cs = self.config.M, self.config.slice_channels
+    live = jnp.concatenate([jnp.ones(M, bool), jnp.arange(M) < (k + 1) * cs])
+    inputs = jnp.concatenate([hyper[..., M:], self._with_slice(decoded, k, current)], axis=-1)
+    residual = 0.5 * jnp.tanh(getattr(self, name)(inputs, live))
+    return current + residual * (anchor_mask(*current.shape[1:3])[..., None] == anchors)
+
+
+class Slices(nn.Module):
+  """All steps: their stacked parameters, the scan of training, and single passes for the codec."""
+  config: CodecConfig
+
+  def setup(self):
+    self.step = SliceStep(self.config, parent=None)
+    if self.is_initializing():
+      M, cs, count = self.config.M, self.config.slice_channels, self.config.num_slices
+      start = lambda key, k: self.step.init(
+          key, k, jnp.zeros((1, 4, 4, 2 * M)), jnp.zeros((1, 4, 4, M)), jnp.zeros((1, 4, 4, cs)))["params"]
+      keys = jax.random.split(self.make_rng("params"), count)
+      # Compiled, so that what `start` computes beside the parameters is never run.
+      self.put_variable("params", "steps", jax.jit(jax.vmap(start))(keys, jnp.arange(count)))
+
+  def walk(self, hyper: jax.Array, y: jax.Array, noise: jax.Array | None = None, num_arrived: jax.Array | None = None,
+           remat: bool = False) -> Coded:
+    """All steps under one scan, from hyper (B, h, w, 2M), y and noise (B, h, w, M).
+
+    num_arrived (B,): only so many slices reach the decoder, see SliceStep; None for all. With `remat` the gradient
+    computes every step again instead of keeping what is inside it."""
+    count = self.config.num_slices
+    split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
+
+    def body(decoded, inputs):
+      params, k, y_slice, noise_slice, arrived = inputs
+      return self.step.apply({"params": params}, k, hyper, decoded, y_slice, noise_slice, arrived)
+
+    params = self.get_variable("params", "steps")
+    inputs = (params, jnp.arange(count), split(y), None if noise is None else split(noise),
+              None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived)
+    body = jax.checkpoint(body) if remat else body
+    # On CPU the gradient through a rolled loop is 18 to 30 times slower; only training takes one.
+    all_at_once = jax.default_backend() == "cpu" and noise is not None
+    unroll = self.config.scan_unroll or (count if all_at_once else 1)
+    y_hat, found = jax.lax.scan(body, jnp.zeros_like(y), inputs, unroll=unroll)
+    return Coded(y_hat, *(jnp.moveaxis(t, 0, -2).reshape(y.shape) for t in found))
+
+  def run(self, method: str, k, *args):
+    """One pass of step k, by the name of its method in SliceStep; k may be traced."""
+    params = jax.tree.map(lambda p: p[k], self.get_variable("params", "steps"))
+    return self.step.apply({"params": params}, k, *args, method=method)
+
+  def initial_state(self, hyper: jax.Array) -> State:
+    """The state before the first pass of the first slice."""
+    decoded = jnp.zeros((*hyper.shape[:-1], self.config.M))
+    return self.step.apply({}, decoded, method="empty_state")

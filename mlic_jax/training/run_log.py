@@ -1,0 +1,147 @@
+"""What a run says while it trains: a progress bar or lines in the terminal, CSV files, TensorBoard."""
+
+import contextlib
+import csv
+import datetime
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from tensorboardX import SummaryWriter
+
+from mlic_jax.files import whole_file
+
+log = logging.getLogger(__name__)
+
+TRAIN_COLUMNS = ("step", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim", "aux_loss", "grad_norm",
+                 "learning_rate", "images_per_second", "data_wait_share")
+EVAL_COLUMNS = ("step", "quality", "lmbda", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim")
+
+
+class CsvLog:
+  """A CSV file with the given columns that goes on where a resumed run starts: rows after `step` are dropped."""
+
+  def __init__(self, path: Path, columns: tuple[str, ...], step: int):
+    rows = []
+    if path.exists():
+      with path.open(newline="") as file:
+        for row in csv.reader(file):  # a killed run may have left half a row at the end
+          if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step:
+            rows.append(row)
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
+      csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    self.columns = columns
+    self._file = path.open("a", newline="")
+    self._writer = csv.writer(self._file, lineterminator="\n")
+
+  def write(self, row: dict[str, float]) -> None:
+    """Appends a row, six digits a figure; columns that `row` does not have stay empty."""
+    cells = (row.get(name, "") for name in self.columns)
+    self._writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells])
+    self.flush()
+
+  def flush(self) -> None:
+    """Brings the rows to the disk; on a full one they wait for the next call."""
+    try:
+      self._file.flush()
+    except OSError as error:
+      log.warning("%s: %s; its rows are kept for later", self._file.name, error.strerror)
+
+  def close(self) -> None:
+    self.flush()
+    with contextlib.suppress(OSError):  # said by flush
+      self._file.close()
+
+
+class RunLog:
+  """Takes the figures of a run, from step `start` to `num_steps`, to the terminal, WORKDIR/metrics.csv,
+  WORKDIR/eval.csv and WORKDIR/tensorboard. A context manager; `quiet` (all processes but the first) writes nothing."""
+
+  def __init__(self, workdir: Path, start: int, num_steps: int, quiet: bool = False):
+    self.num_steps, self.quiet, self._bar = num_steps, quiet, None
+    if quiet:
+      return
+    self._train = CsvLog(workdir / "metrics.csv", TRAIN_COLUMNS, start)
+    self._eval = CsvLog(workdir / "eval.csv", EVAL_COLUMNS, start)
+    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+    if sys.stdout.isatty():
+      columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"),
+                 TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(min_width=7, no_wrap=True)))
+      self._bar = Progress(*columns, console=Console(), transient=True)
+      self._task = self._bar.add_task("compiling", total=num_steps, completed=start)
+
+  def __enter__(self) -> "RunLog":
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._bar:
+      self._bar.stop()
+    if not self.quiet:
+      self._train.close()
+      self._eval.close()
+      self._board.close()
+
+  def step(self, step: int) -> None:
+    """Moves the progress bar to `step`."""
+    if self._bar:
+      self._bar.update(self._task, completed=step)
+
+  def train(self, row: dict[str, float]) -> None:
+    """Means over the steps since the last call, with the columns of TRAIN_COLUMNS."""
+    if self.quiet:
+      return
+    figures = (f"loss {row['loss']:.4f}  {row['bpp']:.4f} bpp  PSNR {row['psnr']:.2f} dB  "
+               f"{row['images_per_second']:.1f} images/s")
+    if self._bar:
+      self._bar.update(self._task, description=figures)
+    else:
+      left = (self.num_steps - row["step"]) * row["seconds_per_step"]
+      self.say(f"step {row['step']}/{self.num_steps}  {figures}  left {datetime.timedelta(seconds=round(left))}")
+    self._train.write(row)
+    for name, value in row.items():
+      if name not in ("step", "seconds_per_step"):
+        self._board.add_scalar(f"train/{name}", value, row["step"])
+
+  def evaluation(self, step: int, rows: list[dict[str, float]], loss: float, exported: bool) -> None:
+    """One row a quality with the columns of EVAL_COLUMNS, their mean loss, and whether the model was exported."""
+    if self.quiet:
+      return
+    points = "  ".join(f"{row['bpp']:.3f} bpp {row['psnr']:.2f} dB" for row in rows)
+    self.say(f"evaluation at step {step}: loss {loss:.4f}{' (best, exported)' if exported else ''}  {points}")
+    self._board.add_scalar("eval/loss", loss, step)
+    for row in rows:
+      self._eval.write(row)
+      suffix = "" if row["quality"] is None else f"/quality_{row['quality']}"
+      for name in EVAL_COLUMNS[3:]:
+        if name in row:
+          self._board.add_scalar(f"eval/{name}{suffix}", row[name], step)
+
+  def pictures(self, step: int, images: np.ndarray, reconstructions: dict[int | None, np.ndarray]) -> None:
+    """Held-out pictures (n, H, W, 3) uint8 and what each quality makes of them, side by side in TensorBoard."""
+    if self.quiet:
+      return
+    self._board.add_images("eval/original", images, step, dataformats="NHWC")
+    for quality, pictures in reconstructions.items():
+      suffix = "" if quality is None else f"/quality_{quality}"
+      self._board.add_images(f"eval/reconstruction{suffix}", pictures, step, dataformats="NHWC")
+
+  def hyperparameters(self, fields: dict[str, object]) -> None:
+    """The configuration, as TensorBoard's text."""
+    if not self.quiet:
+      lines = [f"    {name} = {value!r}" for name, value in sorted(fields.items())]
+      self._board.add_text("configuration", "\n".join(lines), 0)
+
+  def say(self, line: str) -> None:
+    """A line in the terminal, above the progress bar."""
+    if self.quiet:
+      return
+    if self._bar:
+      self._bar.console.print(line, highlight=False, markup=False)
+    else:
+      print(line, flush=True)
