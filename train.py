@@ -10,4 +10,4 @@ from mlic_jax.compute.host_memory import use_huge_pages
 if __name__ == "__main__":
   use_huge_pages()  # before anything slow is imported
   from mlic_jax.commands.train import main
-  sys.exit(main(sys.argv))
+  sys.exit(main())

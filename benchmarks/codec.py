@@ -37,18 +37,18 @@ import jax
 import numpy as np
 
 from mlic_jax import Codec, build
-from mlic_jax.coding import codec as codec_module
+from mlic_jax.coding import compiled
 from mlic_jax.coding.model_directory import Model
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import build_table
 from mlic_jax.compute import compilation_cache
 from mlic_jax.data.images import load_image
-from mlic_jax.training.config_file import load_config, model_config
+from mlic_jax.training.configuration import load_config, model_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state
 
-NETWORKS = {"_analyse": "analysis", "_start": "priors", "_nonanchors": "priors", "_advance": "priors",
-            "_symbols": "priors", "_finish": "synthesis"}   # compiled functions of coding/codec.py
+NETWORKS = {"analyse": "analysis", "start": "priors", "nonanchors": "priors", "advance": "priors",
+            "symbols": "priors", "finish": "synthesis"}   # compiled functions of coding/compiled.py
 CODER = [(Encoder, "__init__"), (Encoder, "encode"), (Encoder, "finish"),
          (Decoder, "__init__"), (Decoder, "decode"), (Decoder, "finish")]
 
@@ -103,8 +103,8 @@ class Stopwatch:
     """Stands in front of all stages of the codec."""
     with contextlib.ExitStack() as stack:
       for name, stage in NETWORKS.items():
-        function = getattr(codec_module, name)
-        stack.enter_context(mock.patch.object(codec_module, name, self.around(stage, function)))
+        function = getattr(compiled, name)
+        stack.enter_context(mock.patch.object(compiled, name, self.around(stage, function)))
       for owner, name in CODER:
         stack.enter_context(mock.patch.object(owner, name, self.around("range coder", getattr(owner, name))))
       yield

@@ -33,14 +33,13 @@ import jax
 import jaxlib
 import numpy as np
 
-from mlic_jax.coding import codec as codec_module
-from mlic_jax.coding import portable
+from mlic_jax.coding import compiled, portable
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.model_directory import Model
 from mlic_jax.coding.tables import build_table
 from mlic_jax.data.images import list_images, load_image
 from mlic_jax.files import write_whole
-from mlic_jax.training.config_file import load_config, model_config
+from mlic_jax.training.configuration import load_config, model_config
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 OF_SLICE = re.compile(r"((?:local|channel|global_\w+)_context|entropy_parameters_\w+|lrp_\w+)\.(\d+)\.(.*)")
@@ -131,7 +130,7 @@ def release_shapes(config) -> dict[str, tuple[int, ...]]:
 def reconstruct(codec: Codec, last_pass: tuple, quality, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
   """y_hat (1, h, w, M), and the picture (H, W, 3) uint8."""
   state = _finish_slice(codec._module, codec._variables, *last_pass)
-  return np.asarray(state.decoded)[:1], codec._finish(last_pass, quality, height, width)
+  return np.asarray(state.decoded)[:1], codec._finish(last_pass, height, width, quality)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -142,12 +141,13 @@ def _finish_slice(module, variables, k, hyper, state, symbols):
 def record_picture(codec: Codec, image: np.ndarray, quality: float | None) -> dict[str, np.ndarray]:
   """The arrays of one .npz, from the walk of the encoder."""
   quality = codec.choose_quality(quality)
-  y, z_symbols = codec._analyse(image, quality)
+  latents = codec.latents(image, quality)
+  z_symbols = codec._z_symbols(latents)
   passes = []
 
   def push(k, anchors, places, prior):
-    symbols = np.asarray(codec_module._symbols(y, k, prior.mean, anchors))
-    passes.append(Pass(np.asarray(places), np.asarray(codec_module._index(prior)), symbols))
+    symbols = np.asarray(compiled.symbols(latents.y, k, prior.mean, anchors))
+    passes.append(Pass(np.asarray(places), np.asarray(compiled.rows(prior)), symbols))
     return symbols
 
   last_pass = codec._walk(z_symbols, push)
@@ -167,7 +167,7 @@ def compare_picture(codec: Codec, recorded: dict[str, np.ndarray], batch: int) -
   def pull(k, anchors, of_pass, prior):
     symbols = recorded["symbols"][len(places)]
     places.append(np.asarray(of_pass)[:1])
-    index.append(np.asarray(codec_module._index(prior))[:1])
+    index.append(np.asarray(compiled.rows(prior))[:1])
     return repeated(symbols)
 
   quality = None if np.isnan(recorded["quality"]) else recorded["quality"]

@@ -31,7 +31,7 @@ from mlic_jax import build
 from mlic_jax.compute import compilation_cache
 from mlic_jax.model.describe import describe
 from mlic_jax.training import parallel
-from mlic_jax.training.config_file import load_config, model_config
+from mlic_jax.training.configuration import load_config, model_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -13,11 +14,12 @@ class CodecConfig:
     N: channels of z, and of the transforms unless `widths` says otherwise.
     M: channels of the latent y.
     num_slices: slices of y, coded one after the other; M / num_slices channels each.
-    widths: channels of the transforms at 1/2, 1/4 and 1/8 of the image's resolution; () means (N, N, N).
-    synthesis_width: channels of the first block of g_s, at 1/16 of the resolution; 0 means M.
+    transforms: g_a and g_s, by file name in mlic_jax/model/transforms/, or by import path.
+    widths: channels of the transforms, from fine to coarse, as their file says; () means what it says.
+    synthesis_width: channels of the first block of cheng2020's g_s, at 1/16 of the resolution; 0 means M.
     hyper_widths: hidden widths of h_s at 1/64 and at 1/32 of the resolution; () means (M, 3 M / 2).
-    contexts: what the prior of a slice may look at, by file name in mlic_jax/model/contexts/. "None" of a kind is said
-      by leaving it out; () is the hyperprior alone.
+    contexts: what the prior of a slice may look at, by file name in mlic_jax/model/contexts/, or by import path. "None"
+      of a kind is said by leaving it out; () is the hyperprior alone.
     context_ratio: features of an attention context per channel of a slice (the channel context has twice as many).
     channel_widths: hidden widths of the channel context.
     entropy_widths: hidden widths of the networks that turn contexts into mean and scale.
@@ -27,10 +29,12 @@ class CodecConfig:
     num_rates: 0 for one rate per checkpoint; otherwise how many learned gain vectors the checkpoint holds.
     scan_unroll: slices per iteration of the compiled loop; 0 means all on CPU (where the gradient of a rolled
       loop is slow) and 1 on TPU and GPU.
+    options: settings that single contexts or transforms have of their own, {name: value}; kept as sorted pairs.
   """
   N: int = 192
   M: int = 320
   num_slices: int = 10
+  transforms: str = "cheng2020"
   widths: tuple[int, ...] = ()
   synthesis_width: int = 0
   hyper_widths: tuple[int, ...] = ()
@@ -42,12 +46,18 @@ class CodecConfig:
   window_size: int = 5
   num_rates: int = 0
   scan_unroll: int = 0
+  options: tuple[tuple[str, Any], ...] | Mapping[str, Any] = ()
 
   def __post_init__(self):
+    frozen = lambda value: tuple(value) if isinstance(value, list) else value
+    object.__setattr__(self, "options", tuple(sorted((k, frozen(v)) for k, v in dict(self.options).items())))
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if isinstance(field.default, tuple):
         object.__setattr__(self, field.name, tuple(value))
+      elif isinstance(field.default, str):
+        if not isinstance(value, str):
+          raise ValueError(f"{field.name}={value!r}, a name is wanted")
       elif isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{field.name}={value!r}, an integer is wanted")
     for name in ("N", "M", "num_slices", "context_ratio"):
@@ -60,8 +70,9 @@ class CodecConfig:
       raise ValueError(f"M={self.M} does not divide into num_slices={self.num_slices} equal slices")
     if self.slice_channels % 2 and self.contexts:
       raise ValueError(f"M / num_slices = {self.slice_channels} channels a slice; attention wants an even number")
-    if len(self.widths) not in (0, 3):
-      raise ValueError(f"widths={self.widths}, three widths are wanted (at 1/2, 1/4 and 1/8) or ()")
+    for name in self.contexts:
+      if not isinstance(name, str) or self.contexts.count(name) > 1:
+        raise ValueError(f"contexts={self.contexts}, different names are wanted")
     if len(self.hyper_widths) not in (0, 2):
       raise ValueError(f"hyper_widths={self.hyper_widths}, two widths (at 1/64 and 1/32) or () are wanted")
     if self.window_size % 2 == 0 or self.window_size < 3:
@@ -73,18 +84,15 @@ class CodecConfig:
     return self.M // self.num_slices
 
   @property
-  def transform_widths(self) -> tuple[int, int, int]:
-    """Channels of the transforms at 1/2, 1/4 and 1/8 of the resolution."""
-    return self.widths or (self.N,) * 3
-
-  @property
   def hyper_synthesis_widths(self) -> tuple[int, int]:
     """Hidden channels of h_s at 1/64 and 1/32 of the resolution."""
     return self.hyper_widths or (self.M, self.M * 3 // 2)
 
   def to_dict(self) -> dict[str, Any]:
     """A dict that survives JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+    plain = lambda value: list(value) if isinstance(value, tuple) else value
+    fields = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+    return fields | {"options": {name: plain(value) for name, value in self.options}}
 
   @classmethod
   def from_dict(cls, fields: dict[str, Any]) -> "CodecConfig":

@@ -60,7 +60,7 @@ def test_the_table_holds_the_recorded_evaluations_and_a_finished_run_is_not_trai
 def test_runs_of_another_budget_or_on_other_photographs_are_refused(command, tmp_path, capsys):
   (tmp_path / "out" / "large").mkdir(parents=True)
   from mlic_jax.training.checkpoints import write_config
-  from mlic_jax.training.config_file import load_config
+  from mlic_jax.training.configuration import load_config
   config = load_config(tmp_path / "large.py")
   config.data_dir, config.num_steps = str(tmp_path / "photographs"), 5
   write_config(config, tmp_path / "out" / "large" / "config.json")

@@ -12,7 +12,7 @@ import pytest
 from configs.mlic_plus_plus import LAMBDAS
 from mlic_jax.config import VARIANTS, CodecConfig
 from mlic_jax.model import contexts
-from mlic_jax.training.loop import check_fields
+from mlic_jax.training.configuration import check_fields
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.py"))

@@ -19,7 +19,8 @@ def refs(k: int, h: int = 4, w: int = 8, seed: int = 0) -> contexts.Refs:
   decoded = jnp.asarray(rng.normal(size=(2, h, w, CONFIG.M)) * live, jnp.float32)
   anchors = (np.arange(h)[:, None] + np.arange(w)) % 2 == 1
   anchor = jnp.asarray(rng.normal(size=(2, h, w, cs)) * anchors[..., None], jnp.float32)
-  return contexts.Refs(k, decoded, jnp.asarray(live), decoded[..., max(k - 1, 0) * cs:][..., :cs], anchor)
+  hyper = jnp.asarray(np.random.default_rng(seed + 100).normal(size=(2, h, w, 2 * CONFIG.M)), jnp.float32)
+  return contexts.Refs(k, hyper, decoded, jnp.asarray(live), decoded[..., max(k - 1, 0) * cs:][..., :cs], anchor)
 
 
 @pytest.mark.parametrize("name", contexts.available())
@@ -35,7 +36,7 @@ def test_a_context_keeps_h_and_w_and_returns_its_features(name):
 def test_a_context_treats_the_pictures_of_a_batch_apart(name):
   context, both = contexts.make_context(name, CONFIG), refs(k=2)
   variables = context.init(jax.random.key(0), both)
-  alone = both._replace(**{field: getattr(both, field)[:1] for field in ("decoded", "previous", "anchor")})
+  alone = both._replace(**{field: getattr(both, field)[:1] for field in ("hyper", "decoded", "previous", "anchor")})
   np.testing.assert_allclose(context.apply(variables, alone), context.apply(variables, both)[:1], atol=1e-5)
 
 
@@ -106,7 +107,7 @@ def test_the_adjacent_context_takes_its_values_from_nonanchors_of_the_previous_s
 
 
 def test_an_unknown_context_is_refused_with_the_nearest_name():
-  with pytest.raises(ValueError, match="no context 'chanel'.*nearest is 'channel'"):
+  with pytest.raises(ValueError, match="no context 'chanel' in mlic_jax/model/contexts/; the nearest is 'channel'"):
     contexts.make_context("chanel", CONFIG)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import TINY, random_variables
 
-from mlic_jax.coding import codec as codec_module
+from mlic_jax.coding import compiled as compiled_functions
 from mlic_jax.coding import memory
 from mlic_jax.coding.bitstream import Bitstream, write
 from mlic_jax.coding.codec import Codec
@@ -31,7 +31,7 @@ def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers(
 def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that():
   config = dataclasses.replace(TINY, widths=(48, 16, 16))
   variables, image = random_variables(config), jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)
-  compiled = codec_module._analyse.lower(build(config), variables, image, np.float32(2)).compile()
+  compiled = compiled_functions.analyse.lower(build(config), variables, image, np.float32(2)).compile()
   report = compiled.memory_analysis()
   reported = report.temp_size_in_bytes + report.output_size_in_bytes
   assert reported <= bytes_needed(config, 256, 256) <= 3 * reported
@@ -49,8 +49,8 @@ def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
 def test_a_picture_that_does_not_fit_is_refused_before_any_work(tiny_checkpoint, photograph, monkeypatch):
   codec = Codec.load(tiny_checkpoint)
   needed = bytes_needed(codec.config, 65, 130)
-  for name in ("_analyse", "_start"):
-    monkeypatch.setattr(codec_module, name, lambda *args: pytest.fail("work was begun"))
+  for name in ("analyse", "start"):
+    monkeypatch.setattr(compiled_functions, name, lambda *args: pytest.fail("work was begun"))
   monkeypatch.setattr(memory, "bytes_available", lambda: needed - 1)
   file = write(Bitstream(codec.fingerprint, 65, 130, 2.0, 2, (b"", b"", b"")))
   for work in (lambda: codec.encode(photograph), lambda: codec.decode(file), lambda: codec.estimate(photograph)):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlic_jax.__main__ import main
-from mlic_jax.coding import bitstream, portable
+from mlic_jax.coding import bitstream, compiled, portable
 from mlic_jax.coding import codec as codec_module
 from mlic_jax.coding.bitstream import BitstreamError, PortabilityError
 from mlic_jax.coding.codec import Codec
@@ -65,7 +65,7 @@ def test_rows_of_a_file_that_is_not_portable_are_those_of_the_index():
   scales = np.maximum(around, np.float32(SCALE_MIN))
   prior = Prior(jnp.zeros_like(scales), jnp.asarray(scales))
   smallest_level_not_below = np.searchsorted(levels[:-1], scales, side="left")
-  np.testing.assert_array_equal(codec_module._index(prior), smallest_level_not_below)
+  np.testing.assert_array_equal(compiled.rows(prior), smallest_level_not_below)
 
 
 def test_no_shift_is_zero_or_moves_an_edge_by_half_a_step_and_they_are_evenly_spread():
@@ -194,9 +194,9 @@ def test_a_file_that_is_not_portable_decodes_to_another_picture_or_not_at_all_wh
     codec, photograph, monkeypatch):
   blob, predicted = codec.encode_with_reconstruction(photograph, portable=False)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
-  index = codec_module._index
+  rows = compiled.rows
   off = lambda scale: scale * np.exp(noise(scale.shape, 20 * EPSILON * SCALE_STEP))
-  monkeypatch.setattr(codec_module, "_index", lambda prior: index(prior._replace(scale=off(prior.scale))))
+  monkeypatch.setattr(compiled, "rows", lambda prior: rows(prior._replace(scale=off(prior.scale))))
   try:
     assert np.abs(codec.decode(blob).astype(int) - predicted).max() > 10
   except BitstreamError as error:

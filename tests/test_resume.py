@@ -19,7 +19,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build
 from mlic_jax.training import loop, parallel
 from mlic_jax.training.checkpoints import Checkpoints, ConfigMismatch
-from mlic_jax.training.config_file import load_config
+from mlic_jax.training.configuration import load_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
 

@@ -10,6 +10,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.mlic import build
+from mlic_jax.model.quantisers import NOISE, ROUNDING
 from mlic_jax.model.slices import SliceStep
 
 SMALL = dict(N=8, channel_widths=(8, 8), entropy_widths=(16, 8), lrp_widths=(8, 8))
@@ -105,7 +106,7 @@ def test_slices_that_do_not_arrive_are_their_means_at_no_cost():
   variables, (hyper, y) = random_variables(config), latents(config, seed=7)
   cs = config.slice_channels
   walk = lambda y, arrived: build(config).apply(
-      variables, hyper, y, None, arrived, method=lambda m, *args: m.slices.walk(*args))
+      variables, hyper, y, ROUNDING, None, arrived, method=lambda m, *args: m.slices.walk(*args))
   whole, part = walk(y, None), walk(y, jnp.array([1]))
   np.testing.assert_array_equal(part.bits[..., cs:], 0)
   np.testing.assert_allclose(part.bits[..., :cs], whole.bits[..., :cs], atol=1e-4)
@@ -123,7 +124,7 @@ def test_unrolling_changes_nothing_but_the_schedule():
   results = []
   for unroll in (1, 3):
     model = build(CodecConfig.from_dict({**config.to_dict(), "scan_unroll": unroll}))
-    results.append(model.apply(variables, hyper, y, noise, method=walk))
+    results.append(model.apply(variables, hyper, y, NOISE, noise, method=walk))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
 
 

@@ -20,6 +20,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.model.mlic import build
 from mlic_jax.training import loop, parallel
+from mlic_jax.training.configuration import check_fields
 from mlic_jax.training.optimizer import is_quantiles, kernel_axes, learning_rate_schedule, make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
 
@@ -227,7 +228,7 @@ def test_a_bad_configuration_is_refused_in_one_line(config, changes, message):
     for name, value in changes.items():
       config[name] = value
   with pytest.raises(ConfigError, match=message) as error:
-    loop.check_fields(config)
+    check_fields(config)
   assert "\n" not in str(error.value)
 
 

@@ -1,19 +1,12 @@
 """Codec: pictures to bytes and back, with a trained model.
 
-    image (H, W, 3) uint8 -> pad to 64 -> g_a, h_a -> z, y --passes--> range coder -> bitstream -> bytes
+    image (H, W, 3) uint8 -> pad -> g_a, h_a -> z, y --passes--> range coder -> bitstream -> bytes
     bytes -> bitstream -> range decoder --passes--> y_hat -> g_s -> crop -> image
 
-The encoder and the decoder walk the passes in one function, `Codec._walk`, and call the same compiled functions in
-it. A prior that is computed elsewhere differs in its last bits; where that picks another row of the coding table, every
-later symbol decodes to garbage. portable.py has what is done about it. What they do with a pass (choose its rows, and
-compute its symbols, or pull them from the stream) they do outside. The slice index is traced, so a picture size
-compiles five functions:
-
-    _analyse      picture -> y, symbols of z            the encoder only
-    _start        symbols of z -> hyper, prior of the anchors of slice 0
-    _nonanchors   symbols of the anchors of slice k -> prior of its non-anchors
-    _advance      symbols of the non-anchors of slice k -> prior of the anchors of slice k+1
-    _finish       symbols of the non-anchors of the last slice -> picture
+The encoder and the decoder walk the passes in one function, `Codec._walk`, and call the same compiled functions in it
+(compiled.py). A prior that is computed elsewhere differs in its last bits; where that picks another row of the coding
+table, every later symbol decodes to garbage. portable.py has what is done about it. What they do with a pass (choose
+its rows, and compute its symbols, or pull them from the stream) they do outside.
 
 A slice that did not arrive is decoded like any other, with zeros for symbols: it is then what its prior predicts from
 the slices before it.
@@ -21,24 +14,19 @@ the slices before it.
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax.coding import bitstream, portable
+from mlic_jax.coding import bitstream, compiled, portable
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError, Origin, PortabilityError
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.coding.model_directory import Model, load_model
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import z_rows
 from mlic_jax.compute import compilation_cache
-from mlic_jax.model.checkerboard import pack, unpack
-from mlic_jax.model.mlic import build
-from mlic_jax.model.priors import gaussian_bits
-
-STRIDE = 64  # pictures are padded to multiples of it: 16 for y, times 4 for z
+from mlic_jax.model.mlic import build, side_multiple
 
 
 class QualityError(ValueError):
@@ -46,7 +34,16 @@ class QualityError(ValueError):
 
 
 class LatentError(ValueError):
-  """A picture whose latents are not finite, which happens with a broken checkpoint; one line."""
+  """Latents that are not finite, which happens with a broken checkpoint, or not of the codec; one line."""
+
+
+class Latents(NamedTuple):
+  """What is coded of a picture; h = H/stride and w = W/stride, of the padded one."""
+  y: np.ndarray | jax.Array   # (1, h, w, M) float32, with the gain of the quality
+  z: np.ndarray | jax.Array   # (1, h/4, w/4, N) float32
+  height: int                 # of the picture itself
+  width: int
+  quality: float | None       # as `Codec.choose_quality` gives it
 
 
 class Codec:
@@ -61,6 +58,7 @@ class Codec:
     self._module = build(model.config)
     self._variables = jax.device_put(model.variables)
     self._table = model.table
+    self._side_multiple = side_multiple(model.config)
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> "Codec":
@@ -87,13 +85,28 @@ class Codec:
     QualityError; BitstreamError for a picture or profile that is too large, MemoryLimitError for one that this machine
     has no memory for.
     """
-    return self._encode(image, quality, icc_profile, chunked, here() if portable else None)[0]
+    return self.encode_latents(self.latents(image, quality), icc_profile, chunked, portable)
+
+  def latents(self, image: np.ndarray, quality: float | None = None) -> Latents:
+    """What the encoder network makes of a picture (H, W, 3) uint8. Errors as in `encode`."""
+    height, width = _check_image(image).shape[:2]
+    bitstream.check_size(height, width, pixels_max=2**64)
+    quality = self.choose_quality(quality)
+    check_memory(self.config, height, width)
+    return Latents(*compiled.analyse(self._module, self._variables, self._pad(image), quality), height, width, quality)
+
+  def encode_latents(self, latents: Latents, icc_profile: bytes | None = None, chunked: bool = True,
+                     portable: bool = True) -> bytes:
+    """The .mlic file of given latents, such as `latents` returns, or better ones for the same picture.
+
+    Arguments as in `encode`; LatentError when the arrays are not those of this codec or not finite."""
+    return self._encode(latents, icc_profile, chunked, here() if portable else None)[0]
 
   def encode_with_reconstruction(self, image: np.ndarray, quality: float | None = None,
                                  icc_profile: bytes | None = None, chunked: bool = True,
                                  portable: bool = True) -> tuple[bytes, np.ndarray]:
     """The file, and the picture (H, W, 3) uint8 that `decode` will make of it, bit for bit on this machine."""
-    blob, finish = self._encode(image, quality, icc_profile, chunked, here() if portable else None)
+    blob, finish = self._encode(self.latents(image, quality), icc_profile, chunked, here() if portable else None)
     return blob, finish()
 
   def decode(self, blob: bytes, slices: int | None = None, partial: bool = False,
@@ -129,19 +142,17 @@ class Codec:
     return float(y_bits.sum(dtype=np.float64) + z_bits.sum(dtype=np.float64)), finish()
 
   def element_bits(self, image: np.ndarray, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The same bits, element by element: of y (h, w, M) and of z (h/4, w/4, N); h = H/16 and w = W/16 with padding."""
+    """The same bits, element by element: of y (h, w, M) and of z (h/4, w/4, N); see Latents."""
     return self._measure(image, quality)[:2]
 
   def _measure(self, image, quality) -> tuple[np.ndarray, np.ndarray, Callable[[], np.ndarray]]:
     """Bits of y and of z, and the synthesis. The passes are those of the encoder: nothing large is compiled for it."""
-    quality = self.choose_quality(quality)
-    check_memory(self.config, *image.shape[:2])
-    y, z_symbols = self._analyse(image, quality)
-    slices = []
+    latents, slices = self.latents(image, quality), []
+    z_symbols = self._z_symbols(latents)
 
     def count(k, anchors, places, prior):
-      symbols = _symbols(y, k, prior.mean, anchors)
-      bits = np.asarray(_y_bits(symbols, prior.scale, anchors))[0]
+      symbols = compiled.symbols(latents.y, k, prior.mean, anchors)
+      bits = np.asarray(compiled.y_bits(symbols, prior.scale, anchors))[0]
       if anchors:
         slices.append(bits)
       else:
@@ -149,41 +160,42 @@ class Codec:
       return np.asarray(symbols)
 
     last_pass = self._walk(z_symbols, count)
-    z_bits = np.asarray(_z_bits(self._module, self._variables, z_symbols))[0]
-    return np.concatenate(slices, axis=-1), z_bits, lambda: self._finish(last_pass, quality, *image.shape[:2])
+    z_bits = np.asarray(compiled.z_bits(self._module, self._variables, z_symbols))[0]
+    return np.concatenate(slices, axis=-1), z_bits, lambda: self._finish(last_pass, *latents[2:])
 
-  def _analyse(self, image, quality) -> tuple[jax.Array, np.ndarray]:
-    """y, and the symbols of z. LatentError when they are not finite."""
-    y, z_symbols, finite = _analyse(self._module, self._variables, _pad(_check_image(image)), quality)
+  def _z_symbols(self, latents: Latents) -> np.ndarray:
+    """The symbols of z. LatentError unless the latents are finite, and of this codec."""
+    h, w = (-(-side // self._side_multiple) for side in (latents.height, latents.width))
+    wanted = (1, 4 * h, 4 * w, self.config.M), (1, h, w, self.config.N)
+    if (came := (latents.y.shape, latents.z.shape)) != wanted:
+      raise LatentError(f"{self.name}: y and z of a picture of {latents.height}x{latents.width} are {wanted}; "
+                        f"{came} came")
+    z_symbols, finite = compiled.round_z(self._module, self._variables, latents.y, latents.z)
     if not finite:
       raise LatentError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
-    return y, np.asarray(z_symbols)
+    return np.asarray(z_symbols)
 
-  def _encode(self, image, quality, icc_profile, chunked, origin) -> tuple[bytes, Callable[[], np.ndarray]]:
-    height, width = _check_image(image).shape[:2]
-    bitstream.check_size(height, width, pixels_max=2**64)
-    quality = self.choose_quality(quality)
-    check_memory(self.config, height, width)
-    y, z_symbols = self._analyse(image, quality)
-    encoders = [Encoder(self._table)]
+  def _encode(self, latents: Latents, icc_profile, chunked, origin) -> tuple[bytes, Callable[[], np.ndarray]]:
+    y, _, height, width, quality = latents
+    z_symbols, encoders = self._z_symbols(latents), [Encoder(self._table)]
     encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
-    passes, checksums = [], []
+    of_slice, checksums = [], []
 
     def push(k, anchors, places, prior):
-      symbols = np.asarray(_symbols(y, k, prior.mean, anchors))
+      symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
       if chunked and anchors:
         encoders.append(Encoder(self._table))
       if origin is None:
-        rows = np.asarray(_index(prior))
+        rows = np.asarray(compiled.rows(prior))
       else:
         places = np.asarray(places)
         choices = portable.choose(places, 2.0**-origin.epsilon_exponent)
         encoders[-1].encode_choices(choices)
         rows = portable.rows(places, choices)
-        passes.append(symbols)
+        of_slice.append(symbols)
         if not anchors:
-          checksums.append(bitstream.symbol_checksum(*passes))
-          passes.clear()
+          checksums.append(bitstream.symbol_checksum(*of_slice))
+          of_slice.clear()
       encoders[-1].encode(symbols, rows)
       return symbols
 
@@ -192,7 +204,7 @@ class Codec:
     chunks = tuple(encoder.finish() for encoder in encoders)
     blob = bitstream.write(Bitstream(self.fingerprint, height, width, stored_quality, self.config.num_slices, chunks,
                                      not chunked, icc_profile, origin, tuple(checksums)))
-    return blob, lambda: self._finish(last_pass, quality, height, width)
+    return blob, lambda: self._finish(last_pass, height, width, quality)
 
   def _decode(self, content: Bitstream, slices: int) -> np.ndarray:
     """The picture from z and the first slices of a parsed file."""
@@ -208,29 +220,29 @@ class Codec:
       raise BitstreamError(f"the file is damaged: {error}") from None
     check_memory(self.config, content.height, content.width)
     decoders = [Decoder(self._table, chunk) for chunk in content.chunks[:1 + slices]]
-    h, w = -(-content.height // STRIDE), -(-content.width // STRIDE)
+    h, w = (-(-side // self._side_multiple) for side in (content.height, content.width))
     z_symbols = decoders[0].decode(self._z_rows(h, w))
-    passes = []
+    of_slice = []
 
     def pull(k, anchors, places, prior):
       if k >= slices:
         return np.zeros(places.shape, np.int32)
       decoder = decoders[0 if content.single_chunk else 1 + k]
       if content.origin is None:
-        return decoder.decode(np.asarray(_index(prior)))
+        return decoder.decode(np.asarray(compiled.rows(prior)))
       places = np.asarray(places)
       symbols = decoder.decode(portable.rows(places, decoder.decode_choices(portable.num_blocks(places.size))))
-      passes.append(symbols)
+      of_slice.append(symbols)
       if not anchors:
-        _check_symbols(content, k, passes)
-        passes.clear()
+        _check_symbols(content, k, of_slice)
+        of_slice.clear()
       return symbols
 
     last_pass = self._walk(z_symbols, pull)
     if slices == content.num_slices or not content.single_chunk:
       for decoder in decoders:
         decoder.finish()
-    return self._finish(last_pass, quality, content.height, content.width)
+    return self._finish(last_pass, content.height, content.width, quality)
 
   def _walk(self, z_symbols: np.ndarray, exchange: Callable) -> tuple:
     """Runs all passes; `exchange(k, anchors, places, prior)` codes one and returns its symbols (1, h, w/2, Cs).
@@ -238,17 +250,22 @@ class Codec:
     What it returns is for `_finish`.
     """
     apply = self._module, self._variables
-    hyper, places, prior, state = _start(*apply, z_symbols)
+    hyper, places, prior, state = compiled.start(*apply, z_symbols)
     for k in np.arange(self.config.num_slices, dtype=np.int32):
       symbols = exchange(k, True, places, prior)
-      places, prior, state = _nonanchors(*apply, k, hyper, state, symbols)
+      places, prior, state = compiled.nonanchors(*apply, k, hyper, state, symbols)
       symbols = exchange(k, False, places, prior)
       if k < self.config.num_slices - 1:
-        places, prior, state = _advance(*apply, k, hyper, state, symbols)
+        places, prior, state = compiled.advance(*apply, k, hyper, state, symbols)
     return k, hyper, state, symbols
 
-  def _finish(self, last_pass: tuple, quality, height: int, width: int) -> np.ndarray:
-    return np.asarray(_finish(self._module, self._variables, *last_pass, quality))[0, :height, :width]
+  def _finish(self, last_pass: tuple, height: int, width: int, quality) -> np.ndarray:
+    return np.asarray(compiled.finish(self._module, self._variables, *last_pass, quality))[0, :height, :width]
+
+  def _pad(self, image: np.ndarray) -> np.ndarray:
+    """(1, H', W', 3), the picture with its right and lower edge repeated up to what the transforms can take."""
+    missing = [(0, -side % self._side_multiple) for side in image.shape[:2]]
+    return np.pad(image, (*missing, (0, 0)), mode="edge")[None]
 
   def _z_rows(self, h: int, w: int) -> np.ndarray:
     return np.broadcast_to(z_rows(self.config.N), (1, h, w, self.config.N))
@@ -290,70 +307,3 @@ def _check_image(image: np.ndarray) -> np.ndarray:
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     raise ValueError(f"got a picture {image.shape} {image.dtype}; wanted (H, W, 3) uint8")
   return image
-
-
-def _pad(image: np.ndarray) -> np.ndarray:
-  """(1, H', W', 3), the picture with its right and lower edge repeated up to multiples of 64."""
-  missing = [(0, -side % STRIDE) for side in image.shape[:2]]
-  return np.pad(image, (*missing, (0, 0)), mode="edge")[None]
-
-
-# The compiled functions. The module is static and equal for equal configs, so codecs of one architecture share them.
-
-@partial(jax.jit, static_argnums=0)
-def _analyse(module, variables, image, quality):
-  y, z = module.apply(variables, image / 255, quality, method="analyse")
-  return y, module.apply(variables, z, method="round_z"), jnp.isfinite(y).all() & jnp.isfinite(z).all()
-
-
-@partial(jax.jit, static_argnums=3)
-def _symbols(y, k, mean, anchors):
-  channels = mean.shape[-1]
-  y = jax.lax.dynamic_slice_in_dim(y, k * channels, channels, axis=-1)
-  return jnp.round(pack(y, anchors) - mean).astype(jnp.int32)
-
-
-@partial(jax.jit, static_argnums=0)
-def _start(module, variables, z_symbols):
-  hyper = module.apply(variables, z_symbols, method="hyper")
-  state = module.apply(variables, hyper, method="initial_state")
-  prior, state = module.apply(variables, 0, hyper, state, method="anchor_prior")
-  return hyper, prior.place, prior, state
-
-
-@partial(jax.jit, static_argnums=0)
-def _nonanchors(module, variables, k, hyper, state, symbols):
-  prior, state = module.apply(variables, k, hyper, state, symbols, method="nonanchor_prior")
-  return prior.place, prior, state
-
-
-@partial(jax.jit, static_argnums=0)
-def _advance(module, variables, k, hyper, state, symbols):
-  state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
-  prior, state = module.apply(variables, k + 1, hyper, state, method="anchor_prior")
-  return prior.place, prior, state
-
-
-@jax.jit
-def _index(prior):
-  return prior.index
-
-
-@partial(jax.jit, static_argnums=0)
-def _finish(module, variables, k, hyper, state, symbols, quality):
-  state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
-  return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesise"))
-
-
-@partial(jax.jit, static_argnums=0)
-def _z_bits(module, variables, z_symbols):
-  return module.apply(variables, z_symbols, method="z_bits")
-
-
-@partial(jax.jit, static_argnums=2)
-def _y_bits(symbols, scale, anchors):
-  return unpack(gaussian_bits(symbols, 0.0, scale), anchors)
-
-
-def _to_uint8(x_hat):
-  return jnp.round(jnp.clip(x_hat, 0, 1) * 255).astype(jnp.uint8)

@@ -20,7 +20,7 @@ import numpy as np
 
 from mlic_jax.coding.tables import PRECISION, CodingTable, build_table, z_rows
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.mlic import build
+from mlic_jax.model.mlic import build, side_multiple
 
 FORMAT = 1
 
@@ -91,6 +91,7 @@ def load_model(path: str | os.PathLike) -> Model:
   settings = _read_settings(path)
   try:
     config = CodecConfig.from_dict(settings["model"])
+    build(config)  # its parts may lie outside this package
   except (ValueError, TypeError) as error:
     raise CheckpointError(f"{path}: {error}") from None
   try:
@@ -140,7 +141,7 @@ def _check_params(path: Path, config: CodecConfig, params: dict[str, Any]) -> No
 
 @functools.cache  # tracing takes a second or two
 def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
-  x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+  x = jax.ShapeDtypeStruct((1, *(side_multiple(config),) * 2, 3), np.float32)
   quality = 1.0 if config.num_rates else None
   variables = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality), x)
   return {name: value.shape for name, value in _flatten(variables["params"])}

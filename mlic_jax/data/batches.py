@@ -29,10 +29,10 @@ MOST_LOOKED_AT = 1_000  # records of a dataset, before the run, for one that is 
 CropSizes = Sequence[tuple[int, int]]
 
 
-def crop_sizes(crop_size: int, crop_schedule: CropSizes) -> CropSizes:
+def crop_sizes(crop_size: int, crop_schedule: CropSizes, multiple: int = 64) -> CropSizes:
   """((0, crop_size), *crop_schedule): pairs of a step and the side of the crops that are read after so many steps.
 
-  ConfigError unless the steps increase and the sides are positive multiples of 64."""
+  ConfigError unless the steps increase and the sides are positive multiples of `multiple`."""
   for stage in crop_schedule:
     if not isinstance(stage, Sequence) or [type(number) for number in stage] != [int, int]:
       raise ConfigError(f"crop_schedule has {stage!r}; wanted pairs of a step and a crop size, as in ((1200000, 512),)")
@@ -41,8 +41,8 @@ def crop_sizes(crop_size: int, crop_schedule: CropSizes) -> CropSizes:
     if step <= before:
       raise ConfigError(f"crop_schedule changes at step {step} after step {before}; wanted steps that increase from 0")
   for step, size in sizes:
-    if size < 64 or size % 64:
-      raise ConfigError(f"crops of {size} pixels from step {step} on; wanted a positive multiple of 64")
+    if size < multiple or size % multiple:
+      raise ConfigError(f"crops of {size} pixels from step {step} on; wanted a positive multiple of {multiple}")
   return sizes
 
 

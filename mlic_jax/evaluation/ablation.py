@@ -18,7 +18,7 @@ from mlic_jax.evaluation.rd import Curve, bd_rate
 from mlic_jax.files import write_whole
 from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import check_config, config_to_dict
-from mlic_jax.training.config_file import load_config, model_config
+from mlic_jax.training.configuration import check_fields, load_config
 
 # What decides the figures beside the model: rows that differ here do not belong into one table.
 COMMON_FIELDS = ("distortion", "lmbda", "lmbdas", "batch_size", "crop_size",
@@ -83,9 +83,8 @@ def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int) -> 
     config = load_config(file)
     with config.unlocked():
       config.data_dir, config.num_steps = str(data_dir), num_steps
-    model_config(config, file)
     try:
-      loop.check_fields(config)
+      check_fields(config)
     except ConfigError as error:
       raise ConfigError(f"{file}: {error}") from error
     first_name, first = next(iter(configs.items()), (name, config))

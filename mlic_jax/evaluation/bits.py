@@ -3,14 +3,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlic_jax.model import transforms
+
 
 class BitsMap(NamedTuple):
-  """Bits of a picture that is padded to multiples of 64; h = H/16, w = W/16."""
+  """Bits of a padded picture; h = H/stride, w = W/stride."""
   slices: np.ndarray   # (h, w, S), of y
   z: np.ndarray        # (h/4, w/4), the side information
+  stride: int = 16     # pixels of the picture per place of y, along each side
 
 
 def bits_map(codec, image: np.ndarray, quality: float | None) -> BitsMap:
   """Of an image (H, W, 3) uint8 at a quality."""
   y_bits, z_bits = codec.element_bits(image, quality)
-  return BitsMap(y_bits.reshape(*y_bits.shape[:2], codec.config.num_slices, -1).sum(-1), z_bits.sum(-1))
+  return BitsMap(y_bits.reshape(*y_bits.shape[:2], codec.config.num_slices, -1).sum(-1), z_bits.sum(-1),
+                 transforms.find(codec.config.transforms).STRIDE)

@@ -22,7 +22,8 @@ from mlic_jax.evaluation.bits import BitsMap
 from mlic_jax.evaluation.measure import Coded, ImageResult, code_baseline, compare
 from mlic_jax.files import write_whole
 
-SIDE = 768             # of a picture in the report, at most; a multiple of 16, so that places of y stay whole
+SIDE = 768             # of a picture in the report, at most; a multiple of PLACE
+PLACE = 16             # pixels: what is cut out of a picture begins at a multiple, so that places of y stay whole
 ERROR_MAX = 32         # 8-bit levels that are white in an error map
 BROWSERS_SHOW = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif"}
 COLOURS = "cividis"    # Nunez, Anderton and Renslow, 2018: the same to every kind of colour vision
@@ -65,6 +66,7 @@ class Pictures:
         "reconstruction": self._write(folder / f"{stem}.webp", _webp(coded.reconstruction[window])),
         "error": self._write(folder / f"{stem}-error.webp", _error_map(image[window], coded.reconstruction[window])),
         "bits": self._write(folder / f"{stem}-bits.png", _png(tiles)),
+        "bits_stride": bits.stride,
         "bits_of_slices": [float(each) for each in bits.slices.sum((0, 1))], "bits_of_z": float(bits.z.sum()),
         "bits_scale_bpp": scales, "bits_places": [tiles.shape[0] // (1 + bits.slices.shape[-1]), tiles.shape[1]],
         "baseline": self._baseline(folder, stem, name, image, window, size)}
@@ -129,8 +131,8 @@ def _stem(codec_key: str, quality: float | None) -> str:
 
 
 def _middle(image: np.ndarray) -> tuple[slice, slice]:
-  """What is shown of an image: all of it, or SIDE pixels of its middle, from a multiple of 16 on."""
-  starts = [max(side - SIDE, 0) // 2 // 16 * 16 for side in image.shape[:2]]
+  """What is shown of an image: all of it, or SIDE pixels of its middle, from a multiple of PLACE on."""
+  starts = [max(side - SIDE, 0) // 2 // PLACE * PLACE for side in image.shape[:2]]
   return tuple(slice(start, min(start + SIDE, side)) for start, side in zip(starts, image.shape[:2]))
 
 
@@ -163,11 +165,11 @@ def _error_map(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
 def _bits_tiles(bits: BitsMap, window: tuple[slice, slice]) -> tuple[np.ndarray, dict[str, float]]:
   """Maps of bits per pixel, one below the other: everything, then each slice; and how much is the brightest colour.
 
-  A place of y is 16x16 pixels. The slices share one scale, so that they compare.
+  The slices share one scale, so that they compare.
   """
-  rows, columns = (slice(each.start // 16, -(-each.stop // 16)) for each in window)
+  rows, columns = (slice(each.start // bits.stride, -(-each.stop // bits.stride)) for each in window)
   everything = bits.slices.sum(-1) + np.kron(bits.z, np.ones((4, 4))) / 16
-  maps = np.concatenate([everything[None], np.moveaxis(bits.slices, -1, 0)])[:, rows, columns] / 256
+  maps = np.concatenate([everything[None], np.moveaxis(bits.slices, -1, 0)])[:, rows, columns] / bits.stride**2
   scales = {"all": _brightest(maps[0]), "slice": _brightest(maps[1:])}
   shades = maps / np.array([scales["all"], *[scales["slice"]] * (len(maps) - 1)])[:, None, None]
   return np.uint8(np.clip(255 * shades, 0, 255)).reshape(-1, maps.shape[-1]), scales

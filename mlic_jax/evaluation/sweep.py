@@ -17,6 +17,7 @@ from mlic_jax.evaluation.image_set import ImageSet
 from mlic_jax.evaluation.journal import Journal, digest
 from mlic_jax.evaluation.measure import ImageResult
 from mlic_jax.evaluation.workers import InThisProcess
+from mlic_jax.model.mlic import side_multiple
 
 
 def _nothing(*_) -> None:
@@ -43,10 +44,10 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
   with what is coded here; lacks(name, quality) has an image coded although its results are known.
   """
   journal, workers = journal or Journal(), workers or InThisProcess()
-  key, compiled = codec_key(codec, estimated), set()
+  key, compiled, multiple = codec_key(codec, estimated), set(), side_multiple(codec.config)
 
   def submit(name, image, missing):
-    blocks = tuple(-(-side // 64) for side in image.shape[:2])
+    blocks = tuple(-(-side // multiple) for side in image.shape[:2])
     if not estimated and blocks not in compiled:
       first = measure.code(codec, name, image, qualities[0])
       journal.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],

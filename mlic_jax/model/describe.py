@@ -24,7 +24,8 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.mlic import build
+from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.model.quantisers import NOISE
 from mlic_jax.model.slices import SliceStep
 
 ENCODER_ONLY = ("g_a", "h_a")    # parts that a decoder does not run
@@ -42,9 +43,10 @@ class Part(NamedTuple):
 
 def describe(config: CodecConfig, height: int = 512, width: int = 768) -> list[Part]:
   """The parts of a codec, in the order in which they run, for a picture of height x width padded as the codec does."""
-  padded = [-(-side // 64) * 64 for side in (height, width)]
+  multiple = side_multiple(config)
+  padded = [-(-side // multiple) * multiple for side in (height, width)]
   sizes, positions = _layers(config, *padded)
-  y_positions = math.prod(padded) // 16**2
+  y_positions = math.prod(padded) * 4**2 // multiple**2
   parameters, macs = Counter(), Counter()
   for path, size in sizes.items():
     part = path[0] if len(path) > 1 else "gains"
@@ -79,7 +81,7 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
   params = jax.tree.map(lambda p: small(p.shape) * rng.standard_normal(p.shape, np.float32), shapes)
 
   def response(params, k):
-    out = step.apply({"params": params}, k, hyper, decoded * (jnp.arange(M) < k * cs), 0.3 * y, 0.3 * noise)
+    out = step.apply({"params": params}, k, hyper, decoded * (jnp.arange(M) < k * cs), 0.3 * y, NOISE, 0.3 * noise)
     return sum((rng.standard_normal(each.shape, np.float32) * each).sum() for each in jax.tree.leaves(out))
 
   def count(params, k):

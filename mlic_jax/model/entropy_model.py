@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import PRECISION, build
+from mlic_jax.model.quantisers import NOISE, ROUNDING, Quantiser
 from mlic_jax.model.slices import Coded, Slices
 
 
@@ -25,15 +26,17 @@ def init(config: CodecConfig, key: jax.Array) -> dict[str, Any]:
 
 
 def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: jax.Array,
-            key: jax.Array | None = None) -> Coded:
+            key: jax.Array | None = None, quantiser: Quantiser | None = None) -> Coded:
   """What the entropy model makes of y (B, h, w, M), given hyper (B, h, w, 2M).
 
   h and w are multiples of 4. Without a key, the bits are those of the file, whose gradient is not that of the rate
-  (rounding has none); with one, those of training, with noise in place of rounding.
+  (rounding has none); with one, those of training, with noise in place of rounding. Another `quantiser` takes its
+  random numbers from the key.
   """
-  noise = None if key is None else jax.random.uniform(key, y.shape, minval=-0.5, maxval=0.5)
+  quantiser = quantiser or (ROUNDING if key is None else NOISE)
+  draws = quantiser.draws(key, y.shape)
   with jax.default_matmul_precision(PRECISION):
-    return Slices(config).apply({"params": params}, hyper, y, noise, method="walk")
+    return Slices(config).apply({"params": params}, hyper, y, quantiser, draws, method="walk")
 
 
 def latents(config: CodecConfig, variables: dict[str, Any], x: jax.Array,

@@ -4,8 +4,8 @@
                |                                              v
                '----------------------------> slices: prior, round, y_hat --g_s--> x_hat
 
-`MLIC.__call__` is training and the bit estimate. The methods below it are the same computation in pieces, for the
-encoder and the decoder (coding/codec.py).
+`MLIC.__call__` is training and the bit estimate; `MLIC.code` is the same from given latents. The methods below them are
+that computation in pieces, for the encoder and the decoder (coding/codec.py).
 """
 
 from typing import NamedTuple
@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.gradients import ste_round
+from mlic_jax.model import contexts, parts, transforms
+from mlic_jax.model.hyper import HyperAnalysis, HyperSynthesis
 from mlic_jax.model.priors import FactorizedPrior
+from mlic_jax.model.quantisers import NOISE, ROUNDING, Quantiser
 from mlic_jax.model.slices import Prior, Slices, State
-from mlic_jax.model.transforms import Analysis, HyperAnalysis, HyperSynthesis, Synthesis
 
 # The entropy path is float32 throughout: TPUs and recent GPUs would otherwise multiply in fewer bits, and a prior that
 # differs in the last bits picks another coding table.
@@ -26,7 +27,7 @@ PRECISION = "highest"
 
 
 class CodecOutput(NamedTuple):
-  """What the codec makes of a batch of pictures; h = H/16, w = W/16."""
+  """What the codec makes of a batch of pictures; h = H/stride, w = W/stride, where most transforms have stride 16."""
   x_hat: jax.Array   # (B, H, W, 3), not clipped
   y_hat: jax.Array   # (B, h, w, M), input of g_s before the inverse gain
   y_bits: jax.Array  # (B, h, w, M), per element
@@ -36,8 +37,9 @@ class CodecOutput(NamedTuple):
 class MLIC(nn.Module):
   """A learned image codec of the MLIC family (Jiang et al., ACM MM 2023; MLIC++, 2023).
 
-  Pictures are (B, H, W, 3) in [0, 1], H and W multiples of 64. `quality` is for variable-rate codecs only
-  (config.num_rates > 0): a scalar or (B,) in 1..num_rates, where fractions interpolate between two learned rates.
+  Pictures are (B, H, W, 3) in [0, 1], H and W multiples of `side_multiple(config)`, mostly 64. `quality` is for
+  variable-rate codecs only (config.num_rates > 0): a scalar or (B,) in 1..num_rates, where fractions interpolate
+  between two learned rates.
 
   `transform_dtype` and `remat` are for training on accelerators: g_a and g_s in bfloat16 (the entropy path stays
   float32), and blocks and slices whose insides the gradient computes again instead of keeping them.
@@ -48,7 +50,8 @@ class MLIC(nn.Module):
 
   def setup(self):
     config = self.config
-    self.g_a, self.g_s = Analysis(config, self.remat), Synthesis(config, self.remat)
+    chosen = transforms.find(config.transforms)
+    self.g_a, self.g_s = chosen.Analysis(config, self.remat), chosen.Synthesis(config, self.remat)
     self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
     self.z_prior = FactorizedPrior(config.N)
     self.slices = Slices(config)
@@ -59,23 +62,33 @@ class MLIC(nn.Module):
       self.log_inverse_gain = self.param("log_inverse_gain", lambda key: -spread(key))
 
   def __call__(self, x: jax.Array, quality: jax.Array | float | None = None, num_arrived: jax.Array | None = None,
-               first: jax.Array | int = 0) -> CodecOutput:
-    """Reconstruction and bits. With a "noise" rng the rate is that of training, noise in place of rounding.
+               first: jax.Array | int = 0, quantiser: Quantiser | None = None) -> CodecOutput:
+    """Reconstruction and bits of pictures x. The other arguments are those of `code`."""
+    return self.code(*self.analyse(x, quality), quality, num_arrived, first, quantiser)
+
+  def code(self, y: jax.Array, z: jax.Array, quality: jax.Array | float | None = None,
+           num_arrived: jax.Array | None = None, first: jax.Array | int = 0,
+           quantiser: Quantiser | None = None) -> CodecOutput:
+    """Reconstruction and bits of given latents y (B, h, w, M), which has the gain of its rate, and z (B, h/4, w/4, N).
 
     num_arrived (B,): only so many slices reach the decoder; the others are their means, and cost nothing. None: all.
-    first: index of x[0] in a larger batch; the noise of a picture does not depend on how that was split."""
-    y, z = self.analyse(x, quality)
+    first: index of x[0] in a larger batch; what is drawn for a picture does not depend on how that was split.
+    quantiser: what stands for rounding. None: with a "noise" rng NOISE, the rate of training; otherwise ROUNDING. One
+      that draws takes its random numbers from that rng."""
+    quantiser = quantiser or (NOISE if self.has_rng("noise") else ROUNDING)
+    draws = lambda latent: quantiser.draws(self.make_rng("noise") if quantiser.draw else None, latent.shape, first)
     with jax.default_matmul_precision(PRECISION):
-      z_symbols, medians = ste_round(z - self.z_prior.medians), self.z_prior.medians
-      y_noise, z_noise = self._noise(y, first), self._noise(z, first)
-      z_bits = self.z_prior.bits(jax.lax.stop_gradient(z_symbols) + medians if z_noise is None else z + z_noise)
-      coded = self.slices.walk(self.h_s(z_symbols + medians), y, y_noise, num_arrived, self.remat)
+      medians, y_draws, z_draws = self.z_prior.medians, draws(y), draws(z)
+      received, counted = quantiser.quantise(z - medians, z_draws)
+      z_bits = self.z_prior.bits(counted + medians)
+      coded = self.slices.walk(self.h_s(received + medians), y, quantiser, y_draws, num_arrived, self.remat)
     return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits)
 
   def analyse(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
     """y (B, h, w, M), times the gain of its rate, and z (B, h/4, w/4, N)."""
-    if any(side % 64 for side in x.shape[1:3]):
-      raise ValueError(f"pictures of {x.shape[1]}x{x.shape[2]}, height and width have to be multiples of 64")
+    multiple = side_multiple(self.config)
+    if any(side % multiple for side in x.shape[1:3]):
+      raise ValueError(f"pictures of {x.shape[1]}x{x.shape[2]}, height and width have to be multiples of {multiple}")
     y = self._transform(self.g_a, x)
     if self.config.num_rates:
       y = y * self._gain("log_gain", quality)
@@ -127,13 +140,6 @@ class MLIC(nn.Module):
   def _transform(self, transform: nn.Module, x: jax.Array) -> jax.Array:
     return transform(x.astype(self.transform_dtype)).astype(jnp.float32)
 
-  def _noise(self, latent: jax.Array, first: jax.Array | int) -> jax.Array | None:
-    if not self.has_rng("noise"):
-      return None
-    key, places = self.make_rng("noise"), first + jnp.arange(latent.shape[0])
-    draw = lambda place: jax.random.uniform(jax.random.fold_in(key, place), latent.shape[1:], minval=-0.5, maxval=0.5)
-    return jax.vmap(draw)(places)
-
   def _gain(self, name: str, quality: jax.Array | float | None) -> jax.Array:
     """(B or 1, 1, 1, M); fractions of a quality interpolate geometrically (Cui et al., CVPR 2021)."""
     if quality is None:
@@ -146,5 +152,15 @@ class MLIC(nn.Module):
 
 
 def build(config: CodecConfig, **options) -> MLIC:
-  """The linen module of a config: `variables = build(config).init(key, x)`. Options are transform_dtype and remat."""
+  """The linen module of a config: `variables = build(config).init(key, x)`. Options are transform_dtype and remat.
+
+  ValueError, in one line, when a part that the config names is not there, or cannot be built of it."""
+  chosen = transforms.find(config.transforms)
+  chosen.floats_per_pixel(config)
+  parts.check_options(config, [chosen, *map(contexts.find, config.contexts)])
   return MLIC(config, **options)
+
+
+def side_multiple(config: CodecConfig) -> int:
+  """What height and width of a picture have to be multiples of: the stride of y, times that of z, 4."""
+  return 4 * transforms.find(config.transforms).STRIDE

@@ -9,7 +9,7 @@ Every step is built for the full width of y, and `decoded` is zero where nothing
 all steps have one shape and are stacked on a leading axis, and k may be traced.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from flax import linen as nn
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
-from mlic_jax.model.gradients import lower_bound, ste_round
+from mlic_jax.model.gradients import lower_bound
 from mlic_jax.model.layers import ConvStack
 from mlic_jax.model.priors import SCALE_MIN, gaussian_bits, scale_index, scale_place
+from mlic_jax.model.quantisers import ROUNDING, Quantiser
 
 
 class Prior(NamedTuple):
@@ -69,7 +70,7 @@ class SliceStep(nn.Module):
       self.lrp_anchor = ConvStack((*config.lrp_widths, config.slice_channels))
       self.lrp_nonanchor = ConvStack((*config.lrp_widths, config.slice_channels))
 
-  def __call__(self, k, hyper, decoded, y_slice, noise=None, arrived=None):
+  def __call__(self, k, hyper, decoded, y_slice, quantiser: Quantiser = ROUNDING, draws=None, arrived=None):
     """The whole step, as training and the bit estimate run it.
 
     Args:
@@ -77,7 +78,8 @@ class SliceStep(nn.Module):
       hyper: (B, h, w, 2M) from h_s.
       decoded: (B, h, w, M) y_hat of slices 0..k-1.
       y_slice: (B, h, w, Cs) slice k of y.
-      noise: (B, h, w, Cs) uniform in [-0.5, 0.5) that stands for rounding in the rate; None to round.
+      quantiser: what stands for rounding.
+      draws: its random numbers for slice k, arrays (B, h, w, Cs), or None.
       arrived: (B,) bool, whether the slice reaches the decoder. Where it does not, it is its mean and costs nothing, as
         in progressive decoding; None when all do.
 
@@ -87,15 +89,12 @@ class SliceStep(nn.Module):
     state, found = self.empty_state(decoded), (0.0, 0.0, 0.0)
     for anchors, prior_of in ((True, self.anchor_prior), (False, self.nonanchor_prior)):
       prior, state = prior_of(k, hyper, state)
-      y = pack(y_slice, anchors)
-      symbols = ste_round(y - prior.mean)
-      # The rate has no gradient through rounding: with noise it needs none, without it would be a wrong one.
-      coded = jax.lax.stop_gradient(symbols) + prior.mean if noise is None else y + pack(noise, anchors)
-      bits = gaussian_bits(coded, *prior)
+      of_pass = lambda of_slice: pack(of_slice, anchors)
+      symbols, counted = quantiser.quantise(of_pass(y_slice) - prior.mean, jax.tree.map(of_pass, draws))
+      bits = gaussian_bits(counted, 0.0, prior.scale)
       if arrived is not None:
         symbols, bits = (jnp.where(arrived[:, None, None, None], each, 0.0) for each in (symbols, bits))
-      of_pass = (bits, *prior)
-      found = tuple(both + unpack(one, anchors) for both, one in zip(found, of_pass))
+      found = tuple(both + unpack(one, anchors) for both, one in zip(found, (bits, *prior)))
       state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, symbols)
     return state.decoded, found
 
@@ -108,7 +107,7 @@ class SliceStep(nn.Module):
 
   def anchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
     """The prior of the anchors of slice k, from slices 0..k-1."""
-    refs = self._refs(k, state)
+    refs = self._refs(k, hyper, state)
     speakers = self._of_both_passes()
     shared = tuple(self._speak(c, refs) for c in speakers)
     features = [pack(f, anchors=True) for f in (*shared, hyper)]
@@ -122,7 +121,7 @@ class SliceStep(nn.Module):
 
   def nonanchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
     """The prior of the non-anchors of slice k, from slices 0..k-1 and the anchors of slice k."""
-    refs = self._refs(k, state)._replace(anchor=state.anchor)
+    refs = self._refs(k, hyper, state)._replace(anchor=state.anchor)
     speakers = [c for c in self.contexts.values() if "anchor" in c.needs]
     features = [self._speak(c, refs) for c in speakers]
     features += [pack(f, anchors=False) for f in (*state.shared, hyper)]
@@ -139,10 +138,10 @@ class SliceStep(nn.Module):
     """The contexts that need no anchors: computed once in the anchor pass, and kept for the other."""
     return [c for c in self.contexts.values() if "anchor" not in c.needs]
 
-  def _refs(self, k, state: State) -> contexts.Refs:
+  def _refs(self, k, hyper, state: State) -> contexts.Refs:
     cs = self.config.slice_channels
     previous = jax.lax.dynamic_slice_in_dim(state.decoded, jnp.maximum(k - 1, 0) * cs, cs, axis=-1)
-    return contexts.Refs(k, state.decoded, jnp.arange(self.config.M) < k * cs, previous, anchor=None)
+    return contexts.Refs(k, hyper, state.decoded, jnp.arange(self.config.M) < k * cs, previous, anchor=None)
 
   def _speak(self, context: nn.Module, refs: contexts.Refs) -> jax.Array:
     """The features of a context; zeros for the first slice when it wants an earlier one."""
@@ -183,25 +182,26 @@ class Slices(nn.Module):
       # Compiled, so that what `start` computes beside the parameters is never run.
       self.put_variable("params", "steps", jax.jit(jax.vmap(start))(keys, jnp.arange(count)))
 
-  def walk(self, hyper: jax.Array, y: jax.Array, noise: jax.Array | None = None, num_arrived: jax.Array | None = None,
-           remat: bool = False) -> Coded:
-    """All steps under one scan, from hyper (B, h, w, 2M), y and noise (B, h, w, M).
+  def walk(self, hyper: jax.Array, y: jax.Array, quantiser: Quantiser = ROUNDING, draws: Any = None,
+           num_arrived: jax.Array | None = None, remat: bool = False) -> Coded:
+    """All steps under one scan, from hyper (B, h, w, 2M) and y (B, h, w, M).
 
+    quantiser: what stands for rounding; `draws` are its random numbers, arrays of the shape of y, or None.
     num_arrived (B,): only so many slices reach the decoder, see SliceStep; None for all. With `remat` the gradient
     computes every step again instead of keeping what is inside it."""
     count = self.config.num_slices
     split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
 
     def body(decoded, inputs):
-      params, k, y_slice, noise_slice, arrived = inputs
-      return self.step.apply({"params": params}, k, hyper, decoded, y_slice, noise_slice, arrived)
+      params, k, y_slice, draws, arrived = inputs
+      return self.step.apply({"params": params}, k, hyper, decoded, y_slice, quantiser, draws, arrived)
 
     params = self.get_variable("params", "steps")
-    inputs = (params, jnp.arange(count), split(y), None if noise is None else split(noise),
+    inputs = (params, jnp.arange(count), split(y), jax.tree.map(split, draws),
               None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived)
     body = jax.checkpoint(body) if remat else body
-    # On CPU the gradient through a rolled loop is 18 to 30 times slower; only training takes one.
-    all_at_once = jax.default_backend() == "cpu" and noise is not None
+    # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
+    all_at_once = jax.default_backend() == "cpu" and quantiser is not ROUNDING
     unroll = self.config.scan_unroll or (count if all_at_once else 1)
     y_hat, found = jax.lax.scan(body, jnp.zeros_like(y), inputs, unroll=unroll)
     return Coded(y_hat, *(jnp.moveaxis(t, 0, -2).reshape(y.shape) for t in found))

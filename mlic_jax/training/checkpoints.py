@@ -19,14 +19,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.files import write_whole
+from mlic_jax.training.configuration import FIELDS
 from mlic_jax.training.step import TrainState
-
-# Fields that a resumed run may change. num_steps is one of them so that a run can be made longer; the learning rate
-# then follows the schedule of the new length. The others do not change what a step computes.
-FREE_FIELDS = ("num_steps", "data_dir", "tfds_dir", "data_threads", "data_workers", "cache_gigabytes", "log_every",
-               "checkpoint_every", "keep_checkpoints", "eval_every", "eval_pictures", "distributed", "profile_steps")
 
 
 class ConfigMismatch(ConfigError):
@@ -47,12 +44,15 @@ def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_config(config, path: Path) -> None:
-  """ConfigMismatch unless the configuration in the file `path` agrees with `config` in all but FREE_FIELDS."""
-  then, now = flatten(json.loads(path.read_text())), flatten(config_to_dict(config))
+  """ConfigMismatch unless the configuration in the file `path` agrees with `config` in all fields that are not free.
+
+  A field of the model that one of them lacks, as it is newer than the run, is at its default there."""
+  defaults = flatten({"model": CodecConfig().to_dict()})
+  then, now = defaults | flatten(json.loads(path.read_text())), defaults | flatten(config_to_dict(config))
   missing = "absent"
   differ = [f"{name} ({then.get(name, missing)} -> {now.get(name, missing)})"
             for name in sorted(then.keys() | now.keys())
-            if name not in FREE_FIELDS and then.get(name, missing) != now.get(name, missing)]
+            if not (name in FIELDS and FIELDS[name].is_free) and then.get(name, missing) != now.get(name, missing)]
   if differ:
     raise ConfigMismatch(f"{path.parent} holds a run of another configuration; these fields differ: "
                          f"{', '.join(differ)}; wanted the same configuration or another --workdir")

@@ -1,7 +1,6 @@
 """The training program: train_and_evaluate(config, workdir), from photographs to a model directory."""
 
 import contextlib
-import difflib
 import signal
 import threading
 import time
@@ -16,9 +15,7 @@ from mlic_jax.coding.model_directory import save_model
 from mlic_jax.compute import compilation_cache
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import batches as data
-from mlic_jax.errors import ConfigError
-from mlic_jax.metrics import MS_SSIM_MIN_SIDE
-from mlic_jax.model.mlic import build
+from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.training import parallel
 from mlic_jax.training.checkpoints import (
   Checkpoints,
@@ -28,45 +25,34 @@ from mlic_jax.training.checkpoints import (
   storage_problem,
   write_config,
 )
-from mlic_jax.training.losses import DISTORTIONS
-from mlic_jax.training.optimizer import OPTIMIZERS, make_optimizer
-from mlic_jax.training.profile import Profile, steps_of_profile
+from mlic_jax.training.configuration import check_fields
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.profile import Profile
 from mlic_jax.training.run_log import RunLog
 from mlic_jax.training.step import create_state, make_eval_step, make_train_step
 from mlic_jax.training.transfer import load_teacher, start_from
 
-FIELDS = ("model", "seed", "distributed",
-          "data_dir", "tfds_dir", "eval_dir", "holdout_every",
-          "crop_size", "crop_schedule", "downscale", "downscale_probability", "flip", "batch_size",
-          "data_threads", "data_workers", "cache_gigabytes",
-          "distortion", "partial_probability", "init_from", "teacher",
-          "num_steps", "optimizer", "learning_rate", "warmup_steps", "schedule", "aux_learning_rate", "grad_clip",
-          "ema_decay", "accumulate_steps", "bfloat16_transforms", "remat",
-          "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_images", "eval_crop_size",
-          "eval_batch_size", "eval_pictures", "profile_steps")
-OPTIONAL_FIELDS = {"lmbda": "single-rate models", "lmbdas": "variable-rate models",
-                   "muon_learning_rate": "optimizer='muon'", "distillation_weight": "a teacher",
-                   "final_learning_rate": "schedule='cosine'",
-                   "decay_steps": "schedule='step'", "decay_factors": "schedule='step'"}
 STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: they stay busy, and a stop waits for little
 
 
 class NonFiniteLoss(ArithmeticError):
   """The loss or a gradient became infinite or NaN; one line that names the step and the last good checkpoint."""
+  status = 1
 
 
 class SaveError(OSError):
   """The end of a run could not be saved; one line."""
+  status = 1
 
 
 class Interrupted(Exception):
-  """SIGTERM or SIGINT came; the state was saved, unless there was a `problem`. `signum` is the signal."""
+  """SIGTERM or SIGINT came; the state was saved, unless there was a `problem`. `status` is what a shell would say."""
 
   def __init__(self, signum: int, step: int, problem: str | None = None):
     saved = f"which is not saved: {problem}; the same command continues at an older one" if problem else (
         "the same command continues")
     super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; {saved}")
-    self.signum = signum
+    self.signum, self.status = signum, 128 + signum
 
 
 def train_and_evaluate(config, workdir: str | Path) -> None:
@@ -85,7 +71,7 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   workdir, main_process = Path(workdir), jax.process_index() == 0
 
   # Data
-  sizes = data.crop_sizes(config.crop_size, config.crop_schedule)
+  sizes = data.crop_sizes(config.crop_size, config.crop_schedule, side_multiple(model_config))
   sources, held_out = data.split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir)
   photographs = data.Mixture(sources, sizes, int(config.cache_gigabytes * 1e9))
   held_out = data.eval_images(held_out, config.eval_crop_size, config.eval_images)
@@ -185,52 +171,6 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   profile.close()
   if problem := checkpoints.close():
     raise SaveError(f"step {config.num_steps} is not saved: {problem}; the same command continues at an older one")
-
-
-def check_fields(config) -> CodecConfig:
-  """The model's configuration; ConfigError in one line for a missing, an unknown or a contradictory field."""
-  for name in config:
-    if name not in (*FIELDS, *OPTIONAL_FIELDS):
-      near = difflib.get_close_matches(name, (*FIELDS, *OPTIONAL_FIELDS), n=1, cutoff=0.0)[0]
-      raise ConfigError(f"the configuration has a field {name!r} that nothing reads; the nearest known one is {near!r}")
-  if "model" not in config:
-    raise ConfigError("the configuration lacks the field 'model'")
-  try:
-    model_config = CodecConfig.from_dict(config.model.to_dict())
-  except ValueError as error:
-    raise ConfigError(error) from error
-  wanted = [*FIELDS, "lmbdas" if model_config.num_rates else "lmbda"]
-  wanted += ["distillation_weight"] if config.get("teacher") else []
-  wanted += ["muon_learning_rate"] if config.get("optimizer") == "muon" else []
-  wanted += ["final_learning_rate"] if config.get("schedule") == "cosine" else ["decay_steps", "decay_factors"]
-  for name in wanted:
-    if name not in config:
-      why = f" (for {OPTIONAL_FIELDS[name]})" if name in OPTIONAL_FIELDS else ""
-      raise ConfigError(f"the configuration lacks the field {name!r}{why}")
-  if model_config.num_rates and len(config.lmbdas) != model_config.num_rates:
-    raise ConfigError(f"{len(config.lmbdas)} values in lmbdas; wanted model.num_rates={model_config.num_rates}")
-  if config.distortion not in DISTORTIONS:
-    raise ConfigError(f"distortion={config.distortion!r}; wanted one of {', '.join(DISTORTIONS)}")
-  if config.optimizer not in OPTIMIZERS:
-    raise ConfigError(f"optimizer={config.optimizer!r}; wanted one of {', '.join(OPTIMIZERS)}")
-  sizes = data.crop_sizes(config.crop_size, config.crop_schedule)
-  if config.downscale not in data.DOWNSCALE:
-    raise ConfigError(f"downscale={config.downscale!r}; wanted one of {', '.join(data.DOWNSCALE)}")
-  if config.eval_crop_size < 64 or config.eval_crop_size % 64:
-    raise ConfigError(f"eval_crop_size={config.eval_crop_size}; wanted a multiple of 64 pixels")
-  smallest = min(config.eval_crop_size, *(size for _, size in sizes))
-  if config.distortion == "ms_ssim" and smallest < MS_SSIM_MIN_SIDE:
-    raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; MS-SSIM wants "
-                      f"at least {MS_SSIM_MIN_SIDE} pixels")
-  for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "data_threads",
-               "accumulate_steps"):
-    if config[name] < 1:
-      raise ConfigError(f"{name}={config[name]}; wanted at least 1")
-  for name in ("partial_probability", "distillation_weight"):
-    if name in wanted and not 0 <= config[name] <= 1:
-      raise ConfigError(f"{name}={config[name]}; wanted 0 to 1")
-  steps_of_profile(config.profile_steps)
-  return model_config
 
 
 def mean_of(pending: list[dict], step: int, checkpoint: int | None, workdir: Path) -> dict[str, float]:

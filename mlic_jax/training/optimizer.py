@@ -6,9 +6,8 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from mlic_jax.errors import ConfigError
-
 OPTIMIZERS = ("adam", "muon")
+SCHEDULES = ("cosine", "step")
 
 # The root mean square of Muon's updates over its learning rate: about that of Adam's, so that rates can be compared
 # (Liu et al., "Muon is scalable for LLM training", 2025).
@@ -25,13 +24,9 @@ def learning_rate_schedule(config, peak: float | None = None) -> optax.Schedule:
   if config.schedule == "cosine":
     decay_steps = max(1, config.num_steps - warmup)
     decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_learning_rate / config.learning_rate)
-  elif config.schedule == "step":
-    if len(config.decay_steps) != len(config.decay_factors):
-      raise ConfigError(f"decay_steps={config.decay_steps} and decay_factors={config.decay_factors} differ in length")
+  else:
     decay = optax.piecewise_constant_schedule(
         peak, {step - warmup: factor for step, factor in zip(config.decay_steps, config.decay_factors)})
-  else:
-    raise ConfigError(f"schedule={config.schedule!r}; wanted 'cosine' or 'step'")
   return optax.join_schedules([optax.linear_schedule(peak / max(1, warmup), peak, warmup), decay], [warmup])
 
 

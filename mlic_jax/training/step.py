@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mlic_jax.model.mlic import side_multiple
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS, mean_over_devices
@@ -34,7 +35,8 @@ class TrainState:
 def create_state(config, model, optimizer: optax.GradientTransformation) -> TrainState:
   """The state before the first step, drawn from config.seed."""
   init_key, step_key = jax.random.split(jax.random.PRNGKey(config.seed))
-  x = jnp.zeros((1, 64, 64, 3))  # no parameter depends on the size of the pictures
+  side = side_multiple(model.config)
+  x = jnp.zeros((1, side, side, 3))  # no parameter depends on the size of the pictures
   quality = 1.0 if model.config.num_rates else None
   params = jax.jit(model.init, compiler_options=COMPILE_QUICKLY)(init_key, x, quality)["params"]
   ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None

@@ -129,9 +129,9 @@ for (const figure of document.querySelectorAll(".comparison")) {
       find(".most").textContent = `${data.errorMax} of 255 levels, mean of the channels`;
     } else {
       const map = document.createElement("i"), tiles = record.bits_of_slices.length + 1;
-      const [rows, columns] = record.bits_places;                     // of 16x16 pixels; the last may reach beyond the picture
-      map.style.width = `${100 * 16 * columns / record.width}%`;
-      map.style.height = `${100 * 16 * rows / record.height}%`;
+      const [rows, columns] = record.bits_places, side = record.bits_stride || 16;   // pixels; the last may reach beyond the picture
+      map.style.width = `${100 * side * columns / record.width}%`;
+      map.style.height = `${100 * side * rows / record.height}%`;
       map.style.backgroundImage = image(record.bits);
       map.style.backgroundSize = `100% ${100 * tiles}%`;
       map.style.backgroundPosition = `0 ${100 * +shown / (tiles - 1)}%`;

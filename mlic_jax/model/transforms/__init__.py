@@ -1,0 +1,27 @@
+"""Transforms: g_a and g_s, between image and latent. One file each; a config names them by file name.
+
+A file has
+  STRIDE                    pixels of the picture per position of y, along each side
+  Analysis(config, remat)   g_a: x (B, H, W, 3) in [0, 1] -> y (B, H/STRIDE, W/STRIDE, M)
+  Synthesis(config, remat)  g_s: y_hat (B, h, w, M) -> x_hat (B, STRIDE h, STRIDE w, 3), not clipped
+  floats_per_pixel(config)  of the widest layer of the two: what memory a picture takes is computed from it; ValueError,
+                            in one line, for a config that the transforms cannot be built of
+  OPTIONS                   where it has settings of its own: a dict of their names and defaults; see parts.options
+A name with a dot is an import path, so that transforms of one's own need not lie here.
+"""
+
+from types import ModuleType
+
+from mlic_jax.model import parts
+
+WANTED = ("STRIDE", "Analysis", "Synthesis", "floats_per_pixel")
+
+
+def available() -> list[str]:
+  """The names that need no path: the modules of this folder."""
+  return parts.available(__name__)
+
+
+def find(name: str) -> ModuleType:
+  """The transforms of that name; PartError when there are none."""
+  return parts.find(name, __name__, WANTED)

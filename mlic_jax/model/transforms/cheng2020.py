@@ -1,0 +1,53 @@
+"""The transforms of the papers: the residual ones of Cheng et al. (CVPR 2020) without attention, as simplified there.
+
+With `remat` the gradient computes the insides of every block again instead of keeping them.
+"""
+
+import jax
+from flax import linen as nn
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.layers import Conv, ResidualBlock, ResidualBlockDown, ResidualBlockUp, SubpixelConv
+
+STRIDE = 16
+
+
+def widths(config: CodecConfig) -> tuple[int, int, int]:
+  """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or N each. ValueError for another number of them."""
+  if len(config.widths) not in (0, 3):
+    raise ValueError(f"widths={config.widths}, three widths are wanted (at 1/2, 1/4 and 1/8) or ()")
+  return config.widths or (config.N,) * 3
+
+
+def floats_per_pixel(config: CodecConfig) -> float:
+  """Of the widest layer: the first one in most models, at half of the resolution."""
+  return max(width / 4**(i + 1) for i, width in enumerate(widths(config)))
+
+
+class Analysis(nn.Module):
+  """g_a: x (B, H, W, 3) -> y (B, H/16, W/16, M)."""
+  config: CodecConfig
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    again = nn.remat if self.remat else lambda block: block
+    for i, width in enumerate(widths(self.config)):
+      x = again(ResidualBlockDown)(width, name=f"down{i}")(x)
+      x = again(ResidualBlock)(width, name=f"block{i}")(x)
+    return Conv(self.config.M, stride=2, name="out")(x)
+
+
+class Synthesis(nn.Module):
+  """g_s: y_hat (B, h, w, M) -> x_hat (B, 16 h, 16 w, 3), not clipped."""
+  config: CodecConfig
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, y_hat: jax.Array) -> jax.Array:
+    again = nn.remat if self.remat else lambda block: block
+    x = again(ResidualBlock)(self.config.synthesis_width or self.config.M, name="block0")(y_hat)
+    for i, width in enumerate(reversed(widths(self.config))):
+      x = again(ResidualBlockUp)(width, name=f"up{i}")(x)
+      x = again(ResidualBlock)(width, name=f"block{i + 1}")(x)
+    return SubpixelConv(3, init_scale=0.2, init_bias=0.5, name="out")(x)  # a training starts from grey
