@@ -19,7 +19,7 @@ test-slow: .venv/.dev  ## the long checks
 test-latest:  ## the suite on the newest releases of everything, without TensorFlow and the range coder
 	test -x $(LATEST) || $(PYTHON) -m venv .venv-latest
 	$(LATEST) -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -r requirements-latest.txt
-	$(LATEST) -m pytest -rs --without-coder
+	$(LATEST) -m pytest -rs --without-tensorflow
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

@@ -1,7 +1,7 @@
 """What tests share: a model that is small enough to compile in seconds, with weights that are quick to make.
 
-A test, or a fixture of tests, that needs TensorFlow says so by asking for `range_coder`, `tensorflow` or `tfds`. It is
-skipped where `make test-latest` runs, in an environment without them, and nowhere else.
+A test, or a fixture of tests, that needs TensorFlow says so by asking for `tfc`, `tensorflow` or `tfds`. It is skipped
+where `make test-latest` runs, in an environment without them, and nowhere else.
 """
 import importlib
 import importlib.util
@@ -19,14 +19,14 @@ TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_wi
 
 
 def pytest_addoption(parser):
-  parser.addoption("--without-coder", action="store_true", help="skip what needs the range coder or TensorFlow")
+  parser.addoption("--without-tensorflow", action="store_true", help="skip what needs TensorFlow, by name")
 
 
 def pytest_configure(config):
   """Skipping is for environments without TensorFlow, so that it hides no failure elsewhere."""
-  packages = "tensorflow", "tensorflow_compression_ops", "tensorflow_datasets"
-  if config.getoption("--without-coder") and (here := [name for name in packages if importlib.util.find_spec(name)]):
-    raise pytest.UsageError(f"--without-coder came where {', '.join(here)} can be imported")
+  names = "tensorflow", "tensorflow_compression_ops"
+  if config.getoption("--without-tensorflow") and (here := [name for name in names if importlib.util.find_spec(name)]):
+    raise pytest.UsageError(f"--without-tensorflow came where {', '.join(here)} can be imported")
 
 
 def pytest_report_header():
@@ -34,9 +34,10 @@ def pytest_report_header():
 
 
 @pytest.fixture(scope="session")
-def range_coder(request):
-  """For what codes or decodes, whose import of the ops is the product's own."""
+def tfc(request):
+  """The range coder of TensorFlow Compression's own ops, the module."""
   _skip_without("tensorflow-compression-ops", request)
+  return importlib.import_module("mlic_jax.coding.rangecoder_tfc")
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +55,8 @@ def tfds(request):
 
 
 def _skip_without(package, request):
-  if request.config.getoption("--without-coder"):
-    pytest.skip(f"{package} is missing (--without-coder)")
+  if request.config.getoption("--without-tensorflow"):
+    pytest.skip(f"{package} is missing (--without-tensorflow)")
 
 
 def random_variables(config: CodecConfig, seed: int = 0) -> dict:

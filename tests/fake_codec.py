@@ -21,7 +21,7 @@ class FakeCodec:
     self.encoded = []                                    # (image shape, quality) of every call
 
   @classmethod
-  def load(cls, path):
+  def load(cls, path, coder=None):
     if path == "missing":
       raise CheckpointError("missing: no such directory; wanted a model directory")
     return cls()
@@ -52,7 +52,7 @@ class SingleRateCodec(FakeCodec):
   qualities = (None,)
 
   @classmethod
-  def load(cls, path):
+  def load(cls, path, coder=None):
     codec = super().load(path)
     codec.name = path
     return codec

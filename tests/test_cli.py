@@ -15,7 +15,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 @pytest.fixture(scope="module")
-def folder(range_coder, tmp_path_factory, photograph, tiny_checkpoint):
+def folder(tmp_path_factory, photograph, tiny_checkpoint):
   """photo.png, photo.mlic at quality 2, and what else may be lying about."""
   folder = tmp_path_factory.mktemp("cli")
   save_image(folder / "photo.png", photograph)
@@ -100,7 +100,7 @@ def test_the_command_answers_without_importing_jax_or_tensorflow(folder):
 # --- several files -----------------------------------------------------------------------
 
 @pytest.fixture
-def pictures(range_coder, tmp_path, photograph):
+def pictures(tmp_path, photograph):
   """pictures/: two photographs of one size, one of them with a colour profile."""
   (tmp_path / "pictures" / "below").mkdir(parents=True)
   save_image(tmp_path / "pictures" / "a.png", photograph)

@@ -17,7 +17,7 @@ from mlic_jax.training.step import COMPILE_QUICKLY
 
 
 @pytest.fixture(scope="module")
-def codec(range_coder, tiny_checkpoint):
+def codec(tiny_checkpoint):
   return Codec.load(tiny_checkpoint)
 
 
@@ -63,7 +63,7 @@ def test_a_higher_quality_costs_more(codec, photograph):
   assert sizes == sorted(sizes) and len(set(sizes)) == 4
 
 
-def test_symbols_far_outside_every_table_round_trip(range_coder, tiny_checkpoint, photograph):
+def test_symbols_far_outside_every_table_round_trip(tiny_checkpoint, photograph):
   model = load_model(tiny_checkpoint)
   params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] + 9.0)
   codec = Codec(model._replace(variables={"params": params}))
@@ -148,7 +148,7 @@ def test_a_single_chunk_decodes_to_the_same_picture(codec, photograph):
   np.testing.assert_array_equal(picture, predicted)
 
 
-def test_chunks_cost_at_most_half_a_percent_at_a_fifth_of_a_bit_per_pixel(range_coder):
+def test_chunks_cost_at_most_half_a_percent_at_a_fifth_of_a_bit_per_pixel():
   """10 slices of a 768x512 picture, with as many symbols as the largest models have and 9830 bytes for all of them."""
   table, rng = gaussian_table(np.array([0.11, 0.16, 1.0])), np.random.default_rng(0)
   z = np.round(rng.normal(0, 1.0, (8, 12, 16))).astype(np.int32)

@@ -11,6 +11,7 @@ import pytest
 from fake_codec import CONFIG, CoderIsNotToBeUsed, FakeCodec, SingleRateCodec, WrongDecoder, bits_of
 
 import mlic_jax
+from mlic_jax.coding import rangecoder
 from mlic_jax.commands import evaluate as evaluation_script
 from mlic_jax.data.images import save_image
 from mlic_jax.evaluation import baselines, bits, measure
@@ -58,6 +59,17 @@ def test_results_json_has_the_promised_fields_one_entry_per_quality(run, results
   assert {entry["name"] for entry in results()["baselines"]} == {"JPEG 4:2:0", "WebP"}
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
       "compressai", "measurements.jsonl", "pictures", "rd.png", "rd.svg", "report.html", "results.csv", "results.json"]
+
+
+def test_results_say_which_range_coder_was_used(run, results, monkeypatch):
+  for installed, arguments, coder in (("numba", [], "numba"), ("numba tensorflow_compression_ops", [], "tfc"),
+                                      ("numba tensorflow_compression_ops", ["--coder", "numba"], "numba"),
+                                      ("numba", ["--estimate"], None)):
+    with monkeypatch.context() as patch:
+      patch.setattr(rangecoder.importlib.util, "find_spec", lambda name: name in installed.split() or None)
+      patch.setattr(rangecoder, "load_in_background", lambda coder: None)
+      assert run("--ckpt", "x", "--limit", 1, "--baselines", "none", "--report-images", 0, *arguments)[0] == 0
+    assert results()["coder"] == coder
 
 
 def test_a_codec_that_is_jpeg_gains_nothing_on_jpeg(run, results):

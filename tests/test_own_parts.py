@@ -84,7 +84,7 @@ def folder_with_own_parts(tmp_path, monkeypatch):
     del sys.modules[name]
 
 
-def test_own_parts_are_trained_exported_coded_and_described(folder, range_coder, capsys):
+def test_own_parts_are_trained_exported_coded_and_described(folder, capsys):
   rng = np.random.default_rng(0)
   (folder / "photographs").mkdir()
   for i in range(6):

@@ -147,7 +147,7 @@ def test_a_choice_costs_a_bit_and_a_half_where_two_blocks_of_three_are_safe_at_o
 # --- the codec ----------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def codec(range_coder, tiny_checkpoint):
+def codec(tiny_checkpoint):
   return Codec.load(tiny_checkpoint)
 
 
@@ -235,7 +235,7 @@ def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photogra
 # --- the command line -------------------------------------------------------------------
 
 def test_info_says_where_a_file_was_written_and_no_portable_leaves_it_out(
-    range_coder, tmp_path, photograph, tiny_checkpoint, capsys):
+    tmp_path, photograph, tiny_checkpoint, capsys):
   source, coded = tmp_path / "photo.png", tmp_path / "photo.mlic"
   save_image(source, photograph)
   for options, line in (([], rf"portable, epsilon 2\^-{portable.EPSILON_EXPONENT}, written on {codec_module.here()}\n"),

@@ -168,8 +168,7 @@ def test_a_journal_without_a_field_of_what_arrived_is_measured_again(tmp_path):
   assert Journal(tmp_path / "journal", resume=True).arrivals("codec", "pixels", 1) is None
 
 
-def test_a_real_codec_shows_a_picture_per_slice_and_ends_with_the_complete_file(
-    range_coder, tiny_checkpoint, photograph):
+def test_a_real_codec_shows_a_picture_per_slice_and_ends_with_the_complete_file(tiny_checkpoint, photograph):
   codec = Codec.load(tiny_checkpoint)
   journal = Journal()
   coded = measure.code(codec, "photo", photograph, 2)

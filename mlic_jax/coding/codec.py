@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mlic_jax.coding import bitstream, compiled, portable
+from mlic_jax.coding import bitstream, compiled, portable, rangecoder
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError, Origin, PortabilityError
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.coding.model_directory import Model, load_model
@@ -51,9 +51,13 @@ class Codec:
 
   A variable-rate checkpoint has qualities 1 to num_rates, and fractions between them, kept to 1/256; without one it
   takes the middle of the range. A single-rate checkpoint has no quality: it is None.
+
+  `coder` is the range coder, "numba" or "tfc", which write and read the same bytes (rangecoder.py); None for the one of
+  those installed that starts faster.
   """
 
-  def __init__(self, model: Model):
+  def __init__(self, model: Model, coder: str | None = None):
+    self.coder = rangecoder.choose(coder)
     self.name, self.config, self.fingerprint = model.name, model.config, model.fingerprint
     self._module = build(model.config)
     self._variables = jax.device_put(model.variables)
@@ -61,10 +65,10 @@ class Codec:
     self._side_multiple = side_multiple(model.config)
 
   @classmethod
-  def load(cls, path: str | os.PathLike) -> "Codec":
+  def load(cls, path: str | os.PathLike, coder: str | None = None) -> "Codec":
     """The codec of a model directory; CheckpointError if it is none. Turns the compilation cache on."""
     compilation_cache.enable()
-    return cls(load_model(path))
+    return cls(load_model(path), coder)
 
   @property
   def qualities(self) -> tuple[int | None, ...]:
@@ -177,14 +181,14 @@ class Codec:
 
   def _encode(self, latents: Latents, icc_profile, chunked, origin) -> tuple[bytes, Callable[[], np.ndarray]]:
     y, _, height, width, quality = latents
-    z_symbols, encoders = self._z_symbols(latents), [Encoder(self._table)]
+    z_symbols, encoders = self._z_symbols(latents), [Encoder(self._table, self.coder)]
     encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
     of_slice, checksums = [], []
 
     def push(k, anchors, places, prior):
       symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
       if chunked and anchors:
-        encoders.append(Encoder(self._table))
+        encoders.append(Encoder(self._table, self.coder))
       if origin is None:
         rows = np.asarray(compiled.rows(prior))
       else:
@@ -219,7 +223,7 @@ class Codec:
     except QualityError as error:
       raise BitstreamError(f"the file is damaged: {error}") from None
     check_memory(self.config, content.height, content.width)
-    decoders = [Decoder(self._table, chunk) for chunk in content.chunks[:1 + slices]]
+    decoders = [Decoder(self._table, chunk, self.coder) for chunk in content.chunks[:1 + slices]]
     h, w = (-(-side // self._side_multiple) for side in (content.height, content.width))
     z_symbols = decoders[0].decode(self._z_rows(h, w))
     of_slice = []

@@ -1,4 +1,4 @@
-"""Integers to bytes and back, by the range coder of TensorFlow Compression. No other file touches its ops.
+"""Integers to bytes and back, by the range coder of TensorFlow Compression.
 
     encoder = Encoder(table)                            decoder = Decoder(table, stream)
     encoder.encode(symbols, rows)   pass by pass        symbols = decoder.decode(rows)
@@ -16,43 +16,65 @@ of the pass in an Elias gamma code, which goes through the same coder:
 The ops have such an escape of their own, element by element (a negative precision turns it on). It is not used: a
 decoder then reads gamma lengths in a loop without end as soon as it runs past the end of a damaged stream, where
 everything is zeros. Here a stream of any bytes ends after the expected number of symbols.
+
+There are two coders, which write and read the same bytes: `tfc`, the ops themselves (rangecoder_tfc.py), and `numba`,
+which needs no TensorFlow (rangecoder_numba.py).
 """
-import contextlib
 import functools
-import os
+import importlib
+import importlib.util
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
 import numpy as np
 
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.portable import CHOICE_PMF
+from mlic_jax.coding.portable import CHOICE_PMF, GRIDS
 from mlic_jax.coding.tables import PRECISION, CodingTable, quantize_pmf
 
 LENGTHS = 29                      # of gamma codes, 0 .. 28
 DISTANCE_MAX = 2**28              # exclusive, so that sums stay within int32
+PACKAGES = {"numba": "numba", "tfc": "tensorflow_compression_ops"}  # of the coders; the first starts faster
 
 
 class SymbolError(ValueError):
   """A symbol too far from its coding table, which happens with a broken checkpoint; one line."""
 
 
+class TableError(ValueError):
+  """A coding table that nothing can be coded with; one line."""
+
+
 class CoderMissingError(ValueError):
-  """The package of the range coder is not installed; one line."""
+  """A range coder that does not exist or is not installed; one line."""
+
+
+def choose(coder: str | None = None, order: Sequence[str] = tuple(PACKAGES)) -> str:
+  """`coder`, or where that is None the first of `order` that is installed. Imports nothing.
+
+  CoderMissingError for a name that is none.
+  """
+  if coder is None:
+    return next((name for name in order if importlib.util.find_spec(PACKAGES[name])), order[0])
+  if coder not in PACKAGES:
+    raise CoderMissingError(f"no range coder {coder!r}; there are {', '.join(PACKAGES)}")
+  return coder
 
 
 class Encoder:
-  """A range encoder over one table; passes are appended to one stream."""
+  """A range encoder over one table; passes are appended to one stream. CoderMissingError where it is not installed."""
 
-  def __init__(self, table: CodingTable):
+  def __init__(self, table: CodingTable, coder: str | None = None):
     self._rows = _Rows(table)
-    self._handle = _ops().create_range_encoder([], self._rows.lookup)
+    self._writer = _module(coder).Writer(self._rows.lookup, self._rows.starts)
 
   def encode(self, symbols: np.ndarray, rows: np.ndarray) -> None:
     """Appends int32 symbols under the rows of the table, two arrays of one shape, in C order.
 
     SymbolError when a symbol lies further than 2**28 from its row.
     """
-    symbols, rows = np.ravel(symbols), np.ravel(rows)
+    symbols, rows = np.ravel(symbols), self._rows.checked(rows)
     cells = symbols.astype(np.int64) - self._rows.offset[rows]
     escape = self._rows.escape[rows]
     escaped = (cells < 0) | (cells >= escape)
@@ -76,23 +98,23 @@ class Encoder:
 
   def _push(self, cells, rows):
     rows = np.broadcast_to(rows, cells.shape)
-    self._handle = _ops().entropy_encode_index(self._handle, rows.astype(np.int32), cells.astype(np.int32))
+    self._writer.push(np.ascontiguousarray(rows, np.int32), np.ascontiguousarray(cells, np.int32))
 
   def finish(self) -> bytes:
     """The stream. The encoder is spent afterwards."""
-    return _ops().entropy_encode_finalize(self._handle).numpy()
+    return self._writer.finish()
 
 
 class Decoder:
   """A range decoder over the table that the encoder had."""
 
-  def __init__(self, table: CodingTable, stream: bytes):
+  def __init__(self, table: CodingTable, stream: bytes, coder: str | None = None):
     self._rows = _Rows(table)
-    self._handle = _ops().create_range_decoder(stream, self._rows.lookup)
+    self._reader = _module(coder).Reader(stream, self._rows.lookup, self._rows.starts)
 
   def decode(self, rows: np.ndarray) -> np.ndarray:
     """The int32 symbols of one pass, in the shape of `rows`. The wrong stream gives wrong symbols, not an error."""
-    flat = np.ravel(rows)
+    flat = self._rows.checked(rows)
     cells, escape = self._pull(flat), self._rows.escape[flat]
     escaped = cells == escape
     if escaped.any():
@@ -112,13 +134,11 @@ class Decoder:
     return np.where(bits[:, -1] == 1, -distance, distance + escape - 1)
 
   def _pull(self, rows):
-    ops, int32 = _ops(), np.int32
-    self._handle, cells = ops.entropy_decode_index(self._handle, rows.astype(int32), rows.shape, Tdecoded=int32)
-    return cells.numpy()
+    return self._reader.pull(np.ascontiguousarray(rows, np.int32))
 
   def finish(self) -> None:
     """BitstreamError when the stream cannot have ended here. The check is a weak one, files carry a checksum."""
-    if not _ops().entropy_decode_finalize(self._handle).numpy():
+    if not self._reader.finish():
       raise BitstreamError("the coded data does not end where it should; it was made with another model or is damaged")
 
 
@@ -129,49 +149,50 @@ def _written(length: np.ndarray) -> np.ndarray:
 
 
 class _Rows:
-  """A table as the ops take it; behind its own rows, two of the gamma code, and that of the choices of grids."""
+  """A table as the coders take it; behind its own rows, two of the gamma code, and that of the choices of grids."""
 
   def __init__(self, table: CodingTable):
-    lengths = quantize_pmf(0.5**np.arange(1, LENGTHS + 1))
-    gamma = [PRECISION, 0, *np.cumsum(lengths), 1, 0, 1, 2]
-    choice = [PRECISION, 0, *np.cumsum(quantize_pmf(CHOICE_PMF))]
-    self.lookup = np.concatenate([table.lookup, gamma, choice]).astype(np.int32)
+    self.lookup = np.concatenate([table.lookup, _shared_rows()]).astype(np.int32)
     self.offset = table.offset
-    sizes = np.diff(np.flatnonzero(table.lookup == 2**PRECISION), prepend=-1)
-    self.escape = (sizes - 3).astype(np.int32)  # (rows,), the last cell; a row holds a precision and cells + 1 counts
+    ends = np.flatnonzero(table.lookup == 2**PRECISION) + 1
+    begins = np.concatenate([[0], ends])
+    _check_table(table.lookup, begins)
+    self.escape = (np.diff(begins) - 3).astype(np.int32)  # (rows,), the last cell; a row holds cells + 1 counts
+    self.starts = np.concatenate([begins, begins[-1] + np.cumsum([LENGTHS + 2, 4, GRIDS + 2])])  # (rows + 4,) int64
     self.length_row, self.bit_row, self.choice_row = len(table.offset) + np.arange(3)
 
-
-def load_in_background() -> None:
-  """Begins to import the ops beside other work. What goes wrong is said by the first use."""
-  ThreadPoolExecutor(1).submit(_ops)
+  def checked(self, rows: np.ndarray) -> np.ndarray:
+    """(n,) int32, the rows of a pass; SymbolError when the table does not have them."""
+    if rows.size and not 0 <= rows.min() <= rows.max() < len(self.offset):
+      raise SymbolError(f"rows {rows.min()} to {rows.max()} came, the coding table has 0 to {len(self.offset) - 1}")
+    return np.ascontiguousarray(rows, np.int32).ravel()
 
 
 @functools.cache
-def _ops():
-  """The ops. TensorFlow takes seconds to import, and would take the accelerator's memory if it saw it."""
-  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # jax sets 1, and TensorFlow still greets with four lines
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+def _shared_rows() -> np.ndarray:
+  """The rows that no checkpoint holds: lengths of gamma codes, bits, choices of grids."""
+  lengths, choices = (np.cumsum(quantize_pmf(pmf)) for pmf in (0.5**np.arange(1, LENGTHS + 1), CHOICE_PMF))
+  return np.array([PRECISION, 0, *lengths, 1, 0, 1, 2, PRECISION, 0, *choices])
+
+
+def _check_table(lookup: np.ndarray, begins: np.ndarray) -> None:
+  """TableError unless counts rise from 0 to 2**PRECISION in every row: a coder would read past another."""
+  first, falls = begins[:-1], np.flatnonzero(np.diff(lookup) <= 0)
+  if (begins[-1] != len(lookup) or (lookup[first] != PRECISION).any() or lookup[first + 1].any()
+      or not np.array_equal(falls, np.sort(np.concatenate([first, first[1:] - 1])))):
+    raise TableError(f"the coding table is damaged: its counts do not rise from 0 to {2**PRECISION} in every row")
+
+
+def load_in_background(coder: str | None = None) -> None:
+  """Begins to import a coder beside other work. What goes wrong is said by the first use."""
+  ThreadPoolExecutor(1).submit(_module, coder)
+
+
+def _module(coder: str | None) -> ModuleType:
+  """rangecoder_numba or rangecoder_tfc. Importing it is what takes time, and happens once, whichever threads ask."""
+  coder = choose(coder)
   try:
-    with _without_keras():
-      import tensorflow as tf
-    tf.config.set_visible_devices([], "GPU")
-    import tensorflow_compression_ops
+    return importlib.import_module(f"mlic_jax.coding.rangecoder_{coder}")
   except ImportError as error:
-    raise CoderMissingError(f"files want the range coder, tensorflow-compression-ops with TensorFlow 2.17: {error}; "
+    raise CoderMissingError(f"files want a range coder, and {coder} cannot be had: {error}; "
                             "see requirements.txt") from error
-  return tensorflow_compression_ops
-
-
-@contextlib.contextmanager
-def _without_keras():
-  """A quarter of TensorFlow's import is Keras, unless the old Keras is asked for, which is not there to be imported."""
-  before = os.environ.get("TF_USE_LEGACY_KERAS")
-  os.environ["TF_USE_LEGACY_KERAS"] = "1"
-  try:
-    yield
-  finally:  # tf.keras looks again when it is first used
-    if before is None:
-      del os.environ["TF_USE_LEGACY_KERAS"]
-    else:
-      os.environ["TF_USE_LEGACY_KERAS"] = before

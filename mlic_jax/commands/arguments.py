@@ -39,5 +39,10 @@ def limit_argument(parser: argparse.ArgumentParser) -> None:
                       help="refuse larger pictures; default: %(default)s")
 
 
+def coder_argument(parser: argparse.ArgumentParser, default: str) -> None:
+  parser.add_argument("--coder", choices=("numba", "tfc"),
+                      help=f"the range coder, compiled by numba or TensorFlow Compression's; default: {default}")
+
+
 def ckpt_argument(parser: argparse.ArgumentParser, help: str) -> None:
   parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help=help)

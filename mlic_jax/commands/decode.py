@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from mlic_jax.commands import batch
-from mlic_jax.commands.arguments import ckpt_argument, path_arguments, whole
+from mlic_jax.commands.arguments import ckpt_argument, coder_argument, path_arguments, whole
 from mlic_jax.commands.mlic_files import load_codecs, read_mlic
 from mlic_jax.data.images import check_lossless, save_image
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="decode the first K slices, and predict the others from them")
   parser.add_argument("--partial", action="store_true",
                       help="take a file that was cut short, and decode the slices that arrived")
+  coder_argument(parser, "numba")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
   for _, output in pairs:
     check_lossless(output)
   pixels_max = args.max_megapixels * 10**6
-  codecs = functools.cache(lambda: load_codecs(args.ckpt))
+  codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
 
   def work(source: Path, output: Path) -> str:
     blob, content = read_mlic(source, pixels_max, args.partial)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mlic_jax.commands import batch
-from mlic_jax.commands.arguments import above_zero, ckpt_argument, path_arguments, positive
+from mlic_jax.commands.arguments import above_zero, ckpt_argument, coder_argument, path_arguments, positive
 from mlic_jax.commands.mlic_files import load_codecs
 from mlic_jax.data.images import list_images, load_picture
 from mlic_jax.files import write_whole
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--no-portable", action="store_true",
                       help="a file for this machine and this jax alone, some bytes less")
   parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
+  coder_argument(parser, "numba")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
   if len(args.ckpt) > 1 and not target:
     raise batch.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
-  codecs = functools.cache(lambda: load_codecs(args.ckpt))
+  codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
 
   def work(source: Path, output: Path) -> str:
     image, profile = load_picture(source, args.max_megapixels * 10**6)

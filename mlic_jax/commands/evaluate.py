@@ -20,6 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import mlic_jax
 from mlic_jax.coding import rangecoder
+from mlic_jax.commands.arguments import coder_argument
 from mlic_jax.errors import for_the_user
 from mlic_jax.evaluation import baselines, bits, cost, image_set, measure, plots, rd, references, report, results, sweep
 from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves
@@ -49,6 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--qualities", type=_numbers,
                       help='of a variable-rate checkpoint, as "1,2.5,6" (default: all whole ones)')
   parser.add_argument("--estimate", action="store_true", help="the likelihood estimate alone, without coding")
+  coder_argument(parser, "tfc where it is installed, else numba")
   parser.add_argument("--progressive", action="store_true",
                       help="also PSNR and MS-SSIM over the bytes received, after 0, 1, ..., all slices of each file")
   parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",
@@ -116,9 +118,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
   photographs = image_set.open_image_set(arguments.data, arguments.limit)
   conventional, missing = baselines.chosen(arguments.baselines)
   published = chosen_references(arguments.published)
+  coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # that of the published results, where it is
   if not arguments.estimate:
-    rangecoder.load_in_background()
-  codecs = [mlic_jax.Codec.load(path) for path in arguments.ckpt]
+    rangecoder.load_in_background(coder)
+  codecs = [mlic_jax.Codec.load(path, coder) for path in arguments.ckpt]
   qualities = [chosen_qualities(codec, arguments.qualities) for codec in codecs]
   anchor = chosen_anchor(arguments.anchor, curve_names(arguments.ckpt, codecs, conventional, published))
   out = arguments.out or Path("out") / codecs[0].name
@@ -153,7 +156,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     workers.shutdown(cancel_futures=True)
 
   about = {"data": photographs.title, "number_of_images": photographs.size, "estimate": arguments.estimate,
-           "device": jax.devices()[0].device_kind, "published": None}
+           "coder": None if arguments.estimate else coder, "device": jax.devices()[0].device_kind, "published": None}
   if published:
     dataset = arguments.published.partition(":")[0]
     about["published"] = {"dataset": dataset, "caution": references.caution(dataset, photographs.size)}

@@ -4,12 +4,12 @@ from pathlib import Path
 from mlic_jax.coding import bitstream
 
 
-def load_codecs(paths: list[Path]) -> list:
+def load_codecs(paths: list[Path], coder: str | None = None) -> list:
   """The codecs of model directories; CheckpointError when one is none."""
   from mlic_jax.coding import rangecoder
-  rangecoder.load_in_background()
+  rangecoder.load_in_background(coder)
   from mlic_jax.coding.codec import Codec
-  return [Codec.load(path) for path in paths]
+  return [Codec.load(path, coder) for path in paths]
 
 
 def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:

@@ -1,0 +1,159 @@
+"""The range coder of TensorFlow Compression a second time, compiled by numba: the same bytes without TensorFlow.
+
+The stream is a number between 0 and 1 in base 2**16, found by narrowing an interval (Martin, "Range encoding", 1979):
+
+    [base, base + size)     of 32-bit numbers, base < 2**32, 2**16 <= size <= 2**32, at first [0, 2**32)
+    a symbol                narrows it to [base + (size * low >> precision), base + (size * high >> precision)),
+                            where low and high are the cumulative counts of its row on either side of it
+    size <= 2**16           then the leading 16 bits of base are written, and the interval is stretched by 2**16
+
+The end of the interval may lie beyond 2**32. What was written last is then either right or one too small, and a base
+that passes 2**32 later sends a carry back through it. (The ops hold those digits back until they know; the digits are
+the same.) All numbers are int64: the largest is size * count, 2**48.
+"""
+import numba
+import numpy as np
+
+from mlic_jax.compute import compilation_cache
+
+MASK = 2**32 - 1
+
+
+class Writer:
+  """Appends symbols to one stream.
+
+  lookup: (L,) int32, the rows one after the other, each a precision and cumulative counts from 0 to 2**precision.
+  starts: (rows + 1,) int64, where each row begins, and L.
+  """
+
+  def __init__(self, lookup: np.ndarray, starts: np.ndarray):
+    self._table = lookup, starts
+    self._state = np.array([0, 2**32, 0])        # base, size, bytes written
+    self._sink = np.empty(256, np.uint8)
+
+  def push(self, rows: np.ndarray, cells: np.ndarray) -> None:
+    """Appends the cells 0, 1, ... under their rows, both (n,) int32, contiguous, and within the table."""
+    needed = self._state[2] + 2 * rows.size      # a symbol writes two bytes or none
+    if needed > self._sink.size:
+      self._sink = np.concatenate([self._sink[:self._state[2]], np.empty(2 * needed - self._state[2], np.uint8)])
+    _push(self._state, self._sink, *self._table, rows, cells)
+
+  def finish(self) -> bytes:
+    """The stream; zeros at its end are left to the reader. The shortest number in the interval ends it."""
+    base, size, length = map(int, self._state)
+    written = self._sink[:length].tobytes()
+    if base + size > 2**32:                      # 2**32 lies in it: a carry, and zeros
+      written = written.rstrip(b"\xff")
+      return written[:-1] + bytes([written[-1] + 1])
+    if base == 0:
+      return written
+    digits = next(n for n in (1, 2) if _round_up(base, n) < base + size)
+    return written + _round_up(base, digits).to_bytes(4, "big")[:digits]
+
+
+class Reader:
+  """Takes symbols from one stream; the table is that of its writer. Behind its end the stream goes on with zeros.
+
+  Any bytes give symbols: the number read stays in the interval whatever follows it.
+  """
+
+  def __init__(self, stream: bytes, lookup: np.ndarray, starts: np.ndarray):
+    self._table = lookup, starts
+    self._stream = np.frombuffer(stream, np.uint8)
+    value = int.from_bytes(stream[:4].ljust(4, b"\0"), "big")
+    self._state = np.array([0, 2**32, value, min(4, len(stream))])  # base, size, number - base, bytes read
+
+  def pull(self, rows: np.ndarray) -> np.ndarray:
+    """(n,) int32, the next cells under their rows (n,) int32, contiguous and within the table."""
+    cells = np.empty(rows.size, np.int32)
+    _pull(self._state, self._stream, *self._table, rows, cells)
+    return cells
+
+  def finish(self) -> bool:
+    """False when no writer ends a stream here: it is read to its end, and its number is the one that it would take."""
+    base, size, value, position = map(int, self._state)
+    if position < self._stream.size:
+      return False
+    if base == 0 or base + size > 2**32:
+      return base + value & MASK == 0
+    end = _round_up(base, 1)
+    return base + value == (end if end < base + size else _round_up(base, 2))
+
+
+def _round_up(base: int, digits: int) -> int:
+  """The first number from base on with nothing behind its leading bytes."""
+  unit = 2**(32 - 8 * digits)
+  return -(-base // unit) * unit
+
+
+def _compiled(signature: str):
+  """Compiles while this file is imported, or reads what was compiled, from beside what jax compiled.
+
+  {int32} in the signature is an array (n,) that is only read; others may not be given those of jax.
+  """
+  readonly = {name: f"Array({name}, 1, 'C', readonly=True)" for name in ("uint8", "int32", "int64")}
+  signature = signature.format(**readonly)
+
+  def decorate(function):
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, numba.config.CACHE_DIR or compilation_cache.folder() or ""
+    try:
+      return numba.njit(signature, nogil=True, cache=bool(numba.config.CACHE_DIR))(function)
+    except (OSError, RuntimeError):  # no folder can be written to
+      return numba.njit(signature, nogil=True)(function)
+    finally:
+      numba.config.CACHE_DIR = before
+  return decorate
+
+
+@_compiled("void(int64[::1], uint8[::1], {int32}, {int64}, {int32}, {int32})")
+def _push(state, sink, lookup, starts, rows, cells):
+  base, size, length = state[0], state[1], state[2]
+  for i in range(rows.size):
+    start = starts[rows[i]]
+    precision = lookup[start]
+    low = size * lookup[start + 1 + cells[i]] >> precision
+    size = (size * lookup[start + 2 + cells[i]] >> precision) - low
+    base += low
+    if base > MASK:
+      base &= MASK
+      carry = length - 1
+      while sink[carry] == 255:
+        sink[carry] = 0
+        carry -= 1
+      sink[carry] += 1
+    if size <= 2**16:
+      sink[length], sink[length + 1] = base >> 24, base >> 16 & 255
+      length += 2
+      base = base << 16 & MASK
+      size <<= 16
+  state[0], state[1], state[2] = base, size, length
+
+
+@_compiled("void(int64[::1], {uint8}, {int32}, {int64}, {int32}, int32[::1])")
+def _pull(state, stream, lookup, starts, rows, cells):
+  base, size, value, position = state[0], state[1], state[2], state[3]
+  for i in range(rows.size):
+    start, last = starts[rows[i]], starts[rows[i] + 1] - 1
+    precision = lookup[start]
+    first = start + 2                            # the cell ends at the first count whose share of size exceeds value
+    while first < last:
+      middle = first + last >> 1
+      if size * lookup[middle] >> precision > value:
+        last = middle
+      else:
+        first = middle + 1
+    cells[i] = first - start - 2
+    low = size * lookup[first - 1] >> precision
+    size = (size * lookup[first] >> precision) - low
+    base += low
+    value -= low
+    if size <= 2**16:
+      base <<= 16
+      size <<= 16
+      value <<= 16
+      for shift in (8, 0):
+        if position < stream.size:
+          value |= np.int64(stream[position]) << shift
+          position += 1
+    base &= MASK
+  state[0], state[1], state[2], state[3] = base, size, value, position

@@ -1,0 +1,67 @@
+"""The range coder of TensorFlow Compression, by its own ops. No other file imports them, or TensorFlow.
+
+Writer and Reader as in rangecoder_numba.py, whose streams are the same bytes.
+"""
+import contextlib
+import os
+
+import numpy as np
+
+
+class Writer:
+  """Appends symbols to one stream."""
+
+  def __init__(self, lookup: np.ndarray, starts: np.ndarray):
+    del starts  # the ops find the rows themselves
+    self._handle = _OPS.create_range_encoder([], lookup)
+
+  def push(self, rows: np.ndarray, cells: np.ndarray) -> None:
+    self._handle = _OPS.entropy_encode_index(self._handle, rows, cells)
+
+  def finish(self) -> bytes:
+    return _OPS.entropy_encode_finalize(self._handle).numpy()
+
+
+class Reader:
+  """Takes symbols from one stream."""
+
+  def __init__(self, stream: bytes, lookup: np.ndarray, starts: np.ndarray):
+    del starts
+    self._handle = _OPS.create_range_decoder(stream, lookup)
+
+  def pull(self, rows: np.ndarray) -> np.ndarray:
+    self._handle, cells = _OPS.entropy_decode_index(self._handle, rows, rows.shape, Tdecoded=np.int32)
+    return cells.numpy()
+
+  def finish(self) -> bool:
+    return bool(_OPS.entropy_decode_finalize(self._handle).numpy())
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]):
+  """Variables of the environment for a while. tf.keras looks again when it is first used."""
+  before = {name: os.environ.get(name) for name in variables}
+  os.environ.update(variables)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      if value is None:
+        del os.environ[name]
+      else:
+        os.environ[name] = value
+
+
+def _import_ops():
+  """TensorFlow takes seconds to import, and would take the accelerator's memory if it saw it."""
+  quiet = {"TF_USE_LEGACY_KERAS": "1"}  # a quarter of the import is Keras, and the old one is not there to be imported
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # jax sets 1, and TensorFlow still greets with four lines
+    quiet["TF_CPP_MIN_LOG_LEVEL"] = "3"
+  with _environment(quiet):
+    import tensorflow as tf
+    tf.config.set_visible_devices([], "GPU")
+    import tensorflow_compression_ops
+  return tensorflow_compression_ops
+
+
+_OPS = _import_ops()
