@@ -30,10 +30,10 @@ def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
   """Every field that training reads, for the objective of that name."""
   c = nano.get_config()
   c.model = dict(                  # all of CodecConfig, at the values of the paper
-      N=192, M=320, num_slices=10, widths=(), hyper_widths=(), synthesis_width=0,
+      transforms="cheng2020", N=192, M=320, num_slices=10, widths=(), hyper_widths=(), synthesis_width=0,
       contexts=("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
       context_ratio=2, channel_widths=(192, 128), entropy_widths=(320, 256, 128), lrp_widths=(224, 128),
-      window_size=5, num_rates=0, scan_unroll=0)
+      window_size=5, num_rates=0, scan_unroll=0, options={})
 
   c.crop_size = 256
   c.crop_schedule = ((1_200_000, 512),)  # as the authors' README says

@@ -13,10 +13,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.distributed = False            # True: several processes, connected by jax.distributed
 
   c.model = dict(                  # see CodecConfig in mlic_jax/config.py
-      N=64, M=160, num_slices=4, widths=(24, 48, 96), hyper_widths=(48, 64),
+      transforms="cheng2020", N=64, M=160, num_slices=4, widths=(24, 48, 96), hyper_widths=(48, 64),
       contexts=("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
       context_ratio=1, channel_widths=(48, 32), entropy_widths=(96, 64), lrp_widths=(32, 32),
-      window_size=5, num_rates=6, scan_unroll=0)
+      window_size=5, num_rates=6, scan_unroll=0, options={})
 
   # Photographs: a folder, tfds:NAME[:SPLIT], or several with weights: FOLDER*0.7,tfds:clic*0.3
   c.data_dir = ""

@@ -16,6 +16,9 @@ _PUBLIC = {
     "BitstreamError": "mlic_jax.coding.bitstream",
     "CodecConfig": "mlic_jax.config",
     "build": "mlic_jax.model.mlic",
+    "entropy_model": "mlic_jax.model",
+    "load_image": "mlic_jax.data.images",
+    "load_model": "mlic_jax.coding.model_directory",
 }
 __all__ = sorted(_PUBLIC)
 
@@ -24,4 +27,5 @@ def __getattr__(name: str):
   """Loads what is asked for: `import mlic_jax` alone stays quick, and training never meets the range coder."""
   if name not in _PUBLIC:
     raise AttributeError(f"mlic_jax has no {name!r}; it has {__all__}")
-  return getattr(importlib.import_module(_PUBLIC[name]), name)
+  module = importlib.import_module(_PUBLIC[name])
+  return getattr(module, name) if hasattr(module, name) else importlib.import_module(f"{_PUBLIC[name]}.{name}")

@@ -1,6 +1,7 @@
 """The command line: python -m mlic_jax encode | decode | info | describe | convert | ablate.
 
-A command is a file of mlic_jax/commands/ with add_arguments(parser) and run(args), whose docstring is its help. What a
+A command is a file of mlic_jax/commands/ with add_arguments(parser) and run(args), whose docstring is its help. One
+that reads configurations has READS_CONFIG, and gets what else came, --config.FIELD=VALUE, in args.overrides. What a
 user can get wrong is one line on stderr and exit status 2, and no output file appears unless it is whole. Of several
 files, those that fail are listed at the end, with exit status 1. A command imports what it needs when it runs: `info`
 and --help answer without jax.
@@ -18,6 +19,9 @@ COMMANDS = ("encode", "decode", "info", "describe", "convert", "ablate")
 class _Parser(argparse.ArgumentParser):
   """Says what is wrong with the arguments in one line, like every other error here."""
 
+  def __init__(self, **options):
+    super().__init__(allow_abbrev=False, **options)
+
   def error(self, message: str):
     self.exit(2, f"error: {message}; {self.prog} --help lists the arguments\n")
 
@@ -29,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
   commands = {name: importlib.import_module(f"mlic_jax.commands.{name}") for name in COMMANDS}
   for name, command in commands.items():
     command.add_arguments(subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__))
-  args = parser.parse_args(argv)
+  args, args.overrides = parser.parse_known_args(argv)
+  if args.overrides and not getattr(commands[args.command], "READS_CONFIG", False):
+    subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(args.overrides)}")
   try:
     return commands[args.command].run(args) or 0
   except Exception as error:

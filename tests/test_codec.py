@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.codec import Codec, QualityError
+from mlic_jax.coding.codec import Codec, LatentError, QualityError
 from mlic_jax.coding.model_directory import load_model
 from mlic_jax.coding.rangecoder import Encoder
 from mlic_jax.coding.tables import gaussian_table
@@ -34,6 +34,23 @@ def test_any_size_round_trips(codec, photograph, height, width):
   image = codec.decode(blob)
   assert image.shape == (height, width, 3)
   np.testing.assert_array_equal(image, predicted)
+
+
+def test_latents_that_are_given_make_the_file_that_the_picture_makes(codec, photograph):
+  latents = codec.latents(photograph, 2)
+  assert codec.encode_latents(latents) == codec.encode(photograph, 2)
+  other = latents._replace(y=np.asarray(latents.y) * 0.5)
+  blob = codec.encode_latents(other)
+  assert len(blob) < len(codec.encode(photograph, 2)) and codec.decode(blob).shape == photograph.shape
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda latents: latents._replace(width=500), "y and z of a picture of 65x500 are"),
+    (lambda latents: latents._replace(z=np.asarray(latents.z)[..., :-1]), "came"),
+    (lambda latents: latents._replace(y=latents.y * np.nan), "not finite")])
+def test_latents_that_are_not_of_this_codec_are_refused(codec, photograph, change, message):
+  with pytest.raises(LatentError, match=message):
+    codec.encode_latents(change(codec.latents(photograph, 2)))
 
 
 def test_another_codec_of_the_same_checkpoint_decodes(codec, photograph, tiny_checkpoint):

@@ -71,6 +71,11 @@ class Codec:
     return cls(load_model(path), coder)
 
   @property
+  def variables(self) -> dict:
+    """{"params": ...}, on the device."""
+    return self._variables
+
+  @property
   def qualities(self) -> tuple[int | None, ...]:
     """(1, 2, ..., num_rates), or (None,) for a single-rate checkpoint."""
     return tuple(range(1, self.config.num_rates + 1)) or (None,)

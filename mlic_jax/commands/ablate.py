@@ -4,6 +4,8 @@ from pathlib import Path
 
 from mlic_jax.commands.arguments import positive
 
+READS_CONFIG = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="photographs, as for train.py")
@@ -20,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
   from mlic_jax.evaluation import ablation
   files = args.configs or sorted(Path("configs/ablations").glob("[!_]*.py"))
-  rows = ablation.ablate(files, args.data, args.steps, args.workdir)
+  rows = ablation.ablate(files, args.data, args.steps, args.workdir, args.overrides)
   (first, *others), *cells = ablation.table(rows)
   table = Table(first, title=f"{args.steps} steps each", title_justify="left",
                 caption=ablation.NOTE, caption_justify="left")

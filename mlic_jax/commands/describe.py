@@ -3,6 +3,8 @@ import argparse
 
 from mlic_jax.commands.arguments import positive
 
+READS_CONFIG = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, metavar="FILE.py", help="such as configs/mlic_plus_plus.py")
@@ -17,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
 
   from mlic_jax.model.describe import ENCODER_ONLY, Part, describe
   from mlic_jax.training.configuration import load_config, model_config
-  parts = describe(model_config(load_config(args.config), args.config), args.height, args.width)
+  parts = describe(model_config(load_config(args.config, args.overrides), args.config), args.height, args.width)
   sum_of = lambda name, parts: Part(name, sum(p.parameters for p in parts), sum(p.kmacs for p in parts))
   sums = [sum_of("all", parts), sum_of("decoder", [p for p in parts if p.name not in ENCODER_ONLY])]
   table = Table(title=f"{args.config}, {args.width}x{args.height}", title_justify="left")

@@ -28,9 +28,11 @@ COLUMNS = {"name": ("config", ""), "bpp": ("bpp", ".4f"), "psnr": ("PSNR dB", ".
 NOTE = "Percentages are against the first row. Bits alone do not rank: PSNR differs too, and the loss weighs both."
 
 
-def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
-           workdir: str | Path) -> list[dict[str, Any]]:
+def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, workdir: str | Path,
+           overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
   """Trains every configuration for `num_steps` on `data_dir`; returns the rows of the table in the order of `files`.
+
+  `overrides`, "--config.FIELD=VALUE" each, change all of them.
 
   A run that was interrupted is continued, one that is finished is read. A row has the held-out means of the evaluation
   with the lowest loss (over the rates, for variable-rate models):
@@ -41,7 +43,7 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
   or compared, and for a workdir with runs of another budget; besides what loop.train_and_evaluate raises.
   """
   workdir = Path(workdir)
-  configs = _load(files, data_dir, num_steps)
+  configs = _load(files, data_dir, num_steps, overrides)
   for name, config in configs.items():
     _check_run(config, workdir / name)
   rows: list[dict[str, Any]] = []
@@ -71,7 +73,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> st
           + "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
-def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int) -> dict[str, Any]:
+def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
+          overrides: Sequence[str]) -> dict[str, Any]:
   """The configurations by name, complete and comparable."""
   if not files:
     raise ConfigError("no configurations to train; wanted files such as configs/nano.py")
@@ -80,7 +83,7 @@ def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int) -> 
     name = Path(file).name.replace(".py", "", 1).replace(":", "-")
     if name in configs:
       raise ConfigError(f"{file}: another configuration is named {name} too; their runs would share a folder")
-    config = load_config(file)
+    config = load_config(file, overrides)
     with config.unlocked():
       config.data_dir, config.num_steps = str(data_dir), num_steps
     try:

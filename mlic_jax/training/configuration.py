@@ -8,7 +8,7 @@ import difflib
 import inspect
 import runpy
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,22 +149,30 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ml_collectio
 
 
 def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_collections.ConfigDict:
-  known = [each for field, value in config.items()
-           for each in ([f"{field}.{inner}" for inner in value] if hasattr(value, "items") else [field])]
-  for each in overrides:
-    field = each.removeprefix("--config.").split("=")[0]
-    if each.startswith("--config.") and field not in known:
-      near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)[0]
-      raise ConfigError(f"unknown configuration field {field!r}; the nearest known one is {near!r}")
+  known = list(_names(config))
+  for before, each in zip(["", *overrides], overrides):
+    field, is_value = each.removeprefix("--config.").split("=")[0], before.startswith("--") and "=" not in before
+    if each.startswith("--config."):
+      if field not in known:
+        near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown configuration field {field!r}; the nearest known one is {near!r}")
+    elif not is_value:
+      raise ConfigError(f"unexpected argument {each!r}; wanted --config.FIELD=VALUE")
   values, argv = flags.FlagValues(), ["", *overrides]
   flag = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   try:
-    rest = values(argv)[1:]
+    values(argv)
   except (flags.Error, TypeError, ValueError) as error:
     raise ConfigError(" ".join(str(error).split())) from error
-  if rest:
-    raise ConfigError(f"unexpected argument {rest[0]!r}; wanted --config.FIELD=VALUE")
   return flag.value
+
+
+def _names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from _names(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name
 
 
 def model_config(config: ml_collections.ConfigDict, name: str | Path = "") -> CodecConfig:

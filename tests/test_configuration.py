@@ -1,0 +1,64 @@
+"""One reader of configurations: what train.py refuses in a line, `describe` and `ablate` refuse in a line too."""
+import pytest
+
+from mlic_jax.__main__ import main
+from mlic_jax.commands.train import main as train
+from mlic_jax.training.configuration import FIELDS, load_config
+
+NANO = "from configs import nano\ndef get_config():\n  c = nano.get_config()\n  {}\n  return c\n"
+READERS = {
+    "train": lambda file, rest, out: train([f"--config={file}", f"--workdir={out}", *rest]),
+    "describe": lambda file, rest, out: main(["describe", f"--config={file}", "--height=64", "--width=64", *rest]),
+    "ablate": lambda file, rest, out: main(["ablate", f"--data={out.parent}", "--steps=1", f"--workdir={out}", *rest,
+                                            "--configs", str(file)]),
+}
+
+
+def refused(reader, file, rest, tmp_path, capsys) -> str:
+  """The one line that the command prints."""
+  assert READERS[reader](file, rest, tmp_path / "out") == 2
+  out, err = capsys.readouterr()
+  assert not out and err.count("\n") == 1
+  assert not (tmp_path / "out").exists()
+  return err
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("lines, message", [
+    ("c.model.contexts = ('foo',)", "no context 'foo'"),
+    ("c.model.contexts = ('channel', 'channel')", "different names are wanted"),
+    ("c.model.transforms = 'foo'", "no transform 'foo'"),
+    ("c.model.widths = (1, 2)", "three widths are wanted"),
+    ("c = None + 1", "TypeError"),
+    ("c.model = 3", "model"),
+    ("c = 5", "wanted a function get_config() that returns a ConfigDict")])
+def test_a_file_that_describes_no_codec_is_refused_in_one_line_by_all(tmp_path, capsys, reader, lines, message):
+  (tmp_path / "mine.py").write_text(NANO.format(lines))
+  assert message in refused(reader, tmp_path / "mine.py", [], tmp_path, capsys)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("override, message", [
+    ("--config.model.contexts=('foo',)", "no context 'foo'"),
+    ("--config.model.num_slice=3", "unknown configuration field 'model.num_slice'; the nearest known one is"),
+    ("--config.model.N=many", "model.N"),
+    ("--confg.seed=1", "unexpected argument '--confg.seed=1'"),
+    ("stray", "unexpected argument 'stray'")])
+def test_a_bad_change_is_refused_in_one_line_by_all(tmp_path, capsys, reader, override, message):
+  assert message in refused(reader, "configs/nano.py", [override], tmp_path, capsys)
+
+
+@pytest.mark.parametrize("reader", ["train", "ablate"])
+@pytest.mark.parametrize("override, message", [
+    ("--config.seed=-1", "seed=-1; wanted an integer of at least 0"),
+    ("--config.batch_size=0", "batch_size=0; wanted an integer of at least 1"),
+    ("--config.downscale_probability=1.5", "downscale_probability=1.5; wanted 0 to 1"),
+    ("--config.schedule=linear", "schedule='linear'; wanted one of cosine, step")])
+def test_a_value_that_no_training_takes_is_refused_in_one_line(tmp_path, capsys, reader, override, message):
+  assert message in refused(reader, "configs/nano.py", [override], tmp_path, capsys)
+
+
+def test_every_field_of_a_config_file_is_in_the_one_list_and_can_be_changed():
+  config = load_config("configs/nano.py", ["--config.seed=3", "--config.model.N=32", "--config.flip=False"])
+  assert set(config) <= set(FIELDS)
+  assert (config.seed, config.model.N, config.flip) == (3, 32, False)
