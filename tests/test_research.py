@@ -61,7 +61,7 @@ def test_what_code_makes_of_the_latents_of_a_picture_is_what_the_codec_makes_of_
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), out, from_latents)
 
 
-def test_the_relaxation_in_the_research_notes_codes(tmp_path, photograph, range_coder):
+def test_the_relaxation_in_the_research_notes_codes(tmp_path, photograph):
   save_model(tmp_path / "small", SMALL, random_variables(SMALL))
   text = (README.parent / "docs" / "research.md").read_text()
   code, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "soft_round" in block)
