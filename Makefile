@@ -1,36 +1,42 @@
-# Everything here sets up its environment on its own, and is quick the second time.
+# Everything here sets up its environment on its own, and is quick the second time. Any Python from 3.10 on will do:
+# `make test PYTHON=python3.13`. tensorflow-compression-ops has no release beyond Python 3.12, nor beside Linux on x86-64;
+# there the tests of it, and of TensorFlow, are skipped by name, and eval.py codes with numba's range coder.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CKPT ?= checkpoints/nano
 OUT ?= out/eval
 RUN := .venv/bin/python
 LATEST := .venv-latest/bin/python
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: eval test test-slow test-latest lint clean
+.PHONY: eval test test-slow test-latest test-package lint clean
 
 eval: .venv/.runtime  ## rate-distortion table of CKPT on sample photographs, from real files
 	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
 
 test: lint  ## the whole suite, under 10 minutes on two cores
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -rs
 
 test-slow: .venv/.dev  ## the long checks
-	$(RUN) -m pytest -q -m slow
+	$(RUN) -m pytest -q -rs -m slow
 
-test-latest:  ## the suite on the newest releases of everything, without TensorFlow and the range coder
+test-package: .venv/.dev  ## a wheel, installed elsewhere: its programs, data and configurations
+	$(RUN) -m pytest -q -m slow tests/test_package.py
+
+test-latest:  ## the suite on the newest releases of everything, coding by numba, without TensorFlow
 	test -x $(LATEST) || $(PYTHON) -m venv .venv-latest
-	$(LATEST) -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -r requirements-latest.txt
+	$(LATEST) $(PIP) --upgrade --upgrade-strategy eager -r requirements-latest.txt
 	$(LATEST) -m pytest -rs --without-tensorflow
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
 
-.venv/.runtime: requirements.txt
+.venv/.runtime: requirements.txt $(wildcard requirements/*.txt)
 	test -x $(RUN) || $(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) $(PIP) -r requirements.txt
 	touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.runtime
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(RUN) $(PIP) -r requirements-dev.txt
 	touch $@
 
 clean:

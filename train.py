@@ -5,9 +5,7 @@
 mlic_jax/commands/train.py has the command line, mlic_jax/training/loop.py the program."""
 import sys
 
-from mlic_jax.compute.host_memory import use_huge_pages
+from mlic_jax.commands import programs
 
 if __name__ == "__main__":
-  use_huge_pages()  # before anything slow is imported
-  from mlic_jax.commands.train import main
-  sys.exit(main())
+  sys.exit(programs.run("mlic_jax.commands.train", "train.py"))

@@ -11,6 +11,7 @@
 
 import importlib
 
+__version__ = "0.1.0"
 _PUBLIC = {
     "Codec": "mlic_jax.coding.codec",
     "BitstreamError": "mlic_jax.coding.bitstream",

@@ -1,4 +1,4 @@
-"""The command line: python -m mlic_jax encode | decode | info | describe | convert | ablate.
+"""The command line: mlic-jax, or python -m mlic_jax, encode | decode | info | describe | convert | ablate.
 
 A command is a file of mlic_jax/commands/ with add_arguments(parser) and run(args), whose docstring is its help. One
 that reads configurations has READS_CONFIG, and gets what else came, --config.FIELD=VALUE, in args.overrides. What a
@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 
+import mlic_jax
 from mlic_jax.compute.host_memory import use_huge_pages
 from mlic_jax.errors import exit_status, for_the_user
 
@@ -26,9 +27,10 @@ class _Parser(argparse.ArgumentParser):
     self.exit(2, f"error: {message}; {self.prog} --help lists the arguments\n")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "python -m mlic_jax") -> int:
   """Runs one command and returns the exit status."""
-  parser = _Parser(prog="python -m mlic_jax", description="Learned image compression.")
+  parser = _Parser(prog=program, description="Learned image compression.")
+  parser.add_argument("--version", action="version", version=f"mlic_jax {mlic_jax.__version__}")
   subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
   commands = {name: importlib.import_module(f"mlic_jax.commands.{name}") for name in COMMANDS}
   for name, command in commands.items():

@@ -6,6 +6,10 @@ FILE_ERRORS = (errno.EPERM, errno.ENOENT, errno.EIO, errno.EACCES, errno.EEXIST,
                errno.EFBIG, errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EDQUOT, errno.ESTALE)
 
 
+# Packages that a part needs and others do without, and the extra that brings them (pyproject.toml).
+EXTRAS = {"grain": "train", "tensorboardX": "train", "skimage": "eval", "matplotlib": "eval", "bjontegaard": "eval"}
+
+
 class ConfigError(ValueError):
   """A configuration that cannot be used; one line that says what came and what was wanted."""
 
@@ -13,12 +17,15 @@ class ConfigError(ValueError):
 def for_the_user(error: BaseException) -> str | None:
   """One line, or None for what is a bug, or a machine's failure, and deserves its traceback.
 
-  Errors that mlic_jax defines (ConfigError, ImageError, BitstreamError, ...), and those of files and folders.
+  Errors that mlic_jax defines (ConfigError, ImageError, BitstreamError, ...), those of files and folders, and extras
+  of the package that are not installed.
   """
   if type(error).__module__.startswith("mlic_jax."):
     return str(error)
   if isinstance(error, OSError) and error.errno in FILE_ERRORS:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+  if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+    return f"{error.name} is not installed; it comes with pip install 'mlic_jax[{EXTRAS[error.name]}]'"
   return None
 
 

@@ -1,21 +1,27 @@
 """What tests share: a model that is small enough to compile in seconds, with weights that are quick to make.
 
 A test, or a fixture of tests, that needs TensorFlow says so by asking for `tfc`, `tensorflow` or `tfds`. It is skipped
-where `make test-latest` runs, in an environment without them, and nowhere else.
+where requirements/ leave the package out for this Python and machine, or where `make test-latest` leaves it out, and
+nowhere else: a package that should be there and is not is a failure.
 """
 import importlib
 import importlib.util
+import platform
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build
 
 TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_widths=(16, 16), lrp_widths=(16, 16),
                    num_rates=3)
+
+REQUIREMENTS = Path(__file__).parents[1] / "requirements"
 
 
 def pytest_addoption(parser):
@@ -42,8 +48,8 @@ def tfc(request):
 
 @pytest.fixture(scope="session")
 def tensorflow(request):
-  """The package."""
-  _skip_without("tensorflow", request)
+  """The package, which comes with the ops."""
+  _skip_without("tensorflow-compression-ops", request)
   return importlib.import_module("tensorflow")
 
 
@@ -57,6 +63,15 @@ def tfds(request):
 def _skip_without(package, request):
   if request.config.getoption("--without-tensorflow"):
     pytest.skip(f"{package} is missing (--without-tensorflow)")
+  if package not in required_here():
+    pytest.skip(f"{package} has no release for Python {platform.python_version()} on {platform.machine()}")
+
+
+def required_here() -> set[str]:
+  """Names of the packages that requirements/ ask for on this Python and machine."""
+  lines = [line for path in REQUIREMENTS.glob("*.txt") for line in path.read_text().splitlines()]
+  found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+  return {each.name for each in found if each.marker is None or each.marker.evaluate()}
 
 
 def random_variables(config: CodecConfig, seed: int = 0) -> dict:

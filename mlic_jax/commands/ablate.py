@@ -12,7 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--steps", type=positive, required=True, help="of training, for each configuration")
   parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the same one continues")
   parser.add_argument("--configs", nargs="+", metavar="FILE.py",
-                      help="the first is what the others are compared with; default: configs/ablations/*.py by name")
+                      help="or names of those that come along; the first is what the others are compared with; "
+                      "default: those of configs/ablations/")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
   from rich.table import Table
 
   from mlic_jax.evaluation import ablation
-  files = args.configs or sorted(Path("configs/ablations").glob("[!_]*.py"))
+  from mlic_jax.training import packaged
+  files = args.configs or [name for name in packaged.names() if name.startswith("ablations/")]
   rows = ablation.ablate(files, args.data, args.steps, args.workdir, args.overrides)
   (first, *others), *cells = ablation.table(rows)
   table = Table(first, title=f"{args.steps} steps each", title_justify="left",

@@ -7,7 +7,8 @@ READS_CONFIG = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--config", required=True, metavar="FILE.py", help="such as configs/mlic_plus_plus.py")
+  parser.add_argument("--config", required=True, metavar="FILE.py",
+                      help="or the name of one that comes along, such as mlic_plus_plus")
   parser.add_argument("--height", type=positive, default=512, help="of the picture, in pixels")
   parser.add_argument("--width", type=positive, default=768)
 

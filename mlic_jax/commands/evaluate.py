@@ -37,11 +37,11 @@ class UserError(ValueError):
 
 class OneLineParser(argparse.ArgumentParser):
   def error(self, message):
-    raise UserError(f"{message} (python eval.py --help lists the arguments)")
+    raise UserError(f"{message} ({self.prog} --help lists the arguments)")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-  parser = OneLineParser(prog="eval.py", description="Rate and distortion of checkpoints, from real files.")
+def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
+  parser = OneLineParser(prog=program, description="Rate and distortion of checkpoints, from real files.")
   parser.add_argument("--ckpt", nargs="+", required=True,
                       help="model directories or training workdirs; single rates of one family are one curve")
   parser.add_argument("--data", help="folder of images, or tfds:NAME[:SPLIT] (default: sample photographs)")
@@ -97,23 +97,23 @@ def _numbers(text: str) -> tuple[float, ...]:
   return tuple(int(each) if each.is_integer() else each for each in numbers)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "eval.py") -> int:
   """Exit status: 0; 2 for what the user can mend; 1 for a file that decodes to another picture; 130 for Ctrl-C."""
   try:
-    evaluate(parse(argv))
+    evaluate(parse(argv, program), program)
   except (ValueError, OSError) as error:
     message = str(error) if isinstance(error, UserError) else for_the_user(error)
     if message is None:
       raise
-    print(f"eval.py: {message}", file=sys.stderr)
+    print(f"{program}: {message}", file=sys.stderr)
     return 1 if isinstance(error, measure.ReconstructionMismatch) else 2
   except KeyboardInterrupt:
-    print("eval.py: interrupted; the same command with --resume continues", file=sys.stderr)
+    print(f"{program}: interrupted; the same command with --resume continues", file=sys.stderr)
     return 130
   return 0
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
+def evaluate(arguments: argparse.Namespace, program: str) -> None:
   """The order of events. Until everything is measured only OUT/measurements.jsonl and OUT/pictures are written."""
   photographs = image_set.open_image_set(arguments.data, arguments.limit)
   conventional, missing = baselines.chosen(arguments.baselines)
@@ -128,7 +128,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
   refuse_unwritable(out)
   pixels = image_set.survey(photographs)                      # which meets every broken image before the work
   for line in missing:
-    print(f"eval.py: {line}", file=sys.stderr)
+    print(f"{program}: {line}", file=sys.stderr)
 
   journal = Journal(out / "measurements.jsonl", arguments.resume)
   workers = Processes(arguments.workers) if arguments.workers else InThisProcess()

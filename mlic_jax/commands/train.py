@@ -14,16 +14,16 @@ USAGE = "--config FILE[:ARGUMENT] --workdir DIR [--config.FIELD=VALUE ...]"
 
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str):
-    print(f"train.py: {message}; wanted {USAGE}", file=sys.stderr)
+    print(f"{self.prog}: {message}; wanted {USAGE}", file=sys.stderr)
     self.exit(2)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "train.py") -> int:
   """Runs a training by the arguments behind the program's name; returns the exit status."""
-  parser = _Parser(prog="train.py", usage=f"%(prog)s {USAGE}", allow_abbrev=False,
+  parser = _Parser(prog=program, usage=f"%(prog)s {USAGE}", allow_abbrev=False,
                    description="Trains a codec, or continues an interrupted run.")
-  parser.add_argument("--config", required=True, help="Python file with get_config(), such as configs/nano.py; what "
-                      "follows a colon is its argument, as in configs/mlic.py:mse:3")
+  parser.add_argument("--config", required=True, help="Python file with get_config(), or the name of one that comes "
+                      "along, such as nano; what follows a colon is its argument, as in mlic_plus_plus:mse:3")
   parser.add_argument("--workdir", required=True, help="where checkpoints, logs and the model go")
   args, overrides = parser.parse_known_args(argv)
   from mlic_jax.errors import exit_status, for_the_user
@@ -35,6 +35,6 @@ def main(argv: list[str] | None = None) -> int:
     line = for_the_user(error)
     if line is None:
       raise
-    print("train.py:", " ".join(line.split()), file=sys.stderr)
+    print(f"{program}:", " ".join(line.split()), file=sys.stderr)
     return exit_status(error)
   return 0

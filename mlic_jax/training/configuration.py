@@ -4,6 +4,7 @@ FIELDS names each field once: what it may be, whether a run can be continued wit
 where it is not for every run. train.py, `describe` and `ablate` read configurations by `load_config` and nothing else.
 """
 
+import contextlib
 import difflib
 import inspect
 import runpy
@@ -21,6 +22,7 @@ from mlic_jax.data.batches import DOWNSCALE, crop_sizes
 from mlic_jax.errors import ConfigError
 from mlic_jax.metrics import MS_SSIM_MIN_SIDE
 from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.training import packaged
 from mlic_jax.training.losses import DISTORTIONS
 from mlic_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from mlic_jax.training.profile import steps_of_profile
@@ -123,21 +125,19 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ml_collectio
   """What get_config() of a file returns, with fields changed.
 
   Args:
-    name: the file, or "FILE.py:ARGUMENT" for get_config(ARGUMENT). It may import from the folder that the program was
-      started in.
+    name: the file, or the name of one that comes along, as "nano" (packaged.py); with ":ARGUMENT" behind it,
+      get_config(ARGUMENT) is called. A file may import from the folder that the program was started in.
     overrides: "--config.FIELD=VALUE" each, as on the command line.
 
   ConfigError in one line when there is no such file, it does not run, gives no configuration, or has no such field.
   """
-  path, _, argument = str(name).partition(".py:")
-  path = Path(f"{path}.py" if argument else path)
-  if not path.is_file():  # runpy takes a folder for a package
-    raise ConfigError(f"{name}: {'is a folder' if path.is_dir() else 'no such configuration file'}")
+  path, argument, surroundings = _locate(str(name))
   try:
-    get_config = runpy.run_path(str(path)).get("get_config")
-    if argument and isinstance(get_config, types.FunctionType) and not inspect.signature(get_config).parameters:
-      raise ConfigError(f"{path} takes no argument, {argument!r} came")
-    config = get_config and get_config(*([argument] if argument else []))
+    with surroundings:
+      get_config = runpy.run_path(str(path)).get("get_config")
+      if argument and isinstance(get_config, types.FunctionType) and not inspect.signature(get_config).parameters:
+        raise ConfigError(f"{path} takes no argument, {argument!r} came")
+      config = get_config and get_config(*([argument] if argument else []))
   except ConfigError:
     raise
   except Exception as error:  # the file is code of the user's
@@ -146,6 +146,21 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ml_collectio
   if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(f"{name}: wanted a function get_config() that returns a ConfigDict, as in configs/nano.py")
   return _overridden(config, list(overrides))
+
+
+def _locate(name: str) -> tuple[Path, str, contextlib.AbstractContextManager]:
+  """The file of a name, its argument, and what it is run in."""
+  path, _, argument = name.partition(".py:")
+  path = Path(f"{path}.py" if argument else path)
+  if path.is_file():
+    return path, argument, contextlib.nullcontext()
+  known, _, argument = name.partition(":")
+  if (found := packaged.path(known)) is not None:
+    return found, argument, packaged.importable()
+  if path.is_dir():  # runpy takes it for a package
+    raise ConfigError(f"{name}: is a folder")
+  raise ConfigError(f"{name}: no such configuration file, and none of those that come along: "
+                    f"{', '.join(packaged.names())}")
 
 
 def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_collections.ConfigDict:

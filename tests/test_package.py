@@ -1,0 +1,118 @@
+"""The package: what is in a wheel, and that its programs work where the repository is not."""
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mlic_jax import __version__
+from mlic_jax.commands import programs
+from mlic_jax.data.images import load_image, save_image
+from mlic_jax.errors import ConfigError
+from mlic_jax.training import packaged
+from mlic_jax.training.configuration import load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_configurations_that_come_along_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "nano.py").write_text("raise RuntimeError('not this one')")
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  assert load_config("mlic_plus_plus:ms_ssim:2").lmbda == 8.73
+  assert load_config("nano", ["--config.seed=7"]).seed == 7
+  assert load_config("ablations/row1_channel").model.contexts == ("channel",)
+  with pytest.raises(ConfigError, match="not this one"):
+    load_config("configs/nano.py")
+  with pytest.raises(ConfigError, match="^nanno: no such configuration file, and none of .*mlic_plus_plus, nano$"):
+    load_config("nanno")
+
+
+def test_every_configuration_of_the_repository_comes_along():
+  files = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.py"))
+  assert [f"{name}.py" for name in packaged.names()] == files
+
+
+def test_an_extra_that_is_missing_is_one_line_that_names_it(monkeypatch, capsys):
+  monkeypatch.delitem(sys.modules, "mlic_jax.commands.evaluate", raising=False)
+  monkeypatch.delitem(sys.modules, "mlic_jax.evaluation.plots", raising=False)
+  monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+  monkeypatch.setattr(programs, "use_huge_pages", lambda: None)
+  assert programs.evaluate() == 2
+  assert capsys.readouterr().err == ("mlic-jax-eval: matplotlib is not installed; it comes with "
+                                     "pip install 'mlic_jax[eval]'\n")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+  """(program, *arguments) -> stdout, of a wheel in an environment of its own, run in an empty folder.
+
+  The environment sees the packages that are installed here, and not the repository.
+  """
+  folder = tmp_path_factory.mktemp("package")
+  shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "checkpoints", "out", "runs", "tests"))
+  subprocess.run([sys.executable, "-m", "build", "--outdir", folder, folder / "source"], check=True)
+  [wheel] = folder.glob("*.whl")
+  venv.create(folder / "env")
+  python = folder / "env" / "bin" / "python"
+  [site] = (folder / "env").glob("lib/*/site-packages")
+  (site / "packages_of_the_tests.pth").write_text(sysconfig.get_path("purelib"))
+  subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel], check=True)
+  (folder / "elsewhere").mkdir()
+  env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+  def run(program, *arguments):
+    done = subprocess.run([folder / "env" / "bin" / program, *map(str, arguments)], cwd=folder / "elsewhere", env=env,
+                          capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+  run.wheel, run.folder = wheel, folder / "elsewhere"
+  return run
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_what_the_programs_read(installed):
+  names = zipfile.ZipFile(installed.wheel).namelist()
+  data = [path for folder in ("published", "report") for path in (ROOT / "mlic_jax/evaluation" / folder).iterdir()]
+  assert {path.relative_to(ROOT).as_posix() for path in data} <= set(names)
+  assert {f"mlic_jax/packaged/configs/{name}.py" for name in packaged.names()} <= set(names)
+  modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mlic_jax").rglob("*.py")}
+  assert modules <= set(names) and not any(name.startswith(("tests", "configs")) for name in names)
+  assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+OWN_CONFIG = """
+from mlic_jax.training.configuration import load_config
+
+def get_config():
+  c = load_config("nano")
+  c.model.update(dict(N=16, M=16, num_slices=1, contexts=(), entropy_widths=(16,), lrp_widths=(), num_rates=0))
+  c.lmbda, c.data_dir, c.crop_size, c.eval_crop_size, c.eval_images, c.batch_size = 0.01, "photos", 64, 64, 0, 2
+  c.num_steps, c.warmup_steps, c.holdout_every, c.partial_probability, c.optimizer = 2, 1, 2, 0.0, "adam"
+  return c
+"""
+
+
+@pytest.mark.slow
+def test_an_installed_package_codes_evaluates_describes_and_trains(installed, tiny_checkpoint, photograph):
+  folder = installed.folder
+  (folder / "photos").mkdir()
+  for name in "a", "b":
+    save_image(folder / "photos" / f"{name}.png", photograph)
+  assert installed("mlic-jax", "--version") == f"mlic_jax {__version__}\n"
+  installed("mlic-jax", "encode", "photos/a.png", "a.mlic", "--ckpt", tiny_checkpoint)
+  installed("mlic-jax", "decode", "a.mlic", "a.png", "--ckpt", tiny_checkpoint)
+  assert load_image(folder / "a.png").shape == photograph.shape
+  installed("mlic-jax-eval", "--ckpt", tiny_checkpoint, "--data", "photos", "--limit", 1, "--qualities", 2,
+            "--baselines", "jpeg", "--published", "kodak", "--out", "out")
+  assert "MLIC++" in (folder / "out" / "report.html").read_text()
+  assert "mlic_plus_plus:mse:3" in installed("mlic-jax", "describe", "--config", "mlic_plus_plus:mse:3")
+  (folder / "own.py").write_text(OWN_CONFIG)
+  installed("mlic-jax-train", "--config", "own.py", "--workdir", "run")
+  installed("mlic-jax", "encode", "photos/b.png", "b.mlic", "--ckpt", "run")
