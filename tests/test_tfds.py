@@ -111,7 +111,7 @@ def test_a_tfds_dataset_that_is_not_there_says_what_to_do_in_one_line(tfds_dir, 
   assert "\n" not in str(error.value)
 
 
-def test_the_default_format_of_tfds_gives_the_same_images(tiny_photos, tfds_dir, tmp_path):
+def test_the_default_format_of_tfds_gives_the_same_images(tensorflow, tiny_photos, tfds_dir, tmp_path):
   tiny_photos(data_dir=tmp_path, file_format="tfrecord").download_and_prepare()
   for part in "train", "train[25%:75%]":
     files = []
