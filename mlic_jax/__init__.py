@@ -1,7 +1,7 @@
 """mlic_jax: the MLIC family of learned image codecs in JAX and Flax.
 
     codec = mlic_jax.Codec.load("checkpoints/nano")
-    blob = codec.encode(image, quality=3)            # image (H, W, 3) uint8 -> bytes
+    blob = codec.encode(image, quality=3)            # what PIL.Image.open gives, or (H, W, 3) uint8 -> bytes
     image = codec.decode(blob)
 
     model = mlic_jax.build(mlic_jax.CodecConfig())   # MLIC++ as in the paper

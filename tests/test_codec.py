@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageCms
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import BitstreamError
@@ -104,9 +105,9 @@ def test_qualities_are_those_of_the_checkpoint(codec, photograph):
       codec.encode(photograph, quality)
 
 
-@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))])
+@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), int)])
 def test_what_is_no_rgb_picture_is_refused_with_its_shape(codec, image):
-  with pytest.raises(ValueError, match=r"wanted \(H, W, 3\) uint8"):
+  with pytest.raises(ValueError, match=r"wanted \(H, W, 3\), uint8"):
     codec.encode(image)
 
 
@@ -280,3 +281,20 @@ def check_shuffled(codec, photograph, data):
   quality = data.draw(st.sampled_from([1, 2.5, 3]))
   chunks = tuple(data.draw(st.lists(damage, min_size=3, max_size=3)))
   decode_forged(codec, content._replace(chunks=chunks, quality=quality), (64, 64, 3))
+
+
+def test_a_picture_of_pillow_and_floats_are_coded_as_their_pixels_and_many_as_one(codec, photograph):
+  wanted = codec.encode(photograph, 2)
+  image = Image.fromarray(photograph)
+  counted = []
+  assert codec.encode(photograph / np.float32(255), 2) == wanted
+  assert list(codec.encode_many([image, photograph], 2, advance=lambda: counted.append(1))) == [wanted, wanted]
+  assert len(counted) == 2
+  profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+  image.info["icc_profile"] = profile
+  blob = codec.encode(image, 2)
+  assert bitstream.parse(blob).icc_profile == profile
+  assert codec.encode_with_reconstruction(image, 2)[0] == blob
+  pictures = list(codec.decode_many(iter([blob, wanted]), advance=lambda: counted.append(1)))
+  np.testing.assert_array_equal(pictures[0], pictures[1])
+  assert len(counted) == 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from mlic_jax.data.images import ImageError, list_images, load_image, load_picture, save_image
+from mlic_jax.data.images import ImageError, as_picture, list_images, load_image, load_picture, save_image
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (5, 7, 3), np.uint8)
@@ -254,3 +254,38 @@ def test_a_profile_that_is_none_or_not_of_rgb_is_left_out(tmp_path):
   assert load_picture(saved(tmp_path, Image.fromarray(GREY), icc_profile=grey)).icc_profile is None
   assert load_picture(saved(tmp_path, Image.fromarray(RGB), icc_profile=b"nonsense")).icc_profile is None
   assert load_picture(saved(tmp_path, Image.fromarray(RGB))).icc_profile is None
+
+
+# --- in memory ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_rounded_to_the_nearest_level_and_255ths_come_back(dtype):
+  levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+  np.testing.assert_array_equal(as_picture((levels / 255).astype(dtype)).image, levels)
+  nearest = as_picture(np.array([[[0.4, 0.6, 0.5]]]) / 255).image
+  assert nearest.tolist() == [[[0, 1, 0]]] and nearest.dtype == np.uint8
+
+
+@pytest.mark.parametrize("image, message", [
+    (GREY, r"got a picture \(5, 7\) uint8; wanted \(H, W, 3\), uint8 or floats in \[0, 1\]"),
+    (RGB.astype(int), "int64"), (RGB[..., :2], r"\(5, 7, 2\) uint8"), (RGB / 100, r"floats from 0\S* to 2\.\d+"),
+    (np.full((2, 2, 3), np.nan), "floats from nan"), (Image.new("CMYK", (2, 2)), "^the picture: colour mode CMYK")])
+def test_what_is_no_picture_is_refused_in_one_line(image, message):
+  with pytest.raises(ImageError, match=message) as error:
+    as_picture(image)
+  assert "\n" not in str(error.value)
+
+
+def test_what_pillow_opens_is_what_the_file_is_read_as(tmp_path):
+  profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+  clear = Image.fromarray(np.dstack([RGB, GREY]))
+  for path in (saved(tmp_path, clear, icc_profile=profile), saved(tmp_path, Image.fromarray(GREY), "grey.png")):
+    with Image.open(path) as image:
+      picture = as_picture(image)
+    wanted = load_picture(path)
+    np.testing.assert_array_equal(picture.image, wanted.image)
+    assert picture.icc_profile == wanted.icc_profile
+  cut = tmp_path / "cut.png"
+  cut.write_bytes(path.read_bytes()[:60])
+  with pytest.raises(ImageError, match="^the picture: cannot be read as an image"):
+    as_picture(Image.open(cut))

@@ -13,7 +13,7 @@ the slices before it.
 """
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from mlic_jax.coding.model_directory import Model, load_model
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import z_rows
 from mlic_jax.compute import compilation_cache
+from mlic_jax.data.images import AnyPicture, as_picture
 from mlic_jax.model.mlic import build, side_multiple
 
 
@@ -80,25 +81,40 @@ class Codec:
     """(1, 2, ..., num_rates), or (None,) for a single-rate checkpoint."""
     return tuple(range(1, self.config.num_rates + 1)) or (None,)
 
-  def encode(self, image: np.ndarray, quality: float | None = None, icc_profile: bytes | None = None,
+  def encode(self, image: AnyPicture, quality: float | None = None, icc_profile: bytes | None = None,
              chunked: bool = True, portable: bool = True) -> bytes:
-    """The .mlic file of a picture (H, W, 3) uint8 of any size.
+    """The .mlic file of a picture of any size.
 
     Args:
-      image: the picture.
+      image: (H, W, 3) uint8, floats in [0, 1], or what PIL.Image.open gives; data.images.as_picture says how floats are
+        rounded, and what becomes of other colours than RGB.
       quality: of a variable-rate checkpoint; see the class.
-      icc_profile: its colour profile, which the file then carries; it does not change what is coded.
+      icc_profile: its colour profile, which the file then carries; it does not change what is coded. None takes that of
+        a Pillow picture.
       chunked: a chunk for z and each slice, for progressive decoding; otherwise one for all, some 40 bytes less.
       portable: decodes where the arithmetic differs in the last bits; otherwise only where it is the same, bit for bit.
 
-    QualityError; BitstreamError for a picture or profile that is too large, MemoryLimitError for one that this machine
-    has no memory for.
+    QualityError; ImageError for what is no picture; BitstreamError for a picture or profile that is too large,
+    MemoryLimitError for one that this machine has no memory for.
     """
-    return self.encode_latents(self.latents(image, quality), icc_profile, chunked, portable)
+    image, own_profile = as_picture(image)
+    return self.encode_latents(self.latents(image, quality), icc_profile or own_profile, chunked, portable)
 
-  def latents(self, image: np.ndarray, quality: float | None = None) -> Latents:
-    """What the encoder network makes of a picture (H, W, 3) uint8. Errors as in `encode`."""
-    height, width = _check_image(image).shape[:2]
+  def encode_many(self, images: Iterable[AnyPicture], quality: float | None = None, chunked: bool = True,
+                  portable: bool = True, advance: Callable[[], None] = lambda: None) -> Iterator[bytes]:
+    """The file of each picture, in their order, each when it is asked for; `advance` is called after each.
+
+    One at a time, although a batch would fill an accelerator better: its floats differ in their last bits from those of
+    one picture, and a file should not depend on what was coded beside it. What is compiled for a size is kept.
+    """
+    for image in images:
+      yield self.encode(image, quality, chunked=chunked, portable=portable)
+      advance()
+
+  def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
+    """What the encoder network makes of a picture. Arguments and errors as in `encode`."""
+    image = as_picture(image).image
+    height, width = image.shape[:2]
     bitstream.check_size(height, width, pixels_max=2**64)
     quality = self.choose_quality(quality)
     check_memory(self.config, height, width)
@@ -111,11 +127,13 @@ class Codec:
     Arguments as in `encode`; LatentError when the arrays are not those of this codec or not finite."""
     return self._encode(latents, icc_profile, chunked, here() if portable else None)[0]
 
-  def encode_with_reconstruction(self, image: np.ndarray, quality: float | None = None,
+  def encode_with_reconstruction(self, image: AnyPicture, quality: float | None = None,
                                  icc_profile: bytes | None = None, chunked: bool = True,
                                  portable: bool = True) -> tuple[bytes, np.ndarray]:
     """The file, and the picture (H, W, 3) uint8 that `decode` will make of it, bit for bit on this machine."""
-    blob, finish = self._encode(self.latents(image, quality), icc_profile, chunked, here() if portable else None)
+    image, own_profile = as_picture(image)
+    blob, finish = self._encode(self.latents(image, quality), icc_profile or own_profile, chunked,
+                                here() if portable else None)
     return blob, finish()
 
   def decode(self, blob: bytes, slices: int | None = None, partial: bool = False,
@@ -136,6 +154,12 @@ class Codec:
       raise BitstreamError(f"slices={slices} came, the file has 0 to {content.num_slices}")
     return self._decode(content, content.num_arrived if slices is None else min(slices, content.num_arrived))
 
+  def decode_many(self, blobs: Iterable[bytes], advance: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
+    """The picture (H, W, 3) uint8 of each file, in their order, each when it is asked for. Errors as in `decode`."""
+    for blob in blobs:
+      yield self.decode(blob)
+      advance()
+
   def decode_progressively(self, blob: bytes) -> Iterator[tuple[int, np.ndarray]]:
     """What a receiver sees while a file arrives: (bytes received, picture (H, W, 3) uint8) for 0, 1, ..., all slices.
 
@@ -145,12 +169,12 @@ class Codec:
     for slices, end in zip(range(content.num_slices + 1)[-len(ends):], ends):
       yield end, self._decode(content, slices)
 
-  def estimate(self, image: np.ndarray, quality: float | None = None) -> tuple[float, np.ndarray]:
+  def estimate(self, image: AnyPicture, quality: float | None = None) -> tuple[float, np.ndarray]:
     """Bits by the likelihoods of the model, and what `decode` would give (H, W, 3) uint8, without coding."""
     y_bits, z_bits, finish = self._measure(image, quality)
     return float(y_bits.sum(dtype=np.float64) + z_bits.sum(dtype=np.float64)), finish()
 
-  def element_bits(self, image: np.ndarray, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+  def element_bits(self, image: AnyPicture, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The same bits, element by element: of y (h, w, M) and of z (h/4, w/4, N); see Latents."""
     return self._measure(image, quality)[:2]
 
@@ -310,9 +334,3 @@ def _check_symbols(content: Bitstream, k: int, symbols: Sequence[np.ndarray]) ->
     raise PortabilityError(
         f"slice {k + 1} of {content.num_slices} decodes to other symbols than were encoded: the file was written on "
         f"{content.origin}; this is {here()} (differences beyond epsilon {content.origin.epsilon}, or altered data)")
-
-
-def _check_image(image: np.ndarray) -> np.ndarray:
-  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-    raise ValueError(f"got a picture {image.shape} {image.dtype}; wanted (H, W, 3) uint8")
-  return image

@@ -5,6 +5,7 @@ transparency (RGBA, LA, a transparent palette entry) is composited on white, and
 applied. What 8-bit RGB cannot hold (16 bits a channel, floats, CMYK, Lab) is refused, so that nobody measures a codec
 on silently changed pixels. Of a file with several frames or pages the first is read.
 """
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,9 @@ class ImageError(ValueError):
   """An image that cannot be read, held or written; one line with the file, what came and what was wanted."""
 
 
+AnyPicture = Image.Image | np.ndarray  # or an array of jax; see as_picture
+
+
 class Picture(NamedTuple):
   """What a codec is given, and gives back."""
   image: np.ndarray            # (H, W, 3) uint8
@@ -48,36 +52,67 @@ def load_picture(path: str | os.PathLike, pixels_max: int = PIXELS_MAX) -> Pictu
 
   The profile of a greyscale picture does not describe the RGB that the picture becomes, and is left out.
   """
+  with _one_line_errors(str(path)), Image.open(path, formats=FORMATS) as image:
+    return _picture(str(path), image, pixels_max)
+
+
+def as_picture(image: AnyPicture) -> Picture:
+  """A picture in memory: what PIL.Image.open gives, or an array (H, W, 3), uint8 or floats in [0, 1].
+
+  Pillow's are brought to RGB as those of files are, and keep their colour profile. Floats become the nearest of the 256
+  levels, round(255 x) with halves to even: an array of image / 255 becomes image again. ImageError for anything else.
+  """
+  if isinstance(image, Image.Image):
+    with _one_line_errors("the picture"):
+      return _picture("the picture", image, PIXELS_MAX)
+  array = np.asarray(image)
+  if array.ndim != 3 or array.shape[2] != 3 or not (array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)):
+    raise ImageError(f"got a picture {array.shape} {array.dtype}; wanted (H, W, 3), uint8 or floats in [0, 1], or one "
+                     "of Pillow's")
+  if array.dtype != np.uint8:
+    if array.size and not (0 <= array.min() and array.max() <= 1):
+      raise ImageError(f"got a picture of floats from {array.min():g} to {array.max():g}; wanted floats in [0, 1]")
+    array = np.rint(array.astype(np.promote_types(array.dtype, np.float32)) * 255).astype(np.uint8)
+  return Picture(array, None)
+
+
+def _picture(name: str, image: Image.Image, pixels_max: int) -> Picture:
+  _refuse_what_rgb_cannot_hold(name, image)
+  if image.width * image.height > pixels_max:
+    raise ImageError(f"{name}: {image.width}x{image.height}, {image.width * image.height / 1e6:.0f} megapixels; "
+                     f"the limit is {pixels_max / 1e6:.0f}")
+  profile = image.info.get("icc_profile")
+  return Picture(_to_rgb(ImageOps.exif_transpose(image)), profile if _is_of_rgb(profile) else None)
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str):
+  """Whatever goes wrong becomes an ImageError of that name."""
   try:
-    with Image.open(path, formats=FORMATS) as image:
-      _refuse_what_rgb_cannot_hold(path, image)
-      if image.width * image.height > pixels_max:
-        raise ImageError(f"{path}: {image.width}x{image.height}, {image.width * image.height / 1e6:.0f} megapixels; "
-                         f"the limit is {pixels_max / 1e6:.0f}")
-      profile = image.info.get("icc_profile")
-      return Picture(_to_rgb(ImageOps.exif_transpose(image)), profile if _is_of_rgb(profile) else None)
+    yield
   except ImageError:
     raise
   except FileNotFoundError:
-    raise ImageError(f"{path}: no such file; wanted an image ({' '.join(EXTENSIONS)})") from None
+    raise ImageError(f"{name}: no such file; wanted an image ({' '.join(EXTENSIONS)})") from None
   except Exception as error:   # Pillow's decoders raise OSError, SyntaxError, struct.error
-    reason = " ".join(str(error).replace(repr(str(path)), "the file").split()) or type(error).__name__
-    raise ImageError(f"{path}: cannot be read as an image ({reason})") from error
+    reason = " ".join(str(error).replace(repr(name), "the file").split()) or type(error).__name__
+    raise ImageError(f"{name}: cannot be read as an image ({reason})") from error
 
 
-def _refuse_what_rgb_cannot_hold(path, image: Image.Image) -> None:
+def _refuse_what_rgb_cannot_hold(name: str, image: Image.Image) -> None:
   depth = _bits_per_channel(image)
   if depth > 8:
-    raise ImageError(f"{path}: {depth} bits per channel; wanted an 8-bit RGB or greyscale image")
+    raise ImageError(f"{name}: {depth} bits per channel; wanted an 8-bit RGB or greyscale image")
   if image.mode not in MODES:
-    raise ImageError(f"{path}: colour mode {image.mode}; wanted an 8-bit RGB or greyscale image")
+    raise ImageError(f"{name}: colour mode {image.mode}; wanted an 8-bit RGB or greyscale image")
 
 
 def _bits_per_channel(image: Image.Image) -> int:
   """Bits per channel in the file: Pillow opens 16-bit RGB as 8-bit without a word, but its raw mode tells."""
   if image.mode in ("I", "F"):
     return 32
-  raw_modes = [args if isinstance(args, str) else args[0] for *_, args in image.tile if args]
+  tiles = getattr(image, "tile", [])  # which a picture that was made in memory does not have
+  raw_modes = [args if isinstance(args, str) else args[0] for *_, args in tiles if args]
   return 16 if any(";16" in str(mode) for mode in [image.mode, *raw_modes]) else 8
 
 
