@@ -8,7 +8,7 @@ RUN := .venv/bin/python
 LATEST := .venv-latest/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: eval test test-slow test-latest test-package lint clean
+.PHONY: eval test test-slow test-latest test-package docs lint clean
 
 eval: .venv/.runtime  ## rate-distortion table of CKPT on sample photographs, from real files
 	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
@@ -26,6 +26,9 @@ test-latest:  ## the suite on the newest releases of everything, coding by numba
 	test -x $(LATEST) || $(PYTHON) -m venv .venv-latest
 	$(LATEST) $(PIP) --upgrade --upgrade-strategy eager -r requirements-latest.txt
 	$(LATEST) -m pytest -rs --without-tensorflow
+
+docs: .venv/.dev  ## the reference, from the docstrings: out/reference/index.html
+	$(RUN) docs/reference.py out/reference
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
