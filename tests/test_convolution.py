@@ -10,7 +10,8 @@ from mlic_jax.compute.convolution import conv2d
 
 # (B, H, W, C), size, stride: one block, several images a block, several blocks an image, rows longer than a block.
 CASES = [((1, 8, 8, 3), 3, 1), ((8, 4, 4, 5), 1, 1), ((2, 12, 6, 3), 5, 1), ((1, 4, 40, 2), 3, 1), ((2, 6, 5, 3), 3, 1),
-         ((2, 8, 8, 3), 3, 2), ((1, 12, 6, 4), 1, 2), ((3, 16, 4, 2), 5, 2)]
+         ((2, 8, 8, 3), 3, 2), ((1, 12, 6, 4), 1, 2), ((3, 16, 4, 2), 5, 2), ((2, 8, 6, 3), 2, 2),
+         ((1, 12, 8, 2), 4, 2)]
 
 
 @pytest.mark.parametrize("shape, size, stride", CASES)
@@ -31,6 +32,14 @@ def test_a_strided_convolution_pads_on_both_sides():
   x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0].set(1)
   kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
   np.testing.assert_array_equal(conv2d(x, kernel, jnp.zeros(1), 2)[0, ..., 0], [[4, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("size, first", [(2, 0), (4, 1)])
+def test_a_kernel_of_even_size_halves_a_picture_from_its_first_pixel_on(size, first):
+  x = jnp.zeros((1, 6, 8, 1)).at[0, 2, 4].set(1)
+  kernel = 1 + jnp.arange(float(size * size)).reshape(size, size, 1, 1)
+  out = conv2d(x, kernel, jnp.zeros(1), 2)[0, ..., 0]
+  assert out.shape == (3, 4) and out[1, 2] == kernel[first, first, 0, 0]
 
 
 def test_half_the_multiplications_cost_less_than_threefold_rounding_errors():

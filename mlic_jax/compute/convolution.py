@@ -20,13 +20,18 @@ BLOCK = 1024
 def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) -> jax.Array:
   """(B, H, W, C) with kernel (size, size, C, features) and bias (features,) -> (B, H/stride, W/stride, features).
 
-  Padded by size // 2 on each side, which is PyTorch's padding; "SAME" would pad a 3x3 convolution of stride 2 on the
-  right and bottom only."""
+  Padded by (size - 1) // 2 on each side, as PyTorch's models are: "SAME" would pad a 3x3 convolution of stride 2 on the
+  right and bottom only. A kernel of even size is for stride 2, with which it halves the picture exactly."""
   return (_conv_on_cpu if jax.default_backend() == "cpu" else _conv)(x, kernel, bias, stride)
 
 
+def padding(size: int) -> int:
+  """Zeros on each side of a picture, for a kernel of so many taps."""
+  return (size - 1) // 2
+
+
 def _conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int) -> jax.Array:
-  pad = kernel.shape[0] // 2
+  pad = padding(kernel.shape[0])
   return jax.lax.conv_general_dilated(
       x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
 
@@ -61,7 +66,7 @@ _conv_on_cpu.defvjp(_forward, _backward)
 
 def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
   """That of a strided convolution: every tap sends dy back to the positions that it had read."""
-  size, pad = kernel.shape[0], kernel.shape[0] // 2
+  size, pad = kernel.shape[0], padding(kernel.shape[0])
   total = 0
   for i in range(size):
     for j in range(size):
@@ -78,7 +83,7 @@ def _kernel_gradient(x: jax.Array, size: tuple[int, int], dy: jax.Array, stride:
   rows = _divisor(h, BLOCK // w)
   images = _divisor(batch, BLOCK // (h * w)) if rows == h else 1
   read = [(count - 1) * stride + 1 for count in (rows, w)]  # by one tap
-  x = jnp.pad(x, ((0, 0), *((side // 2,) * 2 for side in size), (0, 0)))
+  x = jnp.pad(x, ((0, 0), *((padding(side),) * 2 for side in size), (0, 0)))
 
   def products(image, row):
     of_y = jax.lax.dynamic_slice(dy, (image, row, 0, 0), (images, rows, w, features)).reshape(-1, features)

@@ -1,4 +1,4 @@
-"""Convolutions with PyTorch's padding, sub-pixel convolution, GDN, residual blocks. Arrays are NHWC."""
+"""Convolutions with PyTorch's padding, there and back, GDN, residual blocks. Arrays are NHWC."""
 
 import functools
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mlic_jax.compute.convolution import conv2d
+from mlic_jax.compute.convolution import conv2d, padding
 from mlic_jax.model.gradients import lower_bound
 
 # The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
@@ -38,7 +38,7 @@ def live_lecun_normal(live: jax.Array | None, scale: float = 1.0):
 
 
 class Conv(nn.Module):
-  """Convolution, (B, H, W, C) -> (B, H/stride, W/stride, features), padded by kernel_size // 2 on each side.
+  """Convolution, (B, H, W, C) -> (B, H/stride, W/stride, features), padded by (kernel_size - 1) // 2 on each side.
 
   `init_scale` and `init_bias` are for layers that have to start quietly; they matter to a training from scratch only.
   """
@@ -115,6 +115,42 @@ class SubpixelConv(nn.Module):
     return pixel_shuffle(conv(x))
 
 
+class ConvTranspose(nn.Module):
+  """Transposed convolution of stride 2, (B, H, W, C) -> (B, 2H, 2W, features).
+
+  Tap (i, j) of the kernel carries x[u, v] to the output at (2u + i - pad, 2v + j - pad), with the padding of the `Conv`
+  that it undoes; in PyTorch, 5x5 has padding 2 and output_padding 1, 4x4 has padding 1, 2x2 none. It is computed as a
+  convolution whose features at a position are a 2x2 cell of the output (Shi et al., arXiv:1609.07009): on CPU nothing
+  multiplies the zeros of a dilated input, `conv2d` has quick gradients for it, and the 3 channels of a picture are 12
+  features to an accelerator. 5x5 becomes 3x3 with 25 of its 36 places taken, 2x2 becomes 1x1 with all of them taken.
+  """
+  features: int
+  kernel_size: int = 5
+  init_scale: float = 1.0
+  init_bias: float = 0.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    # An element of the output meets one tap in four, so that the fan-in is a quarter of the nominal one.
+    kernel = self.param("kernel", live_lecun_normal(None, 2 * self.init_scale),
+                        (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.features,))
+    return pixel_shuffle(conv2d(x, subpixel_kernel(kernel).astype(x.dtype), jnp.repeat(bias, 4).astype(x.dtype)))
+
+
+def subpixel_kernel(kernel: jax.Array) -> jax.Array:
+  """The convolution before a pixel shuffle that is the transposed one of stride 2 of kernel (size, size, C, features).
+
+  (n, n, C, 4*features), where n is odd: along a side, tap t and place p of the cell hold tap p + pad + 2 (n // 2 - t).
+  """
+  size, _, c, features = kernel.shape
+  pad = padding(size)
+  reach = (pad + 1) // 2
+  n, margin = 2 * reach + 1, (2 * reach - pad, 2 * reach + 2 + pad - size)
+  taps = jnp.pad(kernel, (margin, margin, (0, 0), (0, 0))).reshape(n, 2, n, 2, c, features)[::-1, :, ::-1]
+  return taps.transpose(0, 2, 4, 5, 1, 3).reshape(n, n, c, 4 * features)
+
+
 class GDN(nn.Module):
   """Generalised divisive normalisation, x / sqrt(beta + gamma x^2), or its inverse (Balle et al., ICLR 2016).
 
@@ -167,6 +203,21 @@ class ResidualBlockUp(nn.Module):
     out = gelu(SubpixelConv(self.features, name="subpel_conv")(x))
     out = GDN(inverse=True, name="igdn")(Conv(self.features, init_scale=RESAMPLING_INIT, name="conv")(out))
     return out + SubpixelConv(self.features, name="upsample")(x)
+
+
+class PartialConvBlock(nn.Module):
+  """Residual block that convolves a quarter of its channels; (B, H, W, C) twice, C at least 4.
+
+  x + 1x1(leaky_relu(1x1(partial(x)))), 4 C wide inside, where the 3x3 of `partial` sees the first C/4 channels and the
+  others pass (Li et al., ICCV 2025; partial convolution: Chen et al., CVPR 2023)."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    c = x.shape[-1]
+    seen, passed = jnp.split(x, [c // 4], axis=-1)
+    out = jnp.concatenate([Conv(c // 4, name="partial")(seen), passed], axis=-1)
+    out = nn.leaky_relu(Conv(4 * c, 1, name="expand")(out))
+    return x + Conv(c, 1, init_scale=RESIDUAL_INIT, name="reduce")(out)
 
 
 class ConvStack(nn.Module):
