@@ -52,6 +52,15 @@ def test_the_variants_are_those_of_the_papers():
   assert differing_fields(VARIANTS["mlic_plus"], VARIANTS["mlic_plus_plus"]) == ["contexts"]
 
 
+@pytest.mark.parametrize("name", ["elic", "hpcm"])
+def test_other_transforms_change_nothing_else_in_mlic_plus_plus(name):
+  parent, joined = (config_of(f"configs/{file}.py", "mse:1") for file in ("mlic_plus_plus", f"mlic_plus_plus_{name}"))
+  assert joined.model.transforms == name
+  joined.model.transforms = "cheng2020"
+  assert check_fields(joined) == check_fields(parent)
+  assert joined.to_dict() | dict(model=None) == parent.to_dict() | dict(model=None)
+
+
 def test_every_row_of_the_ablation_adds_one_thing_to_the_row_above_and_the_last_is_nano_at_one_rate():
   rows = [CodecConfig.from_dict(config_of(file).model.to_dict()) for file in ABLATIONS]
   assert rows[0].contexts == () and rows[0].lrp_widths == ()

@@ -12,6 +12,7 @@ from mlic_jax.coding.bitstream import Bitstream, write
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.memory import MemoryLimitError, bytes_needed
 from mlic_jax.config import VARIANTS
+from mlic_jax.model import transforms
 from mlic_jax.model.mlic import build
 
 
@@ -28,8 +29,10 @@ def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers(
   assert 0.3e9 < bytes_needed(VARIANTS[name], 512, 768) < 1e9
 
 
-def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that():
-  config = dataclasses.replace(TINY, widths=(48, 16, 16))
+@pytest.mark.parametrize("fields", [dict(widths=(48, 16, 16)), dict(transforms="elic", N=48),
+                                    dict(transforms="hpcm", widths=(24, 16, 16))], ids=transforms.available())
+def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that(fields):
+  config = dataclasses.replace(TINY, **fields)
   variables, image = random_variables(config), jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)
   compiled = compiled_functions.analyse.lower(build(config), variables, image, np.float32(2)).compile()
   report = compiled.memory_analysis()

@@ -6,8 +6,9 @@ The convention is that of the authors' code, so that figures compare:
   is live when it can change what the step returns. What belongs to slices that are not decoded yet is not, nor are the
   contexts that are silent for the first slice.
 * kMACs are the multiply-accumulates of convolutions and linear layers, in thousands per pixel of the picture, without
-  attention products, GDN and the density of z. Every layer of a step counts once at every position of y. This code
-  runs many of them on the one parity that a pass needs, and multiplies by the zeros that fill a step to full width.
+  attention products, GDN and the density of z. A convolution counts at every position of its coarser side. Every layer
+  of a step counts once at every position of y. This code runs many of them on the one parity that a pass needs, and
+  multiplies by the zeros that fill a step to full width.
 
 Nothing here knows a layer or a context by name: positions are counted where a layer is called (on shapes alone), and
 what is live is read off a gradient, so that a new context is counted without a line here.
@@ -98,13 +99,17 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
 
 
 def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, int], Counter]:
-  """Sizes of all parameters outside the slice steps, and at how many positions each layer with a kernel is called."""
+  """Sizes of all parameters outside the slice steps, and at how many positions each layer with a kernel is called.
+
+  Where a layer changes the resolution these are the positions of its coarser side, the output of a strided convolution
+  and the input of a transposed one: there every tap multiplies once."""
   positions = Counter()
 
   def note(call, args, kwargs, context):
     out = call(*args, **kwargs)
     if context.method_name == "__call__" and context.module.has_variable("params", KERNEL):
-      positions[context.module.path] += math.prod(out.shape[:-1])
+      before = jax.tree.leaves((args, kwargs))[0]
+      positions[context.module.path] += min(math.prod(before.shape[:-1]), math.prod(out.shape[:-1]))
     return out
 
   x = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)

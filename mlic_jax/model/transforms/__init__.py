@@ -12,6 +12,7 @@ A name with a dot is an import path, so that transforms of one's own need not li
 
 from types import ModuleType
 
+from mlic_jax.config import CodecConfig
 from mlic_jax.model import parts
 
 WANTED = ("STRIDE", "Analysis", "Synthesis", "floats_per_pixel")
@@ -25,3 +26,18 @@ def available() -> list[str]:
 def find(name: str) -> ModuleType:
   """The transforms of that name; PartError when there are none."""
   return parts.find(name, __name__, WANTED)
+
+
+def three_widths(config: CodecConfig, default: tuple[int, int, int]) -> tuple[int, int, int]:
+  """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths or the default. ValueError for another number."""
+  if len(config.widths) not in (0, 3):
+    raise ValueError(f"widths={config.widths}, three widths are wanted (at 1/2, 1/4 and 1/8) or ()")
+  return config.widths or default
+
+
+def refuse_unread(config: CodecConfig, *names: str) -> None:
+  """ValueError when a field that the transforms of `config` do not read is not at its default."""
+  for name in names:
+    value, default = getattr(config, name), getattr(CodecConfig, name)
+    if value != default:
+      raise ValueError(f"{name}={value}, which the transforms {config.transforms!r} do not read; {default} is wanted")

@@ -8,15 +8,14 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.layers import Conv, ResidualBlock, ResidualBlockDown, ResidualBlockUp, SubpixelConv
+from mlic_jax.model.transforms import three_widths
 
 STRIDE = 16
 
 
 def widths(config: CodecConfig) -> tuple[int, int, int]:
-  """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or N each. ValueError for another number of them."""
-  if len(config.widths) not in (0, 3):
-    raise ValueError(f"widths={config.widths}, three widths are wanted (at 1/2, 1/4 and 1/8) or ()")
-  return config.widths or (config.N,) * 3
+  """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or N each."""
+  return three_widths(config, (config.N,) * 3)
 
 
 def floats_per_pixel(config: CodecConfig) -> float:

@@ -1,0 +1,15 @@
+"""The transforms of ELIC with the entropy model of MLIC++. See configs/mlic_plus_plus.py.
+
+    python train.py --config configs/mlic_plus_plus_elic.py:mse:3 --workdir DIR --config.data_dir=PHOTOGRAPHS
+"""
+
+import ml_collections
+
+from configs import mlic_plus_plus
+
+
+def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
+  """Every field that training reads, for the objective of that name."""
+  c = mlic_plus_plus.get_config(name)
+  c.model.transforms = "elic"
+  return c
