@@ -87,11 +87,18 @@ def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighbourho
 @pytest.mark.parametrize("name", [n for n in contexts.available() if n.startswith("global_inter_") and "adj" not in n])
 def test_inter_slice_heads_of_undecoded_slices_are_silent(name):
   context, now = contexts.make_context(name, CONFIG), refs(k=1)
-  variables = context.init(jax.random.key(0), now)
-  noisy = jax.tree.map(jnp.copy, variables)  # biases of undecoded channels are all that their heads can see
-  for part in ("queries", "keys", "values"):
-    noisy["params"][part]["depthwise"]["bias"] += jnp.where(now.live, 0.0, 5.0)
-  np.testing.assert_array_equal(context.apply(variables, now), context.apply(noisy, now))
+  rng, initial = np.random.default_rng(0), context.init(jax.random.key(0), now)
+  # As a training could leave them: at initialisation, kernels of undecoded channels are zero whoever speaks to them.
+  variables = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), initial)
+
+  def with_biases(channels):  # of the heads, which see nothing else where nothing is decoded
+    changed = jax.tree.map(jnp.copy, variables)
+    for part in ("queries", "keys", "values"):
+      changed["params"][part]["depthwise"]["bias"] += jnp.where(channels, 5.0 + jnp.arange(CONFIG.M), 0.0)
+    return context.apply(changed, now)
+
+  np.testing.assert_array_equal(context.apply(variables, now), with_biases(~now.live))
+  assert not np.allclose(context.apply(variables, now), with_biases(now.live))
 
 
 def test_the_adjacent_context_takes_its_values_from_nonanchors_of_the_previous_slice():

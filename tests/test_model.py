@@ -9,9 +9,10 @@ from conftest import TINY, random_variables
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.model.gradients import lower_bound, ste_round
-from mlic_jax.model.layers import Conv, depthwise_conv, pixel_shuffle
+from mlic_jax.model.layers import Conv, ConvTranspose, depthwise_conv, pixel_shuffle
 from mlic_jax.model.mlic import build
 from mlic_jax.model.priors import SCALE_MIN, FactorizedPrior, gaussian_bits, scale_index, scale_table
+from mlic_jax.model.quantisers import NOISE
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,15 @@ def test_noise_is_drawn_only_when_its_rng_is_given(variables, x):
   noisy = run(noise=jax.random.key(0))
   np.testing.assert_array_equal(noisy, run(noise=jax.random.key(0)))
   assert not np.array_equal(noisy, run(noise=jax.random.key(1))) and not np.array_equal(noisy, run())
+
+
+def test_the_noise_of_training_is_as_wide_as_the_rounding_that_it_stands_for():
+  residual = np.random.default_rng(0).normal(size=(2, 16, 16, 8)).astype(np.float32)
+  received, counted = NOISE.quantise(residual, NOISE.draws(jax.random.key(0), residual.shape))
+  noise = counted - residual
+  assert -0.5001 < noise.min() < -0.49 and 0.49 < noise.max() < 0.5001
+  np.testing.assert_allclose([np.mean(noise), np.var(noise)], [0, 1 / 12], atol=0.01)
+  np.testing.assert_array_equal(received, np.round(residual))
 
 
 def test_the_noise_of_a_picture_is_that_of_its_place_in_the_whole_batch(variables, x):
@@ -115,6 +125,25 @@ def test_depthwise_convolution_is_a_grouped_convolution():
 def test_pixel_shuffle_has_the_channel_order_of_pytorch():
   x = np.arange(8.0).reshape(1, 1, 1, 8)
   np.testing.assert_array_equal(pixel_shuffle(x)[0, :, :, 1], [[4, 5], [6, 7]])
+
+
+@pytest.mark.parametrize("size, pad", [(5, 2), (4, 1), (3, 1), (2, 0)])
+def test_a_transposed_convolution_adds_every_tap_where_pytorch_does(size, pad):
+  normal = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  x, kernel, bias = normal(2, 3, 4, 5), normal(size, size, 5, 2), normal(2)
+  whole = np.zeros((2, 6 + size, 8 + size, 2))
+  for i in range(size):
+    for j in range(size):
+      whole[:, i:i + 6:2, j:j + 8:2] += x @ kernel[i, j]
+  got = ConvTranspose(2, size).apply({"params": dict(kernel=kernel, bias=bias)}, x)
+  np.testing.assert_allclose(got, whole[:, pad:pad + 6, pad:pad + 8] + bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [ConvTranspose(16, 5), ConvTranspose(16, 4), ConvTranspose(16, 2)])
+def test_a_transposed_convolution_starts_with_outputs_of_the_size_of_its_inputs(layer):
+  x = np.random.default_rng(0).normal(size=(1, 16, 16, 64)).astype(np.float32)
+  out, _ = layer.init_with_output(jax.random.key(0), x)
+  assert out.shape == (1, 32, 32, 16) and 0.8 < np.std(out) < 1.2
 
 
 def test_rounding_passes_the_gradient_and_is_exact():

@@ -10,6 +10,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.mlic import build
+from mlic_jax.model.priors import gaussian_bits
 from mlic_jax.model.quantisers import NOISE, ROUNDING
 from mlic_jax.model.slices import SliceStep
 
@@ -126,6 +127,14 @@ def test_unrolling_changes_nothing_but_the_schedule():
     model = build(CodecConfig.from_dict({**config.to_dict(), "scan_unroll": unroll}))
     results.append(model.apply(variables, hyper, y, NOISE, noise, method=walk))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
+
+
+def test_the_rate_of_training_is_that_of_the_latent_with_its_noise():
+  config = CONFIGS[1]
+  variables, (hyper, y) = random_variables(config), latents(config, seed=4)
+  noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
+  coded = build(config).apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.walk(*args))
+  np.testing.assert_allclose(coded.bits, gaussian_bits(y + noise, coded.mean, coded.scale), atol=1e-3)
 
 
 def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():

@@ -46,6 +46,19 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config, x):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_the_average_is_over_the_steps_so_far_while_these_are_few(config, x):
+  config.optimizer, config.ema_decay = "adam", 0.999
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  state = create_state(config, model, optimizer)
+  state = state.replace(ema_params=jax.tree.map(np.zeros_like, state.params))
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer))
+  for taken, decay in ((0, 0.1), (9, 10 / 19), (10**6, 0.999)):
+    after, _ = step(parallel.replicate(state.replace(step=np.int32(taken))), parallel.shard(x), None)
+    after = parallel.unreplicate(after)
+    jax.tree.map(lambda average, p, decay=decay: np.testing.assert_allclose(average, (1 - decay) * p, rtol=1e-3),
+                 after.ema_params, after.params)
+
+
 def test_the_bits_of_the_slices_sum_to_those_of_y(config, x):
   _, metrics = one_step(config, x)
   np.testing.assert_allclose(metrics["bpp_slice_0"] + metrics["bpp_slice_1"], metrics["bpp_y"], rtol=1e-5)

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY
@@ -16,6 +17,7 @@ from PIL import Image
 from standin_codec import StandIn
 
 from configs import nano
+from mlic_jax.coding.model_directory import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.model.mlic import build
@@ -118,6 +120,23 @@ def test_muon_gives_every_convolution_of_every_slice_an_orthogonal_step(config):
     assert 1e-3 <= np.abs(rest).min() and np.abs(rest).max() < 1.001 * np.abs(rest).min() < 2e-3
 
 
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_a_gradient_longer_than_grad_clip_counts_as_one_of_that_length(config, name):
+  rng = np.random.default_rng(0)
+  normal = lambda: dict(conv=dict(kernel=rng.normal(size=(3, 3, 2, 4)), bias=rng.normal(size=4)))
+  scaled = lambda tree, length: jax.tree.map(lambda g: jnp.float32(g / optax.global_norm(tree) * length), tree)
+  params, first, second = normal(), normal(), scaled(normal(), 0.5)
+
+  def update(grad_clip, length):  # after two gradients, as the first step of Adam is a sign
+    config.optimizer, config.grad_clip = name, grad_clip
+    optimizer = make_optimizer(config)
+    _, state = optimizer.update(scaled(first, length), optimizer.init(params), params)
+    return np.concatenate([u.ravel() for u in jax.tree.leaves(optimizer.update(second, state, params)[0])])
+
+  np.testing.assert_allclose(update(2.0, 100.0), update(2.0, 2.0), rtol=1e-3, atol=1e-9)
+  assert np.abs(update(0.0, 100.0) / update(0.0, 2.0) - 1).max() > 0.1
+
+
 def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standin, tmp_path, capsys):
   loop.train_and_evaluate(config, tmp_path / "run")
   workdir = tmp_path / "run"
@@ -137,6 +156,37 @@ def test_the_exported_model_is_that_of_the_best_evaluation(config, standin, tmp_
             for step in ("6", "12")}
   assert str(exported["training"]["step"]) == min(losses, key=losses.get)
   assert exported["training"]["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
+
+
+def test_the_average_is_what_is_exported_and_evaluated_on_every_held_out_photograph(
+    config, standin, tmp_path, monkeypatch):
+  config.optimizer, config.num_steps, config.eval_every, config.eval_pictures = "adam", 2, 2, 0
+  config.eval_dir, config.eval_batch_size = str(tmp_path / "held_out"), 2
+  pixels = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)  # the last batch is half padding
+  (tmp_path / "held_out").mkdir()
+  for i, each in enumerate(pixels):
+    Image.fromarray(each).save(tmp_path / "held_out" / f"{i}.png")
+  model = StandIn(CodecConfig(**config.model))
+  average = jax.tree.map(lambda p: 0.7 * p, create_state(config, model, make_optimizer(config)).params)
+
+  def make_step_with_that_average(*args):
+    train_step = make_train_step(*args)
+
+    def step(*args):
+      new, metrics = train_step(*args)
+      return new.replace(ema_params=average), metrics
+    return step
+
+  monkeypatch.setattr(loop, "make_train_step", make_step_with_that_average)
+  loop.train_and_evaluate(config, tmp_path / "run")
+  exported = load_model(tmp_path / "run" / "model").variables["params"]
+  jax.tree.map(np.testing.assert_array_equal, exported, average)
+  for quality, row in enumerate(rows(tmp_path / "run" / "eval.csv"), start=1):
+    x = pixels / np.float32(255)
+    out = model.apply({"params": average}, x, quality)
+    mse = np.mean((np.round(np.clip(out.x_hat, 0, 1) * 255) / 255 - x)**2)
+    bpp = (out.y_bits.sum() + out.z_bits.sum()) / (3 * 64 * 64)
+    assert (float(row["mse"]), float(row["bpp"])) == pytest.approx((mse, bpp), rel=1e-4)
 
 
 def test_a_full_disk_is_said_and_the_next_save_tries_again(config, standin, tmp_path, monkeypatch, capsys):
