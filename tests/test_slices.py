@@ -1,5 +1,7 @@
 """Claims about the slice walk: causality, and one computation for training, encoder and decoder."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,24 +119,22 @@ def test_slices_that_do_not_arrive_are_their_means_at_no_cost():
   np.testing.assert_array_equal(other.y_hat, part.y_hat)
 
 
-def test_unrolling_changes_nothing_but_the_schedule():
-  config = CONFIGS[0]
+@functools.cache
+def trained_walk(unroll: int):
+  """y with its noise, and the walk of training over it."""
+  config = CodecConfig.from_dict({**CONFIGS[0].to_dict(), "scan_unroll": unroll})
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
-  walk = lambda m, *args: m.slices.walk(*args)
-  results = []
-  for unroll in (1, 3):
-    model = build(CodecConfig.from_dict({**config.to_dict(), "scan_unroll": unroll}))
-    results.append(model.apply(variables, hyper, y, NOISE, noise, method=walk))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
+  return y + noise, build(config).apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.walk(*args))
+
+
+def test_unrolling_changes_nothing_but_the_schedule():
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trained_walk(1)[1], trained_walk(3)[1])
 
 
 def test_the_rate_of_training_is_that_of_the_latent_with_its_noise():
-  config = CONFIGS[1]
-  variables, (hyper, y) = random_variables(config), latents(config, seed=4)
-  noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
-  coded = build(config).apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.walk(*args))
-  np.testing.assert_allclose(coded.bits, gaussian_bits(y + noise, coded.mean, coded.scale), atol=1e-3)
+  noisy, coded = trained_walk(3)
+  np.testing.assert_allclose(coded.bits, gaussian_bits(noisy, coded.mean, coded.scale), atol=1e-3)
 
 
 def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():

@@ -184,8 +184,8 @@ def test_the_average_is_what_is_exported_and_evaluated_on_every_held_out_photogr
   for quality, row in enumerate(rows(tmp_path / "run" / "eval.csv"), start=1):
     x = pixels / np.float32(255)
     out = model.apply({"params": average}, x, quality)
-    mse = np.mean((np.round(np.clip(out.x_hat, 0, 1) * 255) / 255 - x)**2)
-    bpp = (out.y_bits.sum() + out.z_bits.sum()) / (3 * 64 * 64)
+    mse = float(np.mean((np.round(np.clip(out.x_hat, 0, 1) * 255) / 255 - x)**2))
+    bpp = float(out.y_bits.sum() + out.z_bits.sum()) / (3 * 64 * 64)
     assert (float(row["mse"]), float(row["bpp"])) == pytest.approx((mse, bpp), rel=1e-4)
 
 
