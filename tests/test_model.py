@@ -76,6 +76,28 @@ def test_bfloat16_touches_the_transforms_and_no_parameter(x):
   assert coarse.x_hat.dtype == coarse.y_hat.dtype == jnp.float32
 
 
+def test_bfloat16_transforms_round_neither_y_nor_the_picture(x):
+  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), num_rates=0))
+  model, variables = build(config, transform_dtype=jnp.bfloat16), random_variables(config)
+  y, _ = model.apply(variables, x, method="analyse")
+  x_hat = model.apply(variables, y, method="synthesise")
+  for values in (y, x_hat):
+    assert np.mean(values == values.astype(jnp.bfloat16)) < 0.1  # of float32, one in 2^16 is a bfloat16 by chance
+
+
+def test_the_precision_of_the_entropy_path_is_an_option_of_training_and_not_of_coding(variables, x):
+  """On CPU products have one precision; what an accelerator is asked for is seen in what is compiled."""
+  def asked_for(**options):
+    model = build(TINY, **options)
+    entropy = lambda y, z: model.apply(variables, y, z, 2.0, method="code").y_bits
+    coding = lambda z: model.apply(variables, z, method="hyper")
+    y, z = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 1, 1, TINY.N))
+    return [jax.jit(f).lower(*args).as_text().count("HIGHEST") for f, args in ((entropy, (y, z)), (coding, (z,)))]
+  (train, coding), (trained_coarsely, coded_coarsely) = asked_for(), asked_for(entropy_precision="default")
+  assert train > 50 and coding > 0 and coded_coarsely == coding
+  assert trained_coarsely <= 4  # what is left are the gains of a rate, outside the entropy path
+
+
 def test_rematerialisation_changes_the_memory_and_not_the_gradient(x):
   config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), widths=(8, 8, 8), num_rates=0))
   variables = random_variables(config)

@@ -84,6 +84,15 @@ def test_rematerialisation_has_the_same_parameters(name):
   assert again not in of_blocks[0] and again in of_blocks[1]
 
 
+@pytest.mark.parametrize("name", transforms.available())
+def test_in_bfloat16_the_last_layers_still_give_float32(name):
+  config, chosen = small(name), transforms.find(name)
+  for transform, shape in ((chosen.Analysis, (1, 64, 64, 3)), (chosen.Synthesis, (1, 4, 4, config.M))):
+    coarse = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    result, _ = jax.eval_shape(transform(config).init_with_output, jax.random.key(0), coarse)
+    assert result.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("name", [name for name in transforms.available() if name != "cheng2020"])  # see test_codec.py
 def test_what_is_decoded_is_what_the_encoder_predicted(name, photograph, tmp_path):
   config = small(name)

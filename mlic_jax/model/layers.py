@@ -41,6 +41,7 @@ class Conv(nn.Module):
   """Convolution, (B, H, W, C) -> (B, H/stride, W/stride, features), padded by (kernel_size - 1) // 2 on each side.
 
   `init_scale` and `init_bias` are for layers that have to start quietly; they matter to a training from scratch only.
+  `dtype` is that of the computation and of the result, None: that of x.
   """
   features: int
   kernel_size: int = 3
@@ -48,10 +49,11 @@ class Conv(nn.Module):
   depthwise: bool = False
   init_scale: float = 1.0
   init_bias: float = 0.0
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
-    size = self.kernel_size
+    x, size = x.astype(self.dtype or x.dtype), self.kernel_size
     groups = x.shape[-1] if self.depthwise else 1
     kernel = self.param("kernel", live_lecun_normal(live, self.init_scale),
                         (size, size, x.shape[-1] // groups, self.features))
@@ -108,10 +110,11 @@ class SubpixelConv(nn.Module):
   features: int
   init_scale: float = 1.0
   init_bias: float = 0.0
+  dtype: jnp.dtype | None = None  # as of Conv
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    conv = Conv(4 * self.features, init_scale=self.init_scale, init_bias=self.init_bias, name="conv")
+    conv = Conv(4 * self.features, init_scale=self.init_scale, init_bias=self.init_bias, dtype=self.dtype, name="conv")
     return pixel_shuffle(conv(x))
 
 
@@ -128,9 +131,11 @@ class ConvTranspose(nn.Module):
   kernel_size: int = 5
   init_scale: float = 1.0
   init_bias: float = 0.0
+  dtype: jnp.dtype | None = None  # as of Conv
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.astype(self.dtype or x.dtype)
     # An element of the output meets one tap in four, so that the fan-in is a quarter of the nominal one.
     kernel = self.param("kernel", live_lecun_normal(None, 2 * self.init_scale),
                         (self.kernel_size, self.kernel_size, x.shape[-1], self.features))

@@ -41,12 +41,14 @@ class MLIC(nn.Module):
   variable-rate codecs only (config.num_rates > 0): a scalar or (B,) in 1..num_rates, where fractions interpolate
   between two learned rates.
 
-  `transform_dtype` and `remat` are for training on accelerators: g_a and g_s in bfloat16 (the entropy path stays
-  float32), and blocks and slices whose insides the gradient computes again instead of keeping them.
+  `transform_dtype`, `remat` and `entropy_precision` are for training on accelerators: g_a and g_s in bfloat16 (but for
+  y and x_hat; the entropy path stays float32), blocks and slices whose insides the gradient computes again instead of
+  keeping them, and in how many bits the entropy path multiplies in `code`, as jax.default_matmul_precision says it.
   """
   config: CodecConfig
   transform_dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  entropy_precision: str = PRECISION
 
   def setup(self):
     config = self.config
@@ -77,7 +79,7 @@ class MLIC(nn.Module):
       that draws takes its random numbers from that rng."""
     quantiser = quantiser or (NOISE if self.has_rng("noise") else ROUNDING)
     draws = lambda latent: quantiser.draws(self.make_rng("noise") if quantiser.draw else None, latent.shape, first)
-    with jax.default_matmul_precision(PRECISION):
+    with jax.default_matmul_precision(self.entropy_precision):
       medians, y_draws, z_draws = self.z_prior.medians, draws(y), draws(z)
       received, counted = quantiser.quantise(z - medians, z_draws)
       z_bits = self.z_prior.bits(counted + medians)
@@ -152,7 +154,7 @@ class MLIC(nn.Module):
 
 
 def build(config: CodecConfig, **options) -> MLIC:
-  """The linen module of a config: `variables = build(config).init(key, x)`. Options are transform_dtype and remat.
+  """The linen module of a config: `variables = build(config).init(key, x)`. Options are those of training.
 
   ValueError, in one line, when a part that the config names is not there, or cannot be built of it."""
   chosen = transforms.find(config.transforms)

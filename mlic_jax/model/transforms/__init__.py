@@ -4,6 +4,7 @@ A file has
   STRIDE                    pixels of the picture per position of y, along each side
   Analysis(config, remat)   g_a: x (B, H, W, 3) in [0, 1] -> y (B, H/STRIDE, W/STRIDE, M)
   Synthesis(config, remat)  g_s: y_hat (B, h, w, M) -> x_hat (B, STRIDE h, STRIDE w, 3), not clipped
+                            both in the dtype of their input, but for the last layer, which should give float32
   floats_per_pixel(config)  of the widest layer of the two: what memory a picture takes is computed from it; ValueError,
                             in one line, for a config that the transforms cannot be built of
   OPTIONS                   where it has settings of its own: a dict of their names and defaults; see parts.options

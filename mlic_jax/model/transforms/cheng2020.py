@@ -1,9 +1,12 @@
 """The transforms of the papers: the residual ones of Cheng et al. (CVPR 2020) without attention, as simplified there.
 
-With `remat` the gradient computes the insides of every block again instead of keeping them.
+The last convolutions are float32 also where the others are bfloat16, whose step is 2 in a y above 256 and a whole level
+in the bright half of x_hat. With `remat` the gradient computes the insides of every block again instead of keeping
+them.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
@@ -34,7 +37,7 @@ class Analysis(nn.Module):
     for i, width in enumerate(widths(self.config)):
       x = again(ResidualBlockDown)(width, name=f"down{i}")(x)
       x = again(ResidualBlock)(width, name=f"block{i}")(x)
-    return Conv(self.config.M, stride=2, name="out")(x)
+    return Conv(self.config.M, stride=2, dtype=jnp.float32, name="out")(x)
 
 
 class Synthesis(nn.Module):
@@ -49,4 +52,5 @@ class Synthesis(nn.Module):
     for i, width in enumerate(reversed(widths(self.config))):
       x = again(ResidualBlockUp)(width, name=f"up{i}")(x)
       x = again(ResidualBlock)(width, name=f"block{i + 1}")(x)
-    return SubpixelConv(3, init_scale=0.2, init_bias=0.5, name="out")(x)  # a training starts from grey
+    # A training starts from grey.
+    return SubpixelConv(3, init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="out")(x)

@@ -7,6 +7,7 @@ With `remat` the gradient computes the insides of every block again instead of k
 """
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
@@ -64,7 +65,7 @@ class Analysis(nn.Module):
         x = again(Bottleneck)(name=f"block{i}_{j}")(x)
       if i == 1:
         x = again(AttentionBlock)(name="fine_attention")(x)
-    x = Conv(self.config.M, 5, stride=2, name="down3")(x)
+    x = Conv(self.config.M, 5, stride=2, dtype=jnp.float32, name="down3")(x)
     return again(AttentionBlock)(name="coarse_attention")(x)
 
 
@@ -83,4 +84,5 @@ class Synthesis(nn.Module):
         x = again(AttentionBlock)(name="fine_attention")(x)
       for j in range(BOTTLENECKS):
         x = again(Bottleneck)(name=f"block{i}_{j}")(x)
-    return ConvTranspose(3, init_scale=0.2, init_bias=0.5, name="up3")(x)  # a training starts from grey
+    # A training starts from grey.
+    return ConvTranspose(3, init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="up3")(x)

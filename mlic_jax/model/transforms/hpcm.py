@@ -8,6 +8,7 @@ every block again instead of keeping them.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
@@ -45,7 +46,7 @@ class Analysis(nn.Module):
       x = Conv(width, KERNELS[i], stride=2, name=f"down{i}")(x)
       for j in range(BLOCKS[i]):
         x = block(name=f"block{i}_{j}")(x)
-    return Conv(self.config.M, KERNELS[3], stride=2, name="down3")(x)
+    return Conv(self.config.M, KERNELS[3], stride=2, dtype=jnp.float32, name="down3")(x)
 
 
 class Synthesis(nn.Module):
@@ -60,4 +61,5 @@ class Synthesis(nn.Module):
       x = ConvTranspose(widths(self.config)[i], KERNELS[i + 1], name=f"up{i + 1}")(x)
       for j in range(BLOCKS[i]):
         x = block(name=f"block{i}_{j}")(x)
-    return ConvTranspose(3, KERNELS[0], init_scale=0.2, init_bias=0.5, name="up0")(x)  # a training starts from grey
+    # A training starts from grey.
+    return ConvTranspose(3, KERNELS[0], init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="up0")(x)
