@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlic_jax.paths import as_path, is_remote
+
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-  """A name beside `path` to write to: it becomes `path` when the block ends well, and is removed when it does not."""
+  """A name beside the local `path` to write to: it becomes `path` when the block ends well, and is removed when it does
+  not."""
   path = Path(path)
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   try:
@@ -18,6 +21,10 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-  """Writes a file, whole or not at all."""
+  """Writes a file, whole or not at all; a remote one appears when it is closed."""
+  content = content.encode() if isinstance(content, str) else content
+  if is_remote(path):
+    as_path(path).write_bytes(content)
+    return
   with whole_file(path) as partial:
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.write_bytes(content)

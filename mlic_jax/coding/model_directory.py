@@ -4,12 +4,15 @@
                         "fingerprint": 16 hexadecimal digits, of the fields, the parameters and the tables}
     CKPT/params/       the parameters, written by Orbax
     CKPT/tables.npz    the integer coding tables, see coding/tables.py
+
+In remote storage params/ and tables.npz lie in CKPT/PARTS, where PARTS is the entry "parts" of config.json.
 """
 import functools
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +23,9 @@ import numpy as np
 
 from mlic_jax.coding.tables import PRECISION, CodingTable, build_table, z_rows
 from mlic_jax.config import CodecConfig
+from mlic_jax.files import write_whole
 from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.paths import as_path, copy_files, is_remote, local_copy, remove_folder
 
 FORMAT = 1
 
@@ -53,7 +58,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   """
   if jax.process_index():
     return
-  path = Path(os.path.abspath(path))
+  path = as_path(path)
   params = jax.tree.map(np.asarray, jax.device_get(dict(variables["params"])))
   for name, value in _flatten(params):
     if not np.isfinite(value).all():
@@ -62,16 +67,27 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   table = build_table({"params": params})
   fingerprint = _fingerprint(fields, params, table).hex()
   settings = {"format": FORMAT, "model": fields, "training": training, "fingerprint": fingerprint}
-  settings = json.dumps(settings, indent=2) + "\n"
+  _json(settings)  # TypeError for what is no JSON, before anything is written
+  if is_remote(path):
+    _write_remote(path, settings, params, table)
+  else:
+    _write_local(Path(os.path.abspath(path)), settings, params, table)
 
+
+def _write_parts(folder: Path, params: dict[str, Any], table: CodingTable) -> None:
+  np.savez_compressed(folder / "tables.npz", lookup=table.lookup, offset=table.offset)
+  _checkpointer().save(folder / "params", params)
+
+
+def _write_local(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CodingTable) -> None:
+  """By renaming a whole directory."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   old = path.with_name(f".{path.name}.{os.getpid()}.old")
   try:
     partial.mkdir()
-    (partial / "config.json").write_text(settings)
-    np.savez_compressed(partial / "tables.npz", lookup=table.lookup, offset=table.offset)
-    _checkpointer().save(partial / "params", params)
+    (partial / "config.json").write_text(_json(settings))
+    _write_parts(partial, params, table)
     if path.exists():
       path.rename(old)
     try:
@@ -85,20 +101,38 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _write_remote(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CodingTable) -> None:
+  """Where nothing can be renamed at once: the parts go into a folder of their own, which config.json, a single file,
+  names when all of it is there."""
+  parts = settings["fingerprint"]
+  with tempfile.TemporaryDirectory(prefix="mlic_jax_") as temporary:
+    _write_parts(Path(temporary), params, table)
+    copy_files(Path(temporary), path / parts)
+  write_whole(path / "config.json", _json(dict(settings, parts=parts)))
+  for older in path.iterdir():
+    if older.name not in (parts, "config.json"):
+      remove_folder(older)
+
+
+def _json(settings: dict[str, Any]) -> str:
+  return json.dumps(settings, indent=2) + "\n"
+
+
 def load_model(path: str | os.PathLike) -> Model:
   """Reads a model directory, or the one in the workdir of a training run. CheckpointError if it is none."""
-  path = _find(Path(path).absolute())  # Orbax wants absolute paths
+  path = _find(as_path(path))
   settings = _read_settings(path)
   try:
     config = CodecConfig.from_dict(settings["model"])
     build(config)  # its parts may lie outside this package
   except (ValueError, TypeError) as error:
     raise CheckpointError(f"{path}: {error}") from None
-  try:
-    params = _checkpointer().restore(path / "params")
-  except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
-    raise CheckpointError(f"{path}: the parameters cannot be read ({_one_line(error)})") from error
-  table = _read_table(path)
+  with local_copy(path / settings.get("parts", "")) as parts:
+    try:
+      params = _checkpointer().restore(parts.absolute() / "params")  # Orbax wants absolute paths
+    except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
+      raise CheckpointError(f"{path}: the parameters cannot be read ({_one_line(error)})") from error
+    table = _read_table(path, parts)
   fingerprint = _fingerprint(settings["model"], params, table)
   written = settings.get("fingerprint")  # older directories have none
   if written != fingerprint.hex():       # what was saved together needs no tracing of the model, of two seconds
@@ -106,7 +140,7 @@ def load_model(path: str | os.PathLike) -> Model:
     _check_table(path, config, table)
     if written is not None:
       raise CheckpointError(f"{path}: the fingerprint of its parts is {fingerprint.hex()}, of those saved {written}")
-  folder = path.resolve()
+  folder = path if is_remote(path) else path.resolve()
   name = folder.parent.name if folder.name == "model" else folder.name
   return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"))
 
@@ -147,9 +181,9 @@ def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
   return {name: value.shape for name, value in _flatten(variables["params"])}
 
 
-def _read_table(path: Path) -> CodingTable:
+def _read_table(path: Path, parts: Path) -> CodingTable:
   try:
-    with np.load(path / "tables.npz", allow_pickle=False) as arrays:
+    with np.load(parts / "tables.npz", allow_pickle=False) as arrays:
       return CodingTable(arrays["lookup"].astype(np.int32), arrays["offset"].astype(np.int32))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise CheckpointError(f"{path}: tables.npz cannot be read ({_one_line(error)})") from error

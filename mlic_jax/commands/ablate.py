@@ -1,16 +1,15 @@
 """ablate: several configurations, trained with one budget and compared."""
 import argparse
-from pathlib import Path
 
-from mlic_jax.commands.arguments import positive
+from mlic_jax.commands.arguments import anywhere, local, positive
 
 READS_CONFIG = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="photographs, as for train.py")
+  parser.add_argument("--data", type=anywhere, required=True, metavar="DIR", help="photographs, as for train.py")
   parser.add_argument("--steps", type=positive, required=True, help="of training, for each configuration")
-  parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the same one continues")
+  parser.add_argument("--workdir", type=local, required=True, metavar="DIR", help="the same one continues")
   parser.add_argument("--configs", nargs="+", metavar="FILE.py",
                       help="or names of those that come along; the first is what the others are compared with; "
                       "default: those of configs/ablations/")

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from mlic_jax.data.images import PIXELS_MAX
+from mlic_jax.paths import PathError, as_path, local_path
 
 
 def positive(text: str) -> int:
@@ -28,9 +29,26 @@ def above_zero(text: str) -> float:
   return number
 
 
+def local(text: str) -> Path:
+  """A local path; what is remote would otherwise become a local folder named gs:."""
+  return _path(local_path, text)
+
+
+def anywhere(text: str) -> Path:
+  """A path that may be remote."""
+  return _path(as_path, text)
+
+
+def _path(read, text: str) -> Path:
+  try:
+    return read(text)
+  except PathError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def path_arguments(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
-  parser.add_argument("paths", type=Path, nargs="*", metavar=metavar, help=f"{help}; before the options")
-  parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where to write a file for each that is named")
+  parser.add_argument("paths", type=local, nargs="*", metavar=metavar, help=f"{help}; before the options")
+  parser.add_argument("--out-dir", type=local, metavar="DIR", help="where to write a file for each that is named")
   limit_argument(parser)
 
 
@@ -45,4 +63,4 @@ def coder_argument(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def ckpt_argument(parser: argparse.ArgumentParser, help: str) -> None:
-  parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help=help)
+  parser.add_argument("--ckpt", type=anywhere, nargs="+", required=True, help=help)

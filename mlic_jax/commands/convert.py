@@ -1,11 +1,12 @@
 """convert: the authors' weights to a model directory."""
 import argparse
-from pathlib import Path
+
+from mlic_jax.commands.arguments import anywhere, local
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("weights", type=Path, metavar="OFFICIAL.pth.tar", help="a checkpoint of the authors' MLIC++")
-  parser.add_argument("ckpt", type=Path, metavar="CKPT", help="model directory to write")
+  parser.add_argument("weights", type=local, metavar="OFFICIAL.pth.tar", help="a checkpoint of the authors' MLIC++")
+  parser.add_argument("ckpt", type=anywhere, metavar="CKPT", help="model directory to write")
 
 
 def run(args: argparse.Namespace) -> None:

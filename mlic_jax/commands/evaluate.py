@@ -20,7 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import mlic_jax
 from mlic_jax.coding import rangecoder
-from mlic_jax.commands.arguments import coder_argument
+from mlic_jax.commands.arguments import coder_argument, local
 from mlic_jax.errors import for_the_user
 from mlic_jax.evaluation import baselines, bits, cost, image_set, measure, plots, rd, references, report, results, sweep
 from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves
@@ -45,7 +45,7 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
   parser.add_argument("--ckpt", nargs="+", required=True,
                       help="model directories or training workdirs; single rates of one family are one curve")
   parser.add_argument("--data", help="folder of images, or tfds:NAME[:SPLIT] (default: sample photographs)")
-  parser.add_argument("--out", type=Path, help="for everything that is written (default: out/NAME)")
+  parser.add_argument("--out", type=local, help="for everything that is written (default: out/NAME)")
   parser.add_argument("--limit", type=_count, help="only the first LIMIT images")
   parser.add_argument("--qualities", type=_numbers,
                       help='of a variable-rate checkpoint, as "1,2.5,6" (default: all whole ones)')

@@ -1,14 +1,13 @@
 """info: what a .mlic file holds."""
 import argparse
-from pathlib import Path
 
 from mlic_jax.coding import bitstream
-from mlic_jax.commands.arguments import limit_argument
+from mlic_jax.commands.arguments import limit_argument, local
 from mlic_jax.commands.mlic_files import read_mlic
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("file", type=Path, metavar="IN.mlic")
+  parser.add_argument("file", type=local, metavar="IN.mlic")
   limit_argument(parser)
 
 

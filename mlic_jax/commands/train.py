@@ -3,8 +3,8 @@
     python train.py --config configs/nano.py --workdir DIR --config.data_dir=FOLDER [--config.FIELD=VALUE ...]
     python train.py --config configs/mlic_plus_plus.py:ms_ssim:5 ...      the rest of a name goes to get_config
 
-Exit status: 0 done, 1 the loss became non-finite or the end could not be saved, 2 bad configuration or data, 130 and
-143 stopped by SIGINT and SIGTERM with the state saved.
+Exit status: 0 done, 1 the loss became non-finite, the end could not be saved or another process was lost, 2 bad
+configuration or data, 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM with the state saved.
 """
 import argparse
 import sys

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mlic_jax.files import whole_file
+from mlic_jax.paths import as_path, files_below
 
 PIXELS_MAX = 512 * 10**6  # of a picture, in a file of any format: a decoder needs some hundred bytes a pixel
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -130,12 +131,12 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
   """The images in `folder` and below (by extension, no hidden files), sorted; ImageError if there is none."""
-  folder = Path(folder)
+  folder = as_path(folder)
   if not folder.is_dir():
     came = "is not a folder" if folder.exists() else "no such folder"
     raise ImageError(f"{folder}: {came}; wanted a folder of images")
-  paths = sorted(path for path in folder.rglob("*")
-                 if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file())
+  paths = sorted(path for path in files_below(folder)
+                 if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
   if not paths:
     raise ImageError(f"{folder}: holds no image; wanted files ending in {' '.join(EXTENSIONS)}")
   return paths

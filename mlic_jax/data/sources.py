@@ -1,6 +1,6 @@
 """Where photographs come from: folders, and datasets of TensorFlow Datasets, as lists of encoded files.
 
-    PHOTOGRAPHS                       a folder and all below it
+    PHOTOGRAPHS                       a folder and all below it; gs://BUCKET/PHOTOGRAPHS and the like, too
     tfds:clic                         a prepared dataset: its split "train", or its first one
     tfds:coco/2017:train[:90%]        another split
     PHOTOGRAPHS*0.7,tfds:clic*0.3     both, seven crops of the one for three of the other
@@ -19,23 +19,32 @@ from typing import NamedTuple
 
 from mlic_jax.data.images import ImageError, list_images
 from mlic_jax.errors import ConfigError
+from mlic_jax.paths import NamedBytes, as_path, is_remote, readable
 
 SYNTAX = "FOLDER, tfds:NAME, tfds:NAME:SPLIT, or several with weights: FOLDER*0.7,tfds:NAME*0.3"
 
 
 class Folder:
   """Image files; `headers_are_cheap` says that an image's size is known without reading all of it."""
-  headers_are_cheap = True
 
   def __init__(self, name: str, paths: Sequence[Path]):
     self.name, self.paths = name, list(paths)
+    self.headers_are_cheap = not is_remote(name)
 
   def __len__(self) -> int:
     return len(self.paths)
 
-  def file(self, index: int) -> Path:
-    """What mlic_jax.data.images.load_image reads."""
-    return self.paths[index]
+  def file(self, index: int) -> Path | io.BytesIO:
+    """What mlic_jax.data.images.load_image reads; ImageError when a remote file cannot be read."""
+    try:
+      return readable(self.paths[index])
+    except OSError as error:
+      raise ImageError(f"{self.paths[index]}: cannot be read ({' '.join(str(error).split())})") from error
+
+  def key(self, index: int) -> str:
+    """What an image is called in its source, wherever that lies."""
+    path, folder = str(self.paths[index]), f"{as_path(self.name)}/"
+    return path.removeprefix(folder) if path.startswith(folder) else self.paths[index].name
 
   def take(self, indices: Sequence[int]) -> "Folder":
     """The source of these images only."""
@@ -62,7 +71,11 @@ class Records:
       content = example.features.feature[self.feature].bytes_list.value[0]
     except Exception as error:  # array_record and protobuf have errors of their own
       raise ImageError(f"{name}: broken record ({' '.join(str(error).split())})") from error
-    return _NamedBytes(content, name)
+    return NamedBytes(content, name)
+
+  def key(self, index: int) -> str:
+    """What an image is called in its source, wherever that lies."""
+    return f"record {self.indices[index]}"
 
   def take(self, indices: Sequence[int]) -> "Records":
     """The source of these images only."""
@@ -78,7 +91,7 @@ class TfRecords:
     self._places: list[tuple[str, int, int]] = []  # file, offset, length
     for each in instructions:
       places = []
-      with open(each.filename, "rb") as file:
+      with as_path(each.filename).open("rb") as file:
         while len(head := file.read(self.HEAD.size)) == self.HEAD.size:
           places.append((str(each.filename), file.tell(), *self.HEAD.unpack(head)))
           file.seek(places[-1][2] + self.TAIL, 1)
@@ -89,7 +102,7 @@ class TfRecords:
 
   def __getitem__(self, index: int) -> bytes:
     filename, offset, length = self._places[index]
-    with open(filename, "rb") as file:
+    with as_path(filename).open("rb") as file:
       file.seek(offset)
       return file.read(length)
 
@@ -101,17 +114,6 @@ class WeightedSource(NamedTuple):
   """Images, and their share of all crops: a weight against those of the other sources, or None for all of them."""
   source: Source
   weight: float | None
-
-
-class _NamedBytes(io.BytesIO):
-  """A file in memory that errors can name."""
-
-  def __init__(self, content: bytes, name: str):
-    super().__init__(content)
-    self.name = name
-
-  def __str__(self) -> str:
-    return self.name
 
 
 def open_sources(text: str, tfds_dir: str) -> list[WeightedSource]:
@@ -158,8 +160,11 @@ def open_tfds(text: str, tfds_dir: str, splits: Sequence[str] = ("train",)) -> R
   feature = next((each for each in ("image", "hr", *images) if each in images), None)
   if feature is None:
     raise ImageError(f"{text}: has the features {', '.join(builder.info.features or ())}; wanted an image")
+  if is_remote(builder.data_dir) and "tfrecord" not in _formats(builder):
+    raise ImageError(f"{text}: stored in {builder.data_dir} as array_record, which is read from local disks only; "
+                     "wanted tfrecord, or a local tfds_dir")
   try:
-    if "array_record" in _formats(builder):
+    if "array_record" in _formats(builder) and not is_remote(builder.data_dir):
       examples = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES).data_source
     else:
       examples = TfRecords(builder.info.splits[split].file_instructions)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax.data.images import ImageError, list_images, load_image
-from mlic_jax.data.sources import open_tfds
+from mlic_jax.data.sources import Folder, open_tfds
 from mlic_jax.evaluation.journal import digest
+from mlic_jax.paths import as_path, is_remote, readable
 
 # Colour photographs in the wheel of scikit-image: few, because every new padded size is compiled; and no
 # rocket.jpg, because what was a JPEG before flatters JPEG.
@@ -32,8 +33,10 @@ def open_image_set(data: str | None, limit: int | None = None) -> ImageSet:
     return _from_files("sample photographs of scikit-image", _sample_folder(), SAMPLE_PHOTOGRAPHS[:limit])
   if data.startswith("tfds:"):
     return _from_tfds(data, limit)
-  names = [path.relative_to(data).as_posix() for path in list_images(data)]
-  return _from_files(Path(data).resolve().name, Path(data), names[:limit])
+  source = Folder(data, list_images(data))
+  names = [source.key(i) for i in range(len(source))]
+  folder = as_path(data)
+  return _from_files(folder.name if is_remote(folder) else folder.resolve().name, folder, names[:limit])
 
 
 def survey(photographs: ImageSet) -> dict[str, str]:
@@ -42,7 +45,7 @@ def survey(photographs: ImageSet) -> dict[str, str]:
 
 
 def _from_files(title: str, folder: Path, names) -> ImageSet:
-  return ImageSet(title, len(names), lambda: ((name, load_image(folder / name)) for name in names))
+  return ImageSet(title, len(names), lambda: ((name, load_image(readable(folder / name))) for name in names))
 
 
 def _sample_folder() -> Path:
