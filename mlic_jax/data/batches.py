@@ -7,9 +7,11 @@ matter either.
 Nothing here computes with jax, so that worker processes never touch a device.
 """
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 DOWNSCALE = ("all", "lossy")
 MOST_REDRAWS = 10_000   # of a crop whose photograph is broken or too small, before a run gives up
+MOST_CROPS = 2**48      # of a run; a dataset without end is longer than grain can count, with one crop in a batch
 MOST_LOOKED_AT = 1_000  # records of a dataset, before the run, for one that is large enough
 
 CropSizes = Sequence[tuple[int, int]]
@@ -55,8 +58,10 @@ def split(data_dir: str, eval_dir: str, holdout_every: int,
           tfds_dir: str = "") -> tuple[list[WeightedSource], list[Source]]:
   """(sources for training, sources that are held out); sources.py says what `data_dir` and `eval_dir` may be.
 
-  The held-out photographs are those of `eval_dir`, or when that is "" every `holdout_every`-th one of each source of
-  `data_dir`. ImageError or ConfigError when a source is missing or empty, or all are too small to hold anything out."""
+  The held-out photographs are those of `eval_dir`, or when that is "" one in `holdout_every` of each source of
+  `data_dir`. Which, is decided by a hash of the name in its folder, so that a photograph stays on its side when others
+  are added or the folder is moved. ImageError or ConfigError when a source is missing or empty, or nothing is left for
+  one of both."""
   if not data_dir:
     raise ImageError("data_dir is empty; wanted a folder of photographs: --config.data_dir=FOLDER, or =tfds:NAME")
   sources = open_sources(data_dir, tfds_dir)
@@ -64,18 +69,27 @@ def split(data_dir: str, eval_dir: str, holdout_every: int,
     return sources, [source for source, _ in open_sources(eval_dir, tfds_dir)]
   if holdout_every < 2:
     raise ImageError(f"holdout_every={holdout_every}; wanted at least 2, or a folder in eval_dir")
-  count = sum(len(source) for source, _ in sources)
-  if all(len(source) < holdout_every for source, _ in sources):
-    raise ImageError(f"{data_dir}: {count} images, none left for evaluation with holdout_every={holdout_every}; "
-                     f"wanted more images, a smaller holdout_every, or a folder in eval_dir")
   train, held_out = [], []
   for source, weight in sources:
-    indices = np.arange(len(source))
-    is_held_out = indices % holdout_every == holdout_every - 1
-    train.append(WeightedSource(source.take(indices[~is_held_out]), weight))
+    is_held_out = np.array([_hash(source.key(i)) % holdout_every == 0 for i in range(len(source))])
+    train.append(WeightedSource(source.take(np.flatnonzero(~is_held_out)), weight))
     if is_held_out.any():
-      held_out.append(source.take(indices[is_held_out]))
-  return train, held_out
+      held_out.append(source.take(np.flatnonzero(is_held_out)))
+  for what, left in (("evaluation", held_out), ("training", [source for source, _ in train])):
+    if not sum(map(len, left)):
+      count = sum(len(source) for source, _ in sources)
+      raise ImageError(f"{data_dir}: {count} images, none left for {what} with holdout_every={holdout_every}; "
+                       f"wanted more images, another holdout_every, or a folder in eval_dir")
+  return [each for each in train if len(each.source)], held_out
+
+
+def names(sources: Sequence[Source]) -> list[str]:
+  """What the images of `sources` are called, each with the name of its source in front."""
+  return [f"{Path(source.name).name}/{source.key(i)}" for source in sources for i in range(len(source))]
+
+
+def _hash(name: str) -> int:
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def usable(source: Source, min_side: int, cache_bytes: int = 0) -> Photographs:
@@ -204,8 +218,8 @@ def training_batches(mixture: Mixture, *, seed: int, batch_size: int, sizes: Cro
     crops, problems = zip(*crops_and_problems)
     return np.stack(crops), sum(problems, [])
 
-  orders = [grain.MapDataset.range(len(part)).seed(seed + k).shuffle().repeat().map(lambda index, k=k: (k, index))
-            for k, part in enumerate(mixture.parts)]
+  orders = [grain.MapDataset.range(len(part)).seed(seed + k).shuffle().repeat(MOST_CROPS // len(part) + 1)
+            .map(lambda index, k=k: (k, index)) for k, part in enumerate(mixture.parts)]
   dataset = (grain.MapDataset.mix(orders, mixture.shares)
              .map_with_index(read)
              .batch(batch_size // process_count, batch_fn=stack))
