@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.distributed = False            # True: several processes, connected by jax.distributed
+  c.peer_timeout = 60.0            # seconds after which a process that is not heard of is lost, and ends the others
 
   c.model = dict(                  # see CodecConfig in mlic_jax/config.py
       transforms="cheng2020", N=64, M=160, num_slices=4, widths=(24, 48, 96), hyper_widths=(48, 64),
@@ -21,8 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Photographs: a folder, tfds:NAME[:SPLIT], or several with weights: FOLDER*0.7,tfds:clic*0.3
   c.data_dir = ""
   c.tfds_dir = ""                  # where TFDS datasets lie; "": TFDS's own place
-  c.eval_dir = ""                  # "": every holdout_every-th photograph of data_dir is held out instead
-  c.holdout_every = 24
+  c.eval_dir = ""                  # "": one in holdout_every photographs of data_dir is held out instead
+  c.holdout_every = 24             # which, is decided by a hash of the file's name
   c.crop_size = 128                # pixels, a multiple of 64; photographs with a smaller side are left out
   c.crop_schedule = ()             # larger ones later: ((1_200_000, 512),) reads 512 after 1,200,000 steps
   c.downscale = "all"              # which photographs are made smaller: "all", or "lossy" ones (JPEG, lossy WebP)
@@ -54,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.ema_decay = 0.999              # of the average of the parameters that is evaluated and exported; 0: none
   c.accumulate_steps = 1           # parts of a batch, one after the other: less memory, the same gradient
   c.bfloat16_transforms = False    # g_a and g_s, for accelerators; the entropy path is float32 always
+  c.entropy_precision = "highest"  # of its products while training; on accelerators "high" and "default" are quicker
   c.remat = False                  # compute again instead of keeping: less memory, more time
 
   # Figures, checkpoints, evaluation; all in steps.

@@ -12,8 +12,9 @@ from mlic_jax.model.priors import FactorizedPrior, gaussian_bits
 class StandIn(nn.Module):
   """16x16 patches -> y (B, h, w, M) -> patches; z is the mean of 4x4 positions of the first N channels of y."""
   config: CodecConfig
-  transform_dtype: jnp.dtype = jnp.float32  # these two make no difference here
+  transform_dtype: jnp.dtype = jnp.float32  # these make no difference here
   remat: bool = False
+  entropy_precision: str = "highest"
 
   def setup(self):
     self.g_a, self.g_s = nn.Dense(self.config.M), nn.Dense(16 * 16 * 3)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,11 +18,14 @@ from test_training import rows, small_config, standin_model  # noqa: F401 (fixtu
 from mlic_jax.coding.model_directory import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build
-from mlic_jax.training import loop, parallel
-from mlic_jax.training.checkpoints import Checkpoints, ConfigMismatch
+from mlic_jax.training import loop, parallel, workdir_lock
+from mlic_jax.training.checkpoints import Checkpoints, ConfigMismatch, DamagedCheckpoints
 from mlic_jax.training.configuration import load_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
+from mlic_jax.training.stopping import Interrupted, signals
+from mlic_jax.training.validation import Validation
+from mlic_jax.training.workdir_lock import WorkdirInUse, WorkdirLock
 
 
 class PowerCut(BaseException):
@@ -46,10 +50,10 @@ def cut():
 def final_state(config, workdir, model=StandIn):
   like = create_state(config, model(CodecConfig(**config.model)), make_optimizer(config))
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-  state, best_loss = checkpoints.restore(like)
+  restored = checkpoints.restore(like)
   checkpoints.close()
-  assert state.step == config.num_steps
-  return jax.device_get((state, best_loss))
+  assert restored.state.step == config.num_steps
+  return restored
 
 
 @pytest.mark.parametrize("step, stop", [
@@ -60,7 +64,7 @@ def test_an_interrupted_run_continued_is_bit_for_bit_the_uninterrupted_one(
   loop.train_and_evaluate(config, tmp_path / "whole")
   with monkeypatch.context() as patch:
     stop_at(patch, step, stop)
-    with pytest.raises((PowerCut, loop.Interrupted)):
+    with pytest.raises((PowerCut, Interrupted)):
       loop.train_and_evaluate(config, tmp_path / "cut")
   loop.train_and_evaluate(config, tmp_path / "cut")
   jax.tree.map(np.testing.assert_array_equal, final_state(config, tmp_path / "whole"),
@@ -76,7 +80,7 @@ def test_an_interrupted_run_continued_is_bit_for_bit_the_uninterrupted_one(
 def test_a_signal_saves_the_step_it_came_at(config, standin, tmp_path, monkeypatch, signum, status):
   before = signal.getsignal(signum)
   stop_at(monkeypatch, 7, lambda: os.kill(os.getpid(), signum))
-  with pytest.raises(loop.Interrupted, match="at step 7") as stopped:
+  with pytest.raises(Interrupted, match="at step 7") as stopped:
     loop.train_and_evaluate(config, tmp_path / "run")
   assert 128 + stopped.value.signum == status
   assert (tmp_path / "run" / "checkpoints" / "7").is_dir()
@@ -88,7 +92,7 @@ def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, sta
   loop.train_and_evaluate(config, tmp_path / "run")
   config.num_steps = 8
   loop.train_and_evaluate(config, tmp_path / "run")
-  assert final_state(config, tmp_path / "run")[0].step == 8
+  assert final_state(config, tmp_path / "run").state.step == 8
   config.model.M, config.learning_rate = 16, 0.5
   message = r"these fields differ: learning_rate \(0.001 -> 0.5\), model.M \(8 -> 16\)"
   with pytest.raises(ConfigMismatch, match=message):
@@ -152,3 +156,119 @@ def test_the_command_killed_ten_times_at_random_ends_in_the_same_bits(config, tm
   config.update_from_flattened_dict(changes)
   states = [final_state(config, tmp_path / name, build) for name in ("whole", "cut")]
   jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+# --- a signal when an evaluation is due ------------------------------------------------
+
+def evaluated_steps(workdir):
+  return [row["step"] for row in rows(workdir / "eval.csv")][::2]  # of two rates
+
+
+@pytest.mark.parametrize("step", [6, 12], ids=["on_an_evaluation_step", "in_the_last_step"])
+def test_an_evaluation_that_a_signal_kept_from_being_made_is_made_when_the_run_continues(
+    config, standin, tmp_path, monkeypatch, step):
+  loop.train_and_evaluate(config, tmp_path / "whole")
+  with monkeypatch.context() as patch:
+    stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=f"at step {step}"):
+      loop.train_and_evaluate(config, tmp_path / "cut")
+  assert str(step) not in evaluated_steps(tmp_path / "cut")
+  loop.train_and_evaluate(config, tmp_path / "cut")
+  loop.train_and_evaluate(config, tmp_path / "cut")  # and only once
+  for name in ("eval.csv", "model/config.json"):
+    assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+  whole, cut = (final_state(config, tmp_path / name) for name in ("whole", "cut"))
+  assert whole.best_loss == cut.best_loss and whole.evaluated == cut.evaluated == 12
+  jax.tree.map(np.testing.assert_array_equal, whole.state, cut.state)
+
+
+def test_a_signal_in_the_middle_of_an_evaluation_does_not_wait_for_its_end(config, standin, tmp_path, monkeypatch):
+  usual = Validation.evaluate
+
+  def evaluate(self, params, step, stop=None):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return usual(self, params, step, stop)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Validation, "evaluate", evaluate)
+    with pytest.raises(Interrupted, match="stopped by SIGHUP at step 6; the same command continues") as stopped:
+      loop.train_and_evaluate(config, tmp_path / "run")
+  assert stopped.value.status == 129
+  assert evaluated_steps(tmp_path / "run") == []
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert evaluated_steps(tmp_path / "run") == ["6", "12"]
+
+
+def test_under_nohup_a_run_goes_on_when_the_terminal_closes():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with signals() as received:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
+# --- what a workdir may hold ------------------------------------------------------------
+
+def damage(checkpoint):
+  for path in checkpoint.rglob("*"):
+    if path.is_file() and path.parent.name == "d":
+      path.write_bytes(path.read_bytes()[:20])
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_run_continues_at_the_one_before(
+    config, standin, tmp_path, caplog):
+  loop.train_and_evaluate(config, tmp_path / "run")
+  whole = final_state(config, tmp_path / "run")
+  damage(tmp_path / "run" / "checkpoints" / "12")
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert [record.getMessage() for record in caplog.records if "checkpoints/12 is damaged" in record.getMessage()]
+  jax.tree.map(np.testing.assert_array_equal, whole, final_state(config, tmp_path / "run"))
+  assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["4", "8", "12"]
+
+  for step in ("10", "12"):
+    damage(tmp_path / "run" / "checkpoints" / step)
+  with pytest.raises(DamagedCheckpoints, match="none of the checkpoints 10, 12 can be read") as error:
+    loop.train_and_evaluate(config, tmp_path / "run")
+  assert "\n" not in str(error.value)
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_names_the_first(config, standin, tmp_path):
+  with WorkdirLock(tmp_path / "run"):
+    with pytest.raises(WorkdirInUse, match=rf"host {socket.gethostname()}, process {os.getpid()}, since 20") as error:
+      loop.train_and_evaluate(config, tmp_path / "run")
+  assert "\n" not in str(error.value)
+  assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir_lock, "BEAT", 0.1)
+  monkeypatch.setattr(workdir_lock, "SILENCE", 0.5)
+  gone = subprocess.Popen([sys.executable, "-c", ""])
+  gone.wait()
+  killed = dict(host="here", process=gone.pid, started="1", since="then", run="x")
+  for machine in (workdir_lock._machine(), "elsewhere"):  # where a process is looked for, and where a file is watched
+    (tmp_path / "run.lock").write_text(json.dumps(dict(killed, machine=machine)))
+    with WorkdirLock(tmp_path) as lock:
+      time.sleep(0.3)
+      assert workdir_lock.read(tmp_path / "run.lock")["run"] == lock.run
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_run_on_another_machine_holds_while_it_is_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir_lock, "BEAT", 0.1)
+  with WorkdirLock(tmp_path):
+    monkeypatch.setattr(workdir_lock, "_machine", lambda: "elsewhere")
+    with pytest.raises(WorkdirInUse):
+      WorkdirLock(tmp_path).__enter__()
+
+
+def test_only_complete_checkpoints_count(config, tmp_path):
+  state = create_state(config, StandIn(CodecConfig(**config.model)), make_optimizer(config))
+  checkpoints = Checkpoints(tmp_path, 2)
+  assert checkpoints.latest_step is None
+  checkpoints.save(parallel.unreplicate(parallel.replicate(state)), None, 0)
+  (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # as a save that is under way, or was cut off
+  checkpoints.close()
+  assert checkpoints.latest_step == 0

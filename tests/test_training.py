@@ -23,8 +23,10 @@ from mlic_jax.errors import ConfigError
 from mlic_jax.model.mlic import build
 from mlic_jax.training import loop, parallel
 from mlic_jax.training.configuration import check_fields
+from mlic_jax.training.metric_rows import NonFiniteLoss
 from mlic_jax.training.optimizer import is_quantiles, kernel_axes, learning_rate_schedule, make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
+from mlic_jax.training.validation import Validation
 
 
 @pytest.fixture(name="config")
@@ -34,7 +36,7 @@ def small_config(tmp_path):
   (tmp_path / "photographs").mkdir()
   for i in range(12):
     pixels = rng.integers(0, 256, (9, 10, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    Image.fromarray(pixels).save(tmp_path / "photographs" / f"{i:02}.png")
+    Image.fromarray(pixels).save(tmp_path / "photographs" / f"f{i:02}.png")
   c = nano.get_config()
   c.data_dir, c.holdout_every, c.crop_size, c.batch_size = str(tmp_path / "photographs"), 4, 64, 4
   c.model = dict(N=4, M=8, num_slices=2, num_rates=2)
@@ -219,9 +221,10 @@ def test_a_model_that_the_disk_does_not_take_leaves_the_old_one(config, standin,
   def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
   monkeypatch.setattr(np, "savez_compressed", full)
-  problem = loop.export(config, CodecConfig(**config.model), tmp_path / "run" / "model",
-                        parallel.replicate(create_state(config, StandIn(CodecConfig(**config.model)),
-                                                        make_optimizer(config))), 13, 0.1, [])
+  model = StandIn(CodecConfig(**config.model))
+  validation = Validation(config, model, np.zeros((1, 64, 64, 3), np.uint8), tmp_path / "run", None, 0)
+  state = parallel.replicate(create_state(config, model, make_optimizer(config)))
+  problem = validation.export(state, 13, 0.1, [])
   assert "No space left" in problem
   assert (tmp_path / "run" / "model" / "config.json").read_bytes() == before
   assert not list((tmp_path / "run").glob(".model*"))
@@ -245,15 +248,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
   def make_failing_step(*args):
     train_step = make_train_step(*args)
 
-    def failing_step(state, x, teacher_variables):
+    def failing_step(state, *rest):
       poison = jnp.where(state.step == 8, jnp.nan, 1.0)  # the ninth step
       poisoned = state.replace(params=jax.tree.map(lambda p: p * poison, state.params))
-      new, metrics = train_step(poisoned, x, teacher_variables)
+      new, metrics = train_step(poisoned, *rest)
       return new, metrics
     return failing_step
 
   monkeypatch.setattr(loop, "make_train_step", make_failing_step)
-  with pytest.raises(loop.NonFiniteLoss, match=r"at step 9 .*last good checkpoint is step 5") as error:
+  with pytest.raises(NonFiniteLoss, match=r"at step 9 .*last good checkpoint is step 5") as error:
     loop.train_and_evaluate(config, tmp_path / "run")
   assert "\n" not in str(error.value)
   assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["5"]

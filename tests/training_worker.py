@@ -1,7 +1,4 @@
-"""Trains a small codec for 20 steps on the devices of this process, or of two processes, and prints the losses.
-
-    python tests/training_worker.py [ADDRESS INDEX]
-"""
+"""Trains a small codec for 20 steps on the devices of this process, and prints the losses."""
 import json
 import sys
 from pathlib import Path
@@ -21,12 +18,8 @@ from mlic_jax.training.step import create_state, make_train_step
 GLOBAL_BATCH = 8
 
 
-def main(address: str = "", index: str = "0") -> None:
-  """Process `index` of two that meet at `address`; without one, the only process."""
+def main() -> None:
   jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
-  if address:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, num_processes=2, process_id=int(index))
   config = nano.get_config()
   config.batch_size, config.warmup_steps, config.num_steps, config.partial_probability = GLOBAL_BATCH, 1, 20, 0.25
   config.muon_learning_rate, config.learning_rate = 1e-2, 2e-3
@@ -37,8 +30,6 @@ def main(address: str = "", index: str = "0") -> None:
   step = parallel.on_all_devices(make_train_step(config, model, optimizer), donate_state=True)
   pixels = np.random.default_rng(0).integers(0, 256, (GLOBAL_BATCH, 8, 8, 3), np.uint8)
   x = pixels.repeat(8, 1).repeat(8, 2)
-  per_process = GLOBAL_BATCH // jax.process_count()
-  x = x[jax.process_index() * per_process:][:per_process]
   losses = []
   for _ in range(config.num_steps):
     state, metrics = step(state, parallel.shard(x), None)
@@ -47,4 +38,4 @@ def main(address: str = "", index: str = "0") -> None:
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  main()

@@ -17,7 +17,7 @@ from mlic_jax.errors import ConfigError
 from mlic_jax.evaluation.rd import Curve, bd_rate
 from mlic_jax.files import write_whole
 from mlic_jax.training import loop
-from mlic_jax.training.checkpoints import check_config, config_to_dict
+from mlic_jax.training.checkpoints import check_config, config_to_dict, read_config
 from mlic_jax.training.configuration import check_fields, load_config
 
 # What decides the figures beside the model: rows that differ here do not belong into one table.
@@ -105,7 +105,7 @@ def _check_run(config, workdir: Path) -> None:
   if not (workdir / "config.json").is_file():
     return
   check_config(config, workdir / "config.json")
-  before = json.loads((workdir / "config.json").read_text())
+  before = read_config(workdir / "config.json")
   for field, same in (("num_steps", before["num_steps"] == config.num_steps),
                       ("data_dir", Path(before["data_dir"]).resolve() == Path(config.data_dir).resolve())):
     if not same:

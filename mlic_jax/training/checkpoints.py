@@ -7,13 +7,14 @@ The position in the data is not among them: batch t is a function of the seed an
 WORKDIR/model, a model directory (mlic_jax/coding/model_directory.py).
 """
 
+import functools
 import json
+import logging
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +23,18 @@ import orbax.checkpoint as ocp
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.files import write_whole
+from mlic_jax.paths import as_path, is_remote, remove_folder
 from mlic_jax.training.configuration import FIELDS
 from mlic_jax.training.step import TrainState
+
+log = logging.getLogger(__name__)
+
+CLOUD_PACKAGES = ("gcsfs", "aiohttp", "google")  # whose errors are none of the operating system
+ENVIRONMENT = "environment"  # the entry of config.json that is no field
+
+
+class DamagedCheckpoints(ConfigError):
+  """A workdir with checkpoints of which none can be read; one line."""
 
 
 class ConfigMismatch(ConfigError):
@@ -43,13 +54,21 @@ def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
+def read_config(path: Path) -> dict[str, Any]:
+  """The fields that write_config wrote."""
+  return {name: value for name, value in json.loads(path.read_text()).items() if name != ENVIRONMENT}
+
+
 def check_config(config, path: Path) -> None:
   """ConfigMismatch unless the configuration in the file `path` agrees with `config` in all fields that are not free.
 
   A field of the model that one of them lacks, as it is newer than the run, is at its default there."""
   defaults = flatten({"model": CodecConfig().to_dict()})
-  then, now = defaults | flatten(json.loads(path.read_text())), defaults | flatten(config_to_dict(config))
+  then, now = defaults | flatten(read_config(path)), defaults | flatten(config_to_dict(config))
   missing = "absent"
+  for name, field in FIELDS.items():
+    if field.warning and then.get(name, now.get(name)) != now.get(name):
+      log.warning("%s: %s was %s and is %s, %s", path.parent, name, then[name], now.get(name, missing), field.warning)
   differ = [f"{name} ({then.get(name, missing)} -> {now.get(name, missing)})"
             for name in sorted(then.keys() | now.keys())
             if not (name in FIELDS and FIELDS[name].is_free) and then.get(name, missing) != now.get(name, missing)]
@@ -58,61 +77,126 @@ def check_config(config, path: Path) -> None:
                          f"{', '.join(differ)}; wanted the same configuration or another --workdir")
 
 
-def write_config(config, path: Path) -> None:
-  """Writes the configuration as JSON, whole or not at all."""
-  write_whole(path, json.dumps(config_to_dict(config), indent=2) + "\n")
+def write_config(config, path: Path, environment: dict[str, Any]) -> None:
+  """Writes the configuration as JSON, whole or not at all, and what the run runs on."""
+  write_whole(path, json.dumps(dict(config_to_dict(config), **{ENVIRONMENT: environment}), indent=2) + "\n")
 
 
 def storage_problem(error: Exception) -> str | None:
-  """One line about a disk that is full or failing; None when `error` is something else.
+  """One line about a disk or a cloud storage that is full or failing; None when `error` is something else.
 
-  TensorStore raises a ValueError with the message of the operating system in it."""
-  if not isinstance(error, OSError) and "OS error" not in str(error):
+  TensorStore raises a ValueError with the message of the operating system, or of the storage, in it."""
+  text = " ".join(str(error).split())
+  if not isinstance(error, OSError) and "OS error" not in text and "='tensorstore/" not in text and (
+      type(error).__module__.split(".")[0] not in CLOUD_PACKAGES):
     return None
-  reason = re.search(r"OS error [^\]]*", str(error))
-  return reason[0] if reason else " ".join(str(error).split())
+  reason = re.search(r"OS error [^\]]*", text)
+  return reason[0] if reason else text.partition(" [source locations=")[0]
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds."""
+  state: TrainState          # NumPy arrays
+  best_loss: float | None    # of the evaluations so far
+  evaluated: int             # step of the last evaluation that was made
 
 
 class Checkpoints:
-  """The checkpoints of a workdir: saved asynchronously, the newest `keep` of them kept.
+  """The checkpoints of a workdir: saved asynchronously by the first process, the newest `keep` of them kept.
 
+  The state is the same in all processes; they read what the first one wrote, and none waits for another here.
   A disk that is full does not end a training: `save` and `close` return what went wrong, and the next save tries
   again."""
 
   def __init__(self, workdir: str | os.PathLike, keep: int):
-    self.directory = Path(workdir).resolve() / "checkpoints"
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    workdir = as_path(workdir)
+    self.workdir = workdir if is_remote(workdir) else workdir.resolve()
+    self.directory = self.workdir / "checkpoints"
+    self._note = self.workdir / "evaluated.json"
+    self._writes = jax.process_index() == 0
+    self._keep = keep
     self._problem: str | None = None  # of the last save
+    if self._writes:
+      self.directory.mkdir(parents=True, exist_ok=True)
+
+  @functools.cached_property
+  def _manager(self) -> ocp.CheckpointManager:
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(active_processes={me}, primary_host=me,
+                                               barrier_sync_key_prefix=f"mlic_jax_checkpoints_{me}")
+    options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=False, enable_async_checkpointing=True,
+                                           multiprocessing_options=alone)
+    return ocp.CheckpointManager(self.directory, options=options)
 
   @property
   def latest_step(self) -> int | None:
-    """The step of the newest complete checkpoint."""
-    return self._manager.latest_step()
+    """The step of the newest complete checkpoint, None without one: a save that is under way does not count."""
+    return max(ocp.utils.checkpoint_steps(self.directory), default=None) if self.directory.exists() else None
 
-  def save(self, state: TrainState, best_loss: float | None) -> str | None:
+  def save(self, state: TrainState, best_loss: float | None, evaluated: int) -> str | None:
     """Starts saving `state`, NumPy arrays that nobody writes to (see parallel.unreplicate), under state.step.
 
     Returns a line when this or the save before it failed for want of a working disk, None otherwise."""
+    if not self._writes:
+      return None
     before, step = self._settle(), int(state.step)
     if step != self.latest_step:
       args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)),
-                                best=ocp.args.JsonSave({"loss": best_loss}))
+                                best=ocp.args.JsonSave({"loss": best_loss, "evaluated": evaluated}))
       self._problem = self._attempt(lambda: self._manager.save(step, args=args, force=True))
     return self._problem or before
 
-  def restore(self, like: TrainState) -> tuple[TrainState, float | None]:
-    """The newest checkpoint as (state of NumPy arrays, best evaluation loss); `like` gives the structure."""
+  def restore(self, like: TrainState) -> Restored | None:
+    """The newest checkpoint that is whole, None when there is none at all; `like` gives the structure.
+
+    Newer ones that cannot be read are named in a warning. DamagedCheckpoints when none can be read."""
+    problems = {}
+    for step in sorted(ocp.utils.checkpoint_steps(self.directory) if self.directory.exists() else (), reverse=True):
+      try:
+        restored = self._read(step, like)
+      except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
+        problems[step] = " ".join(str(error).split())[:200] or type(error).__name__
+        log.warning("%s is damaged, an older one is looked for (%s)", self.directory / str(step), problems[step])
+        continue
+      return restored
+    if problems:
+      raise DamagedCheckpoints(f"{self.directory}: none of the checkpoints {', '.join(map(str, sorted(problems)))} can "
+                               f"be read ({problems[max(problems)]}); wanted a whole one, or another --workdir")
+    return None
+
+  def set_aside_after(self, step: int) -> None:
+    """Moves checkpoints that are newer than `step`, damaged ones, to WORKDIR/damaged: they are in the way of a save."""
+    if not self._writes:
+      return
+    for newer in ocp.utils.checkpoint_steps(self.directory):
+      if newer > step:
+        aside = self.workdir / "damaged" / str(newer)
+        remove_folder(aside)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        (self.directory / str(newer)).rename(aside)
+    self._manager.reload()
+
+  def _read(self, step: int, like: TrainState) -> Restored:
     target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), _fields(like))
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), best=ocp.args.JsonRestore())
-    restored = self._manager.restore(self.latest_step, args=args)
-    return like.replace(**restored.state), restored.best["loss"]
+    restored = self._manager.restore(step, args=args)
+    # Older checkpoints do not say which evaluation was the last; they were made after that of their step.
+    best = dict(restored.best, step=step)
+    if self._note.exists() and (note := json.loads(self._note.read_text()))["step"] == step:
+      best = note
+    return Restored(like.replace(**restored.state), best["loss"], best.get("evaluated", step))
+
+  def note_evaluation(self, step: int, best_loss: float | None, evaluated: int) -> None:
+    """Adds to the checkpoint of `step` that its evaluation, which a signal kept from being made, was made later."""
+    if self._writes:
+      write_whole(self._note, json.dumps({"step": step, "loss": best_loss, "evaluated": evaluated}) + "\n")
 
   def close(self) -> str | None:
     """Waits until what was started is on disk; returns a line when the last save did not get there."""
+    if not self._writes:
+      return None
     problem = self._settle() or self._problem
-    self._manager.close()
-    return problem
+    return self._attempt(self._manager.close) or problem
 
   def _settle(self) -> str | None:
     return self._attempt(self._manager.wait_until_finished)
@@ -120,12 +204,12 @@ class Checkpoints:
   def _attempt(self, work: Callable[[], object]) -> str | None:
     try:
       work()
-    except (OSError, ValueError) as error:
+    except Exception as error:
       problem = storage_problem(error)
       if problem is None:
         raise
       for partial in self.directory.glob("*.orbax-checkpoint-tmp"):  # what the failed attempt left takes up the disk
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_folder(partial)
       return problem
     return None
 

@@ -25,6 +25,7 @@ from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.training import packaged
 from mlic_jax.training.losses import DISTORTIONS
 from mlic_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+from mlic_jax.training.processes import MOST_SECONDS
 from mlic_jax.training.profile import steps_of_profile
 
 Check = Callable[[Any], str | None]  # what is wanted, in words, when a value is not that
@@ -57,15 +58,19 @@ class Field(NamedTuple):
   """A field of a configuration."""
   check: Check
   is_free: bool = False  # a run may be continued with another value, as it does not change what a step computes
+  warning: str = ""      # what it changes after all
   needed: Callable[[ml_collections.ConfigDict], bool] = lambda config: True
   needed_for: str = ""   # in words, where it is not needed by all
 
 
+PRECISIONS = ("highest", "high", "default")  # of jax.default_matmul_precision
+ROUNDING = "the steps from here on round otherwise"
 of_one_rate = lambda config: not config.model.get("num_rates", 0)
 FIELDS = {
     "model": Field(instance_of(ml_collections.ConfigDict, "the fields of CodecConfig")),
     "seed": Field(at_least(0)),
     "distributed": Field(FLAG, is_free=True),
+    "peer_timeout": Field(number(1, MOST_SECONDS), is_free=True),
     # Photographs
     "data_dir": Field(TEXT, is_free=True),
     "tfds_dir": Field(TEXT, is_free=True),
@@ -105,9 +110,10 @@ FIELDS = {
     "aux_learning_rate": Field(number(0)),
     "grad_clip": Field(number(0)),
     "ema_decay": Field(number(0, 1)),
-    "accumulate_steps": Field(at_least(1)),
-    "bfloat16_transforms": Field(FLAG),
-    "remat": Field(FLAG),
+    "accumulate_steps": Field(at_least(1), is_free=True),
+    "bfloat16_transforms": Field(FLAG, is_free=True, warning=ROUNDING),
+    "entropy_precision": Field(one_of(PRECISIONS), is_free=True, warning=ROUNDING),
+    "remat": Field(FLAG, is_free=True),
     # Figures, checkpoints, evaluation
     "log_every": Field(at_least(1), is_free=True),
     "checkpoint_every": Field(at_least(1), is_free=True),
@@ -115,7 +121,7 @@ FIELDS = {
     "eval_every": Field(at_least(1), is_free=True),
     "eval_images": Field(at_least(0)),
     "eval_crop_size": Field(at_least(1)),
-    "eval_batch_size": Field(at_least(1)),
+    "eval_batch_size": Field(at_least(1), is_free=True),
     "eval_pictures": Field(at_least(0), is_free=True),
     "profile_steps": Field(TEXT, is_free=True),
 }

@@ -1,58 +1,38 @@
 """The training program: train_and_evaluate(config, workdir), from photographs to a model directory."""
 
 import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax.coding.model_directory import save_model
 from mlic_jax.compute import compilation_cache
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import batches as data
 from mlic_jax.model.mlic import build, side_multiple
-from mlic_jax.training import parallel
-from mlic_jax.training.checkpoints import (
-  Checkpoints,
-  check_config,
-  config_to_dict,
-  flatten,
-  storage_problem,
-  write_config,
-)
-from mlic_jax.training.configuration import check_fields
+from mlic_jax.training import parallel, start
+from mlic_jax.training.checkpoints import Checkpoints, check_config, config_to_dict, flatten, write_config
+from mlic_jax.training.configuration import FIELDS, check_fields
+from mlic_jax.training.metric_rows import MetricRows, NonFiniteLoss
 from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.processes import MOST_SECONDS, Processes, connect
 from mlic_jax.training.profile import Profile
 from mlic_jax.training.run_log import RunLog
-from mlic_jax.training.step import create_state, make_eval_step, make_train_step
+from mlic_jax.training.step import TrainState, create_state, make_train_step
+from mlic_jax.training.stopping import Interrupted, Stop, signals
 from mlic_jax.training.transfer import load_teacher, start_from
+from mlic_jax.training.validation import Validation
+from mlic_jax.training.workdir_lock import WorkdirLock
 
 STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: they stay busy, and a stop waits for little
-
-
-class NonFiniteLoss(ArithmeticError):
-  """The loss or a gradient became infinite or NaN; one line that names the step and the last good checkpoint."""
-  status = 1
 
 
 class SaveError(OSError):
   """The end of a run could not be saved; one line."""
   status = 1
-
-
-class Interrupted(Exception):
-  """SIGTERM or SIGINT came; the state was saved, unless there was a `problem`. `status` is what a shell would say."""
-
-  def __init__(self, signum: int, step: int, problem: str | None = None):
-    saved = f"which is not saved: {problem}; the same command continues at an older one" if problem else (
-        "the same command continues")
-    super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; {saved}")
-    self.signum, self.status = signum, 128 + signum
 
 
 def train_and_evaluate(config, workdir: str | Path) -> None:
@@ -61,195 +41,168 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   Leaves in `workdir`: config.json, checkpoints/, metrics.csv, eval.csv, tensorboard/, and model/, the parameters of
   the evaluation with the lowest loss. A workdir that holds checkpoints of the same configuration is continued.
   Raises ConfigError and ImageError (both ValueErrors) for a bad configuration or folder, NonFiniteLoss, and
-  Interrupted."""
-  # Configuration
+  Interrupted. With several processes it is called in each, and what it raises is raised in all of them; only when one
+  is lost, or ends by an error of its own, do the others end here, with a line and exit status 1."""
+  connect(config.get("distributed", False))
+  with Processes(_peer_timeout(config)) as processes, contextlib.ExitStack() as stack:
+    workdir = processes.together(lambda: start.checked_workdir(workdir))
+    prepared = processes.together(lambda: prepare(config))
+    lock = processes.together(lambda: stack.enter_context(WorkdirLock(workdir)) if processes.index == 0 else None)
+    run = processes.exchange("lock", lock and lock.run)[0]
+    restored = processes.together(lambda: restore(config, workdir, run, prepared))
+    processes.check_alike(start.record(config, int(restored.state.step), len(prepared.photographs), prepared.held_out))
+    if processes.count > 1:
+      parallel.meet()
+    try:
+      train(config, workdir, processes, prepared, restored, lock)
+    except NonFiniteLoss:  # in all of them
+      processes.part()
+      raise
+
+
+class Prepared(NamedTuple):
+  """What does not depend on the workdir."""
+  model_config: CodecConfig
+  model: Any               # in the precision of training
+  photographs: data.Mixture
+  sizes: data.CropSizes
+  held_out: np.ndarray     # (n, crop, crop, 3) uint8
+  held_out_names: list[str]
+  teacher: Any
+  teacher_variables: Any
+
+
+def prepare(config) -> Prepared:
+  """Checks the configuration, and reads what is read once."""
   model_config = check_fields(config)
   compilation_cache.enable()
-  parallel.initialize(config.distributed)
   parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   parallel.check_batch_size("eval_batch_size", config.eval_batch_size)
-  workdir, main_process = Path(workdir), jax.process_index() == 0
-
-  # Data
   sizes = data.crop_sizes(config.crop_size, config.crop_schedule, side_multiple(model_config))
-  sources, held_out = data.split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir)
+  sources, others = data.split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir)
   photographs = data.Mixture(sources, sizes, int(config.cache_gigabytes * 1e9))
-  held_out = data.eval_images(held_out, config.eval_crop_size, config.eval_images)
-
-  # Model, steps
+  held_out = data.eval_images(others, config.eval_crop_size, config.eval_images)
   dtype = jnp.bfloat16 if config.bfloat16_transforms else jnp.float32
-  model, optimizer = build(model_config, transform_dtype=dtype, remat=config.remat), make_optimizer(config)
-  teacher, teacher_variables = load_teacher(config, model_config)
-  rates = list(enumerate(config.lmbdas, start=1)) if model_config.num_rates else [(None, config.lmbda)]
-  train_step = parallel.on_all_devices(make_train_step(config, model, optimizer, teacher), donate_state=True)
-  eval_step = parallel.on_all_devices(make_eval_step(config, model), in_axes=(0, 0, 0, None, None))
+  model = build(model_config, transform_dtype=dtype, remat=config.remat, entropy_precision=config.entropy_precision)
+  return Prepared(model_config, model, photographs, sizes, held_out, data.names(others),
+                  *load_teacher(config, model_config))
 
-  # State, restored where there is one
-  state, best_loss = create_state(config, model, optimizer), None
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+
+class Start(NamedTuple):
+  """Where a run begins."""
+  checkpoints: Checkpoints
+  optimizer: Any
+  state: TrainState
+  best_loss: float | None
+  evaluated: int           # step of the last evaluation
+
+
+def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
+  """The newest whole state in the workdir, or a new one; `run` is that of the lock of process 0."""
+  start.find_lock(workdir, run)
+  optimizer = make_optimizer(config)
+  state, checkpoints = create_state(config, prepared.model, optimizer), Checkpoints(workdir, config.keep_checkpoints)
   if checkpoints.latest_step is not None:
     check_config(config, workdir / "config.json")
-    state, best_loss = checkpoints.restore(state)
-  elif config.init_from:
-    state = start_from(config.init_from, state)
-  if main_process:
-    write_config(config, workdir / "config.json")
-  start = int(state.step)
-  num_params = sum(x.size for x in jax.tree.leaves(state.params))
-  state, teacher_variables = parallel.replicate((state, teacher_variables))
+    return Start(checkpoints, optimizer, *checkpoints.restore(state))
+  return Start(checkpoints, optimizer, start_from(config.init_from, state) if config.init_from else state, None, 0)
 
+
+def train(config, workdir: Path, processes: Processes, prepared: Prepared, restored: Start, lock: WorkdirLock) -> None:
+  """The steps, and what comes between them."""
+  checkpoints, optimizer, state, best_loss, evaluated = restored
+  main_process, first = jax.process_index() == 0, int(state.step)
+  if main_process:
+    checkpoints.set_aside_after(first)
+    write_config(config, workdir / "config.json", start.environment())
+  num_params = sum(x.size for x in jax.tree.leaves(state.params))
+  state, teacher_variables = parallel.replicate((state, prepared.teacher_variables))
+  rows = MetricRows()
+  train_step = rows.packed(make_train_step(config, prepared.model, optimizer, prepared.teacher))
+  train_step = parallel.on_all_devices(train_step, donate_state=True, in_axes=(0, 0, 0, None))
+  validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, best_loss, evaluated)
   batches = data.training_batches(
-      photographs, seed=config.seed, batch_size=config.batch_size, sizes=sizes,
-      downscale_probability=config.downscale_probability, downscale=config.downscale, flip=config.flip, start=start,
+      prepared.photographs, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,
+      downscale_probability=config.downscale_probability, downscale=config.downscale, flip=config.flip, start=first,
       process_index=jax.process_index(), process_count=jax.process_count(),
       threads=config.data_threads, workers=config.data_workers)
 
-  with RunLog(workdir, start, config.num_steps, quiet=not main_process) as run_log, signals() as received:
-    run_log.say(f"{num_params / 1e6:.2f} M parameters, {len(photographs)} photographs, {len(held_out)} held out, "
-               f"{jax.device_count()} x {jax.devices()[0].device_kind}; "
-               f"{f'continuing at step {start}' if start else 'starting'}, {config.num_steps} steps")
+  with RunLog(workdir, first, config.num_steps, evaluated, quiet=not main_process) as run_log, \
+      signals() as received:
+    stop, profile = Stop(received, STEPS_IN_FLIGHT), Profile(config.profile_steps, run_log.folder / "profile")
+    run_log.say(f"{num_params / 1e6:.2f} M parameters, {len(prepared.photographs)} photographs, "
+                f"{len(prepared.held_out)} held out, {jax.device_count()} x {jax.devices()[0].device_kind}; "
+                f"{f'continuing at step {first}' if first else 'starting'}, {config.num_steps} steps")
     run_log.hyperparameters(flatten(config_to_dict(config)))
-    profile = Profile(config.profile_steps, workdir / "profile")
-    pending = []  # metrics of the steps since the last row, still on the devices
+    if main_process:
+      trained_on = data.names([part.source for part in prepared.photographs.parts])
+      if warning := start.keep_held_out(workdir, prepared.held_out_names, trained_on):
+        run_log.say(warning)
+
+    def end(signum: int | None, step: int) -> None:
+      """Waits for the last save, in all processes; the end of the run."""
+      profile.close()
+      problem = processes.part(checkpoints.close())[0]
+      if signum is not None:
+        raise Interrupted(signum, step, problem)
+      if problem:
+        raise SaveError(f"step {step} is not saved: {problem}; the same command continues at an older one")
+
+    if validation.is_due(first):  # a signal kept it from being made
+      signum = validation.run(state, first, run_log, stop)
+      if signum is not None:
+        return end(signum, first)
+      checkpoints.note_evaluation(first, validation.best_loss, validation.evaluated)
     waited, clock = 0.0, time.monotonic()
 
-    for step in range(start + 1, config.num_steps + 1):
+    for step in range(first + 1, config.num_steps + 1):
       profile.before(step)
 
       # One step
       before = time.monotonic()
       batch = parallel.shard(next(batches))
       waited += time.monotonic() - before
-      state, metrics = train_step(state, batch, teacher_variables)
-      pending.append(metrics)
-      if step == start + 1:  # compiled by now, which is no part of the speed
+      state, metrics, flags = train_step(state, batch, teacher_variables, stop.flags())
+      rows.add(metrics)
+      if step == first + 1:  # compiled by now, which is no part of the speed
         waited, clock = 0.0, time.monotonic()
-      if len(pending) >= STEPS_IN_FLIGHT:
-        jax.block_until_ready(pending[-STEPS_IN_FLIGHT])
+      rows.wait_for_all_but(STEPS_IN_FLIGHT)
       profile.after(step, metrics)
       run_log.step(step)
-      last, stop = step == config.num_steps, bool(received)
+      last = step == config.num_steps
+      signum = stop.asked(flags, last)
 
       # Figures
       if step % config.log_every == 0 or last:
-        row = mean_of(pending, step, checkpoints.latest_step, workdir)
+        count = len(rows)
+        row = rows.take(step, checkpoints)
         seconds = time.monotonic() - clock
-        row.update(seconds_per_step=seconds / len(pending), data_wait_share=waited / seconds,
-                   images_per_second=len(pending) * config.batch_size / seconds)
+        row.update(seconds_per_step=seconds / count, data_wait_share=waited / seconds,
+                   images_per_second=count * config.batch_size / seconds)
         run_log.train(row)
-        pending, waited, clock = [], 0.0, time.monotonic()
+        waited, clock = 0.0, time.monotonic()
 
-      # Evaluation, and the model when it is the best so far
-      evaluate_now = (step % config.eval_every == 0 or last) and not stop
-      save_now = step % config.checkpoint_every == 0 or last or stop
-      if pending and (evaluate_now or save_now):  # nothing is kept of a state that is not finite
-        mean_of(pending, step, checkpoints.latest_step, workdir)
+      # Evaluation, checkpoint
+      evaluate_now = validation.is_due(step) and signum is None
+      save_now = step % config.checkpoint_every == 0 or last or signum is not None
+      if len(rows) and (evaluate_now or save_now):  # nothing is kept of a state that is not finite
+        rows.check(step, checkpoints)
       before = time.monotonic()
       if evaluate_now:
-        rows = evaluate(eval_step, state.eval_params, held_out, rates, step, config.eval_batch_size)
-        loss = float(np.mean([row["loss"] for row in rows]))
-        is_best = bool(best_loss is None or loss < best_loss)
-        if is_best:
-          problem = main_process and export(config, model_config, workdir / "model", state, step, loss, rows)
-          if problem:
-            run_log.say(f"the model of step {step} is not exported: {problem}")
-          best_loss = best_loss if problem else loss
-        run_log.evaluation(step, rows, loss, is_best)
-        if config.eval_pictures:
-          pictures = held_out[:config.eval_pictures]
-          run_log.pictures(step, pictures, reconstruct(model, state.eval_params, pictures, rates))
-
-      # Checkpoint
-      if save_now and (problem := checkpoints.save(parallel.unreplicate(state), best_loss)):
-        run_log.say(f"no checkpoint by step {step}: {problem}; the next save tries again")
+        signum = validation.run(state, step, run_log, stop)
+      if main_process and (save_now or signum is not None):
+        lock.check()
+        run_log.publish()
+        problem = checkpoints.save(parallel.unreplicate(state), validation.best_loss, validation.evaluated)
+        if problem:
+          run_log.say(f"no checkpoint by step {step}: {problem}; the next save tries again")
       clock += time.monotonic() - before
-      if stop:
-        profile.close()
-        raise Interrupted(received[0], step, checkpoints.close())
-
-  profile.close()
-  if problem := checkpoints.close():
-    raise SaveError(f"step {config.num_steps} is not saved: {problem}; the same command continues at an older one")
+      if signum is not None:
+        return end(signum, step)
+    return end(None, config.num_steps)
 
 
-def mean_of(pending: list[dict], step: int, checkpoint: int | None, workdir: Path) -> dict[str, float]:
-  """Means of the metrics of the steps up to `step`; NonFiniteLoss when one of them is not finite."""
-  pending = [parallel.unreplicate(metrics) for metrics in pending]
-  for i, metrics in enumerate(pending):
-    if not metrics["finite"]:
-      kept = "no checkpoint was saved yet" if checkpoint is None else (
-          f"the last good checkpoint is step {checkpoint} in {workdir / 'checkpoints'}")
-      raise NonFiniteLoss(f"loss or gradient not finite at step {step - len(pending) + 1 + i} "
-                          f"(loss {metrics['loss']:g}, gradient norm {metrics['grad_norm']:g}); {kept}")
-  means = {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0] if name != "finite"}
-  return dict(means, step=step)
-
-
-def evaluate(eval_step: Callable, params, images: np.ndarray, rates: list[tuple[int | None, float]], step: int,
-             batch_size: int) -> list[dict[str, float]]:
-  """Means over `images` (n, crop, crop, 3) uint8, one row for each (quality, lmbda) of `rates`."""
-  local_size = batch_size // jax.process_count()
-  padding = -len(images) % batch_size
-  weight = np.pad(np.ones(len(images), np.float32), (0, padding))
-  images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
-  rows = []
-  for quality, lmbda in rates:
-    sums = []
-    for first in range(jax.process_index() * local_size, len(images), batch_size):
-      batch = slice(first, first + local_size)
-      place = None if quality is None else jnp.float32(quality)
-      sums.append(eval_step(params, parallel.shard(images[batch]), parallel.shard(weight[batch]), place,
-                            jnp.float32(lmbda)))
-    total = jax.tree.map(lambda *x: float(sum(x)), *[parallel.unreplicate(each) for each in sums])
-    means = {name: value / total["weight"] for name, value in total.items() if name != "weight"}
-    rows.append(dict(step=step, quality=quality, lmbda=float(lmbda), **means))
-  return rows
-
-
-def export(config, model_config: CodecConfig, path: Path, state, step: int, loss: float,
-           rows: list[dict[str, float]]) -> str | None:
-  """Writes the model directory; returns a line when the disk did not take it, and the old one is still there."""
-  recorded = config_to_dict(config)
-  for name in ("data_dir", "tfds_dir", "eval_dir", "init_from", "teacher"):  # they mean nothing where the model is used
-    del recorded[name]
-  training = dict(step=step, eval_loss=loss, eval=rows, config=recorded)
-  try:
-    save_model(path, model_config, {"params": parallel.unreplicate(state.eval_params)}, training=training)
-  except (OSError, ValueError) as error:
-    if problem := storage_problem(error):
-      return problem
-    raise
-  return None
-
-
-def reconstruct(model, params, images: np.ndarray, rates: list[tuple[int | None, float]]) -> dict:
-  """Quality -> what it makes of `images` (n, H, W, 3) uint8, in the same form."""
-  variables, x = {"params": parallel.unreplicate(params)}, images.astype(np.float32) / 255
-  run = jax.jit(lambda variables, x, quality: model.apply(variables, x, quality).x_hat)
-  x_hats = {quality: run(variables, x, None if quality is None else jnp.float32(quality)) for quality, _ in rates}
-  return {quality: np.round(np.clip(x_hat, 0, 1) * 255).astype(np.uint8) for quality, x_hat in x_hats.items()}
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-  """Collects SIGTERM and SIGINT in a list instead of dying of them; a second one acts as usual."""
-  received: list[int] = []
-  if threading.current_thread() is not threading.main_thread():
-    yield received
-    return
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  usual = {number: signal.getsignal(number) for number in numbers}
-
-  def note(signum, _):
-    received.append(signum)
-    for number in numbers:
-      signal.signal(number, usual[number])
-
-  for number in numbers:
-    signal.signal(number, note)
-  try:
-    yield received
-  finally:
-    for number in numbers:
-      signal.signal(number, usual[number])
+def _peer_timeout(config) -> float:
+  """config.peer_timeout; where check_fields is going to refuse it, what the processes need to tell each other so."""
+  seconds = config.get("peer_timeout")
+  return MOST_SECONDS if FIELDS["peer_timeout"].check(seconds) else seconds

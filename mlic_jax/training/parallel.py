@@ -9,16 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from mlic_jax.errors import ConfigError
 
 AXIS = "batch"
-
-
-def initialize(distributed: bool) -> None:
-  """Connects the processes of a pod or a cluster, where the configuration asks for it; before any other use of jax."""
-  if distributed:
-    jax.distributed.initialize()
 
 
 def check_batch_size(name: str, batch_size: int, accumulate_steps: int = 1) -> None:
@@ -40,9 +35,33 @@ def on_all_devices(step: Callable, donate_state: bool = False, **kwargs) -> Call
   return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), **kwargs)
 
 
+def meet() -> None:
+  """Sums a zero over all devices. The first sum connects them; the processes have 30 seconds for it on CPU, and may be
+  minutes apart when they have compiled a step."""
+  sum_up = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS)
+  jax.block_until_ready(sum_up(np.zeros(jax.local_device_count(), np.float32)))
+
+
 def mean_over_devices(tree: Any) -> Any:
   """The mean of a tree over "batch", for use inside a step; on one device the tree itself, not a copy of it."""
-  return tree if jax.lax.psum(1, AXIS) == 1 else jax.lax.pmean(tree, AXIS)
+  return tree if jax.lax.psum(1, AXIS) == 1 else _reduce(jax.lax.pmean, tree)
+
+
+def sum_over_devices(tree: Any) -> Any:
+  """The sum of a tree over "batch", for use inside a step."""
+  return _reduce(jax.lax.psum, tree)
+
+
+def _reduce(reduce: Callable, tree: Any) -> Any:
+  """On CPU a single reduction of all leaves, to be the only one of its step.
+
+  A function of several reductions that comes from the compilation cache does them in any order on CPU (XLA gives each
+  a resource of its own there), and two processes that begin with different ones abort. Elsewhere XLA keeps the order,
+  and begins to reduce before the last gradient is there."""
+  if jax.default_backend() != "cpu":
+    return reduce(tree, AXIS)
+  flat, unflatten = ravel_pytree(tree)
+  return unflatten(reduce(flat, AXIS))
 
 
 def replicate(tree: Any) -> Any:

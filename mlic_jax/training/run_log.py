@@ -5,6 +5,7 @@ import csv
 import datetime
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from rich.table import Column
 from tensorboardX import SummaryWriter
 
 from mlic_jax.files import whole_file
+from mlic_jax.paths import copy_files, is_remote
+from mlic_jax.training.checkpoints import storage_problem
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +62,25 @@ class CsvLog:
 
 class RunLog:
   """Takes the figures of a run, from step `start` to `num_steps`, to the terminal, WORKDIR/metrics.csv,
-  WORKDIR/eval.csv and WORKDIR/tensorboard. A context manager; `quiet` (all processes but the first) writes nothing."""
+  WORKDIR/eval.csv and WORKDIR/tensorboard. A context manager; `quiet` (all processes but the first) writes nothing.
 
-  def __init__(self, workdir: Path, start: int, num_steps: int, quiet: bool = False):
+  `evaluated` is the step of the last evaluation that counts. The files grow in `folder`, which is a temporary one when
+  the workdir is remote."""
+
+  def __init__(self, workdir: Path, start: int, num_steps: int, evaluated: int, quiet: bool = False):
     self.num_steps, self.quiet, self._bar = num_steps, quiet, None
+    self.workdir = self.folder = workdir
+    if is_remote(workdir):  # files there cannot grow
+      self._temporary = tempfile.TemporaryDirectory(prefix="mlic_jax_")
+      self.folder = Path(self._temporary.name)
+      for name in ("metrics.csv", "eval.csv"):
+        if (workdir / name).exists() and not quiet:
+          (self.folder / name).write_bytes((workdir / name).read_bytes())
     if quiet:
       return
-    self._train = CsvLog(workdir / "metrics.csv", TRAIN_COLUMNS, start)
-    self._eval = CsvLog(workdir / "eval.csv", EVAL_COLUMNS, start)
-    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+    self._train = CsvLog(self.folder / "metrics.csv", TRAIN_COLUMNS, start)
+    self._eval = CsvLog(self.folder / "eval.csv", EVAL_COLUMNS, evaluated)
+    self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
     if sys.stdout.isatty():
       columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"),
                  TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(min_width=7, no_wrap=True)))
@@ -86,6 +99,19 @@ class RunLog:
       self._train.close()
       self._eval.close()
       self._board.close()
+      self.publish()
+
+  def publish(self) -> None:
+    """Copies what was written so far to a remote workdir; before every checkpoint, and at the end."""
+    if self.folder == self.workdir or self.quiet:
+      return
+    self._board.flush()
+    try:
+      copy_files(self.folder, self.workdir)
+    except Exception as error:
+      if (problem := storage_problem(error)) is None:
+        raise
+      log.warning("%s: %s; its figures are kept for later", self.workdir, problem)
 
   def step(self, step: int) -> None:
     """Moves the progress bar to `step`."""

@@ -11,7 +11,7 @@ import optax
 from mlic_jax.model.mlic import side_multiple
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule
-from mlic_jax.training.parallel import AXIS, mean_over_devices
+from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
 
 # For what runs once: optimising the random numbers of all initialisers takes four times as long as drawing them.
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -67,12 +67,13 @@ def _of_this_device(key: jax.Array, batch_size: int, draw: Callable) -> jax.Arra
 
 
 def make_train_step(config, model, optimizer: optax.GradientTransformation, teacher=None) -> Callable:
-  """train_step(state, x, teacher_variables) -> (state, metrics); it runs under the axis "batch".
+  """train_step(state, x, teacher_variables, stop) -> (state, metrics); it runs under the axis "batch".
 
   x is (B, H, W, 3) uint8, of one device. The objective is rd_loss + aux_loss, whose gradients touch disjoint
   parameters. When the loss or a gradient is not finite, the parameters, the optimiser and the average stay what they
   were and metrics["finite"] is 0. A step draws for each sample by its place in the global batch, so that neither the
   number of devices nor accumulate_steps changes what it computes, but for the order of sums.
+  metrics["stop"] is the mean of `stop`, the flags of each process, or left out without them (stopping.py).
   `teacher` is a codec without variable rate, or with the rates of `model`, whose reconstructions are mixed into the
   target of the distortion by config.distillation_weight; without one teacher_variables is None."""
   schedule = learning_rate_schedule(config)
@@ -91,7 +92,8 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     metrics = dict(jax.tree.map(jnp.mean, metrics), **{f"bpp_slice_{k}": bpp for k, bpp in enumerate(of_slices)})
     return loss + aux_loss, dict(metrics, aux_loss=aux_loss)
 
-  def train_step(state: TrainState, x: jax.Array, teacher_variables=None) -> tuple[TrainState, dict[str, jax.Array]]:
+  def train_step(state: TrainState, x: jax.Array, teacher_variables=None,
+                 stop: jax.Array | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
     batch_size, steps = x.shape[0], config.accumulate_steps
     rate_key, noise_key, slices_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
     sample = dict(quality=None, lmbda=jnp.full(batch_size, config.get("lmbda", 0.0)), num_arrived=None,
@@ -116,6 +118,8 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
       # As for the slices: on CPU the gradient in a rolled loop is slow.
       unroll = steps if jax.default_backend() == "cpu" else 1
       (grads, metrics), _ = jax.lax.scan(body, zeros, parts, unroll=unroll)
+    if stop is not None:
+      metrics["stop"] = stop
     grads, metrics = mean_over_devices((grads, metrics))
     main_grads = [g for path, g in jax.tree_util.tree_leaves_with_path(grads) if not is_quantiles(path)]
     metrics["grad_norm"] = optax.global_norm(main_grads)
@@ -139,16 +143,17 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
 
 
 def make_eval_step(config, model) -> Callable:
-  """eval_step(params, x, weight, quality, lmbda) -> sums over all devices of weight * metric, and of the weights.
+  """eval_step(params, x, weight, quality, lmbda, stop) -> sums over all devices of weight * metric, and of the weights.
 
   x (B, H, W, 3) uint8 and weight (B,) of one device (0 for padding); quality is None for a single-rate model. The
-  reconstruction is what a file would give: clipped and rounded to 8 bits; rates are those of rounded latents."""
-  def eval_step(params, x, weight, quality, lmbda) -> dict[str, jax.Array]:
+  reconstruction is what a file would give: clipped and rounded to 8 bits; rates are those of rounded latents.
+  sums["stop"] are the sums of the flags of each process (stopping.py)."""
+  def eval_step(params, x, weight, quality, lmbda, stop) -> dict[str, jax.Array]:
     x = x.astype(jnp.float32) / 255
     out = model.apply({"params": params}, x, quality=quality)
     out = out._replace(x_hat=jnp.round(jnp.clip(out.x_hat, 0, 1) * 255) / 255)
     _, metrics = rd_loss(out, x, lmbda, config.distortion)
     sums = {name: jnp.sum(weight * value) for name, value in metrics.items()}
-    return jax.lax.psum(dict(sums, weight=jnp.sum(weight)), AXIS)
+    return sum_over_devices(dict(sums, weight=jnp.sum(weight), stop=stop))
 
   return eval_step

@@ -1,0 +1,199 @@
+"""The processes of one run: how they meet, agree, and notice that one of them is gone.
+
+They talk through the key-value store of jax's coordination service, as Orbax does, and not over the devices: what they
+have to say comes before the first computation, or when a computation hangs.
+"""
+
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+from jax._src import distributed  # its store has no public name
+
+from mlic_jax.errors import ConfigError, exit_status, for_the_user
+
+log = logging.getLogger(__name__)
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+STATUS_LOST = 1        # of a process that lost its peers
+MOST_SECONDS = 90      # of silence: after 100 jax itself ends a process, with its own words
+_FOREVER = 2**31 - 1   # milliseconds; the watch ends a process whose peers are gone
+_rounds = itertools.count()
+
+
+class StartMismatch(ConfigError):
+  """The processes do not start alike; one line that names both sides, the same one in every process."""
+
+
+class PeerProblem(ConfigError):
+  """Another process cannot start; one line with its reason."""
+
+
+def connect(run_is_distributed: bool) -> None:
+  """Connects the processes of a pod or a cluster; to be called before any other use of jax.
+
+  By the three VARIABLES where they are set, and otherwise as jax finds TPU pods, SLURM and others. ConfigError when
+  nothing is found. On CPU jax sums over processes with gloo."""
+  if not run_is_distributed or distributed.global_state.client is not None:
+    return
+  address, number, index = (os.environ.get(name) for name in VARIABLES)
+  try:
+    if number is None and index is None:
+      jax.distributed.initialize()
+    elif address and number and index and number.isdecimal() and index.isdecimal():
+      jax.distributed.initialize(address, int(number), int(index))
+    else:
+      came = ", ".join(f"{name}={os.environ.get(name, '')}" for name in VARIABLES)
+      raise ConfigError(f"distributed=True with {came}; wanted HOST:PORT of process 0, the number of processes and "
+                        "the index of this one")
+  except ConfigError:
+    raise
+  except (ValueError, RuntimeError) as error:
+    raise ConfigError(f"distributed=True, but the processes did not meet ({' '.join(str(error).split())}); wanted a "
+                      f"TPU pod, SLURM, or {', '.join(VARIABLES)}") from error
+  if threading.current_thread() is threading.main_thread():  # jax took SIGTERM for a purpose of its own
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+class Processes:
+  """This process among those of its run, as a context in which all of them live or none.
+
+  A process that is silent for `timeout` seconds, or ends by an error of its own, ends the others with one line."""
+
+  def __init__(self, timeout: float):
+    self.index, self.count = distributed.global_state.process_id, distributed.global_state.num_processes
+    self.timeout = timeout
+    self.host = socket.gethostname()
+    self._client = distributed.global_state.client
+    self._beats = f"mlic_jax/{next(_rounds)}/beats/"
+    self._ended = ""  # how, when by an error of its own
+    self._parted = threading.Event()
+    self._watch = threading.Thread(target=self._watch_peers, daemon=True, name="peers")
+
+  def __enter__(self) -> "Processes":
+    if self.count > 1:
+      self._watch.start()
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    if self.count == 1 or self._parted.is_set():
+      return
+    if error is None:
+      self.part()
+      return
+    if isinstance(error, jax.errors.JaxRuntimeError):  # perhaps because a process that it computes with is gone
+      self._watch.join(self.timeout + 4 * self._pause)
+    self._fail(error)
+
+  def exchange(self, topic: str, value: Any) -> list[Any]:
+    """What every process says about `topic`, by index; every process has to call it. Values are JSON."""
+    if self.count == 1:
+      return [value]
+    key = f"mlic_jax/{next(_rounds)}/{topic}/"
+    self._client.key_value_set(f"{key}{self.index}", json.dumps(value))
+    return [json.loads(self._client.blocking_key_value_get(f"{key}{i}", _FOREVER)) for i in range(self.count)]
+
+  def part(self, value: Any = None) -> list[Any]:
+    """The last exchange: from now on a process may end as it likes, and is not missed."""
+    said = self.exchange("part", value)
+    self._parted.set()
+    return said
+
+  def together(self, work: Callable[[], Any]) -> Any:
+    """What `work()` returns here. When it raises in one process, that one raises it and all others PeerProblem."""
+    result, error = None, None
+    try:
+      result = work()
+    except Exception as raised:
+      error = raised
+    problems = self.exchange("together", error and (for_the_user(error) or _one_line(error)))
+    if not any(problems):
+      return result
+    self._parted.set()
+    if error is not None:
+      raise error
+    index = next(i for i, problem in enumerate(problems) if problem)
+    raise PeerProblem(f"process {index} of {self.count} cannot start: {problems[index]}")
+
+  def check_alike(self, record: dict[str, Any]) -> None:
+    """StartMismatch, in every process, unless all of them give the same record."""
+    sides = self.exchange("record", (self.host, record))
+    here = sides[0][1]
+    for i, (host, there) in enumerate(sides):
+      differ = [f"{name} is {here.get(name)} on process 0 ({sides[0][0]}) and {there.get(name)} on process {i} ({host})"
+                for name in here | there if here.get(name) != there.get(name)]
+      if differ:
+        self._parted.set()
+        raise StartMismatch(f"the processes do not start alike: {'; '.join(differ)}; wanted the same on all of them")
+
+  @property
+  def _pause(self) -> float:
+    return min(self.timeout / 4, 5.0)
+
+  def _watch_peers(self) -> None:
+    silent, heard = [0.0] * self.count, [""] * self.count
+    for beat in itertools.count():
+      if self._parted.wait(self._pause):
+        return
+      try:
+        self._say(f"{self.host} {self._ended or beat}")
+        beats = {int(key.rsplit("/", 1)[1]): said for key, said in self._client.key_value_dir_get(self._beats)}
+      except jax.errors.JaxRuntimeError as error:  # process 0 holds the store
+        log.debug("peers: %s", error)
+        beats = {}
+      for i, before in enumerate(heard):
+        # Counted, not measured: when this process was suspended for a while, so may have been the others.
+        said = beats.get(i, before)
+        silent[i] = 0.0 if said != before or not beats and i else silent[i] + self._pause
+        heard[i] = said
+        host, _, ended = said.partition(" ended: ")
+        if ended and i != self.index:
+          self._leave(f"process {i} ({host}) ended: {ended}")
+        if silent[i] >= self.timeout and i != self.index:
+          host = f" ({said.split()[0]})" if said else ""
+          self._leave(f"process {i}{host} has not been heard of for {self.timeout:g} s")
+
+  def _fail(self, error: BaseException) -> NoReturn:
+    """Tells the others, and ends without waiting for them, as jax would for minutes."""
+    line = for_the_user(error)
+    self._ended = f"ended: {line or _one_line(error)}"
+    try:
+      self._say(f"{self.host} {self._ended}")
+    except jax.errors.JaxRuntimeError as gone:
+      log.debug("peers: %s", gone)
+    if line is None:
+      traceback.print_exception(error)
+    else:
+      print("train.py:", " ".join(line.split()), file=sys.stderr)
+    # Process 0 holds the store in which the others have to find it.
+    self._parted.wait(0 if self.index else 3 * self._pause)
+    _exit(exit_status(error) if line else 1)
+
+  def _say(self, beat: str) -> None:
+    self._client.key_value_set(f"{self._beats}{self.index}", beat, allow_overwrite=True)
+
+  def _leave(self, problem: str) -> None:
+    if self._parted.is_set() or self._ended:  # this process ends by itself
+      return
+    print(f"train.py: {problem}; the same command continues at the last checkpoint", file=sys.stderr)
+    _exit(STATUS_LOST)
+
+
+def _one_line(error: BaseException) -> str:
+  return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _exit(status: int) -> NoReturn:
+  """From any thread, and without the end of jax, which waits for processes that are gone."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)

@@ -1,0 +1,103 @@
+"""The held-out photographs in a run: its evaluations, and the model of the best one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlic_jax.coding.model_directory import save_model
+from mlic_jax.training import parallel
+from mlic_jax.training.checkpoints import config_to_dict, storage_problem
+from mlic_jax.training.run_log import RunLog
+from mlic_jax.training.step import TrainState, make_eval_step
+from mlic_jax.training.stopping import NOTHING, Stop
+
+PATH_FIELDS = ("data_dir", "tfds_dir", "eval_dir", "init_from", "teacher")  # mean nothing where a model is used
+
+
+class Validation:
+  """Evaluates on `held_out` (n, crop, crop, 3) uint8, and exports the best model to WORKDIR/model.
+
+  `model` is the codec as it is exported and used, whatever the precision of training. `best_loss` and `evaluated`,
+  the step of the last evaluation, go into the checkpoints."""
+
+  def __init__(self, config, model, held_out: np.ndarray, workdir: Path, best_loss: float | None, evaluated: int):
+    self.config, self.model, self.held_out, self.workdir = config, model, held_out, workdir
+    self.best_loss, self.evaluated = best_loss, evaluated
+    rates = model.config.num_rates
+    self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
+    self._step = parallel.on_all_devices(make_eval_step(config, model), in_axes=(0, 0, 0, None, None, None))
+    self._reconstruct = jax.jit(lambda params, x, quality: model.apply({"params": params}, x, quality).x_hat)
+
+  def is_due(self, step: int) -> bool:
+    """Whether the run evaluates after `step`, and has not done it yet: an evaluation that a signal kept from being
+    made is due when the run continues."""
+    return (step % self.config.eval_every == 0 or step == self.config.num_steps) and 0 < step != self.evaluated
+
+  def run(self, state: TrainState, step: int, run_log: RunLog, stop: Stop) -> int | None:
+    """Evaluates, and exports the model when it is the best so far. Returns a signal that came before it was done."""
+    rows, signum = self.evaluate(state.eval_params, step, stop)
+    if signum is not None:
+      return signum
+    loss = float(np.mean([row["loss"] for row in rows]))
+    # An average that is no number any more, or was none, ranks below every loss.
+    is_best = bool(np.isfinite(loss)) and (self.best_loss is None or not loss >= self.best_loss)
+    if is_best:
+      problem = self.export(state, step, loss, rows)
+      if problem:
+        run_log.say(f"the model of step {step} is not exported: {problem}")
+      self.best_loss = self.best_loss if problem else loss
+    self.evaluated = step
+    run_log.evaluation(step, rows, loss, is_best)
+    if self.config.eval_pictures and not run_log.quiet:
+      pictures = self.held_out[:self.config.eval_pictures]
+      run_log.pictures(step, pictures, self.reconstruct(state.eval_params, pictures))
+    return None
+
+  def evaluate(self, params, step: int, stop: Stop | None = None) -> tuple[list[dict[str, float]], int | None]:
+    """(means over the held-out pictures, one row for each (quality, lmbda) of `rates`; None), or ([], signal) when
+    `stop` asks for it."""
+    batch_size = self.config.eval_batch_size
+    local_size = batch_size // jax.process_count()
+    padding = -len(self.held_out) % batch_size
+    weight = np.pad(np.ones(len(self.held_out), np.float32), (0, padding))
+    images = np.pad(self.held_out, ((0, padding), (0, 0), (0, 0), (0, 0)))
+    rows = []
+    for quality, lmbda in self.rates:
+      sums = []
+      for first in range(jax.process_index() * local_size, len(images), batch_size):
+        batch = slice(first, first + local_size)
+        place = None if quality is None else jnp.float32(quality)
+        sums.append(self._step(params, parallel.shard(images[batch]), parallel.shard(weight[batch]), place,
+                               jnp.float32(lmbda), NOTHING if stop is None else stop.flags()))
+        flags = sums[-1].pop("stop")
+        if stop is not None and (signum := stop.asked(flags, last=True)) is not None:
+          return [], signum
+      total = jax.tree.map(lambda *x: float(sum(x)), *[parallel.unreplicate(each) for each in sums])
+      means = {name: value / total["weight"] for name, value in total.items() if name != "weight"}
+      rows.append(dict(step=step, quality=quality, lmbda=float(lmbda), **means))
+    return rows, None
+
+  def export(self, state: TrainState, step: int, loss: float, rows: Sequence[dict[str, float]]) -> str | None:
+    """The first process writes the model directory; a line when the disk did not take it, and the old one is there."""
+    if jax.process_index():
+      return None
+    recorded = {name: value for name, value in config_to_dict(self.config).items() if name not in PATH_FIELDS}
+    training = dict(step=step, eval_loss=loss, eval=list(rows), config=recorded)
+    try:
+      params = parallel.unreplicate(state.eval_params)
+      save_model(self.workdir / "model", self.model.config, {"params": params}, training=training)
+    except Exception as error:
+      if problem := storage_problem(error):
+        return problem
+      raise
+    return None
+
+  def reconstruct(self, params, images: np.ndarray) -> dict[int | None, np.ndarray]:
+    """Quality -> what it makes of `images` (n, H, W, 3) uint8, in the same form."""
+    params, x = parallel.unreplicate(params), images.astype(np.float32) / 255
+    x_hats = {quality: self._reconstruct(params, x, None if quality is None else jnp.float32(quality))
+              for quality, _ in self.rates}
+    return {quality: np.round(np.clip(x_hat, 0, 1) * 255).astype(np.uint8) for quality, x_hat in x_hats.items()}
