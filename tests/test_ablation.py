@@ -63,10 +63,10 @@ def test_runs_of_another_budget_or_on_other_photographs_are_refused(command, tmp
   from mlic_jax.training.configuration import load_config
   config = load_config(tmp_path / "large.py")
   config.data_dir, config.num_steps = str(tmp_path / "photographs"), 5
-  write_config(config, tmp_path / "out" / "large" / "config.json")
+  write_config(config, tmp_path / "out" / "large" / "config.json", {})
   assert_one_line(command, capsys, "num_steps=5; wanted 4")
   config.data_dir, config.num_steps = str(tmp_path), 4
-  write_config(config, tmp_path / "out" / "large" / "config.json")
+  write_config(config, tmp_path / "out" / "large" / "config.json", {})
   assert_one_line(command, capsys, "data_dir=")
   assert not (tmp_path / "out" / "small").exists()  # found before anything was trained
 

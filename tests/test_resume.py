@@ -18,8 +18,14 @@ from test_training import rows, small_config, standin_model  # noqa: F401 (fixtu
 from mlic_jax.coding.model_directory import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build
-from mlic_jax.training import loop, parallel, workdir_lock
-from mlic_jax.training.checkpoints import Checkpoints, ConfigMismatch, DamagedCheckpoints
+from mlic_jax.training import loop, parallel, start, workdir_lock
+from mlic_jax.training.checkpoints import (
+  Checkpoints,
+  ConfigMismatch,
+  DamagedCheckpoints,
+  check_config,
+  write_config,
+)
 from mlic_jax.training.configuration import load_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
@@ -272,3 +278,23 @@ def test_only_complete_checkpoints_count(config, tmp_path):
   (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # as a save that is under way, or was cut off
   checkpoints.close()
   assert checkpoints.latest_step == 0
+
+
+def test_what_does_not_change_a_step_may_change_between_and_what_changes_its_rounding_is_said(
+    config, tmp_path, caplog):
+  write_config(config, tmp_path / "config.json", {"jax": "0"})
+  config.accumulate_steps, config.remat, config.eval_batch_size = 2, True, 1
+  check_config(config, tmp_path / "config.json")
+  assert not caplog.records
+  config.bfloat16_transforms, config.entropy_precision = True, "high"
+  check_config(config, tmp_path / "config.json")
+  assert ["bfloat16_transforms was False and is True", "entropy_precision was highest and is high"] == [
+      record.getMessage().split(": ")[1].split(",")[0] for record in caplog.records]
+
+
+def test_a_run_says_when_it_trains_on_what_was_held_out(tmp_path):
+  assert start.keep_held_out(tmp_path, ["a.png", "b.png"], ["c.png"]) is None
+  assert start.keep_held_out(tmp_path, ["a.png", "d.png"], ["c.png", "e.png"]) is None
+  line = start.keep_held_out(tmp_path, ["c.png"], ["a.png", "d.png", "f.png"])
+  assert line.startswith("2 of 3 pictures that were held out are trained on from now on, such as a.png")
+  assert (tmp_path / "held_out.txt").read_text().split() == ["a.png", "b.png", "d.png", "c.png"]

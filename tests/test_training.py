@@ -312,3 +312,17 @@ def test_training_does_not_import_tensorflow():
   code = "import sys, mlic_jax.training.loop; print(*sys.modules)"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert "tensorflow" not in done.stdout.split()
+
+
+def test_an_evaluation_that_is_no_number_does_not_stop_later_exports(config, tmp_path, monkeypatch):
+  config.eval_pictures, exported, losses = 0, [], [np.nan, 3.0, 4.0, np.nan, 2.0]
+  monkeypatch.setattr(Validation, "evaluate", lambda self, params, step, stop: ([dict(loss=losses[step])], None))
+  monkeypatch.setattr(Validation, "export", lambda self, state, step, loss, rows: exported.append(step))
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  held_out, state = np.zeros((1, 64, 64, 3), np.uint8), create_state(config, model, optimizer)
+  for best_loss in (None, np.nan):
+    validation = Validation(config, model, held_out, tmp_path, best_loss, 0)
+    for step in range(5):
+      validation.run(state, step, loop.RunLog(tmp_path, 0, 5, 0, quiet=True), None)
+    assert exported == [1, 4] and validation.best_loss == 2.0
+    exported.clear()
