@@ -2,14 +2,18 @@
 
 Its contents are the floors of the package, as docs/design.md has them.
 """
+import pkgutil
 import re
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pdoc
 
-import mlic_jax
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mlic_jax.coding
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,11 +25,20 @@ def floors() -> str:
   return re.sub(r"`(\w+)(?:\.py|/)`", r"`mlic_jax.\1`", table).replace("`mlic_jax.__main__`", "`mlic-jax`")
 
 
+def modules(package: ModuleType, but: str) -> list[str]:
+  return [each.name for each in pkgutil.iter_modules(package.__path__) if each.name != but]
+
+
 def main() -> None:
-  warnings.simplefilter("error")
+  warnings.filterwarnings("error", module="pdoc")
+  warnings.filterwarnings("ignore", ".*ArrayTree")  # an alias of chex that names itself; fields of flax's states have it
+  for name in mlic_jax.__all__:  # which are loaded when they are asked for, and pdoc does not ask
+    setattr(mlic_jax, name, getattr(mlic_jax, name))
+  mlic_jax.__all__ += modules(mlic_jax, but="__main__")
+  mlic_jax.coding.__all__ = modules(mlic_jax.coding, but="rangecoder_tfc")  # which cannot be imported everywhere
   mlic_jax.__doc__ += "\n## The floors\nA floor imports those below it only.\n\n" + floors()
   pdoc.render.configure(docformat="markdown", show_source=False)
-  pdoc.pdoc("mlic_jax", "!mlic_jax.coding.rangecoder_tfc", output_directory=Path(sys.argv[1]))  # needs TensorFlow
+  pdoc.pdoc("mlic_jax", output_directory=Path(sys.argv[1]))
 
 
 if __name__ == "__main__":
