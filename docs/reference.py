@@ -31,7 +31,7 @@ def modules(package: ModuleType, but: str) -> list[str]:
 
 def main() -> None:
   warnings.filterwarnings("error", module="pdoc")
-  warnings.filterwarnings("ignore", ".*ArrayTree")  # an alias of chex that names itself; fields of flax's states have it
+  warnings.filterwarnings("ignore", ".*ArrayTree")  # an alias of chex that names itself
   for name in mlic_jax.__all__:  # which are loaded when they are asked for, and pdoc does not ask
     setattr(mlic_jax, name, getattr(mlic_jax, name))
   mlic_jax.__all__ += modules(mlic_jax, but="__main__")
