@@ -92,9 +92,10 @@ from mlic_jax.training.configuration import load_config
 
 def get_config():
   c = load_config("nano")
-  c.model.update(dict(N=16, M=16, num_slices=1, contexts=(), entropy_widths=(16,), lrp_widths=(), num_rates=0))
-  c.lmbda, c.data_dir, c.crop_size, c.eval_crop_size, c.eval_images, c.batch_size = 0.01, "photos", 64, 64, 0, 2
-  c.num_steps, c.warmup_steps, c.holdout_every, c.partial_probability, c.optimizer = 2, 1, 2, 0.0, "adam"
+  c.model.update(dict(N=16, M=16, num_slices=1, contexts=(), entropy_widths=(16,), lrp_widths=(), num_rates=2))
+  c.data_dir = c.eval_dir = "photos"
+  c.lmbdas, c.crop_size, c.eval_crop_size, c.eval_images, c.batch_size = (0.01, 0.02), 64, 64, 0, 2
+  c.num_steps, c.warmup_steps, c.partial_probability, c.optimizer = 2, 1, 0.0, "adam"
   return c
 """
 
