@@ -6,32 +6,42 @@ applied. What 8-bit RGB cannot hold (16 bits a channel, floats, CMYK, Lab) is re
 on silently changed pixels. Of a file with several frames or pages the first is read.
 """
 import contextlib
+import io
 import os
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mlic_jax.files import whole_file
-from mlic_jax.paths import as_path, files_below
+from mlic_jax.data.folders import list_files
+from mlic_jax.data.pillow_pictures import (
+  FORMATS,
+  MODES,
+  ImageError,
+  colour_beside_the_profile,
+  is_of_rgb,
+  on_white,
+  open_picture,
+  reason,
+  refuse_what_rgb_cannot_hold,
+  scale_transparent_grey,
+  upright,
+)
+from mlic_jax.files import write_whole
+from mlic_jax.paths import as_path
+
+__all__ = ["AnyPicture", "EXTENSIONS", "FORMATS", "LOSSLESS", "MODES", "PIXELS_MAX", "ImageError", "Picture",
+           "as_picture", "check_lossless", "list_images", "load_image", "load_picture", "picture_file", "save_image"]
 
 PIXELS_MAX = 512 * 10**6  # of a picture, in a file of any format: a decoder needs some hundred bytes a pixel
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # whatever the extension says
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
-
-# Pillow warns from 89 megapixels on and refuses from 179; the limit here is that of the file format.
-Image.MAX_IMAGE_PIXELS = None
 
 # The formats save_image writes, all of them without loss.
 DEFLATED_TIFF = ("TIFF", {"compression": "tiff_deflate"})
 LOSSLESS = {".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".bmp": ("BMP", {}),
             ".tif": DEFLATED_TIFF, ".tiff": DEFLATED_TIFF}
-
-
-class ImageError(ValueError):
-  """An image that cannot be read, held or written; one line with the file, what came and what was wanted."""
 
 
 AnyPicture = Image.Image | np.ndarray  # or an array of jax; see as_picture
@@ -41,6 +51,7 @@ class Picture(NamedTuple):
   """What a codec is given, and gives back."""
   image: np.ndarray            # (H, W, 3) uint8
   icc_profile: bytes | None    # the colour space of its RGB values, as the file had it; None is sRGB for most programs
+  other_colour: str = ""       # what else the file says of its colours, in words: "gAMA and cHRM"
 
 
 def load_image(path: str | os.PathLike) -> np.ndarray:
@@ -49,11 +60,11 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def load_picture(path: str | os.PathLike, pixels_max: int = PIXELS_MAX) -> Picture:
-  """The picture at `path` with its colour profile; ImageError as in `load_image`, and for more than `pixels_max`.
+  """The picture at `path` (or in a file object) and its colour; ImageError as in `load_image`, and above `pixels_max`.
 
   The profile of a greyscale picture does not describe the RGB that the picture becomes, and is left out.
   """
-  with _one_line_errors(str(path)), Image.open(path, formats=FORMATS) as image:
+  with _one_line_errors(path), open_picture(path) as image:
     return _picture(str(path), image, pixels_max)
 
 
@@ -78,16 +89,17 @@ def as_picture(image: AnyPicture) -> Picture:
 
 
 def _picture(name: str, image: Image.Image, pixels_max: int) -> Picture:
-  _refuse_what_rgb_cannot_hold(name, image)
+  refuse_what_rgb_cannot_hold(name, image)
   if image.width * image.height > pixels_max:
     raise ImageError(f"{name}: {image.width}x{image.height}, {image.width * image.height / 1e6:.0f} megapixels; "
                      f"the limit is {pixels_max / 1e6:.0f}")
-  profile = image.info.get("icc_profile")
-  return Picture(_to_rgb(ImageOps.exif_transpose(image)), profile if _is_of_rgb(profile) else None)
+  profile, other = image.info.get("icc_profile"), colour_beside_the_profile(image)
+  scale_transparent_grey(image)
+  return Picture(np.array(on_white(upright(image))), profile if is_of_rgb(profile) else None, other)
 
 
 @contextlib.contextmanager
-def _one_line_errors(name: str):
+def _one_line_errors(name):
   """Whatever goes wrong becomes an ImageError of that name."""
   try:
     yield
@@ -96,47 +108,16 @@ def _one_line_errors(name: str):
   except FileNotFoundError:
     raise ImageError(f"{name}: no such file; wanted an image ({' '.join(EXTENSIONS)})") from None
   except Exception as error:   # Pillow's decoders raise OSError, SyntaxError, struct.error
-    reason = " ".join(str(error).replace(repr(name), "the file").split()) or type(error).__name__
-    raise ImageError(f"{name}: cannot be read as an image ({reason})") from error
-
-
-def _refuse_what_rgb_cannot_hold(name: str, image: Image.Image) -> None:
-  depth = _bits_per_channel(image)
-  if depth > 8:
-    raise ImageError(f"{name}: {depth} bits per channel; wanted an 8-bit RGB or greyscale image")
-  if image.mode not in MODES:
-    raise ImageError(f"{name}: colour mode {image.mode}; wanted an 8-bit RGB or greyscale image")
-
-
-def _bits_per_channel(image: Image.Image) -> int:
-  """Bits per channel in the file: Pillow opens 16-bit RGB as 8-bit without a word, but its raw mode tells."""
-  if image.mode in ("I", "F"):
-    return 32
-  tiles = getattr(image, "tile", [])  # which a picture that was made in memory does not have
-  raw_modes = [args if isinstance(args, str) else args[0] for *_, args in tiles if args]
-  return 16 if any(";16" in str(mode) for mode in [image.mode, *raw_modes]) else 8
-
-
-def _is_of_rgb(profile: bytes | None) -> bool:
-  """Whether the header of an ICC profile says that it is one, and of RGB (ICC.1:2022, 7.2)."""
-  return profile is not None and profile[36:40] == b"acsp" and profile[16:20] == b"RGB "
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-  if image.has_transparency_data:
-    image = image.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  return np.array(image.convert("RGB"))
+    raise ImageError(f"{name}: cannot be read as an image ({reason(name, error)})") from error
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-  """The images in `folder` and below (by extension, no hidden files), sorted; ImageError if there is none."""
+  """The images in `folder` and below (by extension, see list_files), sorted; ImageError if there is none."""
   folder = as_path(folder)
   if not folder.is_dir():
     came = "is not a folder" if folder.exists() else "no such folder"
     raise ImageError(f"{folder}: {came}; wanted a folder of images")
-  paths = sorted(path for path in files_below(folder)
-                 if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+  paths = list_files(folder, lambda name: name.lower().endswith(EXTENSIONS))
   if not paths:
     raise ImageError(f"{folder}: holds no image; wanted files ending in {' '.join(EXTENSIONS)}")
   return paths
@@ -151,19 +132,28 @@ def check_lossless(path: str | os.PathLike) -> None:
 
 
 def save_image(path: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> None:
-  """Writes (H, W, 3) uint8 without loss, in the format of the extension, whole or not at all.
+  """Writes (H, W, 3) uint8 without loss, in the format of the extension, whole or not at all; see `picture_file`."""
+  content = picture_file(path, image, icc_profile)
+  try:
+    write_whole(path, content)
+  except OSError as error:
+    raise ImageError(f"{path}: cannot be written ({error.strerror})") from error
 
-  The colour profile goes into the file, except into a BMP.
+
+def picture_file(name: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> bytes:
+  """The file of (H, W, 3) uint8, without loss, in the format of the extension of `name`.
+
+  The colour profile goes into the file, except into a BMP. ImageError for a picture that the format cannot hold.
   """
-  path = Path(path)
-  check_lossless(path)
+  check_lossless(name)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-    raise ImageError(f"{path}: got an array {image.shape} {image.dtype}; wanted (H, W, 3) uint8")
-  image_format, options = LOSSLESS[path.suffix.lower()]
+    raise ImageError(f"{name}: got an array {image.shape} {image.dtype}; wanted (H, W, 3) uint8")
+  image_format, options = LOSSLESS[Path(name).suffix.lower()]
   if icc_profile is not None and image_format != "BMP":
     options = options | {"icc_profile": icc_profile}
+  content = io.BytesIO()       # in memory, so that a full disk is met by write_whole, and by no plugin
   try:
-    with whole_file(path) as partial:
-      Image.fromarray(image).save(partial, format=image_format, **options)
-  except (OSError, ValueError) as error:
-    raise ImageError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+    Image.fromarray(image).save(content, format=image_format, **options)
+  except (OSError, ValueError, struct.error) as error:
+    raise ImageError(f"{name}: cannot be written ({error})") from error
+  return content.getvalue()

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from mlic_jax.data.images import MODES, ImageError, load_image
+from mlic_jax.data.images import ImageError, load_image
+from mlic_jax.data.pillow_pictures import open_picture, reason, refuse_what_rgb_cannot_hold, upright
 from mlic_jax.data.sources import Source
 
 REDUCTIONS = (1, 2, 4, 8)  # how many times smaller a JPEG can be decoded, in a fraction of the time
@@ -73,14 +73,14 @@ class Photographs:
 def read_header(file) -> Header:
   """The header of a path or of a file object; ImageError when it is not readable as a photograph."""
   try:
-    with Image.open(file) as image:
-      if image.mode not in MODES:
-        raise OSError(f"colour mode {image.mode}")
+    with open_picture(file) as image:
+      refuse_what_rgb_cannot_hold(file, image)
       jpeg = image.format in ("JPEG", "MPO")
       return Header(min(image.size), jpeg or image.format == "WEBP" and _lossy_webp(image.fp), jpeg)
+  except ImageError:
+    raise
   except Exception as error:  # Pillow's openers raise OSError, SyntaxError, struct.error, ... for a broken file
-    reason = " ".join(str(error).replace(repr(str(file)), "the file").split())
-    raise ImageError(f"{file}: not readable as a photograph ({reason})") from error
+    raise ImageError(f"{file}: not readable as a photograph ({reason(file, error)})") from error
 
 
 def _lossy_webp(file) -> bool:
@@ -103,8 +103,8 @@ def decode(file, reduction: int = 1) -> np.ndarray:
   if reduction == 1:
     return load_image(file)
   try:
-    with Image.open(file) as image:
+    with open_picture(file) as image:
       image.draft(image.mode, tuple(side // reduction for side in image.size))
-      return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+      return np.asarray(upright(image).convert("RGB"))
   except Exception as error:
-    raise ImageError(f"{file}: cannot be read as an image ({' '.join(str(error).split())})") from error
+    raise ImageError(f"{file}: cannot be read as an image ({reason(file, error)})") from error
