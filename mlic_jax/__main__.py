@@ -3,8 +3,8 @@
 A command is a file of mlic_jax/commands/ with add_arguments(parser) and run(args), whose docstring is its help. One
 that reads configurations has READS_CONFIG, and gets what else came, --config.FIELD=VALUE, in args.overrides. What a
 user can get wrong is one line on stderr and exit status 2, and no output file appears unless it is whole. Of several
-files, those that fail are listed at the end, with exit status 1. A command imports what it needs when it runs: `info`
-and --help answer without jax.
+files, those that fail are listed at the end, with exit status 1. Ctrl-C is 130. A command imports what it needs when it
+runs: `info` and --help answer without jax.
 """
 import argparse
 import importlib
@@ -12,6 +12,7 @@ import sys
 
 import mlic_jax
 from mlic_jax.compute.host_memory import use_huge_pages
+from mlic_jax.console import complain, prepare, printable
 from mlic_jax.errors import exit_status, for_the_user
 
 COMMANDS = ("encode", "decode", "info", "describe", "convert", "ablate")
@@ -24,27 +25,31 @@ class _Parser(argparse.ArgumentParser):
     super().__init__(allow_abbrev=False, **options)
 
   def error(self, message: str):
-    self.exit(2, f"error: {message}; {self.prog} --help lists the arguments\n")
+    self.exit(2, f"error: {printable(message)}; {self.prog} --help lists the arguments\n")
 
 
 def main(argv: list[str] | None = None, program: str = "python -m mlic_jax") -> int:
   """Runs one command and returns the exit status."""
-  parser = _Parser(prog=program, description="Learned image compression.")
-  parser.add_argument("--version", action="version", version=f"mlic_jax {mlic_jax.__version__}")
-  subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-  commands = {name: importlib.import_module(f"mlic_jax.commands.{name}") for name in COMMANDS}
-  for name, command in commands.items():
-    command.add_arguments(subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__))
-  args, args.overrides = parser.parse_known_args(argv)
-  if args.overrides and not getattr(commands[args.command], "READS_CONFIG", False):
-    subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(args.overrides)}")
+  prepare()
   try:
+    parser = _Parser(prog=program, description="Learned image compression.")
+    parser.add_argument("--version", action="version", version=f"mlic_jax {mlic_jax.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = {name: importlib.import_module(f"mlic_jax.commands.{name}") for name in COMMANDS}
+    for name, command in commands.items():
+      command.add_arguments(subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__))
+    args, args.overrides = parser.parse_known_args(argv)
+    if args.overrides and not getattr(commands[args.command], "READS_CONFIG", False):
+      subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(args.overrides)}")
     return commands[args.command].run(args) or 0
+  except KeyboardInterrupt:
+    complain("interrupted")
+    return 130
   except Exception as error:
     line = for_the_user(error)
     if line is None:
       raise
-    print(f"error: {line}", file=sys.stderr)
+    complain(f"error: {line}")
     return exit_status(error)
 
 

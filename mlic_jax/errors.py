@@ -3,7 +3,8 @@ import errno
 
 # Of files, folders and disks. Others, such as a connection that broke, are no fault of what the user named.
 FILE_ERRORS = (errno.EPERM, errno.ENOENT, errno.EIO, errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
-               errno.EFBIG, errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EDQUOT, errno.ESTALE)
+               errno.EFBIG, errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EDQUOT, errno.ESTALE,
+               errno.ENXIO, errno.ETXTBSY, errno.ESPIPE)
 
 
 # Packages that a part needs and others do without, and the extra that brings them (pyproject.toml).
@@ -22,7 +23,8 @@ def for_the_user(error: BaseException) -> str | None:
   """
   if type(error).__module__.startswith("mlic_jax."):
     return str(error)
-  if isinstance(error, OSError) and error.errno in FILE_ERRORS:
+  # A pipe that the user named, and whose reader went, has a name.
+  if isinstance(error, OSError) and (error.errno in FILE_ERRORS or error.errno == errno.EPIPE and error.filename):
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
   if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
     return f"{error.name} is not installed; it comes with pip install 'mlic_jax[{EXTRAS[error.name]}]'"

@@ -1,5 +1,9 @@
 """Claims about the training data: what is skipped and said, what a crop is, and that batch t depends on t alone."""
 import logging
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -280,3 +284,27 @@ def test_a_held_out_image_that_fails_in_decoding_is_named_and_the_next_one_that_
     half = eval_images([source], 64, 5)
   assert "4.png" in caplog.text
   np.testing.assert_array_equal(half[2], center_crop(load_image(source.paths[5]), 64))
+
+
+READS_UNTIL_CTRL_C = """if True:
+  import signal, sys
+  from mlic_jax.data import batches, sources
+  stopped = []
+  signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+  reader = batches.training_batches(
+      batches.Mixture(sources.open_sources(sys.argv[1], ""), ((0, 64),)), seed=0, batch_size=2, sizes=((0, 64),),
+      downscale_probability=0.5, downscale="all", flip=True, workers=2)
+  next(reader)
+  print("ready", flush=True)
+  while not stopped:
+    next(reader)"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_ends_worker_processes_without_a_word(folder):
+  process = subprocess.Popen([sys.executable, "-c", READS_UNTIL_CTRL_C, str(folder)], start_new_session=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == "ready\n"
+  os.killpg(process.pid, signal.SIGINT)                  # as a terminal does: to the workers, too
+  _, err = process.communicate(timeout=300)
+  assert (process.returncode, err) == (0, "")

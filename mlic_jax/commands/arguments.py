@@ -6,10 +6,19 @@ from pathlib import Path
 from mlic_jax.data.images import PIXELS_MAX
 from mlic_jax.paths import PathError, as_path, local_path
 
+SIDE_END = 2**32
+
 
 def positive(text: str) -> int:
   if not text.isdecimal() or not int(text):
     raise argparse.ArgumentTypeError(f"{text} came, a positive integer is wanted")
+  return int(text)
+
+
+def side(text: str) -> int:
+  """Of a picture, in pixels, as a file can hold it."""
+  if positive(text) >= SIDE_END:
+    raise argparse.ArgumentTypeError(f"{text} came, an integer below {SIDE_END} is wanted")
   return int(text)
 
 
@@ -49,6 +58,7 @@ def _path(read, text: str) -> Path:
 def path_arguments(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
   parser.add_argument("paths", type=local, nargs="*", metavar=metavar, help=f"{help}; before the options")
   parser.add_argument("--out-dir", type=local, metavar="DIR", help="where to write a file for each that is named")
+  parser.add_argument("--overwrite", action="store_true", help="replace files that are in DIR already")
   limit_argument(parser)
 
 

@@ -4,11 +4,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mlic_jax.commands.streams import STREAM, is_a_stream
+from mlic_jax.console import complain, rich_console, say
 from mlic_jax.errors import for_the_user
+from mlic_jax.files import check_output
 
 
 class BatchError(ValueError):
   """Files that cannot be worked on together; one line, before anything is done."""
+
+
+class OverwriteError(ValueError):
+  """A file that would be written over a file; one line with what allows it."""
 
 
 def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
@@ -16,22 +23,27 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
   """What is read and what is written for it.
 
   Args:
-    paths: IN and OUT; with `out_dir` any number of files and folders, whose names OUT_DIR/STEM + suffix are made of.
+    paths: IN and OUT, each of which may be STREAM; with `out_dir` any number of files and folders, whose names
+      OUT_DIR/STEM + suffix are made of.
     out_dir: made if it is missing.
     list_folder: the files of a folder.
 
-  BatchError when the number is another, or two files would become one; OSError when nothing can be written there.
+  BatchError when the number is another, two files would become one, or one would be written that is read; OSError when
+  nothing can be written there.
   """
   if out_dir is None:
     if len(paths) != 2:
       raise BatchError(f"{len(paths)} paths came; IN and OUT are wanted before --ckpt, or --out-dir and any number of "
                        "files and folders")
     source, target = paths
-    if not target.parent.is_dir():
-      raise FileNotFoundError(2, os.strerror(2), str(target))
+    if target != STREAM:
+      check_output(target)
+    _refuse_inputs([source], [target])
     return [(source, target)]
   if not paths:
     raise BatchError("no path came; files or folders are wanted, before --ckpt and --out-dir")
+  if STREAM in paths:
+    raise BatchError("- came with --out-dir; stdin has no name to make one of: wanted files or folders, or IN and OUT")
   sources = [each for path in paths for each in (list_folder(path) if path.is_dir() else [path])]
   by_target = {}
   for source in sources:
@@ -39,32 +51,64 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
     if target in by_target:
       raise BatchError(f"{by_target[target]} and {source} would both become {target}")
     by_target[target] = source
+  _refuse_inputs(sources, by_target)
   out_dir.mkdir(parents=True, exist_ok=True)
   return [(source, target) for target, source in by_target.items()]
 
 
-def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], title: str) -> int:
+def _refuse_inputs(sources: Sequence[Path], targets) -> None:
+  """BatchError for a target that is one of the files that are read, under whatever name; devices are no files."""
+  read = {_identity(source): source for source in sources if not is_a_stream(source)}
+  for target in targets:
+    source = None if is_a_stream(target) else read.get(_identity(target))
+    if source is not None and target.exists():
+      came = f"{target} is" if source == target else f"{target} is {source}, which is"
+      raise BatchError(f"{came} read; wanted another file to write")
+
+
+def _identity(path: Path) -> tuple[int, int] | Path:
+  """The same for all names of a file."""
+  try:
+    status = path.stat()
+  except OSError:                                        # not there: who reads it will say so
+    return path
+  return status.st_dev, status.st_ino
+
+
+def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], title: str,
+        overwrite: bool = False) -> int:
   """Calls work(source, target) for each, and prints the line that it returns.
 
-  What goes wrong with one file (see errors.py) does not stop the others and is listed on stderr at the end.
+  What goes wrong with one file (see errors.py) does not stop the others and is listed on stderr at the end; so is a
+  target that is there already, unless `overwrite`.
 
   Returns:
-    The exit status: 0, or 1 when any failed.
+    The exit status: 0, or 1 when any failed; 130 after Ctrl-C.
   """
-  from rich.console import Console
   from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-  console, failures = Console(stderr=True), []
+  console, failures, done, interrupted = rich_console(stderr=True), [], 0, False
   columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()
-  with Progress(*columns, console=console, transient=True, disable=not console.is_terminal,
-                redirect_stdout=sys.stdout.isatty()) as progress:
-    for source, target in progress.track(pairs, description=title):
-      try:
-        print(work(source, target), flush=True)
-      except (OSError, ValueError) as error:
-        line = for_the_user(error)
-        if line is None:
-          raise
-        failures.append(line if str(source) in line else f"{source}: {line}")
+  try:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal,
+                  redirect_stdout=sys.stdout is not None and sys.stdout.isatty()) as progress:
+      for source, target in progress.track(pairs, description=title):
+        try:
+          if not overwrite and os.path.lexists(target):
+            raise OverwriteError(f"{target} is there already; --overwrite replaces it")
+          line = work(source, target)
+        except (OSError, ValueError) as error:
+          line = for_the_user(error)
+          if line is None:
+            raise
+          failures.append(line if str(source) in line else f"{source}: {line}")
+        else:
+          done += 1
+          say(line)
+  except KeyboardInterrupt:
+    interrupted = True
   if failures:
-    print(f"error: {len(failures)} of {len(pairs)} files failed:", *failures, sep="\n  ", file=sys.stderr)
+    complain(f"error: {len(failures)} of {len(pairs)} files failed:", *(f"  {each}" for each in failures))
+  if interrupted:
+    complain(f"interrupted: {done} of {len(pairs)} files are written")
+    return 130
   return 1 if failures else 0

@@ -7,12 +7,16 @@ from pathlib import Path
 from mlic_jax.commands import batch
 from mlic_jax.commands.arguments import ckpt_argument, coder_argument, path_arguments, whole
 from mlic_jax.commands.mlic_files import load_codecs, read_mlic
-from mlic_jax.data.images import check_lossless, save_image
+from mlic_jax.commands.streams import STREAM, is_a_stream, write
+from mlic_jax.console import complain, say
+from mlic_jax.data.folders import list_files
+from mlic_jax.data.images import check_lossless, picture_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   path_arguments(parser, "IN.mlic OUT.png",
-                  "a file, and the picture to write: .png .webp .tif .bmp; with --out-dir: files, folders of them")
+                  "a file, and the picture to write: .png .webp .tif .bmp (- for stdin, and for a PNG to stdout); with "
+                  "--out-dir: files, folders of them")
   ckpt_argument(parser, "the checkpoint that wrote the file; of several, the one that did is taken")
   parser.add_argument("--slices", type=whole, metavar="K",
                       help="decode the first K slices, and predict the others from them")
@@ -25,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
   """restore the pictures in .mlic files"""
   pairs = batch.pair_up(args.paths, args.out_dir, ".png", _list_mlic)
   for _, output in pairs:
-    check_lossless(output)
+    check_lossless(_name(output))
   pixels_max = args.max_megapixels * 10**6
   codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
 
@@ -35,21 +39,29 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     image = codec.decode(blob, args.slices, args.partial, pixels_max)
     seconds = time.perf_counter() - start
-    save_image(output, image, content.icc_profile)
+    if content.icc_profile is not None and output.suffix.lower() == ".bmp":
+      complain(f"{output}: left out: the colour profile, for which a BMP has no place")
+    write(output, picture_file(_name(output), image, content.icc_profile))
     decoded = content.num_arrived if args.slices is None else min(args.slices, content.num_arrived)
     note = "" if decoded == content.num_slices else f"{decoded} of {content.num_slices} slices, "
-    return f"{output}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s (compilation included)"
+    return (f"{'stdout' if output == STREAM else output}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s "
+            "(compilation included)")
 
   if args.out_dir is None:
-    print(work(*pairs[0]))
+    (complain if is_a_stream(pairs[0][1]) else say)(work(*pairs[0]))
     return 0
   codecs()
-  return batch.run(pairs, work, "decode")
+  return batch.run(pairs, work, "decode", args.overwrite)
+
+
+def _name(output: Path) -> Path:
+  """Whose ending is the format: a stream has none, and is given a PNG."""
+  return Path("stdout.png") if output == STREAM else Path(f"{output}.png") if is_a_stream(output) else output
 
 
 def _list_mlic(folder: Path) -> list[Path]:
   """The .mlic files in a folder and below; BatchError if there is none."""
-  files = sorted(path for path in folder.rglob("*.mlic") if not path.name.startswith(".") and path.is_file())
+  files = list_files(folder, lambda name: name.lower().endswith(".mlic"))
   if not files:
     raise batch.BatchError(f"{folder}: holds no .mlic file")
   return files

@@ -2,20 +2,20 @@
 import argparse
 import functools
 import math
-import sys
 import time
 from pathlib import Path
 
 from mlic_jax.commands import batch
 from mlic_jax.commands.arguments import above_zero, ckpt_argument, coder_argument, path_arguments, positive
 from mlic_jax.commands.mlic_files import load_codecs
+from mlic_jax.commands.streams import STREAM, is_a_stream, picture_source, refuse_another_ending, write
+from mlic_jax.console import complain, say
 from mlic_jax.data.images import list_images, load_picture
-from mlic_jax.files import write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   path_arguments(parser, "IN OUT.mlic",
-                  "a picture, and the file to write; with --out-dir: pictures, and folders of them")
+                  "a picture, and the file to write (- for stdin, stdout); with --out-dir: pictures, folders of them")
   ckpt_argument(parser, "model directory, or workdir of a training run; with a target, several of one rate each")
   rate = parser.add_mutually_exclusive_group()
   rate.add_argument("--quality", type=float,
@@ -34,13 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """compress pictures"""
   pairs = batch.pair_up(args.paths, args.out_dir, ".mlic", list_images)
+  for _, output in pairs:
+    refuse_another_ending(output, ".mlic")
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
   if len(args.ckpt) > 1 and not target:
     raise batch.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
   codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
 
   def work(source: Path, output: Path) -> str:
-    image, profile = load_picture(source, args.max_megapixels * 10**6)
+    image, profile, other_colour = load_picture(picture_source(source), args.max_megapixels * 10**6)
+    if other_colour and not args.no_icc:
+      complain(f"{source}: left out: {other_colour}; of colour a .mlic file carries an ICC profile of RGB alone")
     options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk,
                    portable=not args.no_portable)
     start = time.perf_counter()
@@ -49,18 +53,19 @@ def run(args: argparse.Namespace) -> int:
     else:
       blob, note = codecs()[0].encode(image, args.quality, **options), ""
     seconds = time.perf_counter() - start
-    write_whole(output, blob)
+    write(output, blob)
     height, width = image.shape[:2]
-    return (f"{output}: {len(blob)} bytes, {8 * len(blob) / (height * width):.4f} bpp, {note}{width}x{height}, "
-            f"{seconds:.2f} s (compilation included)")
+    return (f"{'stdout' if output == STREAM else output}: {len(blob)} bytes, "
+            f"{8 * len(blob) / (height * width):.4f} bpp, {note}{width}x{height}, {seconds:.2f} s "
+            "(compilation included)")
 
   if args.out_dir is None:
-    print(work(*pairs[0]))
+    (complain if is_a_stream(pairs[0][1]) else say)(work(*pairs[0]))
     return 0
   if not target:
     codecs()[0].choose_quality(args.quality)  # which would otherwise fail with every picture
   codecs()
-  return batch.run(pairs, work, "encode")
+  return batch.run(pairs, work, "encode", args.overwrite)
 
 
 def _encode_to_target(codecs: list, image, args: argparse.Namespace, options: dict) -> tuple[bytes, str]:
@@ -68,14 +73,14 @@ def _encode_to_target(codecs: list, image, args: argparse.Namespace, options: di
   from mlic_jax.coding.rate_control import encode_to_bytes, encode_to_psnr
   if args.target_psnr:
     reached = encode_to_psnr(codecs, image, args.target_psnr, **options)
-    wanted, last = f"{args.target_psnr:g} dB", f"{reached.psnr:.2f} dB, the least it makes"
+    wanted, last = f"{args.target_psnr:g} dB", f"the smallest file it makes of this picture, of {reached.psnr:.2f} dB"
   else:
     height, width = image.shape[:2]
     target = args.target_bytes or math.floor(args.target_bpp * height * width / 8)
     reached = encode_to_bytes(codecs, image, target, **options)
-    wanted, last = f"{target} bytes", f"{len(reached.blob)} bytes, the most it makes"
+    wanted, last = f"{target} bytes", f"{len(reached.blob)} bytes, the most it makes of this picture"
   if reached.is_last:
-    print(f"out of range: {wanted} of {reached.codec.name}; taking {last} of this picture", file=sys.stderr)
+    complain(f"out of range: {wanted} of {reached.codec.name}; taking {last}")
   said = [reached.codec.name] if len(codecs) > 1 else []
   said += [] if reached.quality is None else [f"quality {reached.quality:g}"]
   said += [] if reached.psnr is None else [f"{reached.psnr:.2f} dB"]

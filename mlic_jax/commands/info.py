@@ -4,10 +4,11 @@ import argparse
 from mlic_jax.coding import bitstream
 from mlic_jax.commands.arguments import limit_argument, local
 from mlic_jax.commands.mlic_files import read_mlic
+from mlic_jax.console import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("file", type=local, metavar="IN.mlic")
+  parser.add_argument("file", type=local, metavar="IN.mlic", help="- for stdin")
   limit_argument(parser)
 
 
@@ -21,12 +22,12 @@ def run(args: argparse.Namespace) -> None:
   decoding = "where it was written, or where arithmetic is the same bit for bit"
   if content.origin is not None:
     decoding = f"portable, epsilon {content.origin.epsilon}, written on {content.origin}"
-  print(f"size        {content.width}x{content.height}")
-  print(f"bytes       {len(blob)}, {sum(sizes)} of them coded data")
-  print(f"bpp         {8 * len(blob) / (content.height * content.width):.4f}")
-  print(f"quality     {quality}")
-  print(f"slices      {content.num_slices}, {slices}")
-  print(f"profile     {profile}")
-  print(f"decoding    {decoding}")
-  print(f"checkpoint  {content.fingerprint.hex()}")
-  print(f"version     {bitstream.VERSION}")
+  say(f"size        {content.width}x{content.height}")
+  say(f"bytes       {len(blob)}, {sum(sizes)} of them coded data")
+  say(f"bpp         {8 * len(blob) / (content.height * content.width):.4f}")
+  say(f"quality     {quality}")
+  say(f"slices      {content.num_slices}, {slices}")
+  say(f"profile     {profile}")
+  say(f"decoding    {decoding}")
+  say(f"checkpoint  {content.fingerprint.hex()}")
+  say(f"version     {bitstream.VERSION}")

@@ -1,7 +1,9 @@
 """What the commands do with .mlic files and with the codecs for them."""
+import sys
 from pathlib import Path
 
 from mlic_jax.coding import bitstream
+from mlic_jax.commands.streams import STREAM
 
 
 def load_codecs(paths: list[Path], coder: str | None = None) -> list:
@@ -13,12 +15,12 @@ def load_codecs(paths: list[Path], coder: str | None = None) -> list:
 
 
 def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:
-  """The bytes of a file and what they hold; BitstreamError names the file otherwise."""
-  with path.open("rb") as file:
+  """The bytes of a file, or of STREAM, and what they hold; BitstreamError names the file otherwise."""
+  with sys.stdin.buffer if path == STREAM else path.open("rb") as file:
     blob = file.read(bitstream.HEADER_SIZE_MAX)
     try:
       bitstream.check_header(blob, pixels_max)  # before the rest is read, which may be of any size
       blob += file.read()
       return blob, bitstream.parse(blob, pixels_max, partial)
     except bitstream.BitstreamError as error:
-      raise bitstream.BitstreamError(f"{path}: {error}") from None
+      raise bitstream.BitstreamError(f"{'stdin' if path == STREAM else path}: {error}") from None

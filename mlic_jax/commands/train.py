@@ -7,19 +7,21 @@ Exit status: 0 done, 1 the loss became non-finite, the end could not be saved or
 configuration or data, 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM with the state saved.
 """
 import argparse
-import sys
+
+from mlic_jax.console import complain, prepare
 
 USAGE = "--config FILE[:ARGUMENT] --workdir DIR [--config.FIELD=VALUE ...]"
 
 
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str):
-    print(f"{self.prog}: {message}; wanted {USAGE}", file=sys.stderr)
+    complain(f"{self.prog}: {message}; wanted {USAGE}")
     self.exit(2)
 
 
 def main(argv: list[str] | None = None, program: str = "train.py") -> int:
   """Runs a training by the arguments behind the program's name; returns the exit status."""
+  prepare()
   parser = _Parser(prog=program, usage=f"%(prog)s {USAGE}", allow_abbrev=False,
                    description="Trains a codec, or continues an interrupted run.")
   parser.add_argument("--config", required=True, help="Python file with get_config(), or the name of one that comes "
@@ -35,6 +37,9 @@ def main(argv: list[str] | None = None, program: str = "train.py") -> int:
     line = for_the_user(error)
     if line is None:
       raise
-    print(f"{program}:", " ".join(line.split()), file=sys.stderr)
+    complain(f"{program}: {' '.join(line.split())}")
     return exit_status(error)
+  except KeyboardInterrupt:                              # before the steps, which end with their state saved
+    complain(f"{program}: interrupted")
+    return 130
   return 0

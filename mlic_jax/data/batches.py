@@ -7,6 +7,7 @@ matter either.
 Nothing here computes with jax, so that worker processes never touch a device.
 """
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -16,6 +17,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
+from mlic_jax.children import deaf_children
 from mlic_jax.data.augment import center_crop, random_crop
 from mlic_jax.data.images import ImageError
 from mlic_jax.data.photographs import Header, Photographs, read_header
@@ -168,13 +170,16 @@ class Batches:
 
   def __init__(self, batches: Iterator[tuple[np.ndarray, list[str]]]):
     self._batches = batches
+    self._started = False
     self.skipped: set[str] = set()
 
   def __iter__(self) -> "Batches":
     return self
 
   def __next__(self) -> np.ndarray:
-    crops, problems = next(self._batches)
+    with contextlib.nullcontext() if self._started else deaf_children():   # worker processes start with the first batch
+      crops, problems = next(self._batches)
+    self._started = True
     for problem in problems:
       if problem not in self.skipped:
         self.skipped.add(problem)

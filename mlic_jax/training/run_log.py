@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 from tensorboardX import SummaryWriter
 
+from mlic_jax.console import say
 from mlic_jax.files import whole_file
 from mlic_jax.paths import copy_files, is_remote
 from mlic_jax.training.checkpoints import storage_problem
@@ -170,4 +171,4 @@ class RunLog:
     if self._bar:
       self._bar.console.print(line, highlight=False, markup=False)
     else:
-      print(line, flush=True)
+      say(line)
