@@ -2,9 +2,12 @@
 
 The codecs are stand-ins whose files grow with the quality by a known rule.
 """
+import re
+
 import numpy as np
 import pytest
 
+from mlic_jax.coding import rate_control
 from mlic_jax.coding.rate_control import TargetError, encode_to_bytes, encode_to_psnr
 
 IMAGE = np.zeros((16, 16, 3), np.uint8)
@@ -34,10 +37,10 @@ def brute_force(codec, target):
 
 
 @pytest.mark.parametrize("target", [1000, 1003, 7777, 31_999, 32_000, 10**6])
-def test_the_largest_file_within_the_bytes_is_found_in_twelve_encodes(target):
+def test_the_largest_file_within_the_bytes_is_found_in_fourteen_encodes(target):
   codec = StandIn()
   reached = encode_to_bytes([codec], IMAGE, target)
-  assert len(codec.encoded) <= 12
+  assert len(codec.encoded) <= 14
   assert len(reached.blob) == brute_force(codec, target)
   assert reached.blob == codec.encode(IMAGE, reached.quality)
 
@@ -53,7 +56,7 @@ def test_a_size_that_does_not_quite_rise_still_gives_a_file_within_the_target_an
 def test_the_smallest_file_at_or_above_the_psnr_is_found(target, error):
   codec = StandIn()
   reached = encode_to_psnr([codec], IMAGE, target)
-  assert len(codec.encoded) <= 12
+  assert len(codec.encoded) <= 14
   assert reached.psnr == pytest.approx(20 * np.log10(255 / error), abs=1e-9) and reached.psnr >= target
   one_step_less = codec.encode_with_reconstruction(IMAGE, reached.quality - 1 / 256)[1]
   assert reached.quality == 1 or one_step_less[0, 0, 0] > error
@@ -86,6 +89,52 @@ def test_among_single_rate_codecs_the_best_is_chosen_and_each_runs_once():
     encode_to_bytes(codecs, IMAGE, 99)
   with pytest.raises(TargetError, match="60 dB"):
     encode_to_psnr(codecs, IMAGE, 60.0)
+
+
+class Uneven(StandIn):
+  """Files whose PSNR at each rate, and between two rates in proportion, is that of a list."""
+
+  def __init__(self, *psnrs):
+    super().__init__(tuple(range(1, len(psnrs) + 1)))
+    self.psnrs = psnrs
+
+  def encode_with_reconstruction(self, image, quality=None, icc_profile=None):
+    return self.encode(image, quality), np.interp(quality, self.qualities, self.psnrs)
+
+
+@pytest.fixture
+def psnr_is_said(monkeypatch):
+  monkeypatch.setattr(rate_control, "_psnr", lambda image, said: float(said))
+
+
+@pytest.mark.parametrize("psnrs, target, quality", [
+    ((4.28, 4.26, 4.27, 4.25), 4.27, 1),           # of a checkerboard
+    ((40.0, 48.48, 44.0, 45.0), 48.47, 2),         # the best is no last one
+    ((41.0, 39.0, 38.0, 42.0), 40.0, 1),           # the smallest file, not the last crossing
+    ((30.0, 31.0, 30.5, 36.0), 30.5, 1.5),
+])
+def test_a_psnr_that_a_rate_reaches_is_found_though_psnr_does_not_rise(psnrs, target, quality, psnr_is_said):
+  reached = encode_to_psnr([Uneven(*psnrs)], IMAGE, target)
+  assert reached.psnr >= target and reached.quality == pytest.approx(quality, abs=0.02)
+
+
+@pytest.mark.parametrize("psnrs, target", [((4.26, 4.2799, 4.2), 4.28), ((4.28, 4.26, 4.2), 4.281), ((30.0, 30.0), 31)])
+def test_a_range_that_is_named_is_that_of_files_and_does_not_hold_the_target(psnrs, target, psnr_is_said):
+  with pytest.raises(TargetError) as error:
+    encode_to_psnr([Uneven(*psnrs)], IMAGE, target)
+  low, high = map(float, re.search(r"reaches ([0-9.]+) to ([0-9.]+) with", str(error.value)).groups())
+  assert low <= high < target and max(psnrs) - 0.01 < high <= max(psnrs) and abs(low - min(psnrs)) < 0.01
+
+
+def test_sizes_that_fall_with_quality_are_searched_as_well():
+  class Falling(StandIn):
+    def encode(self, image, quality=None, icc_profile=None):
+      return b"?" * {1: 300, 2: 200, 3: 260}.get(quality, 280)
+
+  codec = Falling((1, 2, 3))
+  assert len(encode_to_bytes([codec], IMAGE, 250).blob) == 200
+  with pytest.raises(TargetError, match="199 bytes are wanted; stand-in makes 200 to 300"):
+    encode_to_bytes([codec], IMAGE, 199)
 
 
 def test_options_reach_the_encoder():

@@ -1,9 +1,10 @@
 """A file of a wanted size or PSNR: which quality, or which of several checkpoints, gives it.
 
-A variable-rate codec is searched over its qualities, in the steps that a file holds, by halving the range; a
-single-rate codec has one file to offer. A codec here is `mlic_jax.Codec`, or anything with its `name`, `qualities`,
-`encode` and `encode_with_reconstruction`.
+A variable-rate codec is searched over its learned rates, and between two of them in the steps that a file holds, by
+halving the range; a single-rate codec has one file to offer. A codec here is `mlic_jax.Codec`, or anything with its
+`name`, `qualities`, `encode` and `encode_with_reconstruction`.
 """
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,19 +30,18 @@ def encode_to_bytes(codecs: Sequence, image: np.ndarray, target: int, **options)
   """The largest file of at most `target` bytes for a picture (H, W, 3) uint8.
 
   Size rises with quality in all but the last bits, so it may miss a file that is larger by a few bytes; the one it
-  returns is never above the target. A variable-rate codec of r rates is run about log2(256 r) times.
+  returns is never above the target. A variable-rate codec of r rates is run 1 to r + 8 times.
 
   Args:
     codecs: one or more; the file may come from any.
     options: for `encode`, such as icc_profile.
 
-  TargetError when every file is larger.
+  TargetError when the files of all rates are larger.
   """
   encode = lambda codec, quality: Reached(codec, quality, codec.encode(image, quality, **options), None)
-  tried = _try(codecs, encode, lambda reached: len(reached.blob) > target)
+  tried = _try(codecs, encode, lambda reached: len(reached.blob) <= target, downwards=True)
   fitting = [each for each in tried if len(each.blob) <= target]
   if not fitting:
-    tried += [encode(codec, _range(codec)[1]) for codec in codecs if _range(codec)[0] is not None]
     sizes = [len(each.blob) for each in tried]
     raise TargetError(f"{target} bytes are wanted; {_names(codecs)} makes {min(sizes)} to {max(sizes)} of this picture")
   is_last = all(len(each.blob) < target for each in tried)
@@ -51,47 +51,50 @@ def encode_to_bytes(codecs: Sequence, image: np.ndarray, target: int, **options)
 def encode_to_psnr(codecs: Sequence, image: np.ndarray, target: float, **options) -> Reached:
   """The smallest file that decodes to at least `target` dB of PSNR on 8-bit RGB. As `encode_to_bytes` otherwise.
 
-  TargetError when every file is below.
+  PSNR need not rise with quality, as on flat pictures; what any of the learned rates reaches is found.
+  TargetError when the files of all rates are below.
   """
   def encode(codec, quality):
     blob, decoded = codec.encode_with_reconstruction(image, quality, **options)
     return Reached(codec, quality, blob, _psnr(image, decoded))
 
-  tried = _try(codecs, encode, lambda reached: reached.psnr >= target)
+  tried = _try(codecs, encode, lambda reached: reached.psnr >= target, downwards=False)
   fitting = [each for each in tried if each.psnr >= target]
   if not fitting:
-    tried += [encode(codec, _range(codec)[0]) for codec in codecs if _range(codec)[0] is not None]
     psnrs = [each.psnr for each in tried]
-    raise TargetError(f"{target:g} dB are wanted; {_names(codecs)} reaches {min(psnrs):.2f} to {max(psnrs):.2f} "
+    most = math.floor(100 * max(psnrs)) / 100            # rounded down, so that the range does not contain the target
+    raise TargetError(f"{target:g} dB are wanted; {_names(codecs)} reaches {min(min(psnrs), most):.2f} to {most:.2f} "
                       "with this picture")
   is_last = all(each.psnr > target for each in tried)
   return min(fitting, key=lambda each: len(each.blob))._replace(is_last=is_last)
 
 
-def _try(codecs: Sequence, encode: Callable, is_beyond: Callable[[Reached], bool]) -> list[Reached]:
-  """Files of all codecs, among them the last before `is_beyond` becomes true along the qualities, and the first behind.
+def _try(codecs: Sequence, encode: Callable, fits: Callable[[Reached], bool], downwards: bool) -> list[Reached]:
+  """Files of all codecs, among them, of each, the last that fits along the qualities.
 
-  When it is true, or false, everywhere, the lowest quality, or the highest, is among them.
+  Of a variable-rate codec its rates are tried in turn, from the lowest or `downwards`, until one fits; then the range
+  between that one and the one before it is halved. When none fits, all rates are among the files.
   """
   tried = []
   for codec in codecs:
-    lowest, highest = _range(codec)
-    if lowest is None:
-      tried.append(encode(codec, None))
+    rates = list(codec.qualities)[::-1 if downwards else 1]
+    unfit = None
+    for quality in rates:
+      tried.append(encode(codec, quality))
+      if fits(tried[-1]):
+        break
+      unfit = quality
+    if unfit is None or unfit == rates[-1]:              # the first fits, or none: there is nothing between
       continue
-    before, behind = round(lowest * QUALITY_STEPS) - 1, round(highest * QUALITY_STEPS) + 1
-    while behind - before > 1:
-      middle = (before + behind) // 2
+    bad, good = (round(each * QUALITY_STEPS) for each in (unfit, tried[-1].quality))
+    while abs(good - bad) > 1:
+      middle = (bad + good) // 2
       tried.append(encode(codec, middle / QUALITY_STEPS))
-      if is_beyond(tried[-1]):
-        behind = middle
+      if fits(tried[-1]):
+        good = middle
       else:
-        before = middle
+        bad = middle
   return tried
-
-
-def _range(codec) -> tuple[float | None, float | None]:
-  return codec.qualities[0], codec.qualities[-1]
 
 
 def _names(codecs: Sequence) -> str:
