@@ -1,4 +1,7 @@
 """How much memory a picture takes, so that one that does not fit is refused before the work, with the figure."""
+from collections.abc import Iterator
+from pathlib import Path
+
 import jax
 
 from mlic_jax.config import CodecConfig
@@ -6,6 +9,7 @@ from mlic_jax.model import transforms
 from mlic_jax.model.mlic import side_multiple
 
 MEMINFO = "/proc/meminfo"   # of Linux; elsewhere nothing is refused
+PROC_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 ACTIVATIONS = 4.6           # of the widest layer of g_a or g_s, at once, as XLA allocates them on CPU
 HYPER_FLOATS = 16           # a position of y and channel of y: what h_s has at once
 WINDOW_COPIES = 2           # of the queries, keys and values of all windows of the local attention
@@ -38,13 +42,56 @@ def bytes_needed(config: CodecConfig, height: int, width: int) -> int:
 
 
 def bytes_available() -> int | None:
-  """What the system can give without swapping; None where it does not say."""
+  """What the system can give without swapping, within the limits of the control groups that this process is in, as in
+  containers; None where neither is said."""
+  found = [each for each in (_of_the_machine(), *_of_control_groups()) if each is not None]
+  return min(found) if found else None
+
+
+def _of_the_machine() -> int | None:
   try:
     with open(MEMINFO) as file:
       fields = dict(line.split(":") for line in file)
     return int(fields["MemAvailable"].split()[0]) * 1024
   except (OSError, KeyError, ValueError):
     return None
+
+
+def _of_control_groups() -> Iterator[int]:
+  """What is left of each limit on the way up from the group of this process; files that were read do not count."""
+  try:
+    lines = [line.split(":", 2) for line in PROC_CGROUP.read_text().splitlines()]
+  except OSError:
+    return
+  for number, controllers, path in (line for line in lines if len(line) == 3):
+    if number == "0" and not controllers:              # version 2
+      root, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
+    elif "memory" in controllers.split(","):           # version 1
+      root, names = CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    else:
+      continue
+    group = root / path.strip("/")
+    for folder in (group, *group.parents):
+      if not folder.is_relative_to(root):
+        break
+      limit, used = _number(folder / names[0]), _number(folder / names[1])
+      if limit is not None and used is not None:
+        yield max(limit - used + _reclaimable(folder / "memory.stat", names[2]), 0)
+
+
+def _number(path: Path) -> int | None:
+  """None where there is no such file, or no limit: "max"."""
+  try:
+    return int(path.read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def _reclaimable(path: Path, name: str) -> int:
+  try:
+    return int(dict(line.split() for line in path.read_text().splitlines())[name])
+  except (OSError, KeyError, ValueError):
+    return 0
 
 
 def check_memory(config: CodecConfig, height: int, width: int) -> None:

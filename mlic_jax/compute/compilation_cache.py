@@ -1,6 +1,6 @@
 """Compiled functions are kept on disk, so that the second run of a program starts in seconds."""
+import errno
 import os
-from pathlib import Path
 
 import jax
 
@@ -9,9 +9,22 @@ MIN_COMPILE_SECONDS = 0.1  # what compiles faster is not worth a file
 
 
 def folder() -> str | None:
-  """Where compiled functions are kept: $MLIC_JAX_CACHE, by default ~/.cache/mlic_jax; None when it is empty."""
-  named = os.environ.get(VARIABLE, str(Path.home() / ".cache" / "mlic_jax"))
-  return os.path.abspath(os.path.expanduser(named)) if named else None
+  """Where compiled functions are kept: $MLIC_JAX_CACHE, by default ~/.cache/mlic_jax; None when it is empty, and by
+  default without a home, or one that can be written to. OSError for a folder that is named and cannot be written to."""
+  named = os.environ.get(VARIABLE)
+  path = os.path.expanduser(os.path.join("~", ".cache", "mlic_jax") if named is None else named)
+  if not path or named is None and path.startswith("~"):   # who has no home keeps the "~"
+    return None
+  path = os.path.abspath(path)
+  try:
+    os.makedirs(path, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+      raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+  except OSError:
+    if named is None:
+      return None
+    raise
+  return path
 
 
 def enable() -> None:
@@ -20,7 +33,7 @@ def enable() -> None:
   To be called before anything is compiled: jax decides at the first compilation. A directory that jax was already
   given (JAX_COMPILATION_CACHE_DIR) is left alone.
   """
-  if not folder() or jax.config.jax_compilation_cache_dir:
+  if jax.config.jax_compilation_cache_dir or not (path := folder()):
     return
-  jax.config.update("jax_compilation_cache_dir", folder())
+  jax.config.update("jax_compilation_cache_dir", path)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
