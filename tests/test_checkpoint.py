@@ -1,6 +1,7 @@
 """Model directories: what is saved is loaded, and what is none is refused in one line."""
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -60,6 +61,45 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path, variables):
     save_model(tmp_path / "m", TINY, variables, training={"not": object()})
   load_model(tmp_path / "m")
   assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+class Killed(BaseException):
+  """What stands for SIGKILL: nothing that handles errors handles it."""
+
+
+@pytest.mark.parametrize("renames_done, found", [(1, 1), (2, 2)])
+def test_a_run_that_is_killed_while_a_model_is_replaced_leaves_one_that_is_found(
+    renames_done, found, tmp_path, variables, monkeypatch):
+  path, renames, usual = tmp_path / "run" / "model", [], Path.rename
+
+  def rename(self, target):
+    if len(renames) == renames_done:
+      raise Killed
+    renames.append(usual(self, target))
+
+  def rmtree(*_, **__):                                  # nobody cleans up after a kill
+    if len(renames) == 2:
+      raise Killed
+
+  save_model(path, TINY, variables, {"steps": 1})
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(Path, "rename", rename)
+    patch.setattr(shutil, "rmtree", rmtree)
+    save_model(path, TINY, variables, {"steps": 2})
+  for each in path.parent, path:
+    model = load_model(each)
+    assert (model.name, model.training) == ("run", {"steps": found})
+  save_model(path, TINY, variables, {"steps": 3})        # by a process of the same number, as in containers
+  assert load_model(path).training == {"steps": 3} and [each.name for each in path.parent.iterdir()] == ["model"]
+
+
+def test_a_model_is_replaced_behind_its_link_and_may_have_the_longest_name(tmp_path, variables):
+  real = tmp_path / ("m" * 255)
+  (tmp_path / "link").symlink_to(real)
+  for steps in 1, 2:
+    save_model(tmp_path / "link", TINY, variables, {"steps": steps})
+    assert (tmp_path / "link").is_symlink() and load_model(real).training == {"steps": steps}
+  assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_checkpoint, tmp_path, variables):

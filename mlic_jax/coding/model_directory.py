@@ -23,11 +23,13 @@ import numpy as np
 
 from mlic_jax.coding.tables import PRECISION, CodingTable, build_table, z_rows
 from mlic_jax.config import CodecConfig
+from mlic_jax.console import printable
 from mlic_jax.files import write_whole
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.paths import as_path, copy_files, is_remote, local_copy, remove_folder
 
 FORMAT = 1
+REPLACED = "replaced"   # the ending of a model while another takes its place
 
 
 class CheckpointError(ValueError):
@@ -54,7 +56,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
     variables: {"params": ...} of this config, of one device. With several processes, call it in each: the first writes.
     training: what the run was, as JSON can hold it.
 
-  ValueError when a parameter is not finite.
+  CheckpointError when a parameter is not finite.
   """
   if jax.process_index():
     return
@@ -62,7 +64,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   params = jax.tree.map(np.asarray, jax.device_get(dict(variables["params"])))
   for name, value in _flatten(params):
     if not np.isfinite(value).all():
-      raise ValueError(f"parameter {name} is not finite, the model is not written to {path}")
+      raise CheckpointError(f"parameter {name} is not finite, the model is not written to {path}")
   fields = config.to_dict()
   table = build_table({"params": params})
   fingerprint = _fingerprint(fields, params, table).hex()
@@ -71,7 +73,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   if is_remote(path):
     _write_remote(path, settings, params, table)
   else:
-    _write_local(Path(os.path.abspath(path)), settings, params, table)
+    _write_local(Path(os.path.realpath(path)), settings, params, table)
 
 
 def _write_parts(folder: Path, params: dict[str, Any], table: CodingTable) -> None:
@@ -80,25 +82,38 @@ def _write_parts(folder: Path, params: dict[str, Any], table: CodingTable) -> No
 
 
 def _write_local(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CodingTable) -> None:
-  """By renaming a whole directory."""
+  """By renaming a whole directory; a link to a model stays one."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  old = path.with_name(f".{path.name}.{os.getpid()}.old")
+  partial = _beside(path, f"{os.getpid()}.partial")
+  shutil.rmtree(partial, ignore_errors=True)             # of a process of the same number that was killed
   try:
     partial.mkdir()
-    (partial / "config.json").write_text(_json(settings))
+    (partial / "config.json").write_text(_json(settings), "utf-8")
     _write_parts(partial, params, table)
-    if path.exists():
-      path.rename(old)
-    try:
-      partial.rename(path)
-    except OSError:
-      if old.exists():
-        old.rename(path)
-      raise
+    _replace(path, partial)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(path: Path, new: Path) -> None:
+  """Puts a whole directory in the place of another. Between the two renames find_model finds the old one."""
+  old = _beside(path, REPLACED)
+  if path.exists():
+    shutil.rmtree(old, ignore_errors=True)             # of a run that was killed after its second rename
+    path.rename(old)
+  try:
+    new.rename(path)
+  except OSError:
+    if old.exists():
+      old.rename(path)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+  """A name for something of a model, beside it, and not made of its name, which may be as long as names can be."""
+  path = Path(os.path.realpath(path))
+  return path.parent / f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{what}"
 
 
 def _write_remote(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CodingTable) -> None:
@@ -120,7 +135,7 @@ def _json(settings: dict[str, Any]) -> str:
 
 def load_model(path: str | os.PathLike) -> Model:
   """Reads a model directory, or the one in the workdir of a training run. CheckpointError if it is none."""
-  path = _find(as_path(path))
+  path, named = _find(as_path(path))
   settings = _read_settings(path)
   try:
     config = CodecConfig.from_dict(settings["model"])
@@ -140,22 +155,30 @@ def load_model(path: str | os.PathLike) -> Model:
     _check_table(path, config, table)
     if written is not None:
       raise CheckpointError(f"{path}: the fingerprint of its parts is {fingerprint.hex()}, of those saved {written}")
-  folder = path if is_remote(path) else path.resolve()
-  name = folder.parent.name if folder.name == "model" else folder.name
+  folder = named if is_remote(named) else named.resolve()
+  name = printable(folder.parent.name if folder.name == "model" else folder.name)
   return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"))
 
 
-def _find(path: Path) -> Path:
-  for folder in (path / "model", path):  # a workdir has a config.json of its own
-    if (folder / "config.json").is_file():
-      return folder
+def find_model(path: str | os.PathLike) -> Path:
+  """The model directory at `path`, or in the workdir at `path`. CheckpointError if there is none."""
+  return _find(as_path(path))[0]
+
+
+def _find(path: Path) -> tuple[Path, Path]:
+  """Where the model lies, and the path that it is named after: another one when it was being replaced by a run that was
+  killed."""
+  for named in (path / "model", path):  # a workdir has a config.json of its own
+    for folder in (named,) if is_remote(named) else (named, _beside(named, REPLACED)):
+      if (folder / "config.json").is_file():
+        return folder, named
   came = "is no model directory (config.json is missing)" if path.exists() else "no such directory"
   raise CheckpointError(f"{path}: {came}; wanted a model directory, or the workdir of a training run that has one")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
   try:
-    settings = json.loads((path / "config.json").read_text())
+    settings = json.loads((path / "config.json").read_text("utf-8"))
     version, fields = settings["format"], settings["model"]
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise CheckpointError(f"{path}: config.json cannot be read ({_one_line(error)})") from error
