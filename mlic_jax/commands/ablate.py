@@ -2,6 +2,7 @@
 import argparse
 
 from mlic_jax.commands.arguments import anywhere, local, positive
+from mlic_jax.console import rich_console, say
 
 READS_CONFIG = True
 
@@ -17,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """train configurations with one budget and compare them"""
-  from rich.console import Console
   from rich.table import Table
 
   from mlic_jax.evaluation import ablation
@@ -31,6 +31,6 @@ def run(args: argparse.Namespace) -> int:
     table.add_column(heading, justify="right")
   for row in cells:
     table.add_row(*row)
-  Console(highlight=False).print(table)
-  print(f"written to {args.workdir / 'ablation.md'} and {args.workdir / 'ablation.json'}")
+  rich_console().print(table)
+  say(f"written to {args.workdir / 'ablation.md'} and {args.workdir / 'ablation.json'}")
   return 0

@@ -2,6 +2,7 @@
 import argparse
 
 from mlic_jax.commands.arguments import anywhere, local
+from mlic_jax.console import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,4 +22,4 @@ def run(args: argparse.Namespace) -> None:
   except official.WeightsError as error:
     raise official.WeightsError(f"{args.weights}: {error}") from error
   save_model(args.ckpt, config, variables)
-  print(f"{args.ckpt}: N={config.N}, M={config.M}, {config.num_slices} slices, window of {config.window_size}")
+  say(f"{args.ckpt}: N={config.N}, M={config.M}, {config.num_slices} slices, window of {config.window_size}")

@@ -1,7 +1,8 @@
 """describe: sizes of a codec, part by part."""
 import argparse
 
-from mlic_jax.commands.arguments import positive
+from mlic_jax.commands.arguments import side
+from mlic_jax.console import rich_console
 
 READS_CONFIG = True
 
@@ -9,13 +10,12 @@ READS_CONFIG = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, metavar="FILE.py",
                       help="or the name of one that comes along, such as mlic_plus_plus")
-  parser.add_argument("--height", type=positive, default=512, help="of the picture, in pixels")
-  parser.add_argument("--width", type=positive, default=768)
+  parser.add_argument("--height", type=side, default=512, help="of the picture, in pixels")
+  parser.add_argument("--width", type=side, default=768)
 
 
 def run(args: argparse.Namespace) -> None:
   """say how large the codec of a configuration is and how much it multiplies, part by part"""
-  from rich.console import Console
   from rich.table import Table
 
   from mlic_jax.model.describe import ENCODER_ONLY, Part, describe
@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> None:
     table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
   for part in (*parts, *sums):
     table.add_row(part.name, f"{part.parameters:,}", f"{part.kmacs:.1f}", end_section=part is parts[-1])
-  console = Console(highlight=False)
+  console = rich_console()
   console.print(table)
   console.print("Convolutions and linear layers only; those of a slice count at every position of y.")

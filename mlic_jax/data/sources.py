@@ -1,6 +1,7 @@
 """Where photographs come from: folders, and datasets of TensorFlow Datasets, as lists of encoded files.
 
-    PHOTOGRAPHS                       a folder and all below it; gs://BUCKET/PHOTOGRAPHS and the like, too
+    PHOTOGRAPHS                       a folder and all below it (folders.py says what counts); gs://BUCKET/PHOTOGRAPHS
+                                      and the like, too
     tfds:clic                         a prepared dataset: its split "train", or its first one
     tfds:coco/2017:train[:90%]        another split
     PHOTOGRAPHS*0.7,tfds:clic*0.3     both, seven crops of the one for three of the other
@@ -10,7 +11,7 @@ files, only as far as a crop needs, and without TensorFlow.
 """
 
 import difflib
-import io
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class Folder:
   def __len__(self) -> int:
     return len(self.paths)
 
-  def file(self, index: int) -> Path | io.BytesIO:
+  def file(self, index: int) -> Path | NamedBytes:
     """What mlic_jax.data.images.load_image reads; ImageError when a remote file cannot be read."""
     try:
       return readable(self.paths[index])
@@ -43,8 +44,10 @@ class Folder:
 
   def key(self, index: int) -> str:
     """What an image is called in its source, wherever that lies."""
-    path, folder = str(self.paths[index]), f"{as_path(self.name)}/"
-    return path.removeprefix(folder) if path.startswith(folder) else self.paths[index].name
+    path, folder = self.paths[index], as_path(self.name)
+    if not is_remote(folder):                              # "." begins no path
+      return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    return str(path).removeprefix(f"{folder}/") if str(path).startswith(f"{folder}/") else path.name
 
   def take(self, indices: Sequence[int]) -> "Folder":
     """The source of these images only."""
@@ -61,7 +64,7 @@ class Records:
   def __len__(self) -> int:
     return len(self.indices)
 
-  def file(self, index: int) -> io.BytesIO:
+  def file(self, index: int) -> NamedBytes:
     """What mlic_jax.data.images.load_image reads; ImageError when the record is broken."""
     from tensorflow_datasets.proto import tf_example_pb2  # slow to import, and not for folders
     index = int(self.indices[index])
@@ -92,9 +95,14 @@ class TfRecords:
     for each in instructions:
       places = []
       with as_path(each.filename).open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
         while len(head := file.read(self.HEAD.size)) == self.HEAD.size:
-          places.append((str(each.filename), file.tell(), *self.HEAD.unpack(head)))
-          file.seek(places[-1][2] + self.TAIL, 1)
+          offset, (length,) = file.tell(), self.HEAD.unpack(head)
+          if offset + length + self.TAIL > end:
+            raise ImageError(f"{each.filename}: damaged: record {len(places)} would end behind the end of the file")
+          places.append((str(each.filename), offset, length))
+          file.seek(length + self.TAIL, 1)
       self._places += places[each.skip:each.skip + each.take]
 
   def __len__(self) -> int:
@@ -168,9 +176,13 @@ def open_tfds(text: str, tfds_dir: str, splits: Sequence[str] = ("train",)) -> R
       examples = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES).data_source
     else:
       examples = TfRecords(builder.info.splits[split].file_instructions)
+  except ImageError:
+    raise
   except (KeyError, ValueError, AssertionError):
     raise ImageError(f"{text}: no split {split!r}; wanted one of {', '.join(known)}, or a part like "
                      f"{known[0]}[:90%]") from None
+  if not len(examples):
+    raise ImageError(f"{text}: holds no image; wanted a split, or a part of one, that is not empty")
   return Records(text, examples, feature, range(len(examples)))
 
 
@@ -187,7 +199,7 @@ def _prepared(text: str, name: str, tfds_dir: str):
     near = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=3, cutoff=0.5)
     nearest = f"the nearest names are {', '.join(near)}" if near else "wanted a name that `tfds` knows"
     raise ImageError(f"{text}: no such dataset{f' in {tfds_dir}' if tfds_dir else ''}; {nearest}") from error
-  except ValueError as error:
+  except Exception as error:  # a version that there is none of is an AssertionError, damage whatever it leads TFDS to
     raise ImageError(f"{text}: {' '.join(str(error).split())}") from error
   if not builder.is_prepared():
     # The program `tfds` would do the same, but does not start without apache_beam.

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlic_jax.coding.model_directory import find_model
+from mlic_jax.console import printable, say
 from mlic_jax.errors import ConfigError
 from mlic_jax.evaluation.rd import Curve, bd_rate
 from mlic_jax.files import write_whole
@@ -49,11 +51,11 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
   rows: list[dict[str, Any]] = []
   for name, config in configs.items():
     if not (workdir / name / "checkpoints" / str(num_steps)).is_dir():
-      print(f"{name} ({len(rows) + 1} of {len(configs)})", flush=True)
+      say(f"{name} ({len(rows) + 1} of {len(configs)})")
       loop.train_and_evaluate(config, workdir / name)
       jax.clear_caches()  # what was compiled for one model is of no use to the next
-    rows.append(_row(name, workdir / name / "model", rows))
-    write_whole(workdir / "ablation.md", markdown(rows, num_steps, Path(data_dir).name))
+    rows.append(_row(printable(name), workdir / name / "model", rows))
+    write_whole(workdir / "ablation.md", markdown(rows, num_steps, printable(Path(data_dir).name)))
     write_whole(workdir / "ablation.json", json.dumps({"steps": num_steps, "rows": rows}, indent=2) + "\n")
   return rows
 
@@ -70,7 +72,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> st
   headings, *cells = table(rows)
   lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
   return (f"{num_steps} steps each, on {data}; means over the held-out photographs. {NOTE}\n\n"
-          + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+          + "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines))
 
 
 def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
@@ -106,16 +108,18 @@ def _check_run(config, workdir: Path) -> None:
     return
   check_config(config, workdir / "config.json")
   before = read_config(workdir / "config.json")
-  for field, same in (("num_steps", before["num_steps"] == config.num_steps),
-                      ("data_dir", Path(before["data_dir"]).resolve() == Path(config.data_dir).resolve())):
+  for field, same in (("num_steps", before.get("num_steps") == config.num_steps),
+                      ("data_dir", Path(before.get("data_dir", "")).resolve() == Path(config.data_dir).resolve())):
     if not same:
-      raise ConfigError(f"{workdir} holds a run with {field}={before[field]}; wanted {config[field]} "
+      raise ConfigError(f"{workdir} holds a run with {field}={before.get(field)}; wanted {config[field]} "
                         "for all of the table, or another --workdir")
 
 
 def _row(name: str, model: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """The row of a trained model; `rows` are those above it."""
-  training = json.loads((model / "config.json").read_text())["training"]
+  training = json.loads((find_model(model) / "config.json").read_text("utf-8")).get("training") or {}
+  if not training.get("eval"):
+    raise ConfigError(f"{model}: a model without figures of an evaluation; wanted one that a training exported")
   rates = training["eval"]
   first = rows[0]["rates"] if rows else rates
   percent = lambda field: float(np.mean([100 * (a[field] / b[field] - 1) for a, b in zip(rates, first)]))

@@ -62,7 +62,17 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     content = content["state_dict"]
   if not isinstance(content, dict) or not all(hasattr(value, "numpy") for value in content.values()):
     raise WeightsError(f"{path}: holds no state dict, a dictionary of tensors")
-  return {name: value.numpy() for name, value in content.items()}
+  if bad := next((name for name in content if not isinstance(name, str)), None):
+    raise WeightsError(f"{path}: holds no state dict: {bad!r} is no name of a tensor")
+  return {name: _array(value) for name, value in content.items()}
+
+
+def _array(tensor) -> np.ndarray:
+  """A tensor of PyTorch as NumPy, which has no bfloat16 and no gradients; a copy of what NumPy can have as it is."""
+  tensor = tensor.detach() if hasattr(tensor, "detach") else tensor
+  if hasattr(tensor, "is_floating_point") and tensor.is_floating_point():
+    tensor = tensor.float()
+  return tensor.numpy()
 
 
 def canonical_names(state_dict: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -108,9 +118,18 @@ def from_state_dict(state_dict: dict[str, np.ndarray]) -> tuple[CodecConfig, dic
 
   Accepts a {"state_dict": ...} wrapper, a "module." prefix, both namings of the entropy bottleneck, and both published
   layouts (April 2024, and September 2023 with its wider residual prediction). Raises WeightsError in one line that
-  lists unknown and missing keys with the nearest names.
+  lists unknown and missing keys with the nearest names, or says what has not the shape that it has to have.
   """
   arrays = canonical_names(state_dict)
+  try:
+    return _converted(arrays)
+  except WeightsError:
+    raise
+  except (ValueError, IndexError, TypeError) as error:   # of arrays that are taken apart as no array of theirs can be
+    raise WeightsError(f"the shapes are not those of MLIC++ ({' '.join(str(error).split())})") from error
+
+
+def _converted(arrays: dict[str, np.ndarray]) -> tuple[CodecConfig, dict[str, Any]]:
   config = infer_config(arrays)
   weights = _Weights(arrays)
   steps = [_slice_step(weights, config, k) for k in range(config.num_slices)]
@@ -119,7 +138,19 @@ def from_state_dict(state_dict: dict[str, np.ndarray]) -> tuple[CodecConfig, dic
   unused = weights.unused()
   if weights.missing or unused:
     raise WeightsError(_complaint(weights.missing, unused))
-  return config, {"params": {**params, "slices": {"steps": _stack(steps, _target_shapes(config))}}}
+  shapes = _target_shapes(config)
+  _check_shapes(params, {name: shapes[name] for name in params})
+  return config, {"params": {**params, "slices": {"steps": _stack(steps, shapes["slices"]["steps"])}}}
+
+
+def _check_shapes(arrays: Any, shapes: Any, name: str = "") -> None:
+  """WeightsError unless both trees are the same and their arrays have these shapes."""
+  if hasattr(shapes, "shape"):
+    if arrays.shape != shapes.shape:
+      raise WeightsError(f"{name} has the shape {arrays.shape}; {shapes.shape} is wanted")
+    return
+  for key in shapes:
+    _check_shapes(arrays[key], shapes[key], f"{name}/{key}" if name else key)
 
 
 def _complaint(missing: list[str], unknown: list[str], most: int = 8) -> str:
@@ -247,21 +278,26 @@ def _attention(w: _Weights, name: str) -> dict[str, Any]:
 
 
 def _target_shapes(config: CodecConfig) -> dict[str, Any]:
-  """The shapes of the stacked parameters of the steps, a tree of jax.ShapeDtypeStruct."""
+  """The shapes of all parameters, those of the steps stacked: a tree of jax.ShapeDtypeStruct."""
   import jax
 
   from mlic_jax.model.mlic import build
   x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-  return jax.eval_shape(build(config).init, jax.random.key(0), x)["params"]["slices"]["steps"]
+  return jax.eval_shape(build(config).init, jax.random.key(0), x)["params"]
 
 
 def _stack(steps: list[Any], shapes: Any) -> Any:
   """Stacks the trees of all steps, each array padded with zeros at the end of its axes; absent parts are zeros."""
   if hasattr(shapes, "shape"):
     stacked = np.zeros(shapes.shape, np.float32)
-    for row, array in zip(stacked, steps):
-      if array is not None:
-        row[tuple(slice(n) for n in array.shape)] = array
+    for k, (row, array) in enumerate(zip(stacked, steps)):
+      if array is None:
+        continue
+      # Channels may be fewer, where slices are not decoded yet; the sides of a kernel, and a bias, may not.
+      same = array.ndim == row.ndim and array.shape[:-2] == row.shape[:-2]
+      if not same or any(n > most or not n for n, most in zip(array.shape, row.shape)):
+        raise WeightsError(f"an array of slice {k} has the shape {array.shape}; at most {row.shape} is wanted")
+      row[tuple(slice(n) for n in array.shape)] = array
     return stacked
   return {name: _stack([None if step is None else step[name] for step in
                         (s if s is None or name in s else None for s in steps)], inner)

@@ -55,8 +55,14 @@ def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-  """The fields that write_config wrote."""
-  return {name: value for name, value in json.loads(path.read_text()).items() if name != ENVIRONMENT}
+  """The fields that write_config wrote. ConfigError in one line when it is damaged."""
+  try:
+    fields = json.loads(path.read_text("utf-8"))
+  except ValueError as error:
+    raise ConfigError(f"{path}: cannot be read ({error}); wanted the configuration of a run") from error
+  if not isinstance(fields, dict):
+    raise ConfigError(f"{path}: holds {type(fields).__name__}; wanted the configuration of a run")
+  return {name: value for name, value in fields.items() if name != ENVIRONMENT}
 
 
 def check_config(config, path: Path) -> None:
