@@ -11,16 +11,18 @@ the arguments and the order of events.
 import argparse
 import functools
 import os
-import sys
 from pathlib import Path
 
 import jax
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import mlic_jax
 from mlic_jax.coding import rangecoder
+from mlic_jax.coding.memory import check_memory
 from mlic_jax.commands.arguments import coder_argument, local
+from mlic_jax.console import complain, prepare, rich_console
+from mlic_jax.data.folders import MEASUREMENTS
 from mlic_jax.errors import for_the_user
 from mlic_jax.evaluation import baselines, bits, cost, image_set, measure, plots, rd, references, report, results, sweep
 from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves
@@ -99,16 +101,17 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def main(argv: list[str] | None = None, program: str = "eval.py") -> int:
   """Exit status: 0; 2 for what the user can mend; 1 for a file that decodes to another picture; 130 for Ctrl-C."""
+  prepare()
   try:
     evaluate(parse(argv, program), program)
   except (ValueError, OSError) as error:
     message = str(error) if isinstance(error, UserError) else for_the_user(error)
     if message is None:
       raise
-    print(f"{program}: {message}", file=sys.stderr)
+    complain(f"{program}: {message}")
     return 1 if isinstance(error, measure.ReconstructionMismatch) else 2
   except KeyboardInterrupt:
-    print(f"{program}: interrupted; the same command with --resume continues", file=sys.stderr)
+    complain(f"{program}: interrupted; the same command with --resume continues")
     return 130
   return 0
 
@@ -126,17 +129,22 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
   anchor = chosen_anchor(arguments.anchor, curve_names(arguments.ckpt, codecs, conventional, published))
   out = arguments.out or Path("out") / codecs[0].name
   refuse_unwritable(out)
-  pixels = image_set.survey(photographs)                      # which meets every broken image before the work
+  if arguments.data and os.path.realpath(arguments.data) == os.path.realpath(out):
+    raise UserError(f"--out {out} is the folder of the images; its plots would be among them the next time")
+  # Meets every image that cannot be coded before the work.
+  pixels = image_set.survey(photographs, lambda image: [check_memory(each.config, *image.shape[:2]) for each in codecs])
   for line in missing:
-    print(f"{program}: {line}", file=sys.stderr)
+    complain(f"{program}: {line}")
 
-  journal = Journal(out / "measurements.jsonl", arguments.resume)
+  journal = Journal(out / MEASUREMENTS, arguments.resume)
   workers = Processes(arguments.workers) if arguments.workers else InThisProcess()
   try:
     with progress_bar() as progress:
       measured = sweep.evaluate_baselines(
           conventional, photographs, journal=journal, workers=workers,
-          advance=counter(progress, "baselines", photographs.size * len(conventional)))
+          advance=counter(progress, "baselines", photographs.size * len(conventional)),
+          left_out=lambda line: complain(f"{program}: left out {line}; without a curve, which would be of other "
+                                         "images"))
       shown = dict(list(pixels.items())[:arguments.report_images])
       pictures = Pictures(out / "pictures", shown, conventional, sweep.by_image(measured), arguments.resume)
       arriving = Arrivals(pixels, journal, workers) if arguments.progressive else None
@@ -161,10 +169,13 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
     dataset = arguments.published.partition(":")[0]
     about["published"] = {"dataset": dataset, "caution": references.caution(dataset, photographs.size)}
   named, measured = results.families(checkpoints), results.by_name(measured)
+  compared = results.of_all_images(measured, about)
+  if arguments.anchor is None:
+    anchor = chosen_anchor(None, [name for name, _ in [*named, *compared]] + [each.name for each in published])
   found = results.assemble(about, named, measured, published, anchor=anchor, bd_method=arguments.bd_method, costs=costs,
                            pictures=drawn)
   title = f"{photographs.title}, {photographs.size} image{'s' * (photographs.size > 1)}"
-  written = write(out, found, [*named, *measured], title, arguments.report_images > 0)
+  written = write(out, found, [*named, *compared], title, arguments.report_images > 0)
   if arriving:
     written += plot_arrivals(out, named, title)
   say(found, named, title, written)
@@ -257,11 +268,11 @@ def refuse_unwritable(out: Path) -> None:
 
 
 def progress_bar() -> Progress:
-  console = Console(stderr=True)
+  console = rich_console(stderr=True)
   return Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(),
                   console=console, transient=True, disable=not console.is_terminal)
 
 
 def counter(progress: Progress, description: str, total: int):
-  task = progress.add_task(description, total=total)
+  task = progress.add_task(escape(description), total=total)
   return lambda: progress.advance(task)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, features
 
+from mlic_jax.data.pillow_pictures import open_picture
+
 
 class BaselineError(ValueError):
   """A baseline that is unknown or cannot run here; one line with what would help."""
@@ -66,7 +68,7 @@ def encode_heic(image: np.ndarray, quality: int) -> bytes:
 
 def decode(blob: bytes) -> np.ndarray:
   """The (H, W, 3) uint8 image in a file of any of these codecs."""
-  return np.array(Image.open(io.BytesIO(blob)).convert("RGB"))
+  return np.array(open_picture(io.BytesIO(blob), formats=None).convert("RGB"))
 
 
 def _save(image: np.ndarray, image_format: str, **options) -> bytes:

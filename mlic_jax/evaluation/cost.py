@@ -53,6 +53,6 @@ def device_name() -> str:
   if device.platform != "cpu":
     return device.device_kind
   info = Path("/proc/cpuinfo")
-  lines = info.read_text().splitlines() if info.exists() else []
+  lines = info.read_text("utf-8").splitlines() if info.exists() else []
   names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
   return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

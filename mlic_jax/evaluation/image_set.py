@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlic_jax.console import printable
 from mlic_jax.data.images import ImageError, list_images, load_image
 from mlic_jax.data.sources import Folder, open_tfds
 from mlic_jax.evaluation.journal import digest
@@ -23,6 +24,8 @@ class ImageSet(NamedTuple):
   size: int
   read: Callable[[], Iterator[tuple[str, np.ndarray]]]   # name, (H, W, 3) uint8; ImageError for a broken one
 
+  # Names are text for tables, files and pages: one line each, no two alike, whatever the files are called.
+
 
 def open_image_set(data: str | None, limit: int | None = None) -> ImageSet:
   """The first `limit` images of `data`; ImageError, in one line, when there is nothing to read.
@@ -30,22 +33,34 @@ def open_image_set(data: str | None, limit: int | None = None) -> ImageSet:
   None: the sample photographs; "tfds:NAME[:SPLIT]": a prepared dataset; anything else: a folder.
   """
   if data is None:
-    return _from_files("sample photographs of scikit-image", _sample_folder(), SAMPLE_PHOTOGRAPHS[:limit])
+    samples = {name: _sample_folder() / name for name in SAMPLE_PHOTOGRAPHS[:limit]}
+    return _from_files("sample photographs of scikit-image", samples)
   if data.startswith("tfds:"):
     return _from_tfds(data, limit)
-  source = Folder(data, list_images(data))
-  names = [source.key(i) for i in range(len(source))]
-  folder = as_path(data)
-  return _from_files(folder.name if is_remote(folder) else folder.resolve().name, folder, names[:limit])
+  source, folder = Folder(data, list_images(data)[:limit]), as_path(data)
+  # Backslashes are doubled, so that what is written with one for a byte or a new line is nobody's own name.
+  names = [printable(source.key(i).replace("\\", "\\\\")) for i in range(len(source))]
+  title = folder.name if is_remote(folder) else folder.resolve().name
+  return _from_files(printable(title), dict(zip(names, source.paths)))
 
 
-def survey(photographs: ImageSet) -> dict[str, str]:
-  """The digest of the pixels of every image, by name, from reading all; ImageError for the first broken one."""
-  return {name: digest(image) for name, image in photographs.read()}
+def survey(photographs: ImageSet, check: Callable[[np.ndarray], None]) -> dict[str, str]:
+  """The digest of the pixels of every image, by name, from reading all.
+
+  ImageError for the first that is broken, or that `check` refuses with a ValueError.
+  """
+  digests = {}
+  for name, image in photographs.read():
+    try:
+      check(image)
+    except ValueError as error:
+      raise ImageError(f"{name}: {error}") from error
+    digests[name] = digest(image)
+  return digests
 
 
-def _from_files(title: str, folder: Path, names) -> ImageSet:
-  return ImageSet(title, len(names), lambda: ((name, load_image(readable(folder / name))) for name in names))
+def _from_files(title: str, paths: dict[str, Path]) -> ImageSet:
+  return ImageSet(title, len(paths), lambda: ((name, load_image(readable(path))) for name, path in paths.items()))
 
 
 def _sample_folder() -> Path:

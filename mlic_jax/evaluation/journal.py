@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mlic_jax.evaluation.measure import Arrived, ImageResult
+from mlic_jax.files import write_whole
 
 
 def digest(image: np.ndarray) -> str:
@@ -26,15 +27,13 @@ def digest(image: np.ndarray) -> str:
 
 
 class Journal:
-  """The file at `path`, or memory alone when that is None. Without `resume` it starts empty."""
+  """The file at `path`, or memory alone when that is None. Without `resume` it starts empty: what is in the file stays
+  there until the first new line takes its place."""
 
   def __init__(self, path: Path | None = None, resume: bool = False):
     self._path, self._results, self._arrivals, self._first_runs = path, {}, {}, {}
-    if path is None:
-      return
-    if not resume:
-      path.unlink(missing_ok=True)
-    elif path.exists():
+    self._replaces = not resume
+    if path is not None and resume and path.exists():
       self._read()
 
   def results(self, codec: str, pixels: str) -> dict[float | None, ImageResult]:
@@ -68,11 +67,16 @@ class Journal:
     self._take(line)
     if self._path is None:
       return
+    text = (json.dumps(line, allow_nan=False) + "\n").encode()
     self._path.parent.mkdir(parents=True, exist_ok=True)
+    if self._replaces:
+      write_whole(self._path, text)
+      self._replaces = False
+      return
     # One write of a whole line: a run that is killed leaves whole lines, and at worst half a last one.
     descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-      os.write(descriptor, (json.dumps(line, allow_nan=False) + "\n").encode())
+      os.write(descriptor, text)
     finally:
       os.close(descriptor)
 

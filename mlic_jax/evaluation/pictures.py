@@ -6,6 +6,7 @@ are not made again. What is shown is WebP at quality 92, because a page of lossl
 megabytes; files of baselines that every browser can show are shown as they are. Pictures larger than SIDE pixels are
 shown by their middle.
 """
+import hashlib
 import io
 import json
 import re
@@ -17,6 +18,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from mlic_jax.data.pillow_pictures import open_picture
 from mlic_jax.evaluation.baselines import Baseline
 from mlic_jax.evaluation.bits import BitsMap
 from mlic_jax.evaluation.measure import Coded, ImageResult, code_baseline, compare
@@ -93,7 +95,7 @@ class Pictures:
       return None
     path = self._folder / slug(name) / f"{_stem(codec_key, quality)}.json"
     try:
-      record = json.loads(path.read_text())
+      record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):                        # not there, or damaged: it is made again
       return None
     return record if record.get("key") == self._key(codec_key, name) else None
@@ -104,15 +106,16 @@ class Pictures:
 
   def _baseline(self, folder, stem, name, image, window, size) -> dict[str, Any] | None:
     """The baseline of the highest PSNR at `size` bytes, by the sweep, at its highest quality that needs no more."""
-    sweeps = [self._sweep[baseline.name, name] for baseline in self._baselines]
+    baselines = [each for each in self._baselines if (each.name, name) in self._sweep]   # which can hold the picture
+    sweeps = [self._sweep[baseline.name, name] for baseline in baselines]
     reached = [_psnr_at(sweep, size) for sweep in sweeps]
     if not reached:
       return None
     best = max(range(len(reached)), key=lambda i: (reached[i] is not None, reached[i] or -_smallest(sweeps[i])))
-    baseline = self._baselines[best]
+    baseline = baselines[best]
     quality, coded = _largest_within(baseline, sweeps[best], name, image, size)
     result = compare(name, image, coded)
-    image_format = Image.open(io.BytesIO(coded.blob)).format
+    image_format = open_picture(io.BytesIO(coded.blob), formats=None).format
     if image_format in BROWSERS_SHOW and image[window].shape == image.shape:
       picture = self._write(folder / f"{stem}-baseline.{BROWSERS_SHOW[image_format]}", coded.blob)
     else:
@@ -122,12 +125,18 @@ class Pictures:
 
 
 def slug(name: str) -> str:
-  """A file name that is safe everywhere, made of a name."""
-  return re.sub(r"[^A-Za-z0-9.+]+", "-", name).strip("-") or "-"
+  """A file name that is safe everywhere, made of a name: another one for another name, case or no case."""
+  safe = readable(name)
+  return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def readable(name: str) -> str:
+  """What of a name is safe everywhere, in lower case; of several names it may be the same."""
+  return re.sub(r"[^a-z0-9.+]+", "-", name.lower()).strip("-.")[:80] or "-"
 
 
 def _stem(codec_key: str, quality: float | None) -> str:
-  return slug(codec_key if quality is None else f"{codec_key} q{quality:g}")
+  return slug(codec_key if quality is None else f"{codec_key} q{quality!r}")
 
 
 def _middle(image: np.ndarray) -> tuple[slice, slice]:

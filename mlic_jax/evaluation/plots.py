@@ -1,6 +1,7 @@
 """The rate-distortion plot: checkpoints in colour, baselines in grey, published curves dashed, names at the lines."""
 import itertools
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def rd_figure(curves: Sequence[Curve], title: str, x_label: str = "bits per pixe
     if len(bpp):
       ends.append((db[-1], bpp[-1], curve.name, colour, "normal" if curve.kind == "published" else "bold"))
   axes.set(xlim=(0, right), xlabel=x_label, ylabel=Y_LABEL[curves[0].metric])
-  axes.set_title(title, loc="left", fontsize="medium")
+  axes.set_title(title, loc="left", fontsize="medium", parse_math=False)   # a name may hold a "$"
   axes.grid(color="#e6e6e6")
   axes.set_axisbelow(True)
   axes.spines[["top", "right"]].set_visible(False)
@@ -67,7 +68,8 @@ def rd_figure(curves: Sequence[Curve], title: str, x_label: str = "bits per pixe
 def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str, x_label: str = "bits per pixel") -> None:
   """Writes the figure as PNG or SVG, by the extension of `path`, whole or not at all."""
   figure = rd_figure(curves, title, x_label)
-  with whole_file(path) as partial:
+  with whole_file(path) as partial, warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing")   # of a name in a script that the font does not have
     if Path(path).suffix == ".svg":
       # Text as text, so that it can be found and edited; no date and no random names, so that equal plots are equal.
       with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlic_jax"}):
@@ -95,7 +97,8 @@ def _label(axes, ends) -> None:
       leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3,
                 "relpos": (0, 0.5)}
     axes.annotate(name, (bpp, db), xytext=(1.015, height), textcoords=("axes fraction", "data"), color=colour,
-                  va="center", fontweight=weight, fontsize="small", annotation_clip=False, arrowprops=leader)
+                  va="center", fontweight=weight, fontsize="small", annotation_clip=False, arrowprops=leader,
+                  parse_math=False)
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

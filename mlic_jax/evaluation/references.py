@@ -79,7 +79,7 @@ def caution(dataset: str, number: int) -> str | None:
 
 @functools.cache
 def _read(dataset: str, metric: str) -> dict[str, dict]:
-  return json.loads((Path(__file__).parent / "published" / f"{dataset}_{metric}.json").read_text())
+  return json.loads((Path(__file__).parent / "published" / f"{dataset}_{metric}.json").read_text("utf-8"))
 
 
 def _decibels(points: dict, metric: str) -> np.ndarray:

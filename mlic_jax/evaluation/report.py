@@ -32,13 +32,13 @@ def page(results: dict[str, Any], pictures: Path, title: str) -> str:
   paths = sorted({path for record in results["pictures"] for path in _paths(record)})
   data = {"records": results["pictures"], "errorMax": ERROR_MAX,
           "pictures": {path: _data_uri(pictures / path) for path in paths}}
-  template = string.Template((FOLDER / "page.html").read_text())
+  template = string.Template((FOLDER / "page.html").read_text("utf-8"))
   return template.substitute(
       title=html.escape(f"{', '.join(names)} on {title}"), names=html.escape(", ".join(names)),
-      about=html.escape(_about(results, title)), css=(FOLDER / "page.css").read_text(),
-      js=(FOLDER / "page.js").read_text(), plots=_plots(results), bd_rates=_bd_rates(results),
+      about=html.escape(_about(results, title)), css=(FOLDER / "page.css").read_text("utf-8"),
+      js=(FOLDER / "page.js").read_text("utf-8"), plots=_plots(results), bd_rates=_bd_rates(results),
       rates=_rates(results), costs=_costs(results), figures=_figures(results["pictures"]), sources=_sources(results),
-      data=json.dumps(data, allow_nan=False).replace("</", "<\\/"))   # which would end the script
+      data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"))   # which could end the script, or hide its end
 
 
 def _about(results: dict[str, Any], title: str) -> str:
@@ -240,7 +240,7 @@ def _sources(results: dict[str, Any]) -> str:
 def _figures(records: Sequence[dict[str, Any]]) -> str:
   """A figure per image; page.js fills it with the records of that image."""
   names = list(dict.fromkeys(record["image"] for record in records))
-  template = string.Template((FOLDER / "figure.html").read_text())
+  template = string.Template((FOLDER / "figure.html").read_text("utf-8"))
   figures = []
   for number, name in enumerate(names):
     of_image = [record for record in records if record["image"] == name]

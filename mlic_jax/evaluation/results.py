@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mlic_jax.evaluation.measure import ImageResult
-from mlic_jax.evaluation.pictures import slug
+from mlic_jax.evaluation.pictures import readable
 from mlic_jax.evaluation.rd import METRICS, Curve, bd_rate
 from mlic_jax.files import write_whole
 
@@ -56,7 +56,7 @@ def assemble(data: dict[str, Any], named: Sequence[tuple[str, list[dict[str, Any
              baselines: Sequence[tuple[str, list[dict[str, Any]]]], published: Sequence[Curve], *, anchor: str,
              bd_method: str, costs: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> dict[str, Any]:
   """results.json, of (name of the curve, its entries); `data` says what was evaluated, and on what."""
-  curves = [*curves_of("checkpoint", named), *curves_of("baseline", baselines), *published]
+  curves = [*curves_of("checkpoint", named), *curves_of("baseline", of_all_images(baselines, data)), *published]
   anchors = {curve.metric: curve for curve in reversed(curves) if curve.name == anchor}
   entries_of = lambda named: [entry for _, entries in named for entry in entries]
   return {**data, "checkpoints": entries_of(named), "baselines": entries_of(baselines),
@@ -64,6 +64,11 @@ def assemble(data: dict[str, Any], named: Sequence[tuple[str, list[dict[str, Any
           "bd_rates": [bd_rate(curve, anchors[curve.metric], bd_method) for curve in curves
                        if curve.metric in anchors and curve is not anchors[curve.metric]],
           "curves": [curve_fields(curve) for curve in curves], "costs": costs, "pictures": pictures}
+
+
+def of_all_images(baselines: Sequence[tuple[str, list[dict[str, Any]]]], data: dict[str, Any]):
+  """Those that could hold all images: the means of others are of other images, and no curve beside the rest."""
+  return [(name, entries) for name, entries in baselines if len(entries[0]["images"]) == data["number_of_images"]]
 
 
 def read_curves(results: dict[str, Any], metric: str) -> list[Curve]:
@@ -107,12 +112,25 @@ def write_compressai(folder: Path, named: Sequence[tuple[str, list[dict[str, Any
   Rising in rate. MS-SSIM is a value, not dB, and left out where pictures are too small for it.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  for name, entries in named:
+  for file, (name, entries) in zip(_file_names([name for name, _ in named]), named):
     rate = "bpp_estimated" if entries[0]["mean"]["bpp"] is None else "bpp"
     means = sorted((entry["mean"] for entry in entries), key=lambda mean: mean[rate])
     columns = {"bpp": rate, "psnr-rgb": "psnr", "ms-ssim-rgb": "ms_ssim"}
     results = {theirs: [mean[ours] for mean in means] for theirs, ours in columns.items()}
     results = {theirs: values for theirs, values in results.items() if None not in values}
     how = "estimated by likelihoods" if rate == "bpp_estimated" else "of complete files"
-    write_json(folder / f"{slug(name).lower()}.json",
+    write_json(folder / f"{file}.json",
                {"name": name, "description": f"{title}; rates {how}, means over images", "results": results})
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+  """A file name for each, no two alike."""
+  taken: list[str] = []
+  for name in names:
+    stem = file = readable(name)
+    number = 1
+    while file in taken:
+      number += 1
+      file = f"{stem}-{number}"
+    taken.append(file)
+  return taken

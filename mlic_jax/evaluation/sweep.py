@@ -66,8 +66,13 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
 
 
 def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, journal: Journal | None = None,
-                       workers=None, advance: Callable[[], None] = _nothing) -> list[dict[str, Any]]:
-  """One entry per baseline and quality. `advance` is called after each image and baseline."""
+                       workers=None, advance: Callable[[], None] = _nothing,
+                       left_out: Callable[[str], None] = _nothing) -> list[dict[str, Any]]:
+  """One entry per baseline and quality. `advance` is called after each image and baseline.
+
+  An image that a baseline cannot hold is missing in its entries, and left_out(line) says so; one that can hold none has
+  no entries.
+  """
   journal, workers = journal or Journal(), workers or InThisProcess()
 
   def source(baseline):
@@ -76,16 +81,18 @@ def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, 
 
   results = collections.defaultdict(list)
   for index, of_image in _measured([source(each) for each in baselines], photographs, journal, workers,
-                                   lambda count: advance()):
+                                   lambda count: advance(), left_out=left_out):
     for quality, result in of_image.items():
       results[index, quality].append(result)
   return [_entry(baseline.name, quality, None, results[index, quality])
-          for index, baseline in enumerate(baselines) for quality in baseline.qualities]
+          for index, baseline in enumerate(baselines) for quality in baseline.qualities if results[index, quality]]
 
 
 def _measured(sources, photographs: ImageSet, journal: Journal, workers, advance: Callable[[int], Any],
-              lacks: Callable = _nothing) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
-  """(index of the source, results by quality) of every image through every source, in order.
+              lacks: Callable = _nothing, left_out: Callable[[str], None] = _nothing,
+              ) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
+  """(index of the source, results by quality) of every image through every source, in order; none for an image that the
+  source cannot hold.
 
   sources: (key in the journal, qualities, submit), where submit(name, image, qualities) gives a future of the results,
   or a list of futures. As much as `workers` want is under way before the first is waited for.
@@ -96,7 +103,12 @@ def _measured(sources, photographs: ImageSet, journal: Journal, workers, advance
     index, name, pixels, missing, submitted = waiting.popleft()
     key, qualities, _ = sources[index]
     if missing:
-      found = submitted.result() if isinstance(submitted, Future) else [each.result() for each in submitted]
+      try:
+        found = submitted.result() if isinstance(submitted, Future) else [each.result() for each in submitted]
+      except measure.BaselineLimit as error:
+        left_out(str(error))
+        advance(len(qualities))
+        return index, {}
       journal.add(key, pixels, dict(zip(missing, found)))
     advance(len(qualities))
     known = journal.results(key, pixels)

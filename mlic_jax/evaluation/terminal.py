@@ -2,15 +2,15 @@
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from mlic_jax.console import rich_console
 from mlic_jax.evaluation import rd, results
 
 
 def say(found: dict, named: list[tuple[str, list[dict]]], title: str, written: list[Path]) -> None:
   """Tables on stdout."""
-  console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+  console = rich_console(width=None if sys.stdout.isatty() else 120)
   beside = [curve for curve in results.read_curves(found, "psnr") if curve.kind == "baseline"][:2]
   for name, entries in named:
     console.print(table(f"{name}: {title}", entries, beside, found["estimate"]))

@@ -3,6 +3,8 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 
+from mlic_jax.children import deaf_children
+
 
 class InThisProcess(Executor):
   """Runs at once what it is given; for one core, and for tests."""
@@ -24,6 +26,10 @@ class Processes(ProcessPoolExecutor):
     # Not forked: JAX has threads, and a forked copy of them hangs.
     super().__init__(number, mp_context=multiprocessing.get_context("spawn"), initializer=_use_the_cpu)
     self.in_flight = 4 * number                          # enough that nobody waits, few enough to hold in memory
+
+  def submit(self, *args, **kwargs) -> Future:
+    with deaf_children():                                # the first call starts the processes
+      return super().submit(*args, **kwargs)
 
 
 def _use_the_cpu() -> None:
