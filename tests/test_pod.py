@@ -162,3 +162,11 @@ def test_processes_that_cannot_start_together_say_why_and_end(pod):
     for lines in said:
       assert lines.splitlines()[-1].startswith("train.py: ") and reason in lines.splitlines()[-1]
   assert not (pod.folder / "there").exists()
+
+
+@pytest.mark.slow
+def test_when_the_first_process_is_killed_the_other_ends_too(pod):
+  """By jax, whose service the first one holds, or by a line of ours: whoever notices first."""
+  status, said = pod.run(pod.folder / "headless", ("SIGKILL@8", ""))
+  assert status[0] == -signal.SIGKILL and status[1] not in (0, 2)
+  assert "process 0 " in said[1] or "another task died" in said[1]
