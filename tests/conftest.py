@@ -1,8 +1,8 @@
 """What tests share: a model that is small enough to compile in seconds, with weights that are quick to make.
 
-A test, or a fixture of tests, that needs TensorFlow says so by asking for `tfc`, `tensorflow` or `tfds`. It is skipped
-where requirements/ leave the package out for this Python and machine, or where `make test-latest` leaves it out, and
-nowhere else: a package that should be there and is not is a failure.
+A test, or a fixture of tests, that needs TensorFlow says so by asking for `tfc` or `tensorflow`. It is skipped where
+requirements/ leave the package out for this Python and machine, or where `make test-latest` leaves it out, and nowhere
+else: a package that should be there and is not is a failure.
 """
 import importlib
 import importlib.util
@@ -54,9 +54,8 @@ def tensorflow(request):
 
 
 @pytest.fixture(scope="session")
-def tfds(request):
-  """The package tensorflow_datasets."""
-  _skip_without("tensorflow-datasets", request)
+def tfds():
+  """The package tensorflow_datasets, slow to import. Without TensorFlow it writes array_record, but no TFRecord."""
   return importlib.import_module("tensorflow_datasets")
 
 

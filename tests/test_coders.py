@@ -150,6 +150,12 @@ def test_a_row_that_the_table_does_not_have_is_refused(row):
     Decoder(TABLE, b"").decode(np.array([0, row]))
 
 
+@pytest.mark.parametrize("choice", [-1, 28])
+def test_a_grid_that_there_is_not_is_refused(choice):
+  with pytest.raises(SymbolError, match="there are 0 to 27"):
+    Encoder(TABLE).encode_choices(np.array([0, choice]))
+
+
 IN_TWO_THREADS = """
 import os, threading
 from mlic_jax.coding.rangecoder import _module

@@ -83,7 +83,9 @@ class Encoder:
       self._push_gamma(cells[escaped], escape[escaped])
 
   def encode_choices(self, choices: np.ndarray) -> None:
-    """Appends the grids of a pass, 0 .. GRIDS - 1 (coding/portable.py)."""
+    """Appends the grids of a pass, 0 .. GRIDS - 1 (coding/portable.py); SymbolError for others."""
+    if choices.size and not 0 <= choices.min() <= choices.max() < GRIDS:
+      raise SymbolError(f"grids {choices.min()} to {choices.max()} came; there are 0 to {GRIDS - 1}")
     self._push(choices, self._rows.choice_row)
 
   def _push_gamma(self, cells, escape):
