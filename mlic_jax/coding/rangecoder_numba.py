@@ -33,9 +33,12 @@ class Writer:
 
   def push(self, rows: np.ndarray, cells: np.ndarray) -> None:
     """Appends the cells 0, 1, ... under their rows, both (n,) int32, contiguous, and within the table."""
-    needed = self._state[2] + 2 * rows.size      # a symbol writes two bytes or none
+    length = int(self._state[2])
+    needed = length + 2 * rows.size              # a symbol writes two bytes or none
     if needed > self._sink.size:
-      self._sink = np.concatenate([self._sink[:self._state[2]], np.empty(2 * needed - self._state[2], np.uint8)])
+      sink = np.empty(2 * needed, np.uint8)
+      sink[:length] = self._sink[:length]
+      self._sink = sink
     _push(self._state, self._sink, *self._table, rows, cells)
 
   def finish(self) -> bytes:
