@@ -97,7 +97,7 @@ class Codec:
     QualityError; ImageError for what is no picture; BitstreamError for a picture or profile that is too large,
     MemoryLimitError for one that this machine has no memory for.
     """
-    image, own_profile = as_picture(image)
+    image, own_profile, _ = as_picture(image)
     return self.encode_latents(self.latents(image, quality), icc_profile or own_profile, chunked, portable)
 
   def encode_many(self, images: Iterable[AnyPicture], quality: float | None = None, chunked: bool = True,
@@ -131,7 +131,7 @@ class Codec:
                                  icc_profile: bytes | None = None, chunked: bool = True,
                                  portable: bool = True) -> tuple[bytes, np.ndarray]:
     """The file, and the picture (H, W, 3) uint8 that `decode` will make of it, bit for bit on this machine."""
-    image, own_profile = as_picture(image)
+    image, own_profile, _ = as_picture(image)
     blob, finish = self._encode(self.latents(image, quality), icc_profile or own_profile, chunked,
                                 here() if portable else None)
     return blob, finish()
