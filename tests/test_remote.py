@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import fsspec
 import jax
@@ -33,6 +34,15 @@ def names(prefix):
   return sorted(name.removeprefix(start) for name in object_store.OBJECTS if name.startswith(start))
 
 
+def cut_behind_the_checkpoint():
+  """The power is cut when the checkpoint of step 5, which is written in the background, is whole."""
+  end = time.monotonic() + 60
+  while "checkpoints/5/commit_success.txt" not in names("run"):
+    assert time.monotonic() < end, names("run")
+    time.sleep(0.02)
+  cut()
+
+
 def test_a_run_on_remote_paths_that_is_killed_ends_in_the_bits_of_a_local_one(
     config, standin, bucket, tmp_path, monkeypatch):
   copy_files(tmp_path / "photographs", as_path(f"{bucket}/photographs"))
@@ -40,10 +50,9 @@ def test_a_run_on_remote_paths_that_is_killed_ends_in_the_bits_of_a_local_one(
   loop.train_and_evaluate(config, tmp_path / "run")
   config.data_dir = f"{bucket}/photographs"
   with monkeypatch.context() as patch:
-    stop_at(patch, 8, cut)
+    stop_at(patch, 8, cut_behind_the_checkpoint)
     with pytest.raises(BaseException, match="^$"):
       loop.train_and_evaluate(config, f"{bucket}/run")
-  assert "checkpoints/5/commit_success.txt" in names("run")
   with WorkdirLock(as_path(f"{bucket}/run")), pytest.raises(WorkdirInUse, match="gs://bucket/run is in use"):
     loop.train_and_evaluate(config, f"{bucket}/run")
   loop.train_and_evaluate(config, f"{bucket}/run")
