@@ -14,10 +14,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.peer_timeout = 60.0            # seconds after which a process that is not heard of is lost, and ends the others
 
   c.model = dict(                  # see CodecConfig in mlic_jax/config.py
-      transforms="cheng2020", N=64, M=160, num_slices=4, widths=(24, 48, 96), hyper_widths=(48, 64),
+      transforms="unshuffled", N=64, M=256, num_slices=4, widths=(192, 256), hyper_widths=(48, 64),
       contexts=("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
-      context_ratio=1, channel_widths=(48, 32), entropy_widths=(96, 64), lrp_widths=(32, 32),
-      window_size=5, num_rates=6, scan_unroll=0, options={})
+      context_ratio=1, channel_widths=(48, 32), entropy_widths=(128, 128), lrp_widths=(32,),
+      window_size=3, num_rates=6, scan_unroll=0, options={})
 
   # Photographs: a folder, tfds:NAME[:SPLIT], or several with weights: FOLDER*0.7,tfds:clic*0.3
   c.data_dir = ""
@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.downscale = "all"              # which photographs are made smaller: "all", or "lossy" ones (JPEG, lossy WebP)
   c.downscale_probability = 0.5    # of making a photograph smaller before the crop
   c.flip = True                    # left to right, half of the crops
-  c.batch_size = 8                 # of all devices together
+  c.batch_size = 16                # of all devices together
   c.data_threads = 1               # that read and crop
   c.data_workers = 0               # processes that do it instead of the threads, for large photographs
   c.cache_gigabytes = 1.0          # decoded photographs kept in memory, 0: none
@@ -37,19 +37,20 @@ def get_config() -> ml_collections.ConfigDict:
   # Objective: bpp + lmbda * 255**2 * mse; every sample draws one of the rates.
   c.distortion = "mse"
   c.lmbdas = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)  # of quality 1, 2, ...; a single-rate model has c.lmbda
-  c.partial_probability = 0.0      # of a sample whose last slices do not arrive, as in progressive decoding
+  c.partial_probability = 0.05     # of a sample whose last slices do not arrive, as in progressive decoding
   c.init_from = ""                 # model directory to start from, such as one of another lambda
   c.teacher = ""                   # model directory of a larger codec, whose reconstructions are distilled
   c.distillation_weight = 0.5      # of the teacher's reconstruction in the target, 0 to 1
 
   # Optimiser
-  c.num_steps = 7_900
+  c.num_steps = 1_000_000          # as far as there is time for: schedule "wsd" is ended by decay_start
   c.optimizer = "muon"             # for the kernels of convolutions, Adam for the rest; or "adam"
   c.muon_learning_rate = 2e-3      # after warmup_steps; the schedule of learning_rate in proportion
   c.learning_rate = 5e-4           # after warmup_steps
   c.warmup_steps = 300
-  c.schedule = "cosine"            # to final_learning_rate at num_steps; or "step" with decay_steps, decay_factors
-  c.final_learning_rate = 1e-6
+  c.schedule = "wsd"               # constant, and from decay_start on a straight line to final_learning_rate at
+  c.decay_start = 0                # num_steps (0: not yet); or "cosine"; or "step" with decay_steps, decay_factors
+  c.final_learning_rate = 0.0
   c.aux_learning_rate = 1e-3       # of the quantiles of z's density
   c.grad_clip = 1.0                # global norm; 0: not clipped
   c.ema_decay = 0.999              # of the average of the parameters that is evaluated and exported; 0: none
@@ -60,9 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Figures, checkpoints, evaluation; all in steps.
   c.log_every = 50
-  c.checkpoint_every = 500
+  c.checkpoint_every = 300
   c.keep_checkpoints = 2
-  c.eval_every = 1000
+  c.eval_every = 900
   c.eval_images = 24               # of the held-out ones, 0: all
   c.eval_crop_size = 256           # pixels, from the middle
   c.eval_batch_size = 4            # of all devices together

@@ -53,7 +53,7 @@ def test_a_bad_change_is_refused_in_one_line_by_all(tmp_path, capsys, reader, ov
     ("--config.seed=-1", "seed=-1; wanted an integer of at least 0"),
     ("--config.batch_size=0", "batch_size=0; wanted an integer of at least 1"),
     ("--config.downscale_probability=1.5", "downscale_probability=1.5; wanted 0 to 1"),
-    ("--config.schedule=linear", "schedule='linear'; wanted one of cosine, step")])
+    ("--config.schedule=linear", "schedule='linear'; wanted one of cosine, wsd, step")])
 def test_a_value_that_no_training_takes_is_refused_in_one_line(tmp_path, capsys, reader, override, message):
   assert message in refused(reader, "configs/nano.py", [override], tmp_path, capsys)
 

@@ -15,6 +15,7 @@ from mlic_jax.model.mlic import build
 from mlic_jax.model.priors import gaussian_bits
 from mlic_jax.model.quantisers import NOISE, ROUNDING
 from mlic_jax.model.slices import SliceStep
+from mlic_jax.training.step import COMPILE_QUICKLY
 
 SMALL = dict(N=8, channel_widths=(8, 8), entropy_widths=(16, 8), lrp_widths=(8, 8))
 CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
@@ -135,6 +136,23 @@ def test_unrolling_changes_nothing_but_the_schedule():
 def test_the_rate_of_training_is_that_of_the_latent_with_its_noise():
   noisy, coded = trained_walk(3)
   np.testing.assert_allclose(coded.bits, gaussian_bits(noisy, coded.mean, coded.scale), atol=1e-3)
+
+
+def test_leaving_out_what_is_not_decoded_yet_changes_neither_the_walk_nor_its_gradient():
+  config = CONFIGS[0]
+  variables, (hyper, y) = random_variables(config), latents(config, seed=4)
+  noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
+
+  def walk_and_gradient(unroll):
+    model = build(CodecConfig.from_dict({**config.to_dict(), "scan_unroll": unroll}))
+    run = lambda m, *args: m.slices.walk(*args)
+    walk = lambda params: model.apply({"params": params}, hyper, y, NOISE, noise, method=run)
+    bits = lambda params: (coded := walk(params)).bits.sum() + coded.y_hat.sum()
+    return jax.jit(lambda params: (walk(params), jax.grad(bits)(params)), compiler_options=COMPILE_QUICKLY)(
+        variables["params"])
+
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
+  jax.tree.map(close, walk_and_gradient(0), walk_and_gradient(1))
 
 
 def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():

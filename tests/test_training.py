@@ -9,7 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import optax.contrib
 import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY
@@ -24,7 +24,8 @@ from mlic_jax.model.mlic import build
 from mlic_jax.training import loop, parallel
 from mlic_jax.training.configuration import check_fields
 from mlic_jax.training.metric_rows import NonFiniteLoss
-from mlic_jax.training.optimizer import is_quantiles, kernel_axes, learning_rate_schedule, make_optimizer
+from mlic_jax.training.muon import COEFFICIENTS, REPETITIONS, orthogonalize
+from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule, make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
 from mlic_jax.training.validation import Validation
 
@@ -41,6 +42,7 @@ def small_config(tmp_path):
   c.data_dir, c.holdout_every, c.crop_size, c.batch_size = str(tmp_path / "photographs"), 4, 64, 4
   c.model = dict(N=4, M=8, num_slices=2, num_rates=2)
   c.lmbdas, c.num_steps, c.learning_rate, c.warmup_steps = (0.0018, 0.0483), 12, 1e-3, 2
+  c.schedule, c.final_learning_rate, c.partial_probability = "cosine", 1e-6, 0.0
   c.log_every, c.checkpoint_every, c.eval_every = 4, 5, 6
   c.eval_images, c.eval_crop_size, c.eval_batch_size = 0, 64, 2
   return c
@@ -106,13 +108,30 @@ def test_the_learning_rate_warms_up_and_decays(config):
   assert [float(step(i)) for i in (10, 49, 51, 81)] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-5])
 
 
+def test_a_run_stays_at_its_rate_until_its_end_is_decided_and_then_goes_down(config):
+  config.update(dict(num_steps=100, warmup_steps=10, learning_rate=1e-3, final_learning_rate=0.0, schedule="wsd"))
+  config.decay_start = 0
+  assert [float(learning_rate_schedule(config)(i)) for i in (10, 99, 10**6)] == pytest.approx([1e-3] * 3)
+  config.decay_start = 80
+  ending = learning_rate_schedule(config, peak=2e-3)
+  assert [float(ending(i)) for i in (0, 10, 80, 90, 100)] == pytest.approx([2e-4, 2e-3, 2e-3, 1e-3, 0.0])
+
+
+def test_a_run_is_continued_into_an_end_that_was_not_planned(config, standin, tmp_path):
+  config.update(dict(schedule="wsd", final_learning_rate=0.0, decay_start=0))
+  loop.train_and_evaluate(config, tmp_path / "run")
+  config.update(dict(num_steps=16, decay_start=12))
+  loop.train_and_evaluate(config, tmp_path / "run")
+  rates = [float(row["learning_rate"]) for row in rows(tmp_path / "run" / "metrics.csv")]
+  assert rates[1] == rates[2] == pytest.approx(1e-3) and rates[3] == pytest.approx(1e-3 * (1 + 0.75 + 0.5 + 0.25) / 4)
+
+
 def test_muon_gives_every_convolution_of_every_slice_an_orthogonal_step(config):
   config.update(dict(learning_rate=1e-3, muon_learning_rate=2e-3, warmup_steps=1))
   rng = np.random.default_rng(0)
   shapes = dict(conv=dict(kernel=(2, 3, 3, 8, 24), bias=(2, 24)), depthwise=dict(kernel=(3, 3, 1, 24)))
   params = jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes,
                         is_leaf=lambda x: isinstance(x, tuple))
-  assert kernel_axes(params)["depthwise"]["kernel"] is None and kernel_axes(params)["conv"]["bias"] is None
   optimizer = make_optimizer(config)
   updates, _ = optimizer.update(params, optimizer.init(params), params)
   for matrix in np.asarray(updates["conv"]["kernel"]).reshape(2, 72, 24):
@@ -137,6 +156,14 @@ def test_a_gradient_longer_than_grad_clip_counts_as_one_of_that_length(config, n
 
   np.testing.assert_allclose(update(2.0, 100.0), update(2.0, 2.0), rtol=1e-3, atol=1e-9)
   assert np.abs(update(0.0, 100.0) / update(0.0, 2.0) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(2, 72, 24), (2, 24, 72), (1, 24, 30)])
+def test_the_step_of_muon_is_the_same_by_way_of_the_gram_matrix(shape):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+  expected = optax.contrib._muon.orthogonalize_via_newton_schulz(
+      x, jnp.array(COEFFICIENTS), REPETITIONS, dimension_numbers=optax.contrib.MuonDimensionNumbers(1, 2))
+  np.testing.assert_allclose(orthogonalize(x), expected, atol=1e-5)
 
 
 def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standin, tmp_path, capsys):
@@ -274,6 +301,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
     (dict(distortion="l1"), "wanted one of mse, ms_ssim"),
     (dict(crop_size=100), "multiple of 64"),
     (dict(schedule="step"), "lacks the field 'decay_steps'"),
+    (dict(schedule="wsd"), "lacks the field 'decay_start'"),
+    (dict(schedule="wsd", decay_start=12), "decay_start=12; wanted 0, or a step from warmup_steps=2 on and before num"),
+    (dict(schedule="linear"), "schedule='linear'; wanted one of cosine, wsd, step"),
     (dict(distortion="ms_ssim"), "MS-SSIM wants at least"),
     (dict(model=dict(num_slice=3)), "'num_slice'; the nearest is 'num_slices'")])
 def test_a_bad_configuration_is_refused_in_one_line(config, changes, message):

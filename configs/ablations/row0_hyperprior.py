@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
   c = nano.get_config()
   del c.lmbdas                     # of variable-rate models
   c.lmbda = 0.0130
+  c.schedule, c.final_learning_rate = "cosine", 1e-6
+  del c.decay_start                # of the schedule that has no end of its own
   c.model.num_rates = 0
   c.model.contexts = ()
   c.model.lrp_widths = ()

@@ -13,12 +13,17 @@ QUERY_BLOCK = 256  # queries at a time in softmax attention: what is held of the
 
 
 class Projection(nn.Module):
-  """1x1 and depthwise 3x3 convolution, (B, h, w, C) -> (B, h, w, C): queries, keys or values."""
+  """1x1 and depthwise 3x3 convolution, (B, h, w, C) -> (B, h, w, C): queries, keys or values.
+
+  With `live_outputs` the first so many channels of them."""
 
   @nn.compact
-  def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
-    x = Conv(x.shape[-1], 1, name="pointwise")(x, live)
-    return Conv(x.shape[-1], 3, depthwise=True, name="depthwise")(x)
+  def __call__(self, x: jax.Array, live: jax.Array | None = None, live_outputs: int | None = None) -> jax.Array:
+    channels = x.shape[-1]
+    x = Conv(channels, 1, name="pointwise")(x, live, live_outputs)
+    if live_outputs is not None:  # the parameters have their full shape
+      x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - live_outputs)))
+    return Conv(channels, 3, depthwise=True, name="depthwise")(x, None, live_outputs)
 
 
 class Mixer(nn.Module):

@@ -42,6 +42,8 @@ class Conv(nn.Module):
 
   `init_scale` and `init_bias` are for layers that have to start quietly; they matter to a training from scratch only.
   `dtype` is that of the computation and of the result, None: that of x.
+  With a `live` that is a NumPy array, only the channels up to the last live one are multiplied, and with
+  `live_outputs` only so many channels are computed, (B, H/stride, W/stride, live_outputs).
   """
   features: int
   kernel_size: int = 3
@@ -52,14 +54,20 @@ class Conv(nn.Module):
   dtype: jnp.dtype | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, live: jax.Array | np.ndarray | None = None,
+               live_outputs: int | None = None) -> jax.Array:
     x, size = x.astype(self.dtype or x.dtype), self.kernel_size
     groups = x.shape[-1] if self.depthwise else 1
     kernel = self.param("kernel", live_lecun_normal(live, self.init_scale),
                         (size, size, x.shape[-1] // groups, self.features))
     bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.features,))
+    if live_outputs is not None:
+      kernel, bias = kernel[..., :live_outputs], bias[:live_outputs]
     if self.depthwise:
-      return depthwise_conv(x, kernel) + bias
+      return depthwise_conv(x[..., :live_outputs], kernel) + bias
+    if isinstance(live, np.ndarray) and live.any():
+      count = int(np.flatnonzero(live)[-1]) + 1
+      x, kernel = x[..., :count], kernel[:, :, :count]
     return conv2d(x, kernel.astype(x.dtype), bias.astype(x.dtype), self.stride)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
@@ -141,7 +142,8 @@ class SliceStep(nn.Module):
   def _refs(self, k, hyper, state: State) -> contexts.Refs:
     cs = self.config.slice_channels
     previous = jax.lax.dynamic_slice_in_dim(state.decoded, jnp.maximum(k - 1, 0) * cs, cs, axis=-1)
-    return contexts.Refs(k, hyper, state.decoded, jnp.arange(self.config.M) < k * cs, previous, anchor=None)
+    live = _numpy_if_known(k).arange(self.config.M) < k * cs
+    return contexts.Refs(k, hyper, state.decoded, live, previous, anchor=None)
 
   def _speak(self, context: nn.Module, refs: contexts.Refs) -> jax.Array:
     """The features of a context; zeros for the first slice when it wants an earlier one."""
@@ -162,10 +164,16 @@ class SliceStep(nn.Module):
     if not self.config.lrp_widths:
       return current
     M, cs = self.config.M, self.config.slice_channels
-    live = jnp.concatenate([jnp.ones(M, bool), jnp.arange(M) < (k + 1) * cs])
+    xp = _numpy_if_known(k)
+    live = xp.concatenate([xp.ones(M, bool), xp.arange(M) < (k + 1) * cs])
     inputs = jnp.concatenate([hyper[..., M:], self._with_slice(decoded, k, current)], axis=-1)
     residual = 0.5 * jnp.tanh(getattr(self, name)(inputs, live))
     return current + residual * (anchor_mask(*current.shape[1:3])[..., None] == anchors)
+
+
+def _numpy_if_known(k):
+  """NumPy when k is an int, so that what depends on it alone is known while tracing, else jax.numpy."""
+  return np if isinstance(k, int) else jnp
 
 
 class Slices(nn.Module):
@@ -199,11 +207,18 @@ class Slices(nn.Module):
     params = self.get_variable("params", "steps")
     inputs = (params, jnp.arange(count), split(y), jax.tree.map(split, draws),
               None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived)
-    body = jax.checkpoint(body) if remat else body
     # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
     all_at_once = jax.default_backend() == "cpu" and quantiser is not ROUNDING
     unroll = self.config.scan_unroll or (count if all_at_once else 1)
-    y_hat, found = jax.lax.scan(body, jnp.zeros_like(y), inputs, unroll=unroll)
+    if unroll < count:
+      y_hat, found = jax.lax.scan(jax.checkpoint(body) if remat else body, jnp.zeros_like(y), inputs, unroll=unroll)
+    else:  # with a k that is known, which saves the multiplications of what is not decoded yet
+      y_hat, steps = jnp.zeros_like(y), []
+      for k in range(count):
+        known = lambda decoded, inputs, k=k: body(decoded, (inputs[0], k, *inputs[2:]))
+        y_hat, of_step = (jax.checkpoint(known) if remat else known)(y_hat, jax.tree.map(lambda t: t[k], inputs))
+        steps.append(of_step)
+      found = jax.tree.map(lambda *each: jnp.stack(each), *steps)
     return Coded(y_hat, *(jnp.moveaxis(t, 0, -2).reshape(y.shape) for t in found))
 
   def run(self, method: str, k, *args):

@@ -77,7 +77,7 @@ FIELDS = {
     "eval_dir": Field(TEXT),
     "holdout_every": Field(at_least(0)),
     "crop_size": Field(at_least(1)),
-    "crop_schedule": Field(instance_of((tuple, list), "pairs of a step and a crop size")),
+    "crop_schedule": Field(instance_of((tuple, list), "pairs of a step and a crop size"), is_free=True),
     "downscale": Field(one_of(DOWNSCALE)),
     "downscale_probability": Field(number(0, 1)),
     "flip": Field(FLAG),
@@ -93,7 +93,8 @@ FIELDS = {
     "init_from": Field(TEXT),
     "teacher": Field(TEXT),
     "distillation_weight": Field(number(0, 1), needed=lambda config: config.get("teacher"), needed_for="a teacher"),
-    # Optimiser. num_steps is free so that a run can be made longer; the learning rate then follows the new length.
+    # Optimiser. num_steps, decay_start and crop_schedule are free so that a run can go on for longer, and end when its
+    # time has come; it then follows the new schedule.
     "num_steps": Field(at_least(1), is_free=True),
     "optimizer": Field(one_of(OPTIMIZERS)),
     "learning_rate": Field(number(0)),
@@ -101,8 +102,10 @@ FIELDS = {
                                 needed_for="optimizer='muon'"),
     "warmup_steps": Field(at_least(0)),
     "schedule": Field(one_of(SCHEDULES)),
-    "final_learning_rate": Field(number(0), needed=lambda config: config.get("schedule") == "cosine",
-                                 needed_for="schedule='cosine'"),
+    "final_learning_rate": Field(number(0), needed=lambda config: config.get("schedule") in ("cosine", "wsd"),
+                                 needed_for="schedule='cosine' or 'wsd'"),
+    "decay_start": Field(at_least(0), is_free=True, needed=lambda config: config.get("schedule") == "wsd",
+                         needed_for="schedule='wsd'"),
     "decay_steps": Field(NUMBERS, needed=lambda config: config.get("schedule") == "step",
                          needed_for="schedule='step'"),
     "decay_factors": Field(NUMBERS, needed=lambda config: config.get("schedule") == "step",
@@ -235,5 +238,9 @@ def check_fields(config: ml_collections.ConfigDict) -> CodecConfig:
                       f"at least {MS_SSIM_MIN_SIDE} pixels")
   if config.schedule == "step" and len(config.decay_steps) != len(config.decay_factors):
     raise ConfigError(f"decay_steps={config.decay_steps} and decay_factors={config.decay_factors} differ in length")
+  if config.schedule == "wsd" and config.decay_start:
+    if not config.warmup_steps <= config.decay_start < config.num_steps:
+      raise ConfigError(f"decay_start={config.decay_start}; wanted 0, or a step from "
+                        f"warmup_steps={config.warmup_steps} on and before num_steps={config.num_steps}")
   steps_of_profile(config.profile_steps)
   return codec

@@ -4,19 +4,18 @@ from typing import Any
 
 import jax
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+
+from mlic_jax.training.muon import scale_by_muon
 
 OPTIMIZERS = ("adam", "muon")
-SCHEDULES = ("cosine", "step")
-
-# The root mean square of Muon's updates over its learning rate: about that of Adam's, so that rates can be compared
-# (Liu et al., "Muon is scalable for LLM training", 2025).
-MUON_RMS = 0.2
+SCHEDULES = ("cosine", "wsd", "step")
 
 
 def learning_rate_schedule(config, peak: float | None = None) -> optax.Schedule:
-  """Linear warm-up over warmup_steps, then "cosine" down to final_learning_rate at num_steps, or "step".
+  """Linear warm-up over warmup_steps, then "cosine" down to final_learning_rate at num_steps, "wsd", or "step".
 
+  "wsd" stays until decay_start (0: for ever) and goes down to final_learning_rate at num_steps on a straight line:
+  warm-up, stable, decay (Hu et al., MiniCPM, 2024). A run can go on for as long as there is time, and end from any step.
   "step" multiplies by decay_factors[i] at step decay_steps[i]. Another `peak` scales the whole schedule, which is
   that of learning_rate."""
   scale = 1.0 if peak is None else peak / config.learning_rate
@@ -24,6 +23,11 @@ def learning_rate_schedule(config, peak: float | None = None) -> optax.Schedule:
   if config.schedule == "cosine":
     decay_steps = max(1, config.num_steps - warmup)
     decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_learning_rate / config.learning_rate)
+  elif config.schedule == "wsd":
+    decay = optax.constant_schedule(peak)
+    if config.decay_start:
+      end = optax.linear_schedule(peak, scale * config.final_learning_rate, config.num_steps - config.decay_start)
+      decay = optax.join_schedules([decay, end], [config.decay_start - warmup])
   else:
     decay = optax.piecewise_constant_schedule(
         peak, {step - warmup: factor for step, factor in zip(config.decay_steps, config.decay_factors)})
@@ -35,14 +39,11 @@ def is_quantiles(path: tuple, _=None) -> bool:
   return getattr(path[-1], "key", None) == "quantiles"
 
 
-def kernel_axes(params: Any) -> Any:
-  """What Muon makes orthogonal: the kernels of convolutions as (taps x inputs, outputs) matrices, None elsewhere.
+def is_kernel(path: tuple, p: Any) -> bool:
+  """Whether a parameter is a matrix to Muon: the kernel of a convolution, (..., size, size, inputs, outputs).
 
-  Leading axes, those of the slices, are matrices of their own. Depthwise kernels are no matrices."""
-  def axes(path, p):
-    is_kernel = getattr(path[-1], "key", None) == "kernel" and p.ndim >= 4 and p.shape[-2] > 1
-    return MuonDimensionNumbers((-4, -3, -2), -1) if is_kernel else None
-  return jax.tree_util.tree_map_with_path(axes, params)
+  Depthwise kernels are no matrices."""
+  return getattr(path[-1], "key", None) == "kernel" and p.ndim >= 4 and p.shape[-2] > 1
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
@@ -54,8 +55,11 @@ def make_optimizer(config) -> optax.GradientTransformation:
   if config.optimizer == "adam":
     step = optax.adam(learning_rate_schedule(config))
   else:
-    step = muon(learning_rate_schedule(config, config.muon_learning_rate), muon_weight_dimension_numbers=kernel_axes,
-                adam_learning_rate=learning_rate_schedule(config), consistent_rms=MUON_RMS)
+    muon = optax.chain(
+        scale_by_muon(), optax.scale_by_learning_rate(learning_rate_schedule(config, config.muon_learning_rate)))
+    kind = lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, p: "muon" if is_kernel(path, p) else "adam", params)
+    step = optax.multi_transform(dict(muon=muon, adam=optax.nadam(learning_rate_schedule(config))), kind)
   clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
   aux = optax.adam(config.aux_learning_rate)
   label = lambda params: jax.tree_util.tree_map_with_path(lambda p, _: "aux" if is_quantiles(p) else "main", params)

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
@@ -26,9 +27,14 @@ class Refs(NamedTuple):
   k: jax.Array | int
   hyper: jax.Array          # (B, h, w, 2M) from h_s: M channels about scales, then M about means
   decoded: jax.Array        # (B, h, w, M) y_hat of slices 0..k-1, zeros beyond
-  live: jax.Array           # (M,) bool, True on the channels of slices 0..k-1
+  live: jax.Array           # (M,) bool, True on the channels of slices 0..k-1; a NumPy array when k is an int
   previous: jax.Array       # (B, h, w, Cs) y_hat of slice k-1, zeros for k = 0
   anchor: jax.Array | None  # (B, h, w, Cs) y_hat of slice k on its anchors, zeros elsewhere; None in the anchor pass
+
+  @property
+  def num_live(self) -> int | None:
+    """How many channels are decoded, where that is known while tracing, and something is; None: as many as `live`."""
+    return int(self.live.sum()) or None if isinstance(self.live, np.ndarray) else None
 
 
 def available() -> list[str]:

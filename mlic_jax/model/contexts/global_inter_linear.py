@@ -1,6 +1,7 @@
 """Inter-slice global context by linear attention (MLIC++, section 3)."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
@@ -22,9 +23,11 @@ class Context(nn.Module):
   @nn.compact
   def __call__(self, refs: Refs) -> jax.Array:
     b, h, w, m = refs.decoded.shape
-    flat = lambda name: Projection(name=name)(refs.decoded, refs.live).reshape(b, h * w, m)
-    attended = self.attention(flat("queries"), flat("keys"), flat("values"), self.config.num_slices)
+    heads = self.config.num_slices if refs.num_live is None else refs.num_live // self.config.slice_channels
+    flat = lambda name: Projection(name=name)(refs.decoded, refs.live, refs.num_live).reshape(b, h * w, -1)
+    attended = self.attention(flat("queries"), flat("keys"), flat("values"), heads).reshape(b, h, w, -1)
     # The heads of slices that are not decoded yet see biases only; they have to stay silent.
-    attended = attended.reshape(b, h, w, m) * refs.live
+    attended = attended * refs.live if refs.num_live is None else jnp.pad(
+        attended, ((0, 0), (0, 0), (0, 0), (0, m - refs.num_live)))
     x = Conv(self.features * 3 // 2, 5, name="reprojection")(attended, refs.live)
     return Conv(self.features, 1, name="skip")(x) + Mixer(2 * self.features, self.features, name="mlp")(x)

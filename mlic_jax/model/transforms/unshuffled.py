@@ -1,0 +1,134 @@
+"""Light transforms for CPUs: 8x8 pixels as channels, and residual blocks whose 3x3 convolution sees a quarter of them.
+
+    x --8x8--> 1/8 of the resolution: DEPTHS[0] blocks --2x2--> 1/16: DEPTHS[1] blocks --1x1--> y    g_s is the mirror
+
+No layer works above 1/8 of the resolution, as in DCVC-RT (Jia et al., CVPR 2025), so that nearly all time goes into
+large matrix products. The blocks are those of FasterNet (Chen et al., CVPR 2023) and HPCM (Li et al., ICCV 2025).
+
+A training starts from a linear codec: the DCT of 8x8 blocks of luma and chroma, the Haar transform of two by two of
+them, the M lowest frequencies; and back. The branches of the blocks start near zero. What a strided convolution learns
+first, to keep the energy of the picture in few channels, is there at step 0.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mlic_jax.compute.convolution import conv2d
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.layers import Conv, pixel_shuffle
+
+STRIDE = 16
+DEPTHS = (4, 2)        # blocks at 1/8 and at 1/16 of the resolution
+BRANCH_INIT = 0.01     # of the last convolution of a block: the linear codec is not disturbed
+NOISE = 0.02           # around the linear codec, so that channels with nothing in them differ
+# Of y over orthonormal coefficients of pixels in [0, 1]: with the gains of model.py it puts the first rates where the
+# lambdas 0.0018 to 0.0483 want them, as rounding to integers of variance 1/12 costs its bits at high rate.
+SCALE = 5.0
+
+
+class Analysis(nn.Module):
+  """g_a: x (B, H, W, 3) -> y (B, H/16, W/16, M)."""
+  config: CodecConfig
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    again = nn.remat if self.remat else lambda block: block
+    fine, coarse = widths(self.config)
+    x = Linear(dct_basis(fine), name="blocks8")(pixel_unshuffle(x - 0.5, 8))
+    for i in range(DEPTHS[0]):
+      x = again(Block)(name=f"fine{i}")(x)
+    x = Linear(haar_basis(fine, coarse), name="down")(pixel_unshuffle(x, 2))
+    for i in range(DEPTHS[1]):
+      x = again(Block)(name=f"coarse{i}")(x)
+    return SCALE * Linear(np.eye(coarse, self.config.M), name="out")(x)
+
+
+class Synthesis(nn.Module):
+  """g_s: y_hat (B, h, w, M) -> x_hat (B, 16 h, 16 w, 3), not clipped."""
+  config: CodecConfig
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, y_hat: jax.Array) -> jax.Array:
+    again = nn.remat if self.remat else lambda block: block
+    fine, coarse = widths(self.config)
+    x = Linear(np.eye(self.config.M, coarse), name="in")(y_hat / SCALE)
+    for i in range(DEPTHS[1]):
+      x = again(Block)(name=f"coarse{i}")(x)
+    x = pixel_shuffle(Linear(haar_basis(fine, coarse).T, name="up")(x))
+    for i in range(DEPTHS[0]):
+      x = again(Block)(name=f"fine{i}")(x)
+    return pixel_shuffle(Linear(dct_basis(fine).T, name="blocks8")(x), 8) + 0.5
+
+
+def widths(config: CodecConfig) -> tuple[int, int]:
+  """Channels at 1/8 and at 1/16 of the resolution: config.widths, or (N, M)."""
+  if len(config.widths) not in (0, 2):
+    raise ValueError(f"widths={config.widths}, two widths are wanted (at 1/8 and 1/16) or ()")
+  return config.widths or (config.N, config.M)
+
+
+def floats_per_pixel(config: CodecConfig) -> float:
+  """Of the widest layer: inside a block, at 1/8 or at 1/16 of the resolution."""
+  fine, coarse = widths(config)
+  return max(192, 2 * fine, coarse / 2) / 64
+
+
+class Block(nn.Module):
+  """3x3 convolution of the first quarter of the channels, 1x1 to twice as many, and back; (B, h, w, C) to itself."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    part = channels // 4
+    mixed = jnp.concatenate([Conv(part, name="part")(x[..., :part]), x[..., part:]], axis=-1)
+    hidden = nn.leaky_relu(Conv(2 * channels, 1, name="expand")(mixed), 0.1)
+    return x + Conv(channels, 1, init_scale=BRANCH_INIT, name="reduce")(hidden)
+
+
+class Linear(nn.Module):
+  """1x1 convolution that starts as a matrix `start` (C, features), with noise; (B, H, W, C) -> (B, H, W, features)."""
+  start: np.ndarray
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    inputs, features = self.start.shape
+    init = lambda key: self.start + NOISE * inputs**-0.5 * jax.random.normal(key, (1, 1, inputs, features))
+    kernel = self.param("kernel", init)
+    bias = self.param("bias", nn.initializers.zeros, (features,))
+    return conv2d(x, kernel.astype(x.dtype), bias.astype(x.dtype))
+
+
+def pixel_unshuffle(x: jax.Array, factor: int) -> jax.Array:
+  """(B, H, W, C) -> (B, H/factor, W/factor, C*factor^2): the inverse of layers.pixel_shuffle."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+  return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // factor, w // factor, c * factor**2)
+
+
+def dct_basis(count: int) -> np.ndarray:
+  """(192, count): unshuffled 8x8 blocks of RGB to their lowest frequencies, luma and two chromas in turn.
+
+  Of chroma half as many frequencies are kept, and fewer; beyond 192 columns are zero."""
+  frequency, place = np.mgrid[:8, :8]
+  dct = np.cos(np.pi * (place + 0.5) * frequency / 8) / np.where(frequency == 0, 8, 4)**0.5
+  colours = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
+  basis = np.einsum("kc,ui,vj->kuvcij", colours, dct, dct).reshape(192, 192)
+  distance = np.hypot(frequency, place)
+  order = np.argsort(np.stack([distance, 2 * distance + 2, 3 * distance + 3]).ravel(), kind="stable")
+  return _columns(basis[order].T, count)
+
+
+def haar_basis(fine: int, coarse: int) -> np.ndarray:
+  """(4 fine, coarse): two by two unshuffled positions to their means and differences, lowest frequencies first."""
+  haar = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2
+  basis = np.einsum("bp,cd->bcdp", haar, np.eye(fine)).reshape(4 * fine, 4 * fine)
+  frequency = np.arange(fine) + np.array([[0], [4], [4], [4]])  # differences come after means of the same channel
+  return _columns(basis[np.argsort(frequency.ravel(), kind="stable")].T, coarse)
+
+
+def _columns(matrix: np.ndarray, count: int) -> np.ndarray:
+  return np.pad(matrix[:, :count], ((0, 0), (0, max(0, count - matrix.shape[1]))))
