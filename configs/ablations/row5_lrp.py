@@ -8,5 +8,5 @@ from configs.ablations import row4_inter
 def get_config() -> ml_collections.ConfigDict:
   """Every field that training reads."""
   c = row4_inter.get_config()
-  c.model.lrp_widths = (32, 32)
+  c.model.lrp_widths = (32,)
   return c

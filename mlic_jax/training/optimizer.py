@@ -15,7 +15,7 @@ def learning_rate_schedule(config, peak: float | None = None) -> optax.Schedule:
   """Linear warm-up over warmup_steps, then "cosine" down to final_learning_rate at num_steps, "wsd", or "step".
 
   "wsd" stays until decay_start (0: for ever) and goes down to final_learning_rate at num_steps on a straight line:
-  warm-up, stable, decay (Hu et al., MiniCPM, 2024). A run can go on for as long as there is time, and end from any step.
+  warm-up, stable, decay (Hu et al., MiniCPM, 2024). A run can go on for as long as there is time, and end at any step.
   "step" multiplies by decay_factors[i] at step decay_steps[i]. Another `peak` scales the whole schedule, which is
   that of learning_rate."""
   scale = 1.0 if peak is None else peak / config.learning_rate
