@@ -53,7 +53,6 @@ def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
   del c.final_learning_rate, c.decay_start  # of other schedules
   c.decay_steps = (1_800_000, 1_900_000)
   c.decay_factors = (0.3, 0.33)
-  c.partial_probability = 0.0
   c.ema_decay = 0.0                # the papers evaluate the last parameters
 
   c.log_every = 100

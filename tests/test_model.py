@@ -212,13 +212,17 @@ def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(variables,
 
 @pytest.mark.parametrize("fields, message", [
     (dict(M=10, num_slices=3), "M=10 does not divide into num_slices=3"),
-    (dict(widths=(8, 8)), "three widths are wanted"),
     (dict(window_size=4), "odd number"),
     (dict(num_rates=-1), "num_rates=-1, 0 or more"),
     (dict(N="64"), "N='64', an integer is wanted")])
 def test_a_bad_config_is_refused_with_what_came_and_what_was_wanted(fields, message):
   with pytest.raises(ValueError, match=message):
     CodecConfig(**fields)
+
+
+def test_widths_that_the_transforms_cannot_be_built_of_are_refused():
+  with pytest.raises(ValueError, match="three widths are wanted"):
+    build(CodecConfig(widths=(8, 8)))
 
 
 def test_an_unknown_field_names_the_nearest_one():

@@ -295,7 +295,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
     (dict(optimizer="sgd"), "optimizer='sgd'; wanted one of adam, muon"),
     (dict(partial_probability=2.0), "partial_probability=2.0; wanted 0 to 1"),
     (dict(profile_steps="5"), "profile_steps='5'; wanted 'a:b'"),
-    (dict(accumulate_steps=0), "accumulate_steps=0; wanted at least 1"),
+    (dict(accumulate_steps=0), "accumulate_steps=0; wanted an integer of at least 1"),
     (dict(learning_rte=1), "'learning_rte' that nothing reads; the nearest known one is 'learning_rate'"),
     (dict(lmbdas=(0.1,)), "1 values in lmbdas; wanted model.num_rates=2"),
     (dict(distortion="l1"), "wanted one of mse, ms_ssim"),

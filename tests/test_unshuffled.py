@@ -26,8 +26,7 @@ def test_the_first_frequencies_are_the_means_of_luma_and_chroma():
   grey, reddish = np.full((1, 8, 8, 3), 0.5), np.broadcast_to([0.5, 0.0, -0.5], (1, 8, 8, 3))
   coefficients = lambda x: np.asarray(pixel_unshuffle(x, 8))[0, 0, 0] @ dct_basis(192)
   assert np.argmax(np.abs(coefficients(grey))) == 0
-  for colour in grey, reddish:
-    assert np.count_nonzero(np.abs(coefficients(colour)) > 1e-6) == 1
+  assert [np.count_nonzero(np.abs(coefficients(x)) > 1e-6) for x in (grey, reddish)] == [1, 1]
 
 
 def test_a_training_starts_from_a_codec_that_keeps_the_low_frequencies(photograph):

@@ -95,8 +95,8 @@ class FactorizedPrior(nn.Module):
 
   @property
   def medians(self) -> jax.Array:
-    """(N,), around which z is rounded. They are trained by `aux_loss` alone."""
-    return jax.lax.stop_gradient(self.quantiles[:, 1])
+    """(N,), around which z is rounded."""
+    return self.quantiles[:, 1]
 
   def aux_loss(self) -> jax.Array:
     """Distance of the quantiles from where they belong; its only gradient is that of `quantiles`."""

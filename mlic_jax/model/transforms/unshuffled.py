@@ -1,9 +1,9 @@
-"""Light transforms for CPUs: 8x8 pixels as channels, and residual blocks whose 3x3 convolution sees a quarter of them.
+"""Light transforms for CPUs: 8x8 pixels as channels, then residual blocks at 1/8 and 1/16 of the resolution.
 
     x --8x8--> 1/8 of the resolution: DEPTHS[0] blocks --2x2--> 1/16: DEPTHS[1] blocks --1x1--> y    g_s is the mirror
 
 No layer works above 1/8 of the resolution, as in DCVC-RT (Jia et al., CVPR 2025), so that nearly all time goes into
-large matrix products. The blocks are those of FasterNet (Chen et al., CVPR 2023) and HPCM (Li et al., ICCV 2025).
+large matrix products. The blocks are the bottlenecks of ELIC (He et al., CVPR 2022).
 
 A training starts from a linear codec: the DCT of 8x8 blocks of luma and chroma, the Haar transform of two by two of
 them, the M lowest frequencies; and back. The branches of the blocks start near zero. What a strided convolution learns
@@ -11,7 +11,6 @@ first, to keep the energy of the picture in few channels, is there at step 0.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -20,7 +19,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model.layers import Conv, pixel_shuffle
 
 STRIDE = 16
-DEPTHS = (4, 2)        # blocks at 1/8 and at 1/16 of the resolution
+DEPTHS = (5, 2)        # blocks at 1/8 and at 1/16 of the resolution
 BRANCH_INIT = 0.01     # of the last convolution of a block: the linear codec is not disturbed
 NOISE = 0.02           # around the linear codec, so that channels with nothing in them differ
 # Of y over orthonormal coefficients of pixels in [0, 1]: with the gains of model.py it puts the first rates where the
@@ -72,25 +71,24 @@ def widths(config: CodecConfig) -> tuple[int, int]:
 
 
 def floats_per_pixel(config: CodecConfig) -> float:
-  """Of the widest layer: inside a block, at 1/8 or at 1/16 of the resolution."""
+  """Of the widest layer: the pixels themselves, or the blocks."""
   fine, coarse = widths(config)
-  return max(192, 2 * fine, coarse / 2) / 64
+  return max(192, fine, coarse / 4) / 64
 
 
 class Block(nn.Module):
-  """3x3 convolution of the first quarter of the channels, 1x1 to twice as many, and back; (B, h, w, C) to itself."""
+  """x plus 1x1 convolution to half of the channels, 3x3 there, 1x1 back; (B, h, w, C) to itself."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    channels = x.shape[-1]
-    part = channels // 4
-    mixed = jnp.concatenate([Conv(part, name="part")(x[..., :part]), x[..., part:]], axis=-1)
-    hidden = nn.leaky_relu(Conv(2 * channels, 1, name="expand")(mixed), 0.1)
-    return x + Conv(channels, 1, init_scale=BRANCH_INIT, name="reduce")(hidden)
+    channels, act = x.shape[-1], lambda x: nn.leaky_relu(x, 0.1)
+    hidden = act(Conv(channels // 2, 1, name="reduce")(x))
+    hidden = act(Conv(channels // 2, name="mix")(hidden))
+    return x + Conv(channels, 1, init_scale=BRANCH_INIT, name="expand")(hidden)
 
 
 class Linear(nn.Module):
-  """1x1 convolution that starts as a matrix `start` (C, features), with noise; (B, H, W, C) -> (B, H, W, features)."""
+  """1x1 convolution that starts as the matrix `start` (C, features), with noise: (B, H, W, C) to so many."""
   start: np.ndarray
 
   @nn.compact
