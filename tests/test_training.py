@@ -301,7 +301,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
     (dict(distortion="l1"), "wanted one of mse, ms_ssim"),
     (dict(crop_size=100), "multiple of 64"),
     (dict(schedule="step"), "lacks the field 'decay_steps'"),
-    (dict(schedule="wsd"), "lacks the field 'decay_start'"),
     (dict(schedule="wsd", decay_start=12), "decay_start=12; wanted 0, or a step from warmup_steps=2 on and before num"),
     (dict(schedule="linear"), "schedule='linear'; wanted one of cosine, wsd, step"),
     (dict(distortion="ms_ssim"), "MS-SSIM wants at least"),
