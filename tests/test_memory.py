@@ -30,7 +30,8 @@ def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers(
 
 
 @pytest.mark.parametrize("fields", [dict(widths=(48, 16, 16)), dict(transforms="elic", N=48),
-                                    dict(transforms="hpcm", widths=(24, 16, 16))], ids=transforms.available())
+                                    dict(transforms="hpcm", widths=(24, 16, 16)),
+                                    dict(transforms="unshuffled", widths=(192, 64))], ids=transforms.available())
 def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that(fields):
   config = dataclasses.replace(TINY, **fields)
   variables, image = random_variables(config), jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)

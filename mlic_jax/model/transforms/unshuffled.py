@@ -11,6 +11,7 @@ first, to keep the energy of the picture in few channels, is there at step 0.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -42,7 +43,7 @@ class Analysis(nn.Module):
     x = Linear(haar_basis(fine, coarse), name="down")(pixel_unshuffle(x, 2))
     for i in range(DEPTHS[1]):
       x = again(Block)(name=f"coarse{i}")(x)
-    return SCALE * Linear(np.eye(coarse, self.config.M), name="out")(x)
+    return SCALE * Linear(np.eye(coarse, self.config.M), name="out")(x.astype(jnp.float32))
 
 
 class Synthesis(nn.Module):
@@ -60,7 +61,7 @@ class Synthesis(nn.Module):
     x = pixel_shuffle(Linear(haar_basis(fine, coarse).T, name="up")(x))
     for i in range(DEPTHS[0]):
       x = again(Block)(name=f"fine{i}")(x)
-    return pixel_shuffle(Linear(dct_basis(fine).T, name="blocks8")(x), 8) + 0.5
+    return pixel_shuffle(Linear(dct_basis(fine).T, name="blocks8")(x.astype(jnp.float32)), 8) + 0.5
 
 
 def widths(config: CodecConfig) -> tuple[int, int]:
