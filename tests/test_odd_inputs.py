@@ -100,7 +100,7 @@ def builder(monkeypatch):
     info = SimpleNamespace(splits={"train": split, "train[:0]": split}, features={"image": SimpleNamespace()})
     formats = SimpleNamespace(value="tfrecord")
     info.available_file_formats = lambda: [formats]
-    monkeypatch.setattr(sources, "_prepared", lambda *_: (SimpleNamespace(info=info), tfds))
+    monkeypatch.setattr(sources, "_prepared", lambda *_: (SimpleNamespace(info=info, data_dir="/data"), tfds))
   return prepared
 
 
