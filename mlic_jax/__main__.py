@@ -11,9 +11,9 @@ import importlib
 import sys
 
 import mlic_jax
+from mlic_jax.commands.outcome import outcome
 from mlic_jax.compute.host_memory import use_huge_pages
-from mlic_jax.console import complain, prepare, printable
-from mlic_jax.errors import exit_status, for_the_user
+from mlic_jax.console import printable
 
 COMMANDS = ("encode", "decode", "info", "describe", "convert", "ablate")
 
@@ -30,27 +30,21 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None, program: str = "python -m mlic_jax") -> int:
   """Runs one command and returns the exit status."""
-  prepare()
-  try:
-    parser = _Parser(prog=program, description="Learned image compression.")
-    parser.add_argument("--version", action="version", version=f"mlic_jax {mlic_jax.__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands = {name: importlib.import_module(f"mlic_jax.commands.{name}") for name in COMMANDS}
-    for name, command in commands.items():
-      command.add_arguments(subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__))
-    args, args.overrides = parser.parse_known_args(argv)
-    if args.overrides and not getattr(commands[args.command], "READS_CONFIG", False):
-      subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(args.overrides)}")
-    return commands[args.command].run(args) or 0
-  except KeyboardInterrupt:
-    complain("interrupted")
-    return 130
-  except Exception as error:
-    line = for_the_user(error)
-    if line is None:
-      raise
-    complain(f"error: {line}")
-    return exit_status(error)
+  return outcome(lambda: run(argv, program), "error", "interrupted")
+
+
+def run(argv: list[str] | None, program: str) -> int | None:
+  """Reads the arguments and runs the command that they name."""
+  parser = _Parser(prog=program, description="Learned image compression.")
+  parser.add_argument("--version", action="version", version=f"mlic_jax {mlic_jax.__version__}")
+  subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+  commands = {name: importlib.import_module(f"mlic_jax.commands.{name}") for name in COMMANDS}
+  for name, command in commands.items():
+    command.add_arguments(subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__))
+  args, args.overrides = parser.parse_known_args(argv)
+  if args.overrides and not getattr(commands[args.command], "READS_CONFIG", False):
+    subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(args.overrides)}")
+  return commands[args.command].run(args)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 import mlic_jax
 from mlic_jax.coding import rangecoder
 from mlic_jax.coding.memory import check_memory
-from mlic_jax.commands.arguments import coder_argument, local
-from mlic_jax.console import complain, prepare, rich_console
+from mlic_jax.commands.arguments import coder_argument, local, positive, whole
+from mlic_jax.commands.outcome import outcome
+from mlic_jax.console import complain, rich_console
 from mlic_jax.data.folders import MEASUREMENTS
-from mlic_jax.errors import for_the_user
-from mlic_jax.evaluation import baselines, bits, cost, image_set, measure, plots, rd, references, report, results, sweep
+from mlic_jax.evaluation import baselines, bits, cost, image_set, plots, rd, references, report, results, sweep
 from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves
 from mlic_jax.evaluation.journal import Journal
 from mlic_jax.evaluation.pictures import Pictures
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
                       help="model directories or training workdirs; single rates of one family are one curve")
   parser.add_argument("--data", help="folder of images, or tfds:NAME[:SPLIT] (default: sample photographs)")
   parser.add_argument("--out", type=local, help="for everything that is written (default: out/NAME)")
-  parser.add_argument("--limit", type=_count, help="only the first LIMIT images")
+  parser.add_argument("--limit", type=positive, help="only the first LIMIT images")
   parser.add_argument("--qualities", type=_numbers,
                       help='of a variable-rate checkpoint, as "1,2.5,6" (default: all whole ones)')
   parser.add_argument("--estimate", action="store_true", help="the likelihood estimate alone, without coding")
@@ -64,27 +64,15 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
   parser.add_argument("--anchor", help="curve that BD-rates are against (default: JPEG 4:2:0)")
   parser.add_argument("--bd-method", choices=rd.BD_METHODS, default=rd.BD_METHOD,
                       help="how points are joined for BD-rates (default: pchip; cubic is what the papers use)")
-  parser.add_argument("--report-images", type=_number_or_none, default=6, metavar="N",
+  parser.add_argument("--report-images", type=whole, default=6, metavar="N",
                       help="how many images report.html shows (default: 6)")
   parser.add_argument("--resume", action="store_true", help="continue: what OUT/measurements.jsonl has is not repeated")
-  parser.add_argument("--workers", type=_number_or_none, default=0, metavar="N",
+  parser.add_argument("--workers", type=whole, default=0, metavar="N",
                       help="processes for baselines and metrics (default: none, everything in this one)")
   arguments = parser.parse_args(argv)
   if arguments.progressive and arguments.estimate:
     raise UserError("--progressive and --estimate: an estimate has no file that could arrive; wanted one of the two")
   return arguments
-
-
-def _count(text: str) -> int:
-  if not text.isdecimal() or int(text) == 0:
-    raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number from 1 on")
-  return int(text)
-
-
-def _number_or_none(text: str) -> int:
-  if not text.isdecimal():
-    raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number, or 0 for none")
-  return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -101,19 +89,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def main(argv: list[str] | None = None, program: str = "eval.py") -> int:
   """Exit status: 0; 2 for what the user can mend; 1 for a file that decodes to another picture; 130 for Ctrl-C."""
-  prepare()
-  try:
-    evaluate(parse(argv, program), program)
-  except (ValueError, OSError) as error:
-    message = str(error) if isinstance(error, UserError) else for_the_user(error)
-    if message is None:
-      raise
-    complain(f"{program}: {message}")
-    return 1 if isinstance(error, measure.ReconstructionMismatch) else 2
-  except KeyboardInterrupt:
-    complain(f"{program}: interrupted; the same command with --resume continues")
-    return 130
-  return 0
+  return outcome(lambda: evaluate(parse(argv, program), program), program,
+                 f"{program}: interrupted; the same command with --resume continues")
 
 
 def evaluate(arguments: argparse.Namespace, program: str) -> None:

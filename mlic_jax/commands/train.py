@@ -8,7 +8,8 @@ configuration or data, 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM wi
 """
 import argparse
 
-from mlic_jax.console import complain, prepare
+from mlic_jax.commands.outcome import outcome
+from mlic_jax.console import complain
 
 USAGE = "--config FILE[:ARGUMENT] --workdir DIR [--config.FIELD=VALUE ...]"
 
@@ -21,25 +22,17 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None, program: str = "train.py") -> int:
   """Runs a training by the arguments behind the program's name; returns the exit status."""
-  prepare()
+  return outcome(lambda: train(argv, program), program)
+
+
+def train(argv: list[str] | None, program: str) -> None:
+  """The order of events. Ctrl-C during the steps ends them with their state saved."""
   parser = _Parser(prog=program, usage=f"%(prog)s {USAGE}", allow_abbrev=False,
                    description="Trains a codec, or continues an interrupted run.")
   parser.add_argument("--config", required=True, help="Python file with get_config(), or the name of one that comes "
                       "along, such as nano; what follows a colon is its argument, as in mlic_plus_plus:mse:3")
   parser.add_argument("--workdir", required=True, help="where checkpoints, logs and the model go")
   args, overrides = parser.parse_known_args(argv)
-  from mlic_jax.errors import exit_status, for_the_user
   from mlic_jax.training.configuration import load_config  # slow, as all that computes
   from mlic_jax.training.loop import train_and_evaluate
-  try:
-    train_and_evaluate(load_config(args.config, overrides), args.workdir)
-  except Exception as error:
-    line = for_the_user(error)
-    if line is None:
-      raise
-    complain(f"{program}: {' '.join(line.split())}")
-    return exit_status(error)
-  except KeyboardInterrupt:                              # before the steps, which end with their state saved
-    complain(f"{program}: interrupted")
-    return 130
-  return 0
+  train_and_evaluate(load_config(args.config, overrides), args.workdir)

@@ -24,6 +24,7 @@ class BaselineLimit(ImageError):
 
 class ReconstructionMismatch(ValueError):
   """A file does not decode to the picture that its encoder predicted."""
+  status = 1
 
 
 @dataclasses.dataclass(frozen=True)
