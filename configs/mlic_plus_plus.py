@@ -41,7 +41,7 @@ def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
   c.data_workers = 8
   c.cache_gigabytes = 0.0          # the papers' 100,000 photographs are too many
 
-  del c.lmbdas                     # of variable-rate models
+  del c.lmbdas, c.rate_weighting   # of variable-rate models
   c.distortion, c.lmbda = objective(name)
 
   c.num_steps = 2_000_000

@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Objective: bpp + lmbda * 255**2 * mse; every sample draws one of the rates.
   c.distortion = "mse"
   c.lmbdas = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)  # of quality 1, 2, ...; a single-rate model has c.lmbda
+  c.rate_weighting = 0.45          # a sample's loss counts lmbda**-0.45: all rates about equally then; 0: as they are
   c.partial_probability = 0.0      # of a sample whose last slices do not arrive, as in progressive decoding
   c.init_from = ""                 # model directory to start from, such as one of another lambda
   c.teacher = ""                   # model directory of a larger codec, whose reconstructions are distilled

@@ -64,6 +64,17 @@ def test_the_bits_of_the_slices_sum_to_those_of_y(config, x):
   np.testing.assert_allclose(metrics["bpp_slice_0"] + metrics["bpp_slice_1"], metrics["bpp_y"], rtol=1e-5)
 
 
+def test_a_sample_counts_by_its_rate_in_the_gradient_and_not_in_the_figures(config, x):
+  config.optimizer, config.lmbdas, config.batch_size = "adam", (0.01, 0.01, 0.16), 1
+  norms = []
+  for config.rate_weighting in (0.0, 0.5):
+    _, metrics = one_step(config, x[:1])
+    norms.append(metrics["grad_norm"])
+    lmbda = (metrics["loss"] - metrics["bpp"]) / (255**2 * metrics["mse"])
+  weight = {0.01: 10 / 7.5, 0.16: 2.5 / 7.5}[round(float(lmbda), 4)]
+  np.testing.assert_allclose(norms[1] / norms[0], weight, rtol=1e-3)
+
+
 def test_slices_fail_to_arrive_with_the_given_probability():
   draw = jax.pmap(lambda key: draw_num_arrived(key, 4000, 10, 0.25), axis_name=parallel.AXIS)
   arrived = np.asarray(draw(jax.random.split(jax.random.PRNGKey(0), 1)))[0]

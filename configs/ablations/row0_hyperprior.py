@@ -14,7 +14,7 @@ from configs import nano
 def get_config() -> ml_collections.ConfigDict:
   """Every field that training reads."""
   c = nano.get_config()
-  del c.lmbdas                     # of variable-rate models
+  del c.lmbdas, c.rate_weighting   # of variable-rate models
   c.lmbda = 0.0130
   c.schedule, c.final_learning_rate = "cosine", 1e-6
   del c.decay_start                # of the schedule that has no end of its own

@@ -89,6 +89,8 @@ FIELDS = {
     "distortion": Field(one_of(DISTORTIONS)),
     "lmbda": Field(number(0), needed=of_one_rate, needed_for="single-rate models"),
     "lmbdas": Field(NUMBERS, needed=lambda config: not of_one_rate(config), needed_for="variable-rate models"),
+    "rate_weighting": Field(number(0, 1), is_free=True, warning="the steps from here on weigh the rates otherwise",
+                            needed=lambda config: not of_one_rate(config), needed_for="variable-rate models"),
     "partial_probability": Field(number(0, 1)),
     "init_from": Field(TEXT),
     "teacher": Field(TEXT),

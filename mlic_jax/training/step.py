@@ -1,6 +1,6 @@
 """One training step and one evaluation step, as pure functions of (state, batch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -58,6 +58,13 @@ def draw_num_arrived(key: jax.Array, batch_size: int, num_slices: int, probabili
   return _of_this_device(key, batch_size, draw)
 
 
+def rate_weights(lmbda: jax.Array, lmbdas: Sequence[float], exponent: float) -> jax.Array:
+  """What the losses of samples count with these lmbda, (B,): lmbda**-exponent over its mean for all rates.
+
+  The loss of a codec grows about as the square root of lmbda, so the highest rates decide about what all share."""
+  return lmbda**-exponent / jnp.mean(jnp.asarray(lmbdas, jnp.float32)**-exponent)
+
+
 def _of_this_device(key: jax.Array, batch_size: int, draw: Callable) -> jax.Array:
   """The block of this device of draw(key, (global batch size,)).
 
@@ -69,10 +76,11 @@ def _of_this_device(key: jax.Array, batch_size: int, draw: Callable) -> jax.Arra
 def make_train_step(config, model, optimizer: optax.GradientTransformation, teacher=None) -> Callable:
   """train_step(state, x, teacher_variables, stop) -> (state, metrics); it runs under the axis "batch".
 
-  x is (B, H, W, 3) uint8, of one device. The objective is rd_loss + aux_loss, whose gradients touch disjoint
-  parameters. When the loss or a gradient is not finite, the parameters, the optimiser and the average stay what they
-  were and metrics["finite"] is 0. A step draws for each sample by its place in the global batch, so that neither the
-  number of devices nor accumulate_steps changes what it computes, but for the order of sums.
+  x is (B, H, W, 3) uint8, of one device. The objective is rd_loss, its samples weighted by rate_weights, and aux_loss,
+  whose gradients touch disjoint parameters. When the loss or a gradient is not finite, the parameters, the optimiser
+  and the average stay what they were and metrics["finite"] is 0. A step draws for each sample by its place in the
+  global batch, so that neither the number of devices nor accumulate_steps changes what it computes, but for the order
+  of sums.
   metrics["stop"] is the mean of `stop`, the flags of each process, or left out without them (stopping.py).
   `teacher` is a codec without variable rate, or with the rates of `model`, whose reconstructions are mixed into the
   target of the distortion by config.distillation_weight; without one teacher_variables is None."""
@@ -87,6 +95,8 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
       taught = teacher.apply(teacher_variables, x, sample["quality"] if teacher.config.num_rates else None).x_hat
       target = x + config.distillation_weight * (taught - x)
     loss, metrics = rd_loss(out, x, sample["lmbda"], config.distortion, target)
+    if rates and config.rate_weighting:
+      loss = jnp.mean(rate_weights(sample["lmbda"], config.lmbdas, config.rate_weighting) * metrics["loss"])
     aux_loss = model.apply({"params": params}, method="aux_loss")
     of_slices = jnp.sum(jnp.mean(out.y_bits, 0), (0, 1)).reshape(num_slices, -1).sum(-1) / (x.shape[1] * x.shape[2])
     metrics = dict(jax.tree.map(jnp.mean, metrics), **{f"bpp_slice_{k}": bpp for k, bpp in enumerate(of_slices)})
