@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlic_jax.compute.of_sizes import OfSizes
+
 # Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment", Asilomar 2003
 SCALE_WEIGHTS = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333], np.float32)
 WINDOW_SIZE, WINDOW_SIGMA = 11, 1.5
@@ -50,7 +52,7 @@ def ms_ssim_8bit(image: np.ndarray, reconstruction: np.ndarray) -> float | None:
   _check_8bit(image, reconstruction)
   if min(image.shape[:2]) < MS_SSIM_MIN_SIDE:
     return None
-  return float(_ms_ssim_jit(*(np.float32(each[None]) / 255 for each in (image, reconstruction)))[0])
+  return float(_ms_ssim_of_sizes(*(np.float32(each[None]) / 255 for each in (image, reconstruction)))[0])
 
 
 def _check_8bit(image: np.ndarray, reconstruction: np.ndarray) -> None:
@@ -85,7 +87,7 @@ def ms_ssim(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.mean(jnp.prod(powers, axis=-1), axis=-1)
 
 
-_ms_ssim_jit = jax.jit(ms_ssim)
+_ms_ssim_of_sizes = OfSizes(ms_ssim, size=0)
 
 
 def _ssim_maps(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -31,6 +31,14 @@ class FakeCodec:
     blob = baselines.encode_jpeg(image, int(10 * (quality or 5)))
     return blob, baselines.decode(blob)
 
+  def encode_with_bits(self, image, quality):
+    return *self.encode_with_reconstruction(image, quality), lambda: self.estimate(image, quality)[0]
+
+  def has_compiled(self, height, width):
+    """As if it compiled for every size in multiples of 64."""
+    blocks = lambda height, width, *_: (-(-height // 64), -(-width // 64))
+    return blocks(height, width) in {blocks(*shape) for shape, _ in self.encoded}
+
   def decode(self, blob):
     return baselines.decode(blob)
 

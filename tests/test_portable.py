@@ -170,7 +170,7 @@ def test_places_that_are_off_by_twenty_epsilon_are_an_error_that_names_both_mach
     codec, photograph, monkeypatch, chunked):
   blob = codec.encode(photograph, chunked=chunked)
   elsewhere = bitstream.Origin(portable.EPSILON_EXPONENT, "gpu", "aarch64", (0, 6, 1))
-  monkeypatch.setattr(codec_module, "here", lambda: elsewhere)
+  monkeypatch.setattr(portable, "here", lambda: elsewhere)
   disturb(monkeypatch, 20 * EPSILON)
   for decode in (codec.decode, lambda blob: codec.decode(blob, slices=1), lambda blob: codec.decode(blob, partial=True),
                  lambda blob: list(codec.decode_progressively(blob))):
@@ -185,7 +185,7 @@ def test_places_that_are_off_by_twenty_epsilon_are_an_error_that_names_both_mach
 def test_without_the_checksums_such_places_would_give_another_picture(codec, photograph, monkeypatch):
   blob, predicted = codec.encode_with_reconstruction(photograph)
   disturb(monkeypatch, 20 * EPSILON)
-  monkeypatch.setattr(codec_module, "_check_symbols", lambda *args: None)
+  monkeypatch.setattr(portable, "check_symbols", lambda *args: None)
   monkeypatch.setattr(codec_module.Decoder, "finish", lambda self: None)
   assert np.abs(codec.decode(blob).astype(int) - predicted).max() > 10
 
@@ -222,7 +222,7 @@ def test_both_kinds_of_file_decode_to_the_same_picture_and_being_portable_costs_
   np.testing.assert_array_equal(codec.decode(portable_file), codec.decode(plain))
   assert abs(len(portable_file) - len(plain) - (6 + 2 * 2)) <= 4 + 0.002 * len(plain)
   assert bitstream.parse(plain).origin is None and not bitstream.parse(plain).symbol_checksums
-  assert bitstream.parse(portable_file).origin == codec_module.here()
+  assert bitstream.parse(portable_file).origin == portable.here()
 
 
 def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photograph, monkeypatch):
@@ -238,7 +238,7 @@ def test_info_says_where_a_file_was_written_and_no_portable_leaves_it_out(
     tmp_path, photograph, tiny_checkpoint, capsys):
   source, coded = tmp_path / "photo.png", tmp_path / "photo.mlic"
   save_image(source, photograph)
-  for options, line in (([], rf"portable, epsilon 2\^-{portable.EPSILON_EXPONENT}, written on {codec_module.here()}\n"),
+  for options, line in (([], rf"portable, epsilon 2\^-{portable.EPSILON_EXPONENT}, written on {portable.here()}\n"),
                         (["--no-portable"], "where it was written, or where arithmetic is the same bit for bit\n")):
     assert main(["encode", str(source), str(coded), "--ckpt", str(tiny_checkpoint), *options]) == 0
     capsys.readouterr()

@@ -12,7 +12,6 @@ A slice that did not arrive is decoded like any other, with zeros for symbols: i
 the slices before it.
 """
 import os
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,9 +19,10 @@ import jax
 import numpy as np
 
 from mlic_jax.coding import bitstream, compiled, portable, rangecoder
-from mlic_jax.coding.bitstream import Bitstream, BitstreamError, Origin, PortabilityError
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.coding.model_directory import Model, load_model
+from mlic_jax.coding.portable import here
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import z_rows
 from mlic_jax.compute import compilation_cache
@@ -105,7 +105,8 @@ class Codec:
     """The file of each picture, in their order, each when it is asked for; `advance` is called after each.
 
     One at a time, although a batch would fill an accelerator better: its floats differ in their last bits from those of
-    one picture, and a file should not depend on what was coded beside it. What is compiled for a size is kept.
+    one picture, and a file should not depend on what was coded beside it. What is compiled is kept for the padded sizes
+    that came last (compute/of_sizes.py): pictures of many sizes are best sorted by them.
     """
     for image in images:
       yield self.encode(image, quality, chunked=chunked, portable=portable)
@@ -135,6 +136,21 @@ class Codec:
     blob, finish = self._encode(self.latents(image, quality), icc_profile or own_profile, chunked,
                                 here() if portable else None)
     return blob, finish()
+
+  def encode_with_bits(self, image: AnyPicture, quality: float | None = None,
+                       ) -> tuple[bytes, np.ndarray, Callable[[], float]]:
+    """The file, the picture that `decode` will make of it, and what gives the bits of `estimate`, from the passes of
+    the encoder."""
+    latents, passes = self.latents(image, quality), []
+    blob, finish = self._encode(latents, None, True, here(), passes)
+    return blob, finish(), lambda: _sum(*self._bits(self._z_symbols(latents), passes))
+
+  def has_compiled(self, height: int, width: int) -> bool:
+    """Whether a picture of that padded size was encoded and decoded lately: then nothing is compiled for this one."""
+    h, w = self._blocks(height, width)
+    side, module = self._side_multiple, self._module
+    return (compiled.analyse.is_kept((1, h * side, w * side, 3), module)
+            and compiled.finish.is_kept((1, 4 * h, 4 * w, 2 * self.config.M), module))
 
   def decode(self, blob: bytes, slices: int | None = None, partial: bool = False,
              pixels_max: int = bitstream.PIXELS_MAX) -> np.ndarray:
@@ -172,7 +188,7 @@ class Codec:
   def estimate(self, image: AnyPicture, quality: float | None = None) -> tuple[float, np.ndarray]:
     """Bits by the likelihoods of the model, and what `decode` would give (H, W, 3) uint8, without coding."""
     y_bits, z_bits, finish = self._measure(image, quality)
-    return float(y_bits.sum(dtype=np.float64) + z_bits.sum(dtype=np.float64)), finish()
+    return _sum(y_bits, z_bits), finish()
 
   def element_bits(self, image: AnyPicture, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The same bits, element by element: of y (h, w, M) and of z (h/4, w/4, N); see Latents."""
@@ -180,25 +196,26 @@ class Codec:
 
   def _measure(self, image, quality) -> tuple[np.ndarray, np.ndarray, Callable[[], np.ndarray]]:
     """Bits of y and of z, and the synthesis. The passes are those of the encoder: nothing large is compiled for it."""
-    latents, slices = self.latents(image, quality), []
+    latents, passes = self.latents(image, quality), []
     z_symbols = self._z_symbols(latents)
 
     def count(k, anchors, places, prior):
       symbols = compiled.symbols(latents.y, k, prior.mean, anchors)
-      bits = np.asarray(compiled.y_bits(symbols, prior.scale, anchors))[0]
-      if anchors:
-        slices.append(bits)
-      else:
-        slices[-1] = slices[-1] + bits
+      passes.append((symbols, prior.scale))
       return np.asarray(symbols)
 
     last_pass = self._walk(z_symbols, count)
-    z_bits = np.asarray(compiled.z_bits(self._module, self._variables, z_symbols))[0]
-    return np.concatenate(slices, axis=-1), z_bits, lambda: self._finish(last_pass, *latents[2:])
+    return *self._bits(z_symbols, passes), lambda: self._finish(last_pass, *latents[2:])
+
+  def _bits(self, z_symbols: np.ndarray, passes: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """Bits of y and of z, from the symbols and the scales of all passes."""
+    of_passes = [np.asarray(compiled.y_bits(*each, i % 2 == 0))[0] for i, each in enumerate(passes)]
+    slices = [anchors + others for anchors, others in zip(of_passes[::2], of_passes[1::2])]
+    return np.concatenate(slices, axis=-1), np.asarray(compiled.z_bits(self._module, self._variables, z_symbols))[0]
 
   def _z_symbols(self, latents: Latents) -> np.ndarray:
     """The symbols of z. LatentError unless the latents are finite, and of this codec."""
-    h, w = (-(-side // self._side_multiple) for side in (latents.height, latents.width))
+    h, w = self._blocks(latents.height, latents.width)
     wanted = (1, 4 * h, 4 * w, self.config.M), (1, h, w, self.config.N)
     if (came := (latents.y.shape, latents.z.shape)) != wanted:
       raise LatentError(f"{self.name}: y and z of a picture of {latents.height}x{latents.width} are {wanted}; "
@@ -208,7 +225,9 @@ class Codec:
       raise LatentError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
     return np.asarray(z_symbols)
 
-  def _encode(self, latents: Latents, icc_profile, chunked, origin) -> tuple[bytes, Callable[[], np.ndarray]]:
+  def _encode(self, latents: Latents, icc_profile, chunked, origin, passes: list | None = None,
+              ) -> tuple[bytes, Callable[[], np.ndarray]]:
+    """The file and the synthesis; the symbols and the scales of each pass are added to `passes`."""
     y, _, height, width, quality = latents
     z_symbols, encoders = self._z_symbols(latents), [Encoder(self._table, self.coder)]
     encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
@@ -216,6 +235,8 @@ class Codec:
 
     def push(k, anchors, places, prior):
       symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
+      if passes is not None:
+        passes.append((symbols, prior.scale))
       if chunked and anchors:
         encoders.append(Encoder(self._table, self.coder))
       if origin is None:
@@ -253,7 +274,7 @@ class Codec:
       raise BitstreamError(f"the file is damaged: {error}") from None
     check_memory(self.config, content.height, content.width)
     decoders = [Decoder(self._table, chunk, self.coder) for chunk in content.chunks[:1 + slices]]
-    h, w = (-(-side // self._side_multiple) for side in (content.height, content.width))
+    h, w = self._blocks(content.height, content.width)
     z_symbols = decoders[0].decode(self._z_rows(h, w))
     of_slice = []
 
@@ -267,7 +288,7 @@ class Codec:
       symbols = decoder.decode(portable.rows(places, decoder.decode_choices(portable.num_blocks(places.size))))
       of_slice.append(symbols)
       if not anchors:
-        _check_symbols(content, k, of_slice)
+        portable.check_symbols(content, k, of_slice)
         of_slice.clear()
       return symbols
 
@@ -295,6 +316,10 @@ class Codec:
   def _finish(self, last_pass: tuple, height: int, width: int, quality) -> np.ndarray:
     return np.asarray(compiled.finish(self._module, self._variables, *last_pass, quality))[0, :height, :width]
 
+  def _blocks(self, height: int, width: int) -> tuple[int, int]:
+    """Height and width of z."""
+    return -(-height // self._side_multiple), -(-width // self._side_multiple)
+
   def _pad(self, image: np.ndarray) -> np.ndarray:
     """(1, H', W', 3), the picture with its right and lower edge repeated up to what the transforms can take."""
     missing = [(0, -side % self._side_multiple) for side in image.shape[:2]]
@@ -320,17 +345,5 @@ class Codec:
     return np.float32(bitstream.round_quality(quality))
 
 
-def here() -> Origin:
-  """This machine, as the files that it writes name it."""
-  known = lambda names, name: name if name in names else names[0]
-  machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-  return Origin(portable.EPSILON_EXPONENT, known(bitstream.PLATFORMS, jax.default_backend()),
-                known(bitstream.MACHINES, machine), jax.__version_info__[:3])
-
-
-def _check_symbols(content: Bitstream, k: int, symbols: Sequence[np.ndarray]) -> None:
-  """PortabilityError unless the anchors and non-anchors of slice k are those that were encoded."""
-  if bitstream.symbol_checksum(*symbols) != content.symbol_checksums[k]:
-    raise PortabilityError(
-        f"slice {k + 1} of {content.num_slices} decodes to other symbols than were encoded: the file was written on "
-        f"{content.origin}; this is {here()} (differences beyond epsilon {content.origin.epsilon}, or altered data)")
+def _sum(y_bits: np.ndarray, z_bits: np.ndarray) -> float:
+  return float(y_bits.sum(dtype=np.float64) + z_bits.sum(dtype=np.float64))

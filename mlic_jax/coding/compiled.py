@@ -2,30 +2,30 @@
 
 The slice index is traced, so that a picture size compiles start, nonanchors, advance and finish, the encoder analyse
 besides; the others are a line each. The module is static and equal for equal configs: codecs of one architecture share
-what is compiled. What is called places are those of the scales in the coding table (priors.scale_place).
+what is compiled. It is kept for the sizes used last (compute/of_sizes.py). What is called places are those of the
+scales in the coding table (priors.scale_place).
 """
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
+from mlic_jax.compute.of_sizes import of_sizes
 from mlic_jax.model.checkerboard import pack, unpack
 from mlic_jax.model.priors import gaussian_bits
 
 
-@partial(jax.jit, static_argnums=0)
+@of_sizes(size=2, module=0)
 def analyse(module, variables, image, quality):
   """A picture (1, H, W, 3) uint8, padded -> y (1, h, w, M), z (1, h/4, w/4, N). The encoder only."""
   return module.apply(variables, image / 255, quality, method="analyse")
 
 
-@partial(jax.jit, static_argnums=0)
+@of_sizes(size=3, module=0)
 def round_z(module, variables, y, z):
   """z -> int32 symbols of z, and whether y and z are finite. The encoder only."""
   return module.apply(variables, z, method="round_z"), jnp.isfinite(y).all() & jnp.isfinite(z).all()
 
 
-@partial(jax.jit, static_argnums=3)
+@of_sizes(size=0, static=3)
 def symbols(y, k, mean, anchors):
   """int32 symbols (1, h, w/2, Cs) of one parity of slice k of y. The encoder only."""
   channels = mean.shape[-1]
@@ -33,7 +33,7 @@ def symbols(y, k, mean, anchors):
   return jnp.round(pack(y, anchors) - mean).astype(jnp.int32)
 
 
-@partial(jax.jit, static_argnums=0)
+@of_sizes(size=2, module=0)
 def start(module, variables, z_symbols):
   """Symbols of z -> hyper; places, prior and state of the anchors of slice 0."""
   hyper = module.apply(variables, z_symbols, method="hyper")
@@ -42,14 +42,14 @@ def start(module, variables, z_symbols):
   return hyper, prior.place, prior, state
 
 
-@partial(jax.jit, static_argnums=0)
+@of_sizes(size=3, module=0)
 def nonanchors(module, variables, k, hyper, state, symbols):
   """Symbols of the anchors of slice k -> places, prior and state of its non-anchors."""
   prior, state = module.apply(variables, k, hyper, state, symbols, method="nonanchor_prior")
   return prior.place, prior, state
 
 
-@partial(jax.jit, static_argnums=0)
+@of_sizes(size=3, module=0)
 def advance(module, variables, k, hyper, state, symbols):
   """Symbols of the non-anchors of slice k -> places, prior and state of the anchors of slice k + 1."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
@@ -57,26 +57,26 @@ def advance(module, variables, k, hyper, state, symbols):
   return prior.place, prior, state
 
 
-@jax.jit
+@of_sizes(size=0)
 def rows(prior):
   """Rows of the coding table for files that are not portable."""
   return prior.index
 
 
-@partial(jax.jit, static_argnums=0)
+@of_sizes(size=3, module=0)
 def finish(module, variables, k, hyper, state, symbols, quality):
   """Symbols of the non-anchors of the last slice -> the picture (1, H, W, 3) uint8."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
   return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesise"))
 
 
-@partial(jax.jit, static_argnums=0)
+@of_sizes(size=2, module=0)
 def z_bits(module, variables, z_symbols):
   """Bits of the symbols of z, per element."""
   return module.apply(variables, z_symbols, method="z_bits")
 
 
-@partial(jax.jit, static_argnums=2)
+@of_sizes(size=0, static=2)
 def y_bits(symbols, scale, anchors):
   """Bits of the symbols of one parity, per element, (1, h, w, Cs) with zeros on the other."""
   return unpack(gaussian_bits(symbols, 0.0, scale), anchors)

@@ -16,8 +16,14 @@ numbers of a sum, so within a pass they are about equally large in all scales, a
 
 A pass (1, h, w/2, Cs) is cut into blocks in C order; the last one may be short.
 """
+import platform
+from collections.abc import Sequence
+
+import jax
 import numpy as np
 
+from mlic_jax.coding import bitstream
+from mlic_jax.coding.bitstream import Bitstream, Origin, PortabilityError
 from mlic_jax.model.priors import SCALE_LEVELS, SCALE_STEP
 
 EPSILON_EXPONENT = 13  # epsilon = 2^-13 of the step from level to level
@@ -74,6 +80,22 @@ def rows(places: np.ndarray, choices: np.ndarray) -> np.ndarray:
   """int32 rows of the coding table, in the shape of `places`; `choices` are those of its blocks."""
   shifts = np.repeat(SHIFTS[choices], BLOCK)[:places.size].reshape(places.shape)
   return np.clip(np.ceil(_bounded(places) + shifts), 0, SCALE_LEVELS - 1).astype(np.int32)
+
+
+def here() -> Origin:
+  """This machine, as the files that it writes name it."""
+  known = lambda names, name: name if name in names else names[0]
+  machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+  return Origin(EPSILON_EXPONENT, known(bitstream.PLATFORMS, jax.default_backend()),
+                known(bitstream.MACHINES, machine), jax.__version_info__[:3])
+
+
+def check_symbols(content: Bitstream, k: int, symbols: Sequence[np.ndarray]) -> None:
+  """PortabilityError unless the anchors and non-anchors of slice k are those that were encoded."""
+  if bitstream.symbol_checksum(*symbols) != content.symbol_checksums[k]:
+    raise PortabilityError(
+        f"slice {k + 1} of {content.num_slices} decodes to other symbols than were encoded: the file was written on "
+        f"{content.origin}; this is {here()} (differences beyond epsilon {content.origin.epsilon}, or altered data)")
 
 
 def _bounded(places: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Rate and distortion of one image, through a checkpoint or a conventional codec, and the means of many.
 
-A codec here is `mlic_jax.Codec`, or anything with its `encode_with_reconstruction`, `decode` and `estimate`. What needs
+A codec here is `mlic_jax.Codec`, or anything with its `encode_with_bits`, `decode` and `estimate`. What needs
 the codec runs in this process; distortions and baselines run in `workers` (an Executor: see workers.py).
 """
 import dataclasses
@@ -71,7 +71,7 @@ def code(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
   """
   start = time.perf_counter()
   try:
-    blob, reconstruction = codec.encode_with_reconstruction(image, quality)
+    blob, reconstruction, bits = codec.encode_with_bits(image, quality)
     encoded = time.perf_counter()
     decoded = codec.decode(blob)
   except BitstreamError as error:
@@ -84,8 +84,7 @@ def code(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
     share = np.mean(np.any(decoded != reconstruction, axis=-1))
     raise ReconstructionMismatch(f"{name} at quality {quality}: {share:.2%} of the decoded pixels "
                                  "are not those that the encoder predicted")
-  bits, _ = codec.estimate(image, quality)
-  return Coded(decoded, blob, float(bits), encoded - start, end - encoded)
+  return Coded(decoded, blob, bits(), encoded - start, end - encoded)
 
 
 def estimate(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:

@@ -1,0 +1,68 @@
+"""A function that is compiled for every size of picture, and keeps what it compiled for the sizes used last.
+
+What is compiled for one padded size of nano takes some 95 MB and 600 memory mappings, of which Linux allows a process
+65,530: jax alone keeps all of it, and a folder of photographs of 128 sizes is more than a process can hold. What is let
+go comes back from the cache on disk (compilation_cache.py).
+"""
+import collections
+import ctypes
+import platform
+import threading
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+SIZES = 8  # kept of each function
+
+
+class OfSizes:
+  """jax.jit(function), which forgets.
+
+  Args:
+    function: its arguments are given by position.
+    size: the place of the array whose shape says for which size it is compiled, or of a tuple that begins with it.
+    module: the place of a static argument that has sizes of its own.
+    static: that of another static argument.
+  """
+
+  def __init__(self, function: Callable, size: int, module: int | None = None, static: int | None = None):
+    self.__doc__, self.__name__ = function.__doc__, function.__name__
+    self._function, self._size, self._module = function, size, module
+    self._static = tuple(place for place in (module, static) if place is not None)
+    self._kept, self._lock = collections.OrderedDict(), threading.Lock()
+
+  def __call__(self, *args):
+    of_size = args[self._size]
+    shape = np.shape(of_size[0] if isinstance(of_size, tuple) else of_size)
+    key = shape, None if self._module is None else args[self._module]
+    with self._lock:
+      compiled = self._kept.pop(key, None) or self._new()
+      self._kept[key] = compiled  # at the end: the first one is the one that was used the longest ago
+      dropped = [self._kept.popitem(last=False) for _ in range(len(self._kept) - SIZES)]
+    if dropped:
+      dropped.clear()  # which frees them, unless a thread is inside
+      _give_back()
+    return compiled(*args)
+
+  def is_kept(self, shape: tuple[int, ...], module=None) -> bool:
+    """Whether it was called for that size lately."""
+    return (shape, module) in self._kept
+
+  def _new(self) -> Callable:
+    """A function object of its own: jax holds what it compiles for as long as that."""
+    def function(*args):
+      return self._function(*args)
+    function.__name__ = function.__qualname__ = self.__name__
+    return jax.jit(function, static_argnums=self._static)
+
+
+def of_sizes(**places: int) -> Callable[[Callable], OfSizes]:
+  """The decorator; its arguments are those of OfSizes."""
+  return lambda function: OfSizes(function, **places)
+
+
+def _give_back() -> None:
+  """Memory that was freed goes back to the system, which glibc puts off."""
+  if platform.libc_ver()[0] == "glibc":
+    ctypes.CDLL(None).malloc_trim(0)
