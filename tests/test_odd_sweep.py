@@ -26,7 +26,7 @@ from mlic_jax.data.sources import Folder
 SMOOTH = np.uint8(np.mgrid[:16, :24].sum(0)[..., None] * np.array([5, 6, 4]))
 REFUSED, ANYTHING = "refused", "anything but a traceback"
 TURNS = (lambda x: x, lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1],
-         lambda x: x.swapaxes(0, 1), lambda x: np.rot90(x, -1), lambda x: np.rot90(x, -1)[:, ::-1], np.rot90)
+         lambda x: x.swapaxes(0, 1), lambda x: np.rot90(x, -1), lambda x: np.rot90(x, -1)[::-1], np.rot90)
 
 
 class OddFile(NamedTuple):
