@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -168,8 +168,8 @@ class Batches:
   """An iterator over batches of crops. `skipped` holds a line for each broken photograph that another one replaced;
   each is named once in a warning, whichever thread or worker process met it."""
 
-  def __init__(self, batches: Iterator[tuple[np.ndarray, list[str]]]):
-    self._batches = batches
+  def __init__(self, batches: Iterator, unpack: Callable = lambda batch: batch):
+    self._batches, self._unpack = batches, unpack   # to crops, and what was skipped for them
     self._started = False
     self.skipped: set[str] = set()
 
@@ -178,13 +178,20 @@ class Batches:
 
   def __next__(self) -> np.ndarray:
     with contextlib.nullcontext() if self._started else deaf_children():   # worker processes start with the first batch
-      crops, problems = next(self._batches)
+      crops, problems = self._unpack(next(self._batches))
     self._started = True
     for problem in problems:
       if problem not in self.skipped:
         self.skipped.add(problem)
         log.warning("skipped, another image takes its place: %s (broken so far: %d)", problem, len(self.skipped))
     return crops
+
+  def close(self) -> None:
+    """Ends the threads and worker processes that read: no batch comes after it. At the exit of Python it is too late,
+    they would be ended with tracebacks."""
+    batches, self._batches = self._batches, iter(())
+    if hasattr(batches, "close"):  # others end with the last reference
+      batches.close()
 
 
 def training_batches(mixture: Mixture, *, seed: int, batch_size: int, sizes: CropSizes, downscale_probability: float,
@@ -231,9 +238,20 @@ def training_batches(mixture: Mixture, *, seed: int, batch_size: int, sizes: Cro
   dataset = dataset[process_index::process_count][start:]
   read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, 2 * threads))
   batches = dataset.to_iter_dataset(read_options)
-  if workers:
-    batches = batches.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
+  if workers:  # arrays would travel in shared memory, and a batch that nobody took would stay there
+    batches = batches.map(_to_bytes).mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
+    return Batches(iter(batches), _from_bytes)
   return Batches(iter(batches))
+
+
+def _to_bytes(batch: tuple[np.ndarray, list[str]]) -> tuple[bytes, tuple[int, ...], list[str]]:
+  crops, problems = batch
+  return crops.tobytes(), crops.shape, problems
+
+
+def _from_bytes(batch: tuple[bytes, tuple[int, ...], list[str]]) -> tuple[np.ndarray, list[str]]:
+  pixels, shape, problems = batch
+  return np.frombuffer(pixels, np.uint8).reshape(shape), problems
 
 
 def eval_images(sources: Sequence[Source], crop_size: int, limit: int) -> np.ndarray:

@@ -121,14 +121,14 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   train_step = rows.packed(make_train_step(config, prepared.model, optimizer, prepared.teacher))
   train_step = parallel.on_all_devices(train_step, donate_state=True, in_axes=(0, 0, 0, None))
   validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, best_loss, evaluated)
-  batches = data.training_batches(
+  reader = contextlib.closing(data.training_batches(
       prepared.photographs, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,
       downscale_probability=config.downscale_probability, downscale=config.downscale, flip=config.flip, start=first,
       process_index=jax.process_index(), process_count=jax.process_count(),
-      threads=config.data_threads, workers=config.data_workers)
+      threads=config.data_threads, workers=config.data_workers))
 
   with RunLog(workdir, first, config.num_steps, evaluated, quiet=not main_process) as run_log, \
-      signals() as received:
+      signals() as received, reader as batches:
     stop, profile = Stop(received, STEPS_IN_FLIGHT), Profile(config.profile_steps, run_log.folder / "profile")
     run_log.say(f"{num_params / 1e6:.2f} M parameters, {len(prepared.photographs)} photographs, "
                 f"{len(prepared.held_out)} held out, {jax.device_count()} x {jax.devices()[0].device_kind}; "
