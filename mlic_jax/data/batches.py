@@ -11,11 +11,13 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grain
 import numpy as np
+from absl import flags
 
 from mlic_jax.children import deaf_children
 from mlic_jax.data.augment import center_crop, random_crop
@@ -238,10 +240,17 @@ def training_batches(mixture: Mixture, *, seed: int, batch_size: int, sizes: Cro
   dataset = dataset[process_index::process_count][start:]
   read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, 2 * threads))
   batches = dataset.to_iter_dataset(read_options)
+  if workers and not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # newer versions of grain ask flags of theirs
   if workers:  # arrays would travel in shared memory, and a batch that nobody took would stay there
-    batches = batches.map(_to_bytes).mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
-    return Batches(iter(batches), _from_bytes)
+    options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+    return Batches(iter(batches.map(_to_bytes).mp_prefetch(options, worker_init_fn=_be_deaf)), _from_bytes)
   return Batches(iter(batches))
+
+
+def _be_deaf(*_) -> None:
+  """In a worker process: Ctrl-C is for the program that started it, however it was started."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _to_bytes(batch: tuple[np.ndarray, list[str]]) -> tuple[bytes, tuple[int, ...], list[str]]:
