@@ -5,6 +5,7 @@ width. A kernel is therefore padded with zeros where its inputs are not decoded 
 """
 
 import difflib
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -277,6 +278,7 @@ def _attention(w: _Weights, name: str) -> dict[str, Any]:
   return parts
 
 
+@functools.cache  # tracing takes seconds
 def _target_shapes(config: CodecConfig) -> dict[str, Any]:
   """The shapes of all parameters, those of the steps stacked: a tree of jax.ShapeDtypeStruct."""
   import jax
