@@ -1,4 +1,4 @@
-"""A 2-D convolution that is computed in ways of its own on CPU, where XLA knows one; other backends need no help.
+"""A 2-D convolution that is computed in ways of its own on CPU, where XLA knows one; other platforms need no help.
 
 There a 3x3 convolution is done with half the multiplications (winograd.py). XLA takes the gradient of a kernel as one
 convolution with a window as large as the picture, at 90 of the 210 GFLOP/s of the forward pass (3x3, 192 to 192
@@ -21,8 +21,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) ->
   """(B, H, W, C) with kernel (size, size, C, features) and bias (features,) -> (B, H/stride, W/stride, features).
 
   Padded by (size - 1) // 2 on each side, as PyTorch's models are: "SAME" would pad a 3x3 convolution of stride 2 on the
-  right and bottom only. A kernel of even size is for stride 2, with which it halves the picture exactly."""
-  return (_conv_on_cpu if jax.default_backend() == "cpu" else _conv)(x, kernel, bias, stride)
+  right and bottom only. A kernel of even size is for stride 2, with which it halves the picture exactly. It is the
+  platform that it is lowered for which decides how it is computed, not the one where it is traced."""
+  return _conv2d(x, kernel, bias, stride, jax.config.jax_default_matmul_precision)
 
 
 def padding(size: int) -> int:
@@ -30,38 +31,62 @@ def padding(size: int) -> int:
   return (size - 1) // 2
 
 
-def _conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, precision: str | None) -> jax.Array:
+  """`precision` is the one in force; the gradient has to be told, since it is traced when that no longer is."""
+  if stride == 1 and winograd.suits(x, kernel):
+    return _winograd_on_cpu(x, kernel) + bias
+  return _conv(x, kernel, stride) + bias
+
+
+def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, precision: str | None):
+  return _conv2d(x, kernel, bias, stride, precision), (x, kernel)
+
+
+def _backward(stride: int, precision: str | None, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
+  with jax.default_matmul_precision(precision):
+    return _gradients(*saved, dy, stride)
+
+
+_conv2d.defvjp(_forward, _backward)
+
+
+def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   pad = padding(kernel.shape[0])
   return jax.lax.conv_general_dilated(
-      x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+      x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _conv_on_cpu(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int) -> jax.Array:
-  if stride == 1 and winograd.suits(x, kernel):
-    return winograd.conv3x3(x, kernel) + bias
-  return _conv(x, kernel, bias, stride)
+@jax.jit  # traced once for each shape, as a model has the same ones again and again
+def _winograd_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return jax.lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=functools.partial(_conv, stride=1))
 
 
-def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int):
-  return _conv_on_cpu(x, kernel, bias, stride), (x, kernel)
+@functools.partial(jax.jit, static_argnums=3)
+def _gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Those of the input, the kernel and the bias."""
+  of = lambda gradients: functools.partial(gradients, stride=stride)
+  return jax.lax.platform_dependent(x, kernel, dy, cpu=of(_gradients_on_cpu), default=of(_gradients_of_xla))
 
 
-def _backward(stride: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, ...]:
-  x, kernel = saved
+def _gradients_of_xla(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int) -> tuple[jax.Array, ...]:
+  of_x, = jax.linear_transpose(lambda x: _conv(x, kernel, stride), x)(dy)
+  of_kernel, = jax.linear_transpose(lambda kernel: _conv(x, kernel, stride), kernel)(dy)
+  return of_x, of_kernel, dy.sum((0, 1, 2))
+
+
+def _gradients_on_cpu(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int) -> tuple[jax.Array, ...]:
   dy_rows = dy.reshape(-1, dy.shape[-1])
   # A sum over positions as a product: XLA's own takes six times as long.
   dbias = jnp.ones(len(dy_rows), dy.dtype) @ dy_rows
   if stride > 1:
     return _input_gradient(x.shape, kernel, dy, stride), _kernel_gradient(x, kernel.shape[:2], dy, stride), dbias
-  dx = _conv_on_cpu(dy, kernel[::-1, ::-1].swapaxes(2, 3), jnp.zeros(x.shape[-1], x.dtype), stride)
+  turned = kernel[::-1, ::-1].swapaxes(2, 3)
+  dx = winograd.conv3x3(dy, turned) if winograd.suits(dy, turned) else _conv(dy, turned, stride)
   if not winograd.suits(x, kernel):
     return dx, _kernel_gradient(x, kernel.shape[:2], dy, stride), dbias
   pairs = zip(winograd.input_rows(x), winograd.product_gradients(dy))
   return dx, winograd.kernel_gradient([_kernel_gradient(rows, (1, 3), d, stride) for rows, d in pairs]), dbias
-
-
-_conv_on_cpu.defvjp(_forward, _backward)
 
 
 def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:

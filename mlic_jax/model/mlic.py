@@ -8,6 +8,7 @@
 that computation in pieces, for the encoder and the decoder (coding/codec.py).
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -167,3 +168,15 @@ def build(config: CodecConfig, **options) -> MLIC:
 def side_multiple(config: CodecConfig) -> int:
   """What height and width of a picture have to be multiples of: the stride of y, times that of z, 4."""
   return 4 * transforms.find(config.transforms).STRIDE
+
+
+def unrolled_and_rolled(model: MLIC) -> tuple[MLIC, MLIC]:
+  """The same codec with its walk unrolled, for gradients on CPU, and in a loop, for those elsewhere; both are `model`
+  when config.scan_unroll says how it is wanted.
+
+  The walk itself makes that choice where its program is lowered. A gradient of the choice is slow to trace; who takes
+  many chooses between two gradients instead, by jax.lax.platform_dependent."""
+  config = model.config
+  if config.scan_unroll or config.num_slices == 1:
+    return model, model
+  return tuple(model.clone(config=dataclasses.replace(config, scan_unroll=count)) for count in (config.num_slices, 1))

@@ -197,28 +197,32 @@ class Slices(nn.Module):
     quantiser: what stands for rounding; `draws` are its random numbers, arrays of the shape of y, or None.
     num_arrived (B,): only so many slices reach the decoder, see SliceStep; None for all. With `remat` the gradient
     computes every step again instead of keeping what is inside it."""
-    count = self.config.num_slices
+    count, unroll = self.config.num_slices, self.config.scan_unroll or 1
     split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
 
     def body(decoded, inputs):
       params, k, y_slice, draws, arrived = inputs
       return self.step.apply({"params": params}, k, hyper, decoded, y_slice, quantiser, draws, arrived)
 
-    params = self.get_variable("params", "steps")
-    inputs = (params, jnp.arange(count), split(y), jax.tree.map(split, draws),
-              None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived)
-    # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
-    all_at_once = jax.default_backend() == "cpu" and quantiser is not ROUNDING
-    unroll = self.config.scan_unroll or (count if all_at_once else 1)
-    if unroll < count:
-      y_hat, found = jax.lax.scan(jax.checkpoint(body) if remat else body, jnp.zeros_like(y), inputs, unroll=unroll)
-    else:  # with a k that is known, which saves the multiplications of what is not decoded yet
-      y_hat, steps = jnp.zeros_like(y), []
+    def rolled(start, inputs):
+      return jax.lax.scan(jax.checkpoint(body) if remat else body, start, inputs, unroll=unroll)
+
+    def at_once(y_hat, inputs):
+      """With a k that is known, which saves the multiplications of what is not decoded yet."""
+      steps = []
       for k in range(count):
         known = lambda decoded, inputs, k=k: body(decoded, (inputs[0], k, *inputs[2:]))
         y_hat, of_step = (jax.checkpoint(known) if remat else known)(y_hat, jax.tree.map(lambda t: t[k], inputs))
         steps.append(of_step)
-      found = jax.tree.map(lambda *each: jnp.stack(each), *steps)
+      return y_hat, jax.tree.map(lambda *each: jnp.stack(each), *steps)
+
+    inputs = (self.get_variable("params", "steps"), jnp.arange(count), split(y), jax.tree.map(split, draws),
+              None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived)
+    walk = rolled if unroll < count else at_once
+    if walk is rolled and not self.config.scan_unroll and quantiser is not ROUNDING:
+      # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
+      walk = lambda *args: jax.lax.platform_dependent(*args, cpu=at_once, default=rolled)
+    y_hat, found = walk(jnp.zeros_like(y), inputs)
     return Coded(y_hat, *(jnp.moveaxis(t, 0, -2).reshape(y.shape) for t in found))
 
   def run(self, method: str, k, *args):

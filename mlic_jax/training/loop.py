@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mlic_jax.compute import compilation_cache
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import batches as data
 from mlic_jax.model.mlic import build, side_multiple
-from mlic_jax.training import parallel, start
+from mlic_jax.training import on_devices, parallel, start
 from mlic_jax.training.checkpoints import Checkpoints, check_config, config_to_dict, flatten, write_config
 from mlic_jax.training.configuration import FIELDS, check_fields
 from mlic_jax.training.metric_rows import MetricRows, NonFiniteLoss
@@ -82,8 +81,7 @@ def prepare(config) -> Prepared:
   sources, others = data.split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir)
   photographs = data.Mixture(sources, sizes, int(config.cache_gigabytes * 1e9))
   held_out = data.eval_images(others, config.eval_crop_size, config.eval_images)
-  dtype = jnp.bfloat16 if config.bfloat16_transforms else jnp.float32
-  model = build(model_config, transform_dtype=dtype, remat=config.remat, entropy_precision=config.entropy_precision)
+  model = build(model_config, **on_devices.precision_of(config))
   return Prepared(model_config, model, photographs, sizes, held_out, data.names(others),
                   *load_teacher(config, model_config))
 
@@ -118,8 +116,7 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   num_params = sum(x.size for x in jax.tree.leaves(state.params))
   state, teacher_variables = parallel.replicate((state, prepared.teacher_variables))
   rows = MetricRows()
-  train_step = rows.packed(make_train_step(config, prepared.model, optimizer, prepared.teacher))
-  train_step = parallel.on_all_devices(train_step, donate_state=True, in_axes=(0, 0, 0, None))
+  train_step = on_devices.training(make_train_step(config, prepared.model, optimizer, prepared.teacher), rows)
   validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, best_loss, evaluated)
   reader = contextlib.closing(data.training_batches(
       prepared.photographs, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,

@@ -16,12 +16,15 @@ from mlic_jax.errors import ConfigError
 AXIS = "batch"
 
 
-def check_batch_size(name: str, batch_size: int, accumulate_steps: int = 1) -> None:
-  """ConfigError unless a global batch divides evenly over all devices, and there over the parts of a step."""
-  parts = jax.device_count() * accumulate_steps
+def check_batch_size(name: str, batch_size: int, accumulate_steps: int = 1, num_devices: int | None = None) -> None:
+  """ConfigError unless a global batch divides evenly over all devices, and there over the parts of a step.
+
+  Devices that are not here are told by num_devices."""
+  num_devices = num_devices or jax.device_count()
+  parts = num_devices * accumulate_steps
   if batch_size < 1 or batch_size % parts:
     accumulated = f" x accumulate_steps={accumulate_steps}" if accumulate_steps > 1 else ""
-    raise ConfigError(f"{name}={batch_size} does not divide over {jax.device_count()} devices{accumulated}; "
+    raise ConfigError(f"{name}={batch_size} does not divide over {num_devices} devices{accumulated}; "
                       f"wanted a multiple of {parts}")
 
 
@@ -58,10 +61,11 @@ def _reduce(reduce: Callable, tree: Any) -> Any:
   A function of several reductions that comes from the compilation cache does them in any order on CPU (XLA gives each
   a resource of its own there), and two processes that begin with different ones abort. Elsewhere XLA keeps the order,
   and begins to reduce before the last gradient is there."""
-  if jax.default_backend() != "cpu":
-    return reduce(tree, AXIS)
-  flat, unflatten = ravel_pytree(tree)
-  return unflatten(reduce(flat, AXIS))
+  def at_once(tree):
+    flat, unflatten = ravel_pytree(tree)
+    return unflatten(reduce(flat, AXIS))
+
+  return jax.lax.platform_dependent(tree, cpu=at_once, default=lambda tree: reduce(tree, AXIS))
 
 
 def replicate(tree: Any) -> Any:

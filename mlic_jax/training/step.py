@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlic_jax.model.mlic import side_multiple
+from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
@@ -34,11 +34,20 @@ class TrainState:
 
 def create_state(config, model, optimizer: optax.GradientTransformation) -> TrainState:
   """The state before the first step, drawn from config.seed."""
+  return _state(config, model, optimizer, jax.jit(model.init, compiler_options=COMPILE_QUICKLY))
+
+
+def state_shapes(config, model, optimizer: optax.GradientTransformation) -> TrainState:
+  """The same, as shapes."""
+  return jax.eval_shape(lambda: _state(config, model, optimizer, model.init))
+
+
+def _state(config, model, optimizer: optax.GradientTransformation, init: Callable) -> TrainState:
   init_key, step_key = jax.random.split(jax.random.PRNGKey(config.seed))
   side = side_multiple(model.config)
   x = jnp.zeros((1, side, side, 3))  # no parameter depends on the size of the pictures
   quality = 1.0 if model.config.num_rates else None
-  params = jax.jit(model.init, compiler_options=COMPILE_QUICKLY)(init_key, x, quality)["params"]
+  params = init(init_key, x, quality)["params"]
   ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema_params, step_key)
 
@@ -85,9 +94,9 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   `teacher` is a codec without variable rate, or with the rates of `model`, whose reconstructions are mixed into the
   target of the distortion by config.distillation_weight; without one teacher_variables is None."""
   schedule = learning_rate_schedule(config)
-  rates, num_slices = model.config.num_rates, model.config.num_slices
+  rates, num_slices, steps = model.config.num_rates, model.config.num_slices, config.accumulate_steps
 
-  def loss_of(params, x, sample, noise_key, teacher_variables):
+  def loss_of(params, model, x, sample, noise_key, teacher_variables):
     out = model.apply({"params": params}, x, sample["quality"], sample["num_arrived"], sample["place"][0],
                       rngs={"noise": noise_key})
     target = None
@@ -102,9 +111,34 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     metrics = dict(jax.tree.map(jnp.mean, metrics), **{f"bpp_slice_{k}": bpp for k, bpp in enumerate(of_slices)})
     return loss + aux_loss, dict(metrics, aux_loss=aux_loss)
 
+  def gradient_of(model, unroll: int) -> Callable:
+    """The gradient and the metrics of a batch, which is taken in parts, `unroll` in an iteration of the loop."""
+    def of_part(params, x, sample, *others):
+      return jax.grad(loss_of, has_aux=True)(params, model, x.astype(jnp.float32) / 255, sample, *others)
+
+    def of_batch(params, x, sample, *others):
+      if steps == 1:
+        return of_part(params, x, sample, *others)
+      parts = jax.tree.map(lambda each: each.reshape(steps, -1, *each.shape[1:]), (x, sample))
+      gradient = lambda part: of_part(params, *part, *others)
+      body = lambda total, part: (jax.tree.map(lambda a, b: a + b / steps, total, gradient(part)), None)
+      zeros = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype),
+                           jax.eval_shape(gradient, jax.tree.map(lambda each: each[0], parts)))
+      return jax.lax.scan(body, zeros, parts, unroll=unroll)[0]
+    return of_batch
+
+  # On CPU a gradient in a rolled loop is slow. The choice is made here, around the gradient, and not in the loop:
+  # to trace the gradient of a choice takes three times as long as to trace the gradient.
+  at_once, rolled = unrolled_and_rolled(model)
+  if at_once is rolled and steps == 1:
+    gradient = gradient_of(model, 1)
+  else:
+    of = dict(cpu=gradient_of(at_once, steps), default=gradient_of(rolled, 1))
+    gradient = lambda *arguments: jax.lax.platform_dependent(*arguments, **of)
+
   def train_step(state: TrainState, x: jax.Array, teacher_variables=None,
                  stop: jax.Array | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
-    batch_size, steps = x.shape[0], config.accumulate_steps
+    batch_size = x.shape[0]
     rate_key, noise_key, slices_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
     sample = dict(quality=None, lmbda=jnp.full(batch_size, config.get("lmbda", 0.0)), num_arrived=None,
                   place=jax.lax.axis_index(AXIS) * batch_size + jnp.arange(batch_size))
@@ -114,20 +148,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     if config.partial_probability:
       sample["num_arrived"] = draw_num_arrived(slices_key, batch_size, num_slices, config.partial_probability)
 
-    def gradient(x, sample):
-      x = x.astype(jnp.float32) / 255
-      return jax.grad(loss_of, has_aux=True)(state.params, x, sample, noise_key, teacher_variables)
-
-    if steps == 1:
-      grads, metrics = gradient(x, sample)
-    else:
-      parts = jax.tree.map(lambda each: each.reshape(steps, -1, *each.shape[1:]), (x, sample))
-      body = lambda total, part: (jax.tree.map(lambda a, b: a + b / steps, total, gradient(*part)), None)
-      zeros = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype),
-                           jax.eval_shape(gradient, *jax.tree.map(lambda each: each[0], parts)))
-      # As for the slices: on CPU the gradient in a rolled loop is slow.
-      unroll = steps if jax.default_backend() == "cpu" else 1
-      (grads, metrics), _ = jax.lax.scan(body, zeros, parts, unroll=unroll)
+    grads, metrics = gradient(state.params, x, sample, noise_key, teacher_variables)
     if stop is not None:
       metrics["stop"] = stop
     grads, metrics = mean_over_devices((grads, metrics))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlic_jax.coding.model_directory import save_model
-from mlic_jax.training import parallel
+from mlic_jax.training import on_devices, parallel
 from mlic_jax.training.checkpoints import config_to_dict, storage_problem
 from mlic_jax.training.run_log import RunLog
 from mlic_jax.training.step import TrainState, make_eval_step
@@ -28,7 +28,7 @@ class Validation:
     self.best_loss, self.evaluated = best_loss, evaluated
     rates = model.config.num_rates
     self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
-    self._step = parallel.on_all_devices(make_eval_step(config, model), in_axes=(0, 0, 0, None, None, None))
+    self._step = on_devices.evaluation(make_eval_step(config, model))
     self._reconstruct = jax.jit(lambda params, x, quality: model.apply({"params": params}, x, quality).x_hat)
 
   def is_due(self, step: int) -> bool:

@@ -1,0 +1,39 @@
+"""The five compiled functions of a codec with the shapes of their arguments, for a picture that is not there."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import numpy as np
+
+from mlic_jax.coding import compiled
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import build, side_multiple
+
+ENCODER = ("analyse", "start", "nonanchors", "advance")
+DECODER = ("start", "nonanchors", "advance", "finish")
+
+
+def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tuple[Callable, tuple]]:
+  """{name: (function of compiled.py without its module, its arguments as shapes)} for a picture, padded as by `Codec`.
+
+  What else is compiled for a picture is a line each."""
+  module, multiple = build(config), side_multiple(config)
+  image = jax.ShapeDtypeStruct((1, *(-(-side // multiple) * multiple for side in (height, width)), 3), np.uint8)
+  quality = jax.ShapeDtypeStruct((), np.float32) if config.num_rates else None
+  variables = jax.eval_shape(lambda x, quality: module.init(jax.random.key(0), x / 255, quality), image, quality)
+  k, programs = jax.ShapeDtypeStruct((), np.int32), {}
+
+  def result(name, *arguments):
+    function = partial(getattr(compiled, name), module)
+    programs[name] = function, (variables, *arguments)
+    return jax.eval_shape(function, variables, *arguments)
+
+  y, z = result("analyse", image, quality)
+  z_symbols, _ = jax.eval_shape(partial(compiled.round_z, module), variables, y, z)
+  hyper, _, prior, state = result("start", z_symbols)
+  symbols = jax.eval_shape(lambda *arrays: compiled.symbols(*arrays, True), y, k, prior.mean)
+  result("nonanchors", k, hyper, state, symbols)
+  result("advance", k, hyper, state, symbols)
+  result("finish", k, hyper, state, symbols, quality)
+  return programs

@@ -1,0 +1,44 @@
+"""What is left of a traced program when it is lowered for one platform: the branches of the others are gone."""
+from collections.abc import Iterator
+
+import jax
+
+
+def kept(traced, platform: str, inputs=()) -> Iterator[jax.core.JaxprEqn]:
+  """The equations of a jaxpr, closed or not, and of all inside it, that `platform` runs.
+
+  Where jax.lax.platform_dependent chose, only the branch of `platform` is followed. `inputs` are the values of the
+  first variables of the jaxpr where they are known."""
+  jaxpr = getattr(traced, "jaxpr", traced)
+  known = {variable: value for variable, value in zip(jaxpr.invars, inputs) if value is not None}
+  for equation in jaxpr.eqns:
+    name = equation.primitive.name
+    values = [each.val if hasattr(each, "val") else known.get(each) for each in equation.invars]
+    if name == "platform_index":
+      platforms = equation.params["platforms"]
+      known[equation.outvars[0]] = next(
+          (i for i, names in enumerate(platforms) if names is None or platform in names), len(platforms))
+    elif name in ("clamp", "convert_element_type") and None not in values:
+      known[equation.outvars[0]] = values[len(values) // 2]  # the index is within its bounds
+    elif name == "cond" and values[0] is not None:
+      yield from kept(equation.params["branches"][int(values[0])], platform, values[1:])
+    else:
+      yield equation
+      for parameter in equation.params.values():
+        for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+          if hasattr(inner, "eqns"):
+            yield from kept(inner, platform, values if len(inner_variables(inner)) == len(values) else ())
+
+
+def inner_variables(traced) -> list:
+  return getattr(traced, "jaxpr", traced).invars
+
+
+def named(equations, name: str) -> list[jax.core.JaxprEqn]:
+  """Those of a primitive."""
+  return [each for each in equations if each.primitive.name == name]
+
+
+def kernels(equations) -> set[tuple[int, ...]]:
+  """(height, width) of the kernels of all convolutions."""
+  return {each.invars[1].aval.shape[:2] for each in named(equations, "conv_general_dilated")}
