@@ -6,9 +6,10 @@ CKPT ?= checkpoints/nano
 OUT ?= out/eval
 RUN := .venv/bin/python
 LATEST := .venv-latest/bin/python
+TPU := .venv-tpu/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: eval test test-slow test-latest test-package docs lint clean
+.PHONY: eval test test-slow test-latest test-tpu test-package docs lint clean
 
 eval: .venv/.runtime  ## rate-distortion table of CKPT on sample photographs, from real files
 	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
@@ -27,6 +28,11 @@ test-latest:  ## the suite on the newest releases of everything, coding by numba
 	$(LATEST) $(PIP) --upgrade --upgrade-strategy eager -r requirements-latest.txt
 	$(LATEST) -m pytest -rs --without-tensorflow
 
+test-tpu:  ## real programs through the compiler for TPUs, without a TPU; Linux on x86-64
+	test -x $(TPU) || $(PYTHON) -m venv .venv-tpu
+	$(TPU) $(PIP) --upgrade --upgrade-strategy eager -r requirements-tpu.txt
+	JAX_PLATFORMS=cpu $(TPU) -m pytest -q -rs -m tpu --durations=0 tests/test_tpu_compiler.py
+
 docs: .venv/.dev  ## the reference, from the docstrings: out/reference/index.html
 	$(RUN) docs/reference.py out/reference
 
@@ -43,4 +49,4 @@ lint: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-latest out
+	rm -rf .venv .venv-latest .venv-tpu out

@@ -1,4 +1,4 @@
-"""The command line: mlic-jax, or python -m mlic_jax, encode | decode | info | describe | convert | shrink | ablate.
+"""The command line: mlic-jax, or python -m mlic_jax, and one of COMMANDS.
 
 A command is a file of mlic_jax/commands/ with add_arguments(parser) and run(args), whose docstring is its help. One
 that reads configurations has READS_CONFIG, and gets what else came, --config.FIELD=VALUE, in args.overrides. What a
@@ -15,7 +15,7 @@ from mlic_jax.commands.outcome import outcome
 from mlic_jax.compute.host_memory import use_huge_pages
 from mlic_jax.console import printable
 
-COMMANDS = ("encode", "decode", "info", "describe", "convert", "shrink", "ablate")
+COMMANDS = ("encode", "decode", "info", "describe", "compile", "convert", "shrink", "ablate")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,74 @@
+"""What `compile` says where the compiler for TPUs is missing, and what it makes of the answers of that compiler."""
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from mlic_jax.__main__ import main
+from mlic_jax.compute import topology
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("fixed, of_one, room", [(2.0, 1.1, 15.75), (0.1, 0.2, 15.75), (1.0, 14.75, 15.75),
+                                                 (3.0, 5.0, 7.9), (0.0, 1.0, 64.0)])
+def test_the_largest_batch_fits_and_one_more_does_not(fixed, of_one, room):
+  calls = []
+
+  def takes(batch):
+    calls.append(batch)
+    return fixed + of_one * batch
+
+  found, tried = topology.largest_batch(takes, room)
+  assert (fixed + of_one * found <= room or found == 0) and fixed + of_one * (found + 1) > room
+  assert len(calls) == len(set(calls)) <= 6 and list(tried) == calls
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 17, 100])
+def test_the_largest_batch_is_found_where_memory_goes_in_steps(largest):
+  takes = lambda batch: batch // 4 * 4 + (101 if batch > largest else 0)
+  assert topology.largest_batch(takes, 100)[0] == largest
+
+
+def test_collectives_are_counted_with_their_bytes():
+  text = """
+  %all-reduce.1 = (f32[8,128]{1,0:T(8,128)}, bf16[4]{0}) all-reduce(f32[8,128] %a, bf16[4] %b), to_apply=%add
+  %all-reduce-start = f32[2]{0} all-reduce-start(%c), channel_id=2
+  %all-reduce-done = f32[2]{0} all-reduce-done(%all-reduce-start)
+  %gathered = pred[3]{0} all-gather(pred[1]{0} %d), dimensions={0}
+  """
+  assert topology.collectives(text) == {"all-reduce": (2, 8 * 128 * 4 + 4 * 2 + 2 * 4), "all-gather": (1, 3)}
+
+
+def test_memory_is_the_sum_of_its_parts_and_what_is_aliased_counts_once():
+  memory = SimpleNamespace(argument_size_in_bytes=10, temp_size_in_bytes=20, output_size_in_bytes=12,
+                           alias_size_in_bytes=9, generated_code_size_in_bytes=1)
+  compiled = SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: "",
+                             cost_analysis=lambda: {"flops": 3.0, "bytes accessed": 4.0})
+  assert topology.Footprint.of(compiled).total == 10 + 20 + 12 - 9 + 1
+
+
+@pytest.mark.parametrize("said", [
+    "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.00G of 15.75G hbm. Exceeded hbm "
+    "capacity by 2.25G.",
+    "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries (18.00G) "
+    "exceeds available HBM (15.75G). HLO module: jit__lambda."])
+def test_what_does_not_fit_is_one_line_with_what_it_takes_and_what_there_is(said):
+  def refuse():
+    raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+
+  with pytest.raises(topology.DoesNotFit, match="^it takes 18.00 GiB on a chip, where there are 15.75 GiB$") as refusal:
+    topology.compiled(SimpleNamespace(compile=refuse))
+  assert refusal.value.takes == 18 * GIB and refusal.value.there_is == 15.75 * GIB
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--topology", "v5e:2x4"), "the compiler for TPUs is not installed: pip install 'jax[tpu]'"),
+    (("--topology", "h100:8"), "--topology=h100:8: no chip 'h100'; wanted one of v4, v5e, v5p, v6e"),
+    (("--topology", "v5e:2x4", "--what", "encode", "--find-batch"), "--what=encode codes one picture at a time"),
+    (("--topology", "v5e:2x4", "--batch_size", "8", "--find-batch"), "wanted one of them")])
+def test_what_compile_cannot_do_is_one_line_and_status_2(monkeypatch, capsys, arguments, message):
+  monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+  assert main(["compile", "--config", "nano", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
