@@ -15,6 +15,7 @@ HYPER_FLOATS = 16           # a position of y and channel of y: what h_s has at 
 WINDOW_COPIES = 2           # of the queries, keys and values of all windows of the local attention
 NUM_HEADS = 2               # of the same
 PICTURE = 30                # bytes a pixel: the picture as uint8 and as float, padded, in and out
+REFINING = 8                # times as much, where the gradient keeps what is inside of the networks
 MARGIN = 1.25               # what the allocator keeps, and XLA's scratch
 
 
@@ -22,8 +23,8 @@ class MemoryLimitError(ValueError):
   """A picture that this machine has no memory for; one line with what it takes and what there is."""
 
 
-def bytes_needed(config: CodecConfig, height: int, width: int) -> int:
-  """About how many bytes a picture takes to encode or to decode, beside the weights.
+def bytes_needed(config: CodecConfig, height: int, width: int, refining: bool = False) -> int:
+  """About how many bytes a picture takes to encode or to decode, or to refine, beside the weights.
 
   Per pixel: the transforms hold ACTIVATIONS arrays of their widest layer, which is the first one in most models, at
   half of the resolution; the entropy model adds what h_s and the local attention hold, at the positions of y. These
@@ -38,7 +39,7 @@ def bytes_needed(config: CodecConfig, height: int, width: int) -> int:
   if "local_attention" in config.contexts:
     places = config.window_size**2   # around each non-anchor, which half of the positions are
     floats += (WINDOW_COPIES * 3 * config.slice_channels * places + NUM_HEADS * places**2) / 2
-  return int(MARGIN * pixels * (activations + 4 * floats / chosen.STRIDE**2 + PICTURE))
+  return int((REFINING if refining else 1) * MARGIN * pixels * (activations + 4 * floats / chosen.STRIDE**2 + PICTURE))
 
 
 def bytes_available() -> int | None:
@@ -94,10 +95,10 @@ def _reclaimable(path: Path, name: str) -> int:
     return 0
 
 
-def check_memory(config: CodecConfig, height: int, width: int) -> None:
+def check_memory(config: CodecConfig, height: int, width: int, refining: bool = False) -> None:
   """MemoryLimitError when the picture will not fit. Not on accelerators, whose memory is another."""
   available = bytes_available() if jax.default_backend() == "cpu" else None
-  needed = bytes_needed(config, height, width)
+  needed = bytes_needed(config, height, width, refining)
   if available is not None and needed > available:
     raise MemoryLimitError(f"the picture is {height}x{width} and takes about {_gigabytes(needed)} of memory with this "
                            f"model; {_gigabytes(available)} are free")

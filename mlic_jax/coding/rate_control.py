@@ -12,6 +12,9 @@ import numpy as np
 
 from mlic_jax.coding.bitstream import QUALITY_STEPS
 
+REFINED_TRIES = 4   # of aiming at a target with refined files
+CLOSE = 0.985       # of the target, with which a refined file is content
+
 
 class TargetError(ValueError):
   """A size or PSNR that no quality reaches; one line with the range that can be reached."""
@@ -34,10 +37,13 @@ def encode_to_bytes(codecs: Sequence, image: np.ndarray, target: int, **options)
 
   Args:
     codecs: one or more; the file may come from any.
-    options: for `encode`, such as icc_profile.
+    options: for `encode`, such as icc_profile. With `refine` the file is refined, and aims at the target after it: the
+      search is among plain files, and runs again towards what a refined one left of the target or took too much.
 
   TargetError when the files of all rates are larger.
   """
+  if options.get("refine") is not None:
+    return _refined_to_bytes(codecs, image, target, options)
   encode = lambda codec, quality: Reached(codec, quality, codec.encode(image, quality, **options), None)
   tried = _try(codecs, encode, lambda reached: len(reached.blob) <= target, downwards=True)
   fitting = [each for each in tried if len(each.blob) <= target]
@@ -46,6 +52,21 @@ def encode_to_bytes(codecs: Sequence, image: np.ndarray, target: int, **options)
     raise TargetError(f"{target} bytes are wanted; {_names(codecs)} makes {min(sizes)} to {max(sizes)} of this picture")
   is_last = all(len(each.blob) < target for each in tried)
   return max(fitting, key=lambda each: len(each.blob))._replace(is_last=is_last)
+
+
+def _refined_to_bytes(codecs: Sequence, image: np.ndarray, target: int, options: dict) -> Reached:
+  """The largest refined file of at most `target` bytes that was made in REFINED_TRIES, and otherwise the plain one."""
+  of_search = {name: value for name, value in options.items() if name not in ("refine", "lmbda")}
+  aim, best = target, None
+  for _ in range(REFINED_TRIES):
+    plain = encode_to_bytes(codecs, image, max(1, aim), **of_search)
+    blob = plain.codec.encode(image, plain.quality, **options)
+    if len(blob) <= target and (best is None or len(blob) > len(best.blob)):
+      best = plain._replace(blob=blob)
+    if plain.is_last or CLOSE * target <= len(blob) <= target:
+      break
+    aim = math.floor(aim * target / len(blob) * (1.0 if len(blob) <= target else CLOSE))
+  return best or encode_to_bytes(codecs, image, target, **of_search)
 
 
 def encode_to_psnr(codecs: Sequence, image: np.ndarray, target: float, **options) -> Reached:

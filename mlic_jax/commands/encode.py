@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
   parser.add_argument("--no-portable", action="store_true",
                       help="a file for this machine and this jax alone, some bytes less")
+  parser.add_argument("--refine", metavar="STEPS|SECONDSs", help="optimise the latents of every picture for so many "
+                      "steps, or seconds, as 50s: smaller files or better pictures, decoded as any other")
+  parser.add_argument("--lmbda", type=above_zero, help="weight of the distortion in refining; default: the quality's")
   parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
   coder_argument(parser, "numba")
 
@@ -39,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
   if len(args.ckpt) > 1 and not target:
     raise batch.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
+  if args.refine is not None:
+    from mlic_jax.coding.refinement import Budget
+    Budget.parse(args.refine)
   codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
 
   def work(source: Path, output: Path) -> str:
@@ -47,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
       complain(f"{source}: left out: {other_colour}; of colour a .mlic file carries an ICC profile of RGB alone")
     options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk,
                    portable=not args.no_portable)
+    if args.refine is not None:
+      options |= dict(refine=args.refine, lmbda=args.lmbda)
     start = time.perf_counter()
     if target:
       blob, note = _encode_to_target(codecs(), image, args, options)
