@@ -22,7 +22,7 @@ TRAINING = {"config": {"distortion": "mse"},
 
 
 @pytest.fixture(scope="module", name="codec")
-def small_codec(range_coder, tmp_path_factory):
+def small_codec(tmp_path_factory):
   path = tmp_path_factory.mktemp("checkpoints") / "small"
   save_model(path, SMALL, random_variables(SMALL), training=TRAINING)
   return Codec.load(path)
