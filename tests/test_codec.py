@@ -9,7 +9,8 @@ from PIL import Image, ImageCms
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.codec import Codec, LatentError, QualityError
+from mlic_jax.coding.codec import Codec, QualityError
+from mlic_jax.coding.latents import LatentError
 from mlic_jax.coding.model_directory import load_model
 from mlic_jax.coding.rangecoder import Encoder
 from mlic_jax.coding.tables import gaussian_table

@@ -13,13 +13,13 @@ the slices before it.
 """
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from mlic_jax.coding import bitstream, compiled, portable, rangecoder
-from mlic_jax.coding.bitstream import Bitstream, BitstreamError
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError, Origin, PortabilityError
+from mlic_jax.coding.latents import LatentError, Latents
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.coding.model_directory import Model, load_model
 from mlic_jax.coding.portable import here
@@ -32,19 +32,6 @@ from mlic_jax.model.mlic import build, side_multiple
 
 class QualityError(ValueError):
   """A quality that the checkpoint does not have; one line."""
-
-
-class LatentError(ValueError):
-  """Latents that are not finite, which happens with a broken checkpoint, or not of the codec; one line."""
-
-
-class Latents(NamedTuple):
-  """What is coded of a picture; h = H/stride and w = W/stride, of the padded one."""
-  y: np.ndarray | jax.Array   # (1, h, w, M) float32, with the gain of the quality
-  z: np.ndarray | jax.Array   # (1, h/4, w/4, N) float32
-  height: int                 # of the picture itself
-  width: int
-  quality: float | None       # as `Codec.choose_quality` gives it
 
 
 class Codec:
@@ -103,7 +90,8 @@ class Codec:
     MemoryLimitError for one that this machine has no memory for; RefineError.
     """
     image, own_profile, _ = as_picture(image)
-    return self.encode_latents(self.latents(image, quality, refine, lmbda), icc_profile or own_profile, chunked, portable)
+    latents = self.latents(image, quality, refine, lmbda)
+    return self.encode_latents(latents, icc_profile or own_profile, chunked, portable)
 
   def encode_many(self, images: Iterable[AnyPicture], quality: float | None = None, chunked: bool = True,
                   portable: bool = True, advance: Callable[[], None] = lambda: None) -> Iterator[bytes]:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mlic_jax.coding.codec import Codec, Latents
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.metrics import MS_SSIM_MIN_SIDE, ms_ssim, mse
 from mlic_jax.model.quantisers import ROUNDING, Quantiser
