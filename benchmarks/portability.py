@@ -129,7 +129,7 @@ def release_shapes(config) -> dict[str, tuple[int, ...]]:
 
 def reconstruct(codec: Codec, last_pass: tuple, quality, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
   """y_hat (1, h, w, M), and the picture (H, W, 3) uint8."""
-  state = _finish_slice(codec.module, codec.variables, *last_pass)
+  state = _finish_slice(codec._module, codec._variables, *last_pass)
   return np.asarray(state.decoded)[:1], codec._finish(last_pass, height, width, quality)
 
 

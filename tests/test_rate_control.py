@@ -139,3 +139,52 @@ def test_sizes_that_fall_with_quality_are_searched_as_well():
 
 def test_options_reach_the_encoder():
   assert encode_to_bytes([StandIn()], IMAGE, 1500, icc_profile=b"profile").blob.startswith(b"profile")
+
+
+# --- refined -------------------------------------------------------------------------
+
+class Refined:
+  """Refines a StandIn: `factor` times the bytes, `db` more of PSNR."""
+
+  def __init__(self, plain, factor=0.9, error=0.8):
+    self.plain, self.qualities, self.name, self.factor, self.error = plain, plain.qualities, "refined", factor, error
+    self.encoded = []
+
+  def encode(self, image, quality=None):
+    self.encoded.append(quality)
+    return b"?" * round(self.factor * len(self.plain.encode(image, quality)))
+
+  def encode_with_reconstruction(self, image, quality=None):
+    _, decoded = self.plain.encode_with_reconstruction(image, quality)
+    return self.encode(image, quality), np.uint8(np.round(self.error * decoded))
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.99, 1.05])
+@pytest.mark.parametrize("target", [1003, 7777, 20_000])
+def test_a_size_is_aimed_at_after_refining_in_few_refinements(target, factor):
+  codec = Refined(StandIn(), factor)
+  reached = encode_to_bytes([codec], IMAGE, target)
+  if factor * 1000 <= target:
+    assert reached.codec is codec and 0.985 * target <= len(reached.blob) <= target
+  assert len(codec.encoded) <= 3 and len(codec.plain.encoded) <= 30
+
+
+def test_a_size_that_only_refined_files_meet_is_met_and_one_that_they_miss_gives_the_plain_file():
+  assert encode_to_bytes([Refined(StandIn())], IMAGE, 950)[1:3] == (1, b"?" * 900)
+  larger = Refined(StandIn(), factor=1.5)
+  reached = encode_to_bytes([larger], IMAGE, 1100)
+  assert reached.codec is larger.plain and 1000 <= len(reached.blob) <= 1100
+  with pytest.raises(TargetError, match="800 bytes are wanted; refined makes 1000 to 32000 of this picture"):
+    encode_to_bytes([Refined(StandIn())], IMAGE, 800)
+
+
+def test_a_size_above_the_largest_refined_file_gives_it_and_says_so():
+  codec = Refined(StandIn())
+  assert encode_to_bytes([codec], IMAGE, 33_000) == (codec, 6, b"?" * 28_800, None, True)
+
+
+def test_a_psnr_is_aimed_at_after_refining():
+  codec = Refined(StandIn(error=128))
+  reached = encode_to_psnr([codec], IMAGE, 30.0)
+  assert reached.codec is codec and 30 <= reached.psnr < 31 and len(codec.encoded) <= 4
+  assert reached.quality < encode_to_psnr([codec.plain], IMAGE, 30.0).quality

@@ -47,7 +47,7 @@ class Codec:
   def __init__(self, model: Model, coder: str | None = None):
     self.coder = rangecoder.choose(coder)
     self.name, self.config, self.fingerprint = model.name, model.config, model.fingerprint
-    self.module = build(model.config)
+    self._module = build(model.config)
     self._variables = jax.device_put(model.variables)
     self._table = model.table
     self.training = model.training  # what the run was, or None
@@ -82,16 +82,16 @@ class Codec:
         a Pillow picture.
       chunked: a chunk for z and each slice, for progressive decoding; otherwise one for all, some 40 bytes less.
       portable: decodes where the arithmetic differs in the last bits; otherwise only where it is the same, bit for bit.
-      refine: how long to optimise the latents for this picture: steps, or a time as "50s" (coding/refinement.py). The
-        file decodes as any other; it is never worse than without, by rate and distortion together.
-      lmbda: of refining; None for that of the quality.
+      refine: how long to optimise the latents for this picture: steps, or a time as "50s"; see `refining`.
+      lmbda: weight of the distortion in that; None for that of the quality.
 
     QualityError; ImageError for what is no picture; BitstreamError for a picture or profile that is too large,
     MemoryLimitError for one that this machine has no memory for; RefineError.
     """
+    if refine is not None:
+      return self.refining(refine, lmbda).encode(image, quality, icc_profile, chunked, portable)
     image, own_profile, _ = as_picture(image)
-    latents = self.latents(image, quality, refine, lmbda)
-    return self.encode_latents(latents, icc_profile or own_profile, chunked, portable)
+    return self.encode_latents(self.latents(image, quality), icc_profile or own_profile, chunked, portable)
 
   def encode_many(self, images: Iterable[AnyPicture], quality: float | None = None, chunked: bool = True,
                   portable: bool = True, advance: Callable[[], None] = lambda: None) -> Iterator[bytes]:
@@ -105,18 +105,21 @@ class Codec:
       yield self.encode(image, quality, chunked=chunked, portable=portable)
       advance()
 
-  def latents(self, image: AnyPicture, quality: float | None = None, refine: int | str | None = None,
-              lmbda: float | None = None) -> Latents:
-    """What is coded of a picture, refined or as it is. Arguments and errors as in `encode`."""
+  def refining(self, schedule, lmbda: float | None = None,
+               progress: Callable[[float, float], None] = lambda done, loss: None) -> "Codec":
+    """The same codec, which optimises latents for each picture (refined_codec.py, which has the arguments). Its files
+    decode as any others, and none is worse than without, by rate and distortion together."""
+    from mlic_jax.coding.refined_codec import RefinedCodec  # which needs optax
+    return RefinedCodec(self, schedule, lmbda, progress)
+
+  def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
+    """What the encoder network makes of a picture. Arguments and errors as in `encode`."""
     image = as_picture(image).image
-    if refine is not None:
-      from mlic_jax.coding.refinement import Budget, refined  # which needs optax
-      return refined(self, image, quality, Budget.parse(refine), lmbda=lmbda)
     height, width = image.shape[:2]
     bitstream.check_size(height, width, pixels_max=2**64)
     quality = self.choose_quality(quality)
     check_memory(self.config, height, width)
-    return Latents(*compiled.analyse(self.module, self._variables, self.padded(image), quality), height, width, quality)
+    return Latents(*compiled.analyse(self._module, self._variables, self._pad(image), quality), height, width, quality)
 
   def encode_latents(self, latents: Latents, icc_profile: bytes | None = None, chunked: bool = True,
                      portable: bool = True) -> bytes:
@@ -126,13 +129,12 @@ class Codec:
     return self._encode(latents, icc_profile, chunked, here() if portable else None)[0]
 
   def encode_with_reconstruction(self, image: AnyPicture, quality: float | None = None,
-                                 icc_profile: bytes | None = None, chunked: bool = True, portable: bool = True,
-                                 refine: int | str | None = None, lmbda: float | None = None,
-                                 ) -> tuple[bytes, np.ndarray]:
+                                 icc_profile: bytes | None = None, chunked: bool = True,
+                                 portable: bool = True) -> tuple[bytes, np.ndarray]:
     """The file, and the picture (H, W, 3) uint8 that `decode` will make of it, bit for bit on this machine."""
     image, own_profile, _ = as_picture(image)
-    latents = self.latents(image, quality, refine, lmbda)
-    return self.encode_latents_with_reconstruction(latents, icc_profile or own_profile, chunked, portable)
+    return self.encode_latents_with_reconstruction(self.latents(image, quality), icc_profile or own_profile, chunked,
+                                                   portable)
 
   def encode_latents_with_reconstruction(self, latents: Latents, icc_profile: bytes | None = None, chunked: bool = True,
                                          portable: bool = True) -> tuple[bytes, np.ndarray]:
@@ -208,7 +210,7 @@ class Codec:
       return np.asarray(symbols)
 
     last_pass = self._walk(z_symbols, count)
-    z_bits = np.asarray(compiled.z_bits(self.module, self._variables, z_symbols))[0]
+    z_bits = np.asarray(compiled.z_bits(self._module, self._variables, z_symbols))[0]
     return np.concatenate(slices, axis=-1), z_bits, lambda: self._finish(last_pass, *latents[2:])
 
   def _z_symbols(self, latents: Latents) -> np.ndarray:
@@ -218,7 +220,7 @@ class Codec:
     if (came := (latents.y.shape, latents.z.shape)) != wanted:
       raise LatentError(f"{self.name}: y and z of a picture of {latents.height}x{latents.width} are {wanted}; "
                         f"{came} came")
-    z_symbols, finite = compiled.round_z(self.module, self._variables, latents.y, latents.z)
+    z_symbols, finite = compiled.round_z(self._module, self._variables, latents.y, latents.z)
     if not finite:
       raise LatentError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
     return np.asarray(z_symbols)
@@ -301,7 +303,7 @@ class Codec:
 
     What it returns is for `_finish`.
     """
-    apply = self.module, self._variables
+    apply = self._module, self._variables
     hyper, places, prior, state = compiled.start(*apply, z_symbols)
     for k in np.arange(self.config.num_slices, dtype=np.int32):
       symbols = exchange(k, True, places, prior)
@@ -312,9 +314,9 @@ class Codec:
     return k, hyper, state, symbols
 
   def _finish(self, last_pass: tuple, height: int, width: int, quality) -> np.ndarray:
-    return np.asarray(compiled.finish(self.module, self._variables, *last_pass, quality))[0, :height, :width]
+    return np.asarray(compiled.finish(self._module, self._variables, *last_pass, quality))[0, :height, :width]
 
-  def padded(self, image: np.ndarray) -> np.ndarray:
+  def _pad(self, image: np.ndarray) -> np.ndarray:
     """(1, H', W', 3), the picture with its right and lower edge repeated up to what the transforms can take."""
     missing = [(0, -side % self._side_multiple) for side in image.shape[:2]]
     return np.pad(image, (*missing, (0, 0)), mode="edge")[None]

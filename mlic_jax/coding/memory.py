@@ -100,8 +100,8 @@ def check_memory(config: CodecConfig, height: int, width: int, refining: bool = 
   available = bytes_available() if jax.default_backend() == "cpu" else None
   needed = bytes_needed(config, height, width, refining)
   if available is not None and needed > available:
-    raise MemoryLimitError(f"the picture is {height}x{width} and takes about {_gigabytes(needed)} of memory with this "
-                           f"model; {_gigabytes(available)} are free")
+    raise MemoryLimitError(f"the picture is {height}x{width} and takes about {_gigabytes(needed)} of memory"
+                           f"{' to refine' * refining} with this model; {_gigabytes(available)} are free")
 
 
 def _gigabytes(count: int) -> str:

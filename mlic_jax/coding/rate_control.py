@@ -3,7 +3,11 @@
 A variable-rate codec is searched over its learned rates, and between two of them in the steps that a file holds, by
 halving the range; a single-rate codec has one file to offer. A codec here is `mlic_jax.Codec`, or anything with its
 `name`, `qualities`, `encode` and `encode_with_reconstruction`.
+
+Codecs that refine (refined_codec.py) are searched by their plain files, which take far less time; the aim is then moved
+by how far the refined file misses the target.
 """
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,8 +16,8 @@ import numpy as np
 
 from mlic_jax.coding.bitstream import QUALITY_STEPS
 
-REFINED_TRIES = 4   # of aiming at a target with refined files
-CLOSE = 0.985       # of the target, with which a refined file is content
+REFINED_TRIES = 4                     # files that are refined on the way to a target
+CLOSE_BYTES, CLOSE_DB = 0.015, 0.05   # log(bytes) and dB: a refined file that fits and is so close is good enough
 
 
 class TargetError(ValueError):
@@ -33,40 +37,22 @@ def encode_to_bytes(codecs: Sequence, image: np.ndarray, target: int, **options)
   """The largest file of at most `target` bytes for a picture (H, W, 3) uint8.
 
   Size rises with quality in all but the last bits, so it may miss a file that is larger by a few bytes; the one it
-  returns is never above the target. A variable-rate codec of r rates is run 1 to r + 8 times.
+  returns is never above the target. A variable-rate codec of r rates is run 1 to r + 8 times. Codecs that refine make
+  at most REFINED_TRIES refined files; when all of them are too large, the file is a plain one.
 
   Args:
     codecs: one or more; the file may come from any.
-    options: for `encode`, such as icc_profile. With `refine` the file is refined, and aims at the target after it: the
-      search is among plain files, and runs again towards what a refined one left of the target or took too much.
+    options: for `encode`, such as icc_profile.
 
   TargetError when the files of all rates are larger.
   """
-  if options.get("refine") is not None:
-    return _refined_to_bytes(codecs, image, target, options)
   encode = lambda codec, quality: Reached(codec, quality, codec.encode(image, quality, **options), None)
-  tried = _try(codecs, encode, lambda reached: len(reached.blob) <= target, downwards=True)
-  fitting = [each for each in tried if len(each.blob) <= target]
-  if not fitting:
+  value = lambda reached: math.log(len(reached.blob))
+  tried, reached = _to_target(codecs, encode, _Target(math.log(target), value, at_most=True, close=CLOSE_BYTES))
+  if reached is None:
     sizes = [len(each.blob) for each in tried]
     raise TargetError(f"{target} bytes are wanted; {_names(codecs)} makes {min(sizes)} to {max(sizes)} of this picture")
-  is_last = all(len(each.blob) < target for each in tried)
-  return max(fitting, key=lambda each: len(each.blob))._replace(is_last=is_last)
-
-
-def _refined_to_bytes(codecs: Sequence, image: np.ndarray, target: int, options: dict) -> Reached:
-  """The largest refined file of at most `target` bytes that was made in REFINED_TRIES, and otherwise the plain one."""
-  of_search = {name: value for name, value in options.items() if name not in ("refine", "lmbda")}
-  aim, best = target, None
-  for _ in range(REFINED_TRIES):
-    plain = encode_to_bytes(codecs, image, max(1, aim), **of_search)
-    blob = plain.codec.encode(image, plain.quality, **options)
-    if len(blob) <= target and (best is None or len(blob) > len(best.blob)):
-      best = plain._replace(blob=blob)
-    if plain.is_last or CLOSE * target <= len(blob) <= target:
-      break
-    aim = math.floor(aim * target / len(blob) * (1.0 if len(blob) <= target else CLOSE))
-  return best or encode_to_bytes(codecs, image, target, **of_search)
+  return reached
 
 
 def encode_to_psnr(codecs: Sequence, image: np.ndarray, target: float, **options) -> Reached:
@@ -79,30 +65,82 @@ def encode_to_psnr(codecs: Sequence, image: np.ndarray, target: float, **options
     blob, decoded = codec.encode_with_reconstruction(image, quality, **options)
     return Reached(codec, quality, blob, _psnr(image, decoded))
 
-  tried = _try(codecs, encode, lambda reached: reached.psnr >= target, downwards=False)
-  fitting = [each for each in tried if each.psnr >= target]
-  if not fitting:
+  tried, reached = _to_target(codecs, encode, _Target(target, lambda reached: reached.psnr, at_most=False,
+                                                      close=CLOSE_DB))
+  if reached is None:
     psnrs = [each.psnr for each in tried]
     most = math.floor(100 * max(psnrs)) / 100            # rounded down, so that the range does not contain the target
     raise TargetError(f"{target:g} dB are wanted; {_names(codecs)} reaches {min(min(psnrs), most):.2f} to {most:.2f} "
                       "with this picture")
-  is_last = all(each.psnr > target for each in tried)
-  return min(fitting, key=lambda each: len(each.blob))._replace(is_last=is_last)
+  return reached
 
 
-def _try(codecs: Sequence, encode: Callable, fits: Callable[[Reached], bool], downwards: bool) -> list[Reached]:
+class _Target(NamedTuple):
+  """A value of files that mostly rises with quality, and what it has to be."""
+  aim: float
+  value: Callable[[Reached], float]
+  at_most: bool            # of the files that are, the largest; otherwise at least, and the smallest
+  close: float
+
+  def missed_by(self, reached: Reached) -> float:
+    """Above 0 for a file that does not fit."""
+    return (self.value(reached) - self.aim) * (1 if self.at_most else -1)
+
+  def best(self, files: Sequence[Reached]) -> Reached | None:
+    """The best of those that fit."""
+    fitting = [each for each in files if self.missed_by(each) <= 0]
+    return (max if self.at_most else min)(fitting, key=lambda each: len(each.blob), default=None)
+
+  def nearest(self, files: Sequence[Reached]) -> Reached:
+    """The best, or what comes nearest to fitting."""
+    return self.best(files) or min(files, key=self.missed_by)
+
+
+def _to_target(codecs: Sequence, encode: Callable, target: _Target) -> tuple[list[Reached], Reached | None]:
+  """The files that were made without refining, and the one that is wanted: None when none fits."""
+  refining = {codec.plain: codec for codec in codecs if hasattr(codec, "plain")}
+  plain, encode_plain = list(refining) or codecs, functools.cache(encode)
+  tried = _try(plain, encode_plain, target)
+  reached = _refined(tried, refining, encode, encode_plain, target) if refining else None
+  reached = reached or target.best(tried)
+  is_last = all(target.missed_by(each) < 0 for each in tried)
+  return tried, reached and reached._replace(is_last=is_last)
+
+
+def _refined(tried: Sequence[Reached], refining: dict, encode: Callable, encode_plain: Callable,
+             target: _Target) -> Reached | None:
+  """The best refined file of a few. Each is of the quality whose plain file meets an aim, which moves by what the one
+  before it left of the target, or took too much."""
+  files, aimed = [], target
+  for _ in range(REFINED_TRIES):
+    start = aimed.nearest(tried)
+    if any((start.codec, start.quality) == (each.codec.plain, each.quality) for each in files):
+      break
+    files.append(encode(refining[start.codec], start.quality))
+    missed_by = target.missed_by(files[-1])
+    if -target.close <= missed_by <= 0:
+      break
+    step = target.aim - target.value(files[-1])
+    if missed_by > 0:                                    # and a little more, as the next one has to fit
+      step += (-0.5 if target.at_most else 0.5) * target.close
+    aimed = aimed._replace(aim=aimed.aim + step)
+    tried = _try(list(refining), encode_plain, aimed)
+  return target.best(files)
+
+
+def _try(codecs: Sequence, encode: Callable, target: _Target) -> list[Reached]:
   """Files of all codecs, among them, of each, the last that fits along the qualities.
 
-  Of a variable-rate codec its rates are tried in turn, from the lowest or `downwards`, until one fits; then the range
+  Of a variable-rate codec its rates are tried in turn, from the lowest or the highest, until one fits; then the range
   between that one and the one before it is halved. When none fits, all rates are among the files.
   """
   tried = []
   for codec in codecs:
-    rates = list(codec.qualities)[::-1 if downwards else 1]
+    rates = list(codec.qualities)[::-1 if target.at_most else 1]
     unfit = None
     for quality in rates:
       tried.append(encode(codec, quality))
-      if fits(tried[-1]):
+      if target.missed_by(tried[-1]) <= 0:
         break
       unfit = quality
     if unfit is None or unfit == rates[-1]:              # the first fits, or none: there is nothing between
@@ -111,7 +149,7 @@ def _try(codecs: Sequence, encode: Callable, fits: Callable[[Reached], bool], do
     while abs(good - bad) > 1:
       middle = (bad + good) // 2
       tried.append(encode(codec, middle / QUALITY_STEPS))
-      if fits(tried[-1]):
+      if target.missed_by(tried[-1]) <= 0:
         good = middle
       else:
         bad = middle

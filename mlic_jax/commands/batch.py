@@ -1,4 +1,5 @@
 """One command for many files: what is written for each, a progress bar, and at the end a list of what failed."""
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -75,8 +76,36 @@ def _identity(path: Path) -> tuple[int, int] | Path:
   return status.st_dev, status.st_ino
 
 
+class UnderWay:
+  """A progress bar of files, on a terminal; with what is done of the one that takes long, and how it goes."""
+
+  def __init__(self):
+    self._progress = self._task = None
+    self._files = 0
+
+  @contextlib.contextmanager
+  def bar(self, title: str, total: int):
+    """The bar, which is gone afterwards."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    console = rich_console(stderr=True)
+    columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal,
+                  redirect_stdout=sys.stdout is not None and sys.stdout.isatty()) as self._progress:
+      self._task, self._title = self._progress.add_task(title, total=total), title
+      yield
+
+  def advance(self) -> None:
+    """A file is done."""
+    self._files += 1
+    self._progress.update(self._task, completed=self._files, description=self._title)
+
+  def of_file(self, done: float, loss: float) -> None:
+    """A share of 0 to 1 of refining a file is done, with this loss of what would be written."""
+    self._progress.update(self._task, completed=self._files + done, description=f"{self._title}, loss {loss:.4f}")
+
+
 def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], title: str,
-        overwrite: bool = False) -> int:
+        overwrite: bool = False, under_way: UnderWay | None = None) -> int:
   """Calls work(source, target) for each, and prints the line that it returns.
 
   What goes wrong with one file (see errors.py) does not stop the others and is listed on stderr at the end; so is a
@@ -85,13 +114,10 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
   Returns:
     The exit status: 0, or 1 when any failed; 130 after Ctrl-C.
   """
-  from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-  console, failures, done, interrupted = rich_console(stderr=True), [], 0, False
-  columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()
+  under_way, failures, done, interrupted = under_way or UnderWay(), [], 0, False
   try:
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal,
-                  redirect_stdout=sys.stdout is not None and sys.stdout.isatty()) as progress:
-      for source, target in progress.track(pairs, description=title):
+    with under_way.bar(title, len(pairs)):
+      for source, target in pairs:
         try:
           if not overwrite and os.path.lexists(target):
             raise OverwriteError(f"{target} is there already; --overwrite replaces it")
@@ -104,6 +130,7 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
         else:
           done += 1
           say(line)
+        under_way.advance()
   except KeyboardInterrupt:
     interrupted = True
   if failures:

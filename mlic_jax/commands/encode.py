@@ -1,5 +1,6 @@
 """encode: pictures to .mlic files."""
 import argparse
+import contextlib
 import functools
 import math
 import time
@@ -28,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--no-portable", action="store_true",
                       help="a file for this machine and this jax alone, some bytes less")
   parser.add_argument("--refine", metavar="STEPS|SECONDSs", help="optimise the latents of every picture for so many "
-                      "steps, or seconds, as 50s: smaller files or better pictures, decoded as any other")
-  parser.add_argument("--lmbda", type=above_zero, help="weight of the distortion in refining; default: the quality's")
+                      "steps, or seconds, as 50s: smaller files or better pictures, which decode as any others")
+  parser.add_argument("--lmbda", type=above_zero, metavar="L",
+                      help="weight of the distortion in --refine, in the scale of training; default: the quality's")
   parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
   coder_argument(parser, "numba")
 
@@ -42,10 +44,18 @@ def run(args: argparse.Namespace) -> int:
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
   if len(args.ckpt) > 1 and not target:
     raise batch.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
+  if args.lmbda and args.refine is None:
+    raise batch.BatchError("--lmbda came without --refine, which it is for")
   if args.refine is not None:
-    from mlic_jax.coding.refinement import Budget
-    Budget.parse(args.refine)
-  codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
+    from mlic_jax.coding.refinement import Schedule
+    Schedule.of(args.refine)
+  under_way = batch.UnderWay()
+
+  @functools.cache
+  def codecs():
+    plain = load_codecs(args.ckpt, args.coder)
+    return plain if args.refine is None else [each.refining(args.refine, args.lmbda, under_way.of_file)
+                                              for each in plain]
 
   def work(source: Path, output: Path) -> str:
     image, profile, other_colour = load_picture(picture_source(source), args.max_megapixels * 10**6)
@@ -53,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
       complain(f"{source}: left out: {other_colour}; of colour a .mlic file carries an ICC profile of RGB alone")
     options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk,
                    portable=not args.no_portable)
-    if args.refine is not None:
-      options |= dict(refine=args.refine, lmbda=args.lmbda)
     start = time.perf_counter()
     if target:
       blob, note = _encode_to_target(codecs(), image, args, options)
@@ -68,12 +76,14 @@ def run(args: argparse.Namespace) -> int:
             "(compilation included)")
 
   if args.out_dir is None:
-    (complain if is_a_stream(pairs[0][1]) else say)(work(*pairs[0]))
+    with under_way.bar("encode", 1) if args.refine else contextlib.nullcontext():
+      line = work(*pairs[0])
+    (complain if is_a_stream(pairs[0][1]) else say)(line)
     return 0
   if not target:
     codecs()[0].choose_quality(args.quality)  # which would otherwise fail with every picture
   codecs()
-  return batch.run(pairs, work, "encode", args.overwrite)
+  return batch.run(pairs, work, "encode", args.overwrite, under_way)
 
 
 def _encode_to_target(codecs: list, image, args: argparse.Namespace, options: dict) -> tuple[bytes, str]:

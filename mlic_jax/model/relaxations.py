@@ -7,11 +7,11 @@ Gumbel-softmax sample, which the temperature T makes harder and harder:
 
 `advantage` is the log-odds of the upper integer at T = 1, and is what the kinds differ in:
 
-    "atanh"    atanh(u) - atanh(1 - u)               stochastic Gumbel annealing (Yang et al., NeurIPS 2020)
-    "linear"   log(u / (1 - u))                      as likely as near
-    "sigmoid"  from the scaled logit of u            SGA+, two classes (Perugachi-Diaz et al., NeurIPS 2024)
+    "atanh"    atanh(u) - atanh(1 - u)      stochastic Gumbel annealing (Yang, Bamler and Mandt, NeurIPS 2020)
+    "linear"   logit(u)                     as likely as near
+    "sigmoid"  SIGMOID_SCALE * logit(u)     SGA+ of two classes, whose odds are those of the sigmoid of the scaled logit
+                                            (Perugachi-Diaz et al., NeurIPS 2024)
 """
-
 from collections.abc import Callable
 
 import jax
@@ -27,15 +27,12 @@ def _atanh(u: jax.Array) -> jax.Array:
   return jnp.arctanh(u) - jnp.arctanh(1 - u)
 
 
-def _linear(u: jax.Array) -> jax.Array:
+def _logit(u: jax.Array) -> jax.Array:
   return jnp.log(u) - jnp.log1p(-u)
 
 
-def _sigmoid(u: jax.Array) -> jax.Array:
-  return jax.nn.log_sigmoid(SIGMOID_SCALE * _linear(u)) - jax.nn.log_sigmoid(-SIGMOID_SCALE * _linear(u))
-
-
-ADVANTAGES: dict[str, Callable[[jax.Array], jax.Array]] = {"atanh": _atanh, "linear": _linear, "sigmoid": _sigmoid}
+ADVANTAGES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "atanh": _atanh, "linear": _logit, "sigmoid": lambda u: SIGMOID_SCALE * _logit(u)}
 
 
 def annealed(kind: str, temperature: jax.Array | float) -> Quantiser:

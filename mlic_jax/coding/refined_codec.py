@@ -1,0 +1,123 @@
+"""RefinedCodec: files of refined latents. It costs the encoder time, and the decoder nothing.
+
+Rounding, table rows and the choices of portable files are left to the ordinary passes, which code the refined latents
+as any others. Of the two files, plain and refined, the one of lower loss is given.
+"""
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.latents import Latents
+from mlic_jax.coding.memory import check_memory
+from mlic_jax.coding.refinement import Loss, RefineError, Schedule, refine
+from mlic_jax.data.images import AnyPicture, as_picture
+from mlic_jax.metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_8bit, mse
+
+SEED = 0   # of the random choices: the same picture gives the same file
+
+
+class RefinedCodec(Codec):
+  """What `Codec.refining` gives: a codec that refines the latents of every picture that it encodes or estimates.
+
+  Args:
+    plain: the codec; everything but the latents is its own.
+    schedule: or steps, or a time as "50s".
+    lmbda: weight of the distortion, in the scale of training; None for that of the quality, geometric between rates.
+    progress: as in `refine`.
+
+  The latents of the last picture are kept: its file, its estimate and its bits come from one refinement. Besides the
+  errors of a Codec, RefineError when no lmbda came and the model directory has none, or for a time that is too short.
+  """
+
+  def __init__(self, plain: Codec, schedule: Schedule | int | str, lmbda: float | None = None,
+               progress: Callable[[float, float], None] = lambda done, loss: None):
+    vars(self).update(vars(plain))
+    self.plain, self.schedule, self.lmbda, self.progress = plain, Schedule.of(schedule), lmbda, progress
+    self.name = f"{plain.name}, refined {self.schedule}{'' if lmbda is None else f' for {lmbda:g}'}"
+    self._last = None
+    self.objective(self.qualities[0])
+
+  def encode(self, *args, **options) -> bytes:
+    """As `Codec.encode`."""
+    return self.encode_with_reconstruction(*args, **options)[0]
+
+  def encode_with_reconstruction(self, image: AnyPicture, quality: float | None = None,
+                                 icc_profile: bytes | None = None, chunked: bool = True,
+                                 portable: bool = True) -> tuple[bytes, np.ndarray]:
+    """As `Codec.encode_with_reconstruction`."""
+    image, own_profile, _ = as_picture(image)
+    files = [self.encode_latents_with_reconstruction(latents, icc_profile or own_profile, chunked, portable)
+             for latents in self._plain_and_refined(image, quality)]
+    return min(files, key=lambda file: self.loss(image, quality, *file))
+
+  def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
+    """What is coded of a picture: the refined latents, or the plain ones where their file is better."""
+    image = as_picture(image).image
+    return min(self._plain_and_refined(image, quality),
+               key=lambda latents: self.loss(image, quality, *self.encode_latents_with_reconstruction(latents)))
+
+  def loss(self, image: np.ndarray, quality: float | None, blob: bytes, picture: np.ndarray) -> float:
+    """Of a file and the 8-bit picture in it: bpp + lmbda * distortion, as in training."""
+    distortion, lmbda = self.objective(quality)
+    error = mse(image, picture) if distortion == "mse" else 1 - ms_ssim_8bit(image, picture)
+    return 8 * len(blob) / (image.shape[0] * image.shape[1]) + lmbda * error
+
+  def objective(self, quality: float | None) -> tuple[str, float]:
+    """The distortion that the codec was trained for, and its weight at a quality. RefineError when none is known."""
+    trained = (self.training or {}).get("config", {})
+    distortion, quality = trained.get("distortion", "mse"), self.choose_quality(quality)
+    if self.lmbda is not None:
+      if not 0 < self.lmbda < np.inf:
+        raise RefineError(f"lmbda={self.lmbda}; wanted a number above 0")
+      return distortion, self.lmbda
+    if quality is None and "lmbda" in trained:
+      return distortion, trained["lmbda"]
+    lmbdas = trained.get("lmbdas", ())
+    if quality is None or len(lmbdas) != self.config.num_rates:
+      raise RefineError(f"{self.plain.name}: its model directory does not say for which lmbda it was trained; "
+                        "wanted one")
+    return distortion, float(np.exp(np.interp(quality, np.arange(1, len(lmbdas) + 1), np.log(lmbdas))))
+
+  def check(self, height: int, width: int) -> None:
+    """MemoryLimitError or RefineError for a picture that cannot be refined, before the work."""
+    check_memory(self.config, height, width, refining=True)
+    if self.objective(self.qualities[0])[0] == "ms_ssim" and min(height, width) < MS_SSIM_MIN_SIDE:
+      raise RefineError(f"a picture of {height}x{width}; {self.plain.name} was trained for MS-SSIM, which wants at "
+                        f"least {MS_SSIM_MIN_SIDE} pixels a side")
+
+  def _plain_and_refined(self, image: np.ndarray, quality: float | None) -> tuple[Latents, Latents]:
+    quality = self.choose_quality(quality)
+    if self._last and self._last[0] == quality and np.array_equal(self._last[1], image):
+      return self._last[2]
+    height, width = image.shape[:2]
+    self.check(height, width)
+    plain, x = self.plain.latents(image, quality), self._pad(image)
+    inside = np.zeros((1, *x.shape[1:3], 1), np.float32)
+    inside[:, :height, :width] = 1
+    distortion, lmbda = self.objective(quality)
+    loss = jax.tree_util.Partial(_loss_of(self._module, distortion), self.variables, x, inside, quality,
+                                 jnp.float32(lmbda))
+    y, z = refine((plain.y, plain.z), loss, jax.random.key(SEED), self.schedule, self.progress)
+    self._last = quality, image.copy(), (plain, plain._replace(y=y, z=z))
+    return self._last[2]
+
+
+@functools.cache  # one object for all pictures, as jit tells functions apart by identity
+def _loss_of(module, distortion: str) -> Loss:
+  return functools.partial(_rate_distortion, module, distortion)
+
+
+def _rate_distortion(module, distortion: str, variables, x, inside, quality, lmbda, y, z, quantiser, key) -> jax.Array:
+  """bpp + lmbda * distortion of x (1, H, W, 3) uint8, over the pixels `inside` (1, H, W, 1) of the picture; MS-SSIM is
+  that of the padded one."""
+  x = x / 255
+  rngs = {"noise": key} if quantiser.draw else {}
+  out = module.apply(variables, y, z, quality, quantiser=quantiser, method="code", rngs=rngs)
+  bpp = (out.y_bits.sum() + out.z_bits.sum()) / inside.sum()
+  if distortion == "ms_ssim":
+    return bpp + lmbda * (1 - ms_ssim(out.x_hat, x).mean())
+  return bpp + lmbda * 255**2 * (jnp.square(out.x_hat - x) * inside).sum() / (3 * inside.sum())
