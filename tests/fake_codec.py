@@ -55,6 +55,33 @@ class FakeCodec:
     return 8.0 * len(blob) - 40, baselines.decode(blob)
 
 
+  def refining(self, schedule, lmbda=None):
+    return RefinedFake(self, schedule, lmbda)
+
+
+class RefinedFake(FakeCodec):
+  """JPEG again, of half a step more."""
+
+  def __init__(self, plain, schedule, lmbda):
+    super().__init__()
+    self.plain, self.schedule, self.lmbda, self.qualities = plain, schedule, lmbda, plain.qualities
+    self.name = f"{plain.name}, refined {schedule}{'' if lmbda is None else f' for {lmbda:g}'}"
+
+  def check(self, height, width):
+    if height == 13:
+      raise CheckpointError("13 lines cannot be refined")
+
+  def of_one_step(self):
+    return self.plain
+
+  def encode_with_reconstruction(self, image, quality):
+    self.encoded.append((image.shape, quality))
+    return self.plain.encode_with_reconstruction(image, (quality or 5) + 0.5)
+
+  def estimate(self, image, quality):
+    return self.plain.estimate(image, (quality or 5) + 0.5)
+
+
 class SingleRateCodec(FakeCodec):
   """JPEG of the quality in its name, which is the checkpoint's: family_q30."""
   qualities = (None,)

@@ -3,6 +3,7 @@
 Rounding, table rows and the choices of portable files are left to the ordinary passes, which code the refined latents
 as any others. Of the two files, plain and refined, the one of lower loss is given.
 """
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -40,6 +41,10 @@ class RefinedCodec(Codec):
     self.name = f"{plain.name}, refined {self.schedule}{'' if lmbda is None else f' for {lmbda:g}'}"
     self._last = None
     self.objective(self.qualities[0])
+
+  def of_one_step(self) -> "RefinedCodec":
+    """The same for a single step: it compiles what this one runs."""
+    return RefinedCodec(self.plain, dataclasses.replace(self.schedule, steps=1, seconds=None), self.lmbda)
 
   def encode(self, *args, **options) -> bytes:
     """As `Codec.encode`."""

@@ -1,10 +1,11 @@
 """Rate and distortion of checkpoints from real files: a table, results.json, plots, and a page to look at.
 
     python eval.py --ckpt CKPT [CKPT ...] [--data DIR|tfds:NAME[:SPLIT]] [--out DIR] [--limit N] [--estimate]
-                   [--progressive]
+                   [--progressive] [--refine STEPS]
 
 Without --data the photographs are those that scikit-image brings along. Conventional codecs run on the same images, and
-published curves can stand beside them. --progressive measures, too, what is seen of a picture while its file arrives.
+published curves can stand beside them. --progressive measures, too, what is seen of a picture while its file arrives,
+--refine what becomes of each checkpoint when latents are optimised for every picture.
 What is written, and what is meant by every number: docs/evaluation.md. The work is in mlic_jax/evaluation/; here are
 the arguments and the order of events.
 """
@@ -20,7 +21,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 import mlic_jax
 from mlic_jax.coding import rangecoder
 from mlic_jax.coding.memory import check_memory
-from mlic_jax.commands.arguments import coder_argument, local, positive, whole
+from mlic_jax.commands.arguments import above_zero, coder_argument, local, positive, whole
 from mlic_jax.commands.outcome import outcome
 from mlic_jax.console import complain, rich_console
 from mlic_jax.data.folders import MEASUREMENTS
@@ -55,6 +56,11 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
   coder_argument(parser, "tfc where it is installed, else numba")
   parser.add_argument("--progressive", action="store_true",
                       help="also PSNR and MS-SSIM over the bytes received, after 0, 1, ..., all slices of each file")
+  parser.add_argument("--refine", metavar="STEPS|SECONDSs",
+                      help="each checkpoint a second time, with latents that are optimised for every picture and "
+                           "quality, for so many steps, or so long, as 50s")
+  parser.add_argument("--lmbda", type=above_zero, metavar="L",
+                      help="weight of the distortion in --refine; default: that of each quality")
   parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",
                       help=f"conventional codecs: all, none, or some of {','.join(baselines.BASELINES)} "
                            f"(default: {','.join(baselines.DEFAULT)})")
@@ -72,6 +78,11 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
   arguments = parser.parse_args(argv)
   if arguments.progressive and arguments.estimate:
     raise UserError("--progressive and --estimate: an estimate has no file that could arrive; wanted one of the two")
+  if arguments.lmbda and arguments.refine is None:
+    raise UserError("--lmbda came without --refine, which it is for")
+  if arguments.refine is not None:
+    from mlic_jax.coding.refinement import Schedule
+    Schedule.of(arguments.refine)
   return arguments
 
 
@@ -101,15 +112,19 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
   coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # that of the published results, where it is
   if not arguments.estimate:
     rangecoder.load_in_background(coder)
-  codecs = [mlic_jax.Codec.load(path, coder) for path in arguments.ckpt]
+  loaded = [(path, mlic_jax.Codec.load(path, coder)) for path in arguments.ckpt]
+  if arguments.refine is not None:
+    loaded = [(path, each) for path, codec in loaded
+              for each in (codec, codec.refining(arguments.refine, arguments.lmbda))]
+  codecs = [codec for _, codec in loaded]
   qualities = [chosen_qualities(codec, arguments.qualities) for codec in codecs]
-  anchor = chosen_anchor(arguments.anchor, curve_names(arguments.ckpt, codecs, conventional, published))
+  anchor = chosen_anchor(arguments.anchor, curve_names(loaded, conventional, published))
   out = arguments.out or Path("out") / codecs[0].name
   refuse_unwritable(out)
   if arguments.data and os.path.realpath(arguments.data) == os.path.realpath(out):
     raise UserError(f"--out {out} is the folder of the images; its plots would be among them the next time")
   # Meets every image that cannot be coded before the work.
-  pixels = image_set.survey(photographs, lambda image: [check_memory(each.config, *image.shape[:2]) for each in codecs])
+  pixels = image_set.survey(photographs, lambda image: [check_size(codec, *image.shape[:2]) for codec in codecs])
   for line in missing:
     complain(f"{program}: {line}")
 
@@ -126,12 +141,12 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
       pictures = Pictures(out / "pictures", shown, conventional, sweep.by_image(measured), arguments.resume)
       arriving = Arrivals(pixels, journal, workers) if arguments.progressive else None
       checkpoints, costs, drawn = [], [], []
-      for path, codec, each in zip(arguments.ckpt, codecs, qualities):
+      for (path, codec), each in zip(loaded, qualities):
         key = sweep.codec_key(codec, arguments.estimate)
         lacks, seen = besides_results(codec, key, pictures, arriving)
         entries = sweep.evaluate_codec(
             codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
-            advance=counter(progress, codec.name, photographs.size * len(each)), lacks=lacks, seen=seen)
+            advance=counter(progress, codec.name, photographs.size * len(each), codec), lacks=lacks, seen=seen)
         if arriving:
           entries = arriving.of_entries(entries, key)
         checkpoints.append((path, entries))
@@ -141,7 +156,8 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
     workers.shutdown(cancel_futures=True)
 
   about = {"data": photographs.title, "number_of_images": photographs.size, "estimate": arguments.estimate,
-           "coder": None if arguments.estimate else coder, "device": jax.devices()[0].device_kind, "published": None}
+           "coder": None if arguments.estimate else coder, "refine": arguments.refine,
+           "device": jax.devices()[0].device_kind, "published": None}
   if published:
     dataset = arguments.published.partition(":")[0]
     about["published"] = {"dataset": dataset, "caution": references.caution(dataset, photographs.size)}
@@ -161,12 +177,13 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
 def besides_results(codec, key: str, pictures: Pictures, arriving: Arrivals | None):
   """What is made of a coded picture besides its results: `lacks` and `seen` of sweep.evaluate_codec."""
   bits_of = functools.partial(bits.bits_map, codec)
+  beside = sweep.codec_key(codec.plain, key.endswith(" estimated")) if sweep.how_refined(codec) else None
 
   def lacks(name, quality):
     return pictures.lacks(key, name, quality) or (arriving is not None and arriving.lacks(key, name, quality))
 
   def seen(name, image, quality, coded):
-    pictures.draw(key, name, image, quality, coded, bits_of)
+    pictures.draw(key, name, image, quality, coded, bits_of, beside)
     if arriving:
       arriving.measure(codec, key, name, image, quality, coded)
 
@@ -220,10 +237,17 @@ def chosen_references(wanted: str | None) -> list[rd.Curve]:
   return [curve for metric in rd.METRICS for curve in references.chosen(dataset, names, metric)]
 
 
-def curve_names(paths, codecs, conventional, published) -> list[str]:
+def check_size(codec, height: int, width: int) -> None:
+  """An error of one line for a picture that cannot be coded, or not be refined."""
+  if sweep.how_refined(codec):
+    codec.check(height, width)
+  check_memory(codec.config, height, width)
+
+
+def curve_names(loaded, conventional, published) -> list[str]:
   """What the curves will be called, before there are any."""
-  stubs = [(path, [{"name": codec.name, "quality": codec.qualities[0], "config": codec.config.to_dict()}])
-           for path, codec in zip(paths, codecs)]
+  stubs = [(path, [{"name": codec.name, "quality": codec.qualities[0], "config": codec.config.to_dict(),
+                    "refine": sweep.how_refined(codec)}]) for path, codec in loaded]
   return [*(name for name, _ in results.families(stubs)), *(each.name for each in [*conventional, *published])]
 
 
@@ -250,6 +274,9 @@ def progress_bar() -> Progress:
                   console=console, transient=True, disable=not console.is_terminal)
 
 
-def counter(progress: Progress, description: str, total: int):
+def counter(progress: Progress, description: str, total: int, codec=None):
+  """What advances a bar; beside it stands how a refinement goes."""
   task = progress.add_task(escape(description), total=total)
+  if codec is not None and sweep.how_refined(codec):
+    codec.progress = lambda done, loss: progress.update(task, description=escape(f"{description}, loss {loss:.4f}"))
   return lambda: progress.advance(task)

@@ -52,15 +52,19 @@ class Pictures:
     return name in self._pixels and self._read(codec_key, name, quality) is None
 
   def draw(self, codec_key: str, name: str, image: np.ndarray, quality: float | None, coded: Coded,
-           bits_of: Callable[[np.ndarray, float | None], BitsMap]) -> None:
-    """Writes the pictures of one image at one quality, if they are wanted."""
+           bits_of: Callable[[np.ndarray, float | None], BitsMap], beside: str | None = None) -> None:
+    """Writes the pictures of one image at one quality, if they are wanted.
+
+    beside: key of the codec whose map of bits has been drawn, and with whose this one is to be compared.
+    """
     if not self.lacks(codec_key, name, quality):
       return
     folder, stem = self._folder / slug(name), _stem(codec_key, quality)
     folder.mkdir(parents=True, exist_ok=True)
     window, bits = _middle(image), bits_of(image, quality)
     size = int(np.ceil(coded.bits / 8)) if coded.blob is None else len(coded.blob)
-    tiles, scales = _bits_tiles(bits, window)
+    other = beside and self._read(beside, name, quality)
+    tiles, scales = _bits_tiles(bits, window, other and other["bits_scale_bpp"])
     record = {
         "key": self._key(codec_key, name), "height": window[0].stop - window[0].start,
         "width": window[1].stop - window[1].start, "cropped": image.shape[:2] != image[window].shape[:2],
@@ -83,7 +87,8 @@ class Pictures:
         if result["name"] in self._pixels:
           record = self._read(codec_key, result["name"], entry["quality"])
           figures = {field: result[field] for field in ("bytes", "bpp", "bpp_estimated", "psnr", "ms_ssim")}
-          records.append({"image": result["name"], "checkpoint": entry["name"], "quality": entry["quality"], **figures,
+          records.append({"image": result["name"], "checkpoint": entry["name"], "quality": entry["quality"],
+                          "plain": (entry.get("refine") or {}).get("plain"), **figures,
                           **{field: value for field, value in record.items() if field != "key"}})
     return records
 
@@ -171,15 +176,16 @@ def _error_map(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
   return _webp(_palette()[np.uint8(np.clip(error * 255 / ERROR_MAX, 0, 255))], quality=80)
 
 
-def _bits_tiles(bits: BitsMap, window: tuple[slice, slice]) -> tuple[np.ndarray, dict[str, float]]:
+def _bits_tiles(bits: BitsMap, window: tuple[slice, slice],
+                scales: dict[str, float] | None = None) -> tuple[np.ndarray, dict[str, float]]:
   """Maps of bits per pixel, one below the other: everything, then each slice; and how much is the brightest colour.
 
-  The slices share one scale, so that they compare.
+  The slices share one scale, so that they compare. scales: those of another map, to compare with that.
   """
   rows, columns = (slice(each.start // bits.stride, -(-each.stop // bits.stride)) for each in window)
   everything = bits.slices.sum(-1) + np.kron(bits.z, np.ones((4, 4))) / 16
   maps = np.concatenate([everything[None], np.moveaxis(bits.slices, -1, 0)])[:, rows, columns] / bits.stride**2
-  scales = {"all": _brightest(maps[0]), "slice": _brightest(maps[1:])}
+  scales = scales or {"all": _brightest(maps[0]), "slice": _brightest(maps[1:])}
   shades = maps / np.array([scales["all"], *[scales["slice"]] * (len(maps) - 1)])[:, None, None]
   return np.uint8(np.clip(255 * shades, 0, 255)).reshape(-1, maps.shape[-1]), scales
 

@@ -246,8 +246,10 @@ def _figures(records: Sequence[dict[str, Any]]) -> str:
     of_image = [record for record in records if record["image"] == name]
     slices = max(len(record["bits_of_slices"]) for record in of_image)
     options = "".join(f'<option value="{k + 1}">bits of slice {k + 1}</option>' for k in range(slices))
-    baseline = '<option value="baseline">baseline, same bytes</option>' if of_image[0]["baseline"] else ""
+    beside = '<option value="baseline">baseline, same bytes</option>' if of_image[0]["baseline"] else ""
+    if any(record["plain"] for record in of_image):
+      beside += '<option value="plain">the same without refining</option>'
     figures.append(template.substitute(
         name=html.escape(name), number=number, last=len(of_image) - 1, middle=len(of_image) // 2, slices=options,
-        baseline=baseline, ratio=f"{of_image[0]['width']} / {of_image[0]['height']}"))
+        beside=beside, ratio=f"{of_image[0]['width']} / {of_image[0]['height']}"))
   return "".join(figures) or "<p>No pictures were asked for (--report-images).</p>"

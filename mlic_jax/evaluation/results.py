@@ -29,14 +29,16 @@ def families(checkpoints: Sequence[tuple[Path, list[dict[str, Any]]]]) -> list[t
 
   A variable-rate checkpoint is a curve. Single-rate checkpoints are one curve when their configs are equal and their
   names are, but for a rate at the end; where the name is nothing but a rate (mlicpp/0.013), the folder above names the
-  curve. Two curves of one name become "name" and "name (2)".
+  curve. What is refined is a curve apart. Two curves of one name become "name" and "name (2)".
   """
   curves = {}
   for index, (path, entries) in enumerate(checkpoints):
     name, key = entries[0]["name"], index
     if entries[0]["quality"] is None:
-      stem = RATE.sub("", name) or Path(os.path.abspath(path)).parent.name
-      key = stem, json.dumps(entries[0]["config"], sort_keys=True)
+      refine = entries[0].get("refine")
+      of_rate = refine["plain"] if refine else name
+      stem = RATE.sub("", of_rate) or Path(os.path.abspath(path)).parent.name
+      key = stem + name.removeprefix(of_rate), json.dumps(entries[0]["config"], sort_keys=True)
     curves.setdefault(key, []).append((name, entries))
   named = []
   for key, members in curves.items():

@@ -1,6 +1,6 @@
 """All images through a checkpoint or the baselines: what the journal lacks is measured, the rest is read from it.
 
-The results are entries of results.json: {"name", "quality", "config", "images", "mean"}, one per quality.
+The results are entries of results.json: {"name", "quality", "config", "refine", "images", "mean"}, one per quality.
 """
 import collections
 import dataclasses
@@ -24,12 +24,19 @@ def _nothing(*_) -> None:
 
 
 def codec_key(codec, estimated: bool = False) -> str:
-  """What results of a checkpoint are filed under: two trainings of one name differ."""
-  return f"{codec.name} {codec.fingerprint.hex()}{' estimated' if estimated else ''}"
+  """What results of a checkpoint are filed under: two trainings of one name differ, and so does what is refined."""
+  refined = " refined" if how_refined(codec) else ""
+  return f"{codec.name} {codec.fingerprint.hex()}{refined}{' estimated' if estimated else ''}"
 
 
 def baseline_key(baseline: Baseline) -> str:
   return f"{baseline.name} of Pillow {PIL.__version__}"
+
+
+def how_refined(codec) -> dict[str, Any] | None:
+  """What results.json says of a codec that refines: which one, how long, for which lmbda if any came; else None."""
+  plain = getattr(codec, "plain", None)
+  return plain and {"plain": plain.name, "budget": str(codec.schedule), "lmbda": codec.lmbda}
 
 
 def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageSet, *, estimated: bool = False,
@@ -39,15 +46,18 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
                    ) -> list[dict[str, Any]]:
   """One entry per quality. `advance` is called after each image and quality.
 
-  A padded size for which nothing is compiled is run once before it is timed. seen(name, image, quality, coded) is
-  called with what is coded here; lacks(name, quality) has an image coded although its results are known.
+  Every new padded size is run once before it is timed: that run compiles, and refines by a single step.
+  seen(name, image, quality, coded) is called with what is coded here; lacks(name, quality) has an image coded although
+  its results are known.
   """
   journal, workers = journal or Journal(), workers or InThisProcess()
-  key = codec_key(codec, estimated)
+  key, compiled, multiple = codec_key(codec, estimated), set(), side_multiple(codec.config)
+  refine = how_refined(codec)
 
   def submit(name, image, missing):
-    if not estimated and not codec.has_compiled(*image.shape[:2]):
-      first = measure.code(codec, name, image, qualities[0])
+    blocks = tuple(-(-side // multiple) for side in image.shape[:2])
+    if not estimated and blocks not in compiled:
+      first = measure.code(codec.of_one_step() if refine else codec, name, image, qualities[0])
       journal.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],
                                   "encode_s": first.encode_s, "decode_s": first.decode_s})
     return measure.measure_codec(codec, name, image, missing, estimated=estimated, workers=workers,
@@ -59,7 +69,7 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
     for quality in qualities:
       results[quality].append(of_image[quality])
   config = codec.config.to_dict()
-  return [_entry(codec.name, quality, config, results[quality]) for quality in qualities]
+  return [_entry(codec.name, quality, config, results[quality], refine) for quality in qualities]
 
 
 def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, journal: Journal | None = None,
@@ -133,6 +143,7 @@ def by_image(entries: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[fl
   return dict(results)
 
 
-def _entry(name: str, quality: float | None, config: dict | None, results: list[ImageResult]) -> dict[str, Any]:
-  return {"name": name, "quality": quality, "config": config,
+def _entry(name: str, quality: float | None, config: dict | None, results: list[ImageResult],
+           refine: dict | None = None) -> dict[str, Any]:
+  return {"name": name, "quality": quality, "config": config, "refine": refine,
           "images": [dataclasses.asdict(result) for result in results], "mean": measure.mean(results)}

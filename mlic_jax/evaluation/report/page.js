@@ -115,35 +115,47 @@ for (const figure of document.querySelectorAll(".comparison")) {
   const find = selector => figure.querySelector(selector);
   const rate = result => result.bytes === null ? result.bpp_estimated : result.bytes;
   const records = data.records.filter(record => record.image === figure.dataset.image).sort((a, b) => rate(a) - rate(b));
+  const isBits = shown => shown !== "reconstruction" && shown !== "error";
+
+  // A picture of a record in a layer, or one of its maps of bits by the number of the tile.
+  function draw(layer, record, shown) {
+    layer.replaceChildren();
+    layer.style.backgroundImage = isBits(shown) ? "none" : image(record[shown]);
+    if (!isBits(shown)) return;
+    const map = document.createElement("i"), tiles = record.bits_of_slices.length + 1;
+    const [rows, columns] = record.bits_places, side = record.bits_stride || 16;   // pixels; the last may reach beyond the picture
+    map.style.width = `${100 * side * columns / record.width}%`;
+    map.style.height = `${100 * side * rows / record.height}%`;
+    map.style.backgroundImage = image(record.bits);
+    map.style.backgroundSize = `100% ${100 * tiles}%`;
+    map.style.backgroundPosition = `0 ${100 * +shown / (tiles - 1)}%`;
+    layer.append(map);
+  }
+
   const choice = find(".rate input"), left = find("select.left"), right = find("select.right"), stage = find(".stage");
 
   function show() {
     const record = records[+choice.value];
     const quality = record.quality === null ? "" : `, quality ${record.quality}`;
-    const shown = left.value, over = find(".over"), scale = find(".scale");
-    over.replaceChildren();
-    over.style.backgroundImage = "none";
-    scale.hidden = shown === "reconstruction";
-    if (shown === "reconstruction" || shown === "error") {
-      over.style.backgroundImage = image(record[shown]);
+    const shown = left.value;
+    draw(find(".over"), record, shown);
+    find(".scale").hidden = shown === "reconstruction";
+    if (!isBits(shown)) {
       find(".most").textContent = `${data.errorMax} of 255 levels, mean of the channels`;
     } else {
-      const map = document.createElement("i"), tiles = record.bits_of_slices.length + 1;
-      const [rows, columns] = record.bits_places, side = record.bits_stride || 16;   // pixels; the last may reach beyond the picture
-      map.style.width = `${100 * side * columns / record.width}%`;
-      map.style.height = `${100 * side * rows / record.height}%`;
-      map.style.backgroundImage = image(record.bits);
-      map.style.backgroundSize = `100% ${100 * tiles}%`;
-      map.style.backgroundPosition = `0 ${100 * +shown / (tiles - 1)}%`;
-      over.append(map);
       const most = shown === "0" ? record.bits_scale_bpp.all : record.bits_scale_bpp.slice;
       const bits = shown === "0" ? "" : `; ${fixed(record.bits_of_slices[+shown - 1], 0)} bits in this slice`;
       find(".most").textContent = `${most.toPrecision(2)} bits per pixel${bits}`;
     }
     figures(find("figcaption .left"), `${record.checkpoint}${quality}`, record);
     const baseline = right.value === "baseline" ? record.baseline : null;
+    const plain = right.value === "plain" && records.find(other => other.checkpoint === record.plain && other.quality === record.quality);
+    find(".under").replaceChildren();
     find(".under").style.backgroundImage = image(baseline ? baseline.picture : record.original);
-    if (baseline) figures(find("figcaption .right"), `${baseline.name}, quality ${baseline.quality}`, baseline);
+    if (plain) {                                             // its maps have the scale of the refined ones
+      draw(find(".under"), plain, shown);
+      figures(find("figcaption .right"), `${plain.checkpoint}${quality}`, plain);
+    } else if (baseline) figures(find("figcaption .right"), `${baseline.name}, quality ${baseline.quality}`, baseline);
     else find("figcaption .right").replaceChildren(
       Object.assign(document.createElement("b"), { textContent: "original" }));
     find(".size").textContent = `${record.width}×${record.height}${record.cropped ? ", the middle of it" : ""}`;
