@@ -15,7 +15,7 @@ from mlic_jax.coding.model_directory import Model, save_model
 from mlic_jax.coding.refinement import CHECKS, RefineError, Schedule, refine
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.images import save_image
-from mlic_jax.metrics import mse
+from mlic_jax.metrics import ms_ssim_8bit, mse
 from mlic_jax.model.quantisers import ROUNDING, Quantiser
 from mlic_jax.model.relaxations import ADVANTAGES, annealed
 
@@ -165,8 +165,12 @@ def test_lambda_is_that_of_the_quality_and_geometric_between_two_rates(codec):
 def test_a_codec_of_ms_ssim_refines_for_ms_ssim_and_refuses_what_is_too_small_for_it(codec, photograph):
   refined = trained(codec, {"config": {"distortion": "ms_ssim", "lmbdas": [2.0, 60.0]}}).refining(10)
   picture = np.tile(photograph, (3, 2, 1))[:180, :180]
-  plain = refined.plain.encode_with_reconstruction(picture, 2)
-  assert refined.loss(picture, 2, *refined.encode_with_reconstruction(picture, 2)) < refined.loss(picture, 2, *plain)
+  plain, loss = refined.plain.latents(picture, 2), refined.loss_of_latents(picture, 2)
+  losses = []
+  refine((plain.y, plain.z), loss, jax.random.key(0), refined.schedule, lambda done, loss: losses.append(loss))
+  assert min(losses) < losses[0]
+  worse = picture // 2 + 60
+  assert refined.loss(picture, 2, bytes(405), worse) == pytest.approx(0.1 + 60 * (1 - ms_ssim_8bit(picture, worse)))
   with pytest.raises(RefineError, match="65x130; other was trained for MS-SSIM, which wants at least 176 pixels"):
     refined.encode(photograph, 2)
 

@@ -1,5 +1,6 @@
 """The entropy model as pure functions, and the lines of the README."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -69,6 +70,22 @@ def test_the_relaxation_in_the_research_notes_codes(tmp_path, photograph):
   code = code.replace("checkpoints/nano", str(tmp_path / "small")).replace("quality=3", "quality=2")
   exec(compile(code, "research.md", "exec"), space)
   assert np.isfinite(space["out"].y_bits).all() and space["codec"].decode(space["blob"]).shape == photograph.shape
+
+
+def test_the_relaxation_for_refining_in_the_research_notes_refines(tmp_path, photograph, capsys):
+  config, lmbdas = dataclasses.replace(SMALL, num_rates=3), [0.002, 0.01, 0.05]
+  save_model(tmp_path / "small", config, random_variables(config),
+             training={"config": {"distortion": "mse", "lmbdas": lmbdas}})
+  text = (README.parent / "docs" / "research.md").read_text()
+  code, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "cosine" in block)
+  code = code.replace("checkpoints/nano", str(tmp_path / "small")).replace("steps=100", "steps=20")
+  space = {"image": photograph}
+  exec(compile(code, "research.md", "exec"), space)
+  lines = capsys.readouterr().out.splitlines()
+  refined = space["refined"]
+  plain = refined.loss(photograph, 3, *space["codec"].encode_with_reconstruction(photograph, 3))
+  assert [line.split()[0] for line in lines] == ["atanh", "<function"]
+  assert all(float(line.split()[-1]) < plain for line in lines)
 
 
 def test_new_parameters_have_the_structure_of_a_codec(variables):

@@ -71,6 +71,15 @@ class RefinedCodec(Codec):
     error = mse(image, picture) if distortion == "mse" else 1 - ms_ssim_8bit(image, picture)
     return 8 * len(blob) / (image.shape[0] * image.shape[1]) + lmbda * error
 
+  def loss_of_latents(self, image: np.ndarray, quality: float | None) -> Loss:
+    """What is minimised for a picture (H, W, 3) uint8: bits by the likelihoods, distortion before it is 8 bits."""
+    height, width = image.shape[:2]
+    x, (distortion, lmbda) = self._pad(image), self.objective(quality)
+    inside = np.zeros((1, *x.shape[1:3], 1), np.float32)
+    inside[:, :height, :width] = 1
+    return jax.tree_util.Partial(_loss_of(self._module, distortion), self.variables, x, inside,
+                                 self.choose_quality(quality), jnp.float32(lmbda))
+
   def objective(self, quality: float | None) -> tuple[str, float]:
     """The distortion that the codec was trained for, and its weight at a quality. RefineError when none is known."""
     trained = (self.training or {}).get("config", {})
@@ -100,13 +109,9 @@ class RefinedCodec(Codec):
       return self._last[2]
     height, width = image.shape[:2]
     self.check(height, width)
-    plain, x = self.plain.latents(image, quality), self._pad(image)
-    inside = np.zeros((1, *x.shape[1:3], 1), np.float32)
-    inside[:, :height, :width] = 1
-    distortion, lmbda = self.objective(quality)
-    loss = jax.tree_util.Partial(_loss_of(self._module, distortion), self.variables, x, inside, quality,
-                                 jnp.float32(lmbda))
-    y, z = refine((plain.y, plain.z), loss, jax.random.key(SEED), self.schedule, self.progress)
+    plain = self.plain.latents(image, quality)
+    y, z = refine((plain.y, plain.z), self.loss_of_latents(image, quality), jax.random.key(SEED), self.schedule,
+                  self.progress)
     self._last = quality, image.copy(), (plain, plain._replace(y=y, z=z))
     return self._last[2]
 
