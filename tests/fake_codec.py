@@ -71,6 +71,9 @@ class RefinedFake(FakeCodec):
     if height == 13:
       raise CheckpointError("13 lines cannot be refined")
 
+  def objective(self, quality):
+    return "mse", self.lmbda or 0.01
+
   def of_one_step(self):
     return self.plain
 

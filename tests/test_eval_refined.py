@@ -49,7 +49,7 @@ def test_every_checkpoint_is_a_curve_as_it_is_and_one_refined_and_the_results_sa
   name = "fake, refined 50s for 0.1"
   assert list(entries) == [("fake", q) for q in range(1, 7)] + [(name, q) for q in range(1, 7)]
   assert entries["fake", 3]["refine"] is None
-  assert entries[name, 3]["refine"] == {"plain": "fake", "budget": "50s", "lmbda": 0.1}
+  assert entries[name, 3]["refine"] == {"plain": "fake", "budget": "50s", "distortion": "mse", "lmbda": 0.1}
   assert entries[name, 3]["mean"]["bytes"] > entries["fake", 3]["mean"]["bytes"]
   assert [curve["name"] for curve in found["curves"] if curve["metric"] == "psnr"] == ["fake", name, "JPEG 4:2:0"]
   assert {"curve": name, "anchor": "fake"}.items() <= found["bd_rates"][0].items()

@@ -1,4 +1,5 @@
 """Refined latents: what is gained, what never gets worse, and what is refused."""
+import json
 import time
 
 import jax
@@ -13,6 +14,7 @@ from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.memory import MemoryLimitError
 from mlic_jax.coding.model_directory import Model, save_model
 from mlic_jax.coding.refinement import CHECKS, RefineError, Schedule, refine
+from mlic_jax.commands import evaluate
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.images import save_image
 from mlic_jax.metrics import ms_ssim_8bit, mse
@@ -152,7 +154,7 @@ def test_refining_that_makes_it_worse_gives_the_plain_file(codec, photograph, mo
 def test_all_pictures_and_qualities_of_a_size_share_one_compiled_step(codec, photograph):
   codec.encode(photograph, 1, refine=1)
   before = refinement._step._cache_size()
-  codec.encode(photograph[:-1, :-9], 1.5, refine=2, lmbda=0.01)
+  codec.encode(photograph[:, :-1], 1.5, refine=2, lmbda=0.01)
   assert refinement._step._cache_size() == before
 
 
@@ -215,6 +217,15 @@ def test_a_picture_that_fits_only_without_refining_is_refused_before_the_work(co
     codec.encode(photograph, 1, refine=3)
 
 
+def test_the_memory_it_asks_for_covers_what_xla_reports_and_is_no_more_than_six_times_that(codec, photograph):
+  latents, loss = codec.latents(photograph, 2), codec.refining(1).loss_of_latents(photograph, 2)
+  state = (latents.y, latents.z), refinement._ADAM.init((latents.y, latents.z))
+  step = refinement._step.lower(state, loss, jax.random.key(0), 0.5, 1e-2, "atanh").compile()
+  report = step.memory_analysis()
+  reported = report.temp_size_in_bytes + report.output_size_in_bytes
+  assert reported <= memory.bytes_needed(SMALL, *photograph.shape[:2], refining=True) <= 6 * reported
+
+
 # --- the command ---------------------------------------------------------------------
 
 def test_the_command_refines_and_refuses_in_one_line(codec, checkpoint, photograph, tmp_path, capsys):
@@ -243,3 +254,19 @@ def test_a_folder_is_refined_file_by_file(codec, checkpoint, photograph, tmp_pat
                "--quality", "2", "--refine", "5"]) == 0
   assert (tmp_path / "out" / "a.mlic").read_bytes() == codec.encode(photograph, 2, refine=5)
   assert (tmp_path / "out" / "b.mlic").read_bytes() == codec.encode(photograph[::-1], 2, refine=5)
+
+
+def test_an_evaluation_has_the_plain_and_the_refined_files_and_their_bits(codec, checkpoint, photograph, tmp_path):
+  (tmp_path / "in").mkdir()
+  save_image(tmp_path / "in" / "a.png", photograph)
+  assert evaluate.main(["--ckpt", str(checkpoint), "--data", str(tmp_path / "in"), "--out", str(tmp_path / "out"),
+                        "--qualities", "2", "--refine", "5", "--baselines", "none", "--progressive"]) == 0
+  found = json.loads((tmp_path / "out" / "results.json").read_text())
+  assert [entry["name"] for entry in found["checkpoints"]] == ["small", "small, refined 5"]
+  plain, refined = (entry["images"][0] for entry in found["checkpoints"])
+  assert plain["bytes"] == len(codec.encode(photograph, 2))
+  assert refined["bytes"] == refined["progressive"][-1]["bytes"] == len(codec.encode(photograph, 2, refine=5))
+  assert refined["bpp"] + 0.05 * refined["mse"] < plain["bpp"] + 0.05 * plain["mse"]
+  bits = [sum(record["bits_of_slices"]) + record["bits_of_z"] for record in found["pictures"]]
+  estimated = [image["bpp_estimated"] * photograph[..., 0].size for image in (plain, refined)]
+  assert bits == pytest.approx(estimated, rel=1e-3) and refined["encode_s"] > plain["encode_s"]

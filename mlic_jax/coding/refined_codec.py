@@ -46,9 +46,10 @@ class RefinedCodec(Codec):
     """The same for a single step: it compiles what this one runs."""
     return RefinedCodec(self.plain, dataclasses.replace(self.schedule, steps=1, seconds=None), self.lmbda)
 
-  def encode(self, *args, **options) -> bytes:
+  def encode(self, image: AnyPicture, quality: float | None = None, icc_profile: bytes | None = None,
+             chunked: bool = True, portable: bool = True) -> bytes:
     """As `Codec.encode`."""
-    return self.encode_with_reconstruction(*args, **options)[0]
+    return self.encode_with_reconstruction(image, quality, icc_profile, chunked, portable)[0]
 
   def encode_with_reconstruction(self, image: AnyPicture, quality: float | None = None,
                                  icc_profile: bytes | None = None, chunked: bool = True,
@@ -82,7 +83,7 @@ class RefinedCodec(Codec):
 
   def objective(self, quality: float | None) -> tuple[str, float]:
     """The distortion that the codec was trained for, and its weight at a quality. RefineError when none is known."""
-    trained = (self.training or {}).get("config", {})
+    trained = (self.training or {}).get("config") or {}
     distortion, quality = trained.get("distortion", "mse"), self.choose_quality(quality)
     if self.lmbda is not None:
       if not 0 < self.lmbda < np.inf:

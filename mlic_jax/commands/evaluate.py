@@ -177,7 +177,7 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
 def besides_results(codec, key: str, pictures: Pictures, arriving: Arrivals | None):
   """What is made of a coded picture besides its results: `lacks` and `seen` of sweep.evaluate_codec."""
   bits_of = functools.partial(bits.bits_map, codec)
-  beside = sweep.codec_key(codec.plain, key.endswith(" estimated")) if sweep.how_refined(codec) else None
+  beside = sweep.codec_key(codec.plain, key.endswith(" estimated")) if sweep.refines(codec) else None
 
   def lacks(name, quality):
     return pictures.lacks(key, name, quality) or (arriving is not None and arriving.lacks(key, name, quality))
@@ -239,7 +239,7 @@ def chosen_references(wanted: str | None) -> list[rd.Curve]:
 
 def check_size(codec, height: int, width: int) -> None:
   """An error of one line for a picture that cannot be coded, or not be refined."""
-  if sweep.how_refined(codec):
+  if sweep.refines(codec):
     codec.check(height, width)
   check_memory(codec.config, height, width)
 
@@ -247,7 +247,7 @@ def check_size(codec, height: int, width: int) -> None:
 def curve_names(loaded, conventional, published) -> list[str]:
   """What the curves will be called, before there are any."""
   stubs = [(path, [{"name": codec.name, "quality": codec.qualities[0], "config": codec.config.to_dict(),
-                    "refine": sweep.how_refined(codec)}]) for path, codec in loaded]
+                    "refine": sweep.how_refined(codec, codec.qualities[0])}]) for path, codec in loaded]
   return [*(name for name, _ in results.families(stubs)), *(each.name for each in [*conventional, *published])]
 
 
@@ -277,6 +277,6 @@ def progress_bar() -> Progress:
 def counter(progress: Progress, description: str, total: int, codec=None):
   """What advances a bar; beside it stands how a refinement goes."""
   task = progress.add_task(escape(description), total=total)
-  if codec is not None and sweep.how_refined(codec):
+  if codec is not None and sweep.refines(codec):
     codec.progress = lambda done, loss: progress.update(task, description=escape(f"{description}, loss {loss:.4f}"))
   return lambda: progress.advance(task)

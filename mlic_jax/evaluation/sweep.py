@@ -23,9 +23,14 @@ def _nothing(*_) -> None:
   """For who wants no progress bar, and nothing but results."""
 
 
+def refines(codec) -> bool:
+  """Whether it is what `Codec.refining` gives."""
+  return hasattr(codec, "plain")
+
+
 def codec_key(codec, estimated: bool = False) -> str:
   """What results of a checkpoint are filed under: two trainings of one name differ, and so does what is refined."""
-  refined = " refined" if how_refined(codec) else ""
+  refined = " refined" if refines(codec) else ""
   return f"{codec.name} {codec.fingerprint.hex()}{refined}{' estimated' if estimated else ''}"
 
 
@@ -33,10 +38,12 @@ def baseline_key(baseline: Baseline) -> str:
   return f"{baseline.name} of Pillow {PIL.__version__}"
 
 
-def how_refined(codec) -> dict[str, Any] | None:
-  """What results.json says of a codec that refines: which one, how long, for which lmbda if any came; else None."""
-  plain = getattr(codec, "plain", None)
-  return plain and {"plain": plain.name, "budget": str(codec.schedule), "lmbda": codec.lmbda}
+def how_refined(codec, quality: float | None) -> dict[str, Any] | None:
+  """What results.json says of a codec that refines: which one, how long, for which objective; None of any other."""
+  if not refines(codec):
+    return None
+  distortion, lmbda = codec.objective(quality)
+  return {"plain": codec.plain.name, "budget": str(codec.schedule), "distortion": distortion, "lmbda": lmbda}
 
 
 def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageSet, *, estimated: bool = False,
@@ -52,12 +59,11 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
   """
   journal, workers = journal or Journal(), workers or InThisProcess()
   key, compiled, multiple = codec_key(codec, estimated), set(), side_multiple(codec.config)
-  refine = how_refined(codec)
 
   def submit(name, image, missing):
     blocks = tuple(-(-side // multiple) for side in image.shape[:2])
     if not estimated and blocks not in compiled:
-      first = measure.code(codec.of_one_step() if refine else codec, name, image, qualities[0])
+      first = measure.code(codec.of_one_step() if refines(codec) else codec, name, image, qualities[0])
       journal.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],
                                   "encode_s": first.encode_s, "decode_s": first.decode_s})
     return measure.measure_codec(codec, name, image, missing, estimated=estimated, workers=workers,
@@ -69,7 +75,7 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
     for quality in qualities:
       results[quality].append(of_image[quality])
   config = codec.config.to_dict()
-  return [_entry(codec.name, quality, config, results[quality], refine) for quality in qualities]
+  return [_entry(codec.name, quality, config, results[quality], how_refined(codec, quality)) for quality in qualities]
 
 
 def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, journal: Journal | None = None,
