@@ -66,19 +66,19 @@ class RefinedCodec(Codec):
     return min(self._plain_and_refined(image, quality),
                key=lambda latents: self.loss(image, quality, *self.encode_latents_with_reconstruction(latents)))
 
-  def loss(self, image: np.ndarray, quality: float | None, blob: bytes, picture: np.ndarray) -> float:
+  def loss(self, image: AnyPicture, quality: float | None, blob: bytes, picture: np.ndarray) -> float:
     """Of a file and the 8-bit picture in it: bpp + lmbda * distortion, as in training."""
-    distortion, lmbda = self.objective(quality)
+    image, (distortion, lmbda) = as_picture(image).image, self.objective(quality)
     error = mse(image, picture) if distortion == "mse" else 1 - ms_ssim_8bit(image, picture)
     return 8 * len(blob) / (image.shape[0] * image.shape[1]) + lmbda * error
 
-  def loss_of_latents(self, image: np.ndarray, quality: float | None) -> Loss:
-    """What is minimised for a picture (H, W, 3) uint8: bits by the likelihoods, distortion before it is 8 bits."""
-    height, width = image.shape[:2]
-    x, (distortion, lmbda) = self._pad(image), self.objective(quality)
+  def loss_of_latents(self, image: AnyPicture, quality: float | None) -> Loss:
+    """What is minimised for a picture: bits by the likelihoods, distortion before it is 8 bits."""
+    image, (distortion, lmbda) = as_picture(image).image, self.objective(quality)
+    x = self._pad(image)
     inside = np.zeros((1, *x.shape[1:3], 1), np.float32)
-    inside[:, :height, :width] = 1
-    return jax.tree_util.Partial(_loss_of(self._module, distortion), self.variables, x, inside,
+    inside[:, :image.shape[0], :image.shape[1]] = 1
+    return jax.tree_util.Partial(_loss_of(self._module, distortion), self.variables, *jax.device_put((x, inside)),
                                  self.choose_quality(quality), jnp.float32(lmbda))
 
   def objective(self, quality: float | None) -> tuple[str, float]:
