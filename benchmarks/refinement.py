@@ -127,10 +127,10 @@ def cost(args: argparse.Namespace) -> float:
   image, codec = smooth_noise(args.crop, args.crop), fresh_codec(args.config).refining(1, 0.01)
   quality = codec.choose_quality(None)
   latents, loss = codec.plain.latents(image, quality), codec.loss_of_latents(image, quality)
-  state = [((latents.y, latents.z), refinement._ADAM.init((latents.y, latents.z)))]
+  state, compiled = [((latents.y, latents.z), refinement._ADAM.init((latents.y, latents.z)))], refinement._step._kept
 
   def refining():
-    state[0] = refinement._step(state[0], loss, jax.random.key(0), 0.5, 1e-2, "atanh")
+    state[0] = refinement._step(*state[0], loss, jax.random.key(0), 0.5, 1e-2, "atanh")
     return state[0]
 
   def memory():
@@ -148,7 +148,7 @@ def cost(args: argparse.Namespace) -> float:
   for _ in range(args.repeats):
     for run, of_run in seconds.items():
       of_run.append(timed(run))
-  pixels, steps = args.crop**2, refinement._step._cache_size()
+  pixels, steps = args.crop**2, sum(each._cache_size() for each in compiled.values())
   of_training, of_refining = statistics.median(seconds[step]), statistics.median(seconds[refining])
   ratio = of_refining / pixels / (of_training / (args.batch * pixels))
   print(f"a step of refining: {of_refining:.3f} s, {of_refining / pixels * 1e6:.2f} us a pixel, {steps} compiled; of "

@@ -54,7 +54,6 @@ class FakeCodec:
     blob = baselines.encode_jpeg(image, int(10 * (quality or 5)))
     return 8.0 * len(blob) - 40, baselines.decode(blob)
 
-
   def refining(self, schedule, lmbda=None):
     return RefinedFake(self, schedule, lmbda)
 

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from mlic_jax.coding import bitstream, compiled, portable, rangecoder
-from mlic_jax.coding.bitstream import Bitstream, BitstreamError, Origin, PortabilityError
-from mlic_jax.coding.latents import LatentError, Latents
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError
+from mlic_jax.coding.latents import LatentError, Latents, QualityError
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.coding.model_directory import Model, load_model
 from mlic_jax.coding.portable import here
@@ -28,10 +28,6 @@ from mlic_jax.coding.tables import z_rows
 from mlic_jax.compute import compilation_cache
 from mlic_jax.data.images import AnyPicture, as_picture
 from mlic_jax.model.mlic import build, side_multiple
-
-
-class QualityError(ValueError):
-  """A quality that the checkpoint does not have; one line."""
 
 
 class Codec:
@@ -105,12 +101,11 @@ class Codec:
       yield self.encode(image, quality, chunked=chunked, portable=portable)
       advance()
 
-  def refining(self, schedule, lmbda: float | None = None,
-               progress: Callable[[float, float], None] = lambda done, loss: None) -> "Codec":
-    """The same codec, which optimises latents for each picture (refined_codec.py, which has the arguments). Its files
-    decode as any others, and none is worse than without, by rate and distortion together."""
+  def refining(self, *settings) -> "Codec":
+    """The same codec, which optimises latents for each picture; RefinedCodec has the arguments. Its files decode as
+    any others, and none is worse than without, by rate and distortion together."""
     from mlic_jax.coding.refined_codec import RefinedCodec  # which needs optax
-    return RefinedCodec(self, schedule, lmbda, progress)
+    return RefinedCodec(self, *settings)
 
   def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
     """What the encoder network makes of a picture. Arguments and errors as in `encode`."""
@@ -210,8 +205,13 @@ class Codec:
       return np.asarray(symbols)
 
     last_pass = self._walk(z_symbols, count)
-    z_bits = np.asarray(compiled.z_bits(self._module, self._variables, z_symbols))[0]
-    return np.concatenate(slices, axis=-1), z_bits, lambda: self._finish(last_pass, *latents[2:])
+    return *self._bits(z_symbols, passes), lambda: self._finish(last_pass, *latents[2:])
+
+  def _bits(self, z_symbols: np.ndarray, passes: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """Bits of y and of z, from the symbols and the scales of all passes."""
+    of_passes = [np.asarray(compiled.y_bits(*each, i % 2 == 0))[0] for i, each in enumerate(passes)]
+    slices = [anchors + others for anchors, others in zip(of_passes[::2], of_passes[1::2])]
+    return np.concatenate(slices, axis=-1), np.asarray(compiled.z_bits(self._module, self._variables, z_symbols))[0]
 
   def _z_symbols(self, latents: Latents) -> np.ndarray:
     """The symbols of z. LatentError unless the latents are finite, and of this codec."""
@@ -315,6 +315,10 @@ class Codec:
 
   def _finish(self, last_pass: tuple, height: int, width: int, quality) -> np.ndarray:
     return np.asarray(compiled.finish(self._module, self._variables, *last_pass, quality))[0, :height, :width]
+
+  def _blocks(self, height: int, width: int) -> tuple[int, int]:
+    """Height and width of z."""
+    return -(-height // self._side_multiple), -(-width // self._side_multiple)
 
   def _pad(self, image: np.ndarray) -> np.ndarray:
     """(1, H', W', 3), the picture with its right and lower edge repeated up to what the transforms can take."""

@@ -1,8 +1,12 @@
-"""What is coded of a picture: its latents."""
+"""What is coded of a picture: its latents; and what cannot be."""
 from typing import NamedTuple
 
 import jax
 import numpy as np
+
+
+class QualityError(ValueError):
+  """A quality that the checkpoint does not have; one line."""
 
 
 class LatentError(ValueError):

@@ -39,7 +39,7 @@ class RefinedCodec(Codec):
     vars(self).update(vars(plain))
     self.plain, self.schedule, self.lmbda, self.progress = plain, Schedule.of(schedule), lmbda, progress
     self.name = f"{plain.name}, refined {self.schedule}{'' if lmbda is None else f' for {lmbda:g}'}"
-    self._last = None
+    self._last, self._blocks_met = None, set()
     self.objective(self.qualities[0])
 
   def of_one_step(self) -> "RefinedCodec":
@@ -59,6 +59,10 @@ class RefinedCodec(Codec):
     files = [self.encode_latents_with_reconstruction(latents, icc_profile or own_profile, chunked, portable)
              for latents in self._plain_and_refined(image, quality)]
     return min(files, key=lambda file: self.loss(image, quality, *file))
+
+  def has_compiled(self, height: int, width: int) -> bool:
+    """As `Codec.has_compiled`, of what refining needs besides."""
+    return self._blocks(height, width) in self._blocks_met and self.plain.has_compiled(height, width)
 
   def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
     """What is coded of a picture: the refined latents, or the plain ones where their file is better."""
@@ -113,6 +117,7 @@ class RefinedCodec(Codec):
     plain = self.plain.latents(image, quality)
     y, z = refine((plain.y, plain.z), self.loss_of_latents(image, quality), jax.random.key(SEED), self.schedule,
                   self.progress)
+    self._blocks_met.add(self._blocks(height, width))
     self._last = quality, image.copy(), (plain, plain._replace(y=y, z=z))
     return self._last[2]
 

@@ -5,7 +5,6 @@ neural image compression", NeurIPS 2020). Here y and z follow the gradient of a 
 is annealed (model/relaxations.py). refined_codec.py makes files of them.
 """
 import dataclasses
-import functools
 import math
 import re
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import optax
 
+from mlic_jax.compute.of_sizes import of_sizes
 from mlic_jax.model.quantisers import ROUNDING, Quantiser
 from mlic_jax.model.relaxations import ADVANTAGES, annealed
 
@@ -87,9 +87,9 @@ def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Sched
   """
   loss = loss if isinstance(loss, jax.tree_util.Partial) else jax.tree_util.Partial(loss)
   step = lambda state, number, done: jax.block_until_ready(
-      _step(state, loss, jax.random.fold_in(key, number), schedule.temperature(done), schedule.learning_rate,
+      _step(*state, loss, jax.random.fold_in(key, number), schedule.temperature(done), schedule.learning_rate,
             schedule.relaxation))
-  state, best, lowest = (latents, _ADAM.init(latents)), latents, float(_loss_of_rounded(loss, latents))
+  state, best, lowest = (latents, _ADAM.init(latents)), latents, float(_loss_of_rounded(latents, loss))
   progress(0.0, lowest)
   if schedule.seconds is not None:
     step(state, 0, 0.0)                                  # compiles
@@ -103,7 +103,7 @@ def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Sched
     done = number / schedule.steps if schedule.seconds is None else min(elapsed / schedule.seconds, 1.0)
     if int(done * CHECKS) == checks:
       continue
-    checks, now = int(done * CHECKS), float(_loss_of_rounded(loss, state[0]))
+    checks, now = int(done * CHECKS), float(_loss_of_rounded(state[0], loss))
     progress(done, now)
     if now < lowest:
       lowest, best, in_vain = now, state[0], 0
@@ -114,16 +114,15 @@ def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Sched
   return best
 
 
-@functools.partial(jax.jit, static_argnames="relaxation")
-def _step(state: tuple[Pair, Any], loss: Loss, key: jax.Array, temperature: float, learning_rate: float,
+@of_sizes(size=0, static=6)
+def _step(latents: Pair, moments: Any, loss: Loss, key: jax.Array, temperature: float, learning_rate: float,
           relaxation: str | Callable) -> tuple[Pair, Any]:
-  latents, moments = state
   quantiser = annealed(relaxation, temperature) if isinstance(relaxation, str) else relaxation(temperature)
   gradient = jax.grad(lambda latents: loss(*latents, quantiser, key))(latents)
   updates, moments = _ADAM.update(gradient, moments)
   return jax.tree.map(lambda each, update: each - learning_rate * update, latents, updates), moments
 
 
-@jax.jit
-def _loss_of_rounded(loss: Loss, latents: Pair) -> jax.Array:
+@of_sizes(size=0)
+def _loss_of_rounded(latents: Pair, loss: Loss) -> jax.Array:
   return loss(*latents, ROUNDING, jax.random.key(0))

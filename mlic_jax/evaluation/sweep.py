@@ -53,16 +53,15 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
                    ) -> list[dict[str, Any]]:
   """One entry per quality. `advance` is called after each image and quality.
 
-  Every new padded size is run once before it is timed: that run compiles, and refines by a single step.
+  A padded size for which nothing is compiled is run once before it is timed; what refines, by a single step.
   seen(name, image, quality, coded) is called with what is coded here; lacks(name, quality) has an image coded although
   its results are known.
   """
   journal, workers = journal or Journal(), workers or InThisProcess()
-  key, compiled, multiple = codec_key(codec, estimated), set(), side_multiple(codec.config)
+  key = codec_key(codec, estimated)
 
   def submit(name, image, missing):
-    blocks = tuple(-(-side // multiple) for side in image.shape[:2])
-    if not estimated and blocks not in compiled:
+    if not estimated and not codec.has_compiled(*image.shape[:2]):
       first = measure.code(codec.of_one_step() if refines(codec) else codec, name, image, qualities[0])
       journal.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],
                                   "encode_s": first.encode_s, "decode_s": first.decode_s})
