@@ -218,13 +218,13 @@ def test_a_picture_that_fits_only_without_refining_is_refused_before_the_work(co
     codec.encode(photograph, 1, refine=3)
 
 
-def test_the_memory_it_asks_for_covers_what_xla_reports_and_is_no_more_than_six_times_that(codec, photograph):
+def test_the_memory_it_asks_for_covers_what_xla_reports_and_is_no_more_than_eight_times_that(codec, photograph):
   latents, loss = codec.latents(photograph, 2), codec.refining(1).loss_of_latents(photograph, 2)
   state = (latents.y, latents.z), refinement._ADAM.init((latents.y, latents.z))
   step = refinement._step._new().lower(*state, loss, jax.random.key(0), 0.5, 1e-2, "atanh").compile()
   report = step.memory_analysis()
   reported = report.temp_size_in_bytes + report.output_size_in_bytes
-  assert reported <= memory.bytes_needed(SMALL, *photograph.shape[:2], refining=True) <= 6 * reported
+  assert reported <= memory.bytes_needed(SMALL, *photograph.shape[:2], refining=True) <= 8 * reported
 
 
 # --- the command ---------------------------------------------------------------------
@@ -270,4 +270,4 @@ def test_an_evaluation_has_the_plain_and_the_refined_files_and_their_bits(codec,
   assert refined["bpp"] + 0.05 * refined["mse"] < plain["bpp"] + 0.05 * plain["mse"]
   bits = [sum(record["bits_of_slices"]) + record["bits_of_z"] for record in found["pictures"]]
   estimated = [image["bpp_estimated"] * photograph[..., 0].size for image in (plain, refined)]
-  assert bits == pytest.approx(estimated, rel=1e-3) and refined["encode_s"] > plain["encode_s"]
+  assert bits == pytest.approx(estimated, rel=1e-3)

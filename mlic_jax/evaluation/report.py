@@ -247,7 +247,7 @@ def _figures(records: Sequence[dict[str, Any]]) -> str:
     slices = max(len(record["bits_of_slices"]) for record in of_image)
     options = "".join(f'<option value="{k + 1}">bits of slice {k + 1}</option>' for k in range(slices))
     beside = '<option value="baseline">baseline, same bytes</option>' if of_image[0]["baseline"] else ""
-    if any(record["plain"] for record in of_image):
+    if any(record.get("plain") for record in of_image):
       beside += '<option value="plain">the same without refining</option>'
     figures.append(template.substitute(
         name=html.escape(name), number=number, last=len(of_image) - 1, middle=len(of_image) // 2, slices=options,
