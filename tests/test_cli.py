@@ -113,7 +113,8 @@ def test_folders_and_files_are_coded_into_a_folder(pictures, tmp_path, photograp
   here = tmp_path / "coded" / "here"
   assert run("encode", pictures, tmp_path / "c.png", "--ckpt", tiny_checkpoint, "--out-dir", here) == 0
   out, err = capsys.readouterr()
-  assert not err and [line.split(":")[0].split("/")[-1] for line in out.splitlines()] == ["a.mlic", "b.mlic", "c.mlic"]
+  assert "error" not in err
+  assert [line.split(":")[0].split("/")[-1] for line in out.splitlines()] == ["a.mlic", "b.mlic", "c.mlic"]
   assert (here / "c.mlic").read_bytes() == (here / "a.mlic").read_bytes()
   assert run("decode", tmp_path / "coded", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "decoded") == 0
   assert sorted(path.name for path in (tmp_path / "decoded").iterdir()) == ["a.png", "b.png", "c.png"]
@@ -201,8 +202,8 @@ def test_a_target_beyond_every_file_is_said_and_gives_the_last_file(folder, tmp_
   command = "encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint
   assert run(*command, "--target-bytes", 10**6) == 0
   size = (tmp_path / "out.mlic").stat().st_size
-  assert capsys.readouterr().err == (f"out of range: 1000000 bytes of tiny; taking {size} bytes, the most it makes "
-                                     "of this picture\n")
+  assert capsys.readouterr().err.endswith(f"out of range: 1000000 bytes of tiny; taking {size} bytes, the most it "
+                                          "makes of this picture\n")
   assert run(*command, "--quality", 3) == 0
   assert (tmp_path / "out.mlic").stat().st_size == size
 

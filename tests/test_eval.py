@@ -13,6 +13,7 @@ from fake_codec import CONFIG, CoderIsNotToBeUsed, FakeCodec, SingleRateCodec, W
 import mlic_jax
 from mlic_jax.coding import rangecoder
 from mlic_jax.commands import evaluate as evaluation_script
+from mlic_jax.commands import mlic_files
 from mlic_jax.data.images import save_image
 from mlic_jax.evaluation import baselines, bits, measure
 
@@ -31,7 +32,9 @@ def two_photographs(tmp_path):
 
 @pytest.fixture(name="run")
 def run_eval(folder, tmp_path, monkeypatch, capsys):
-  """eval.py on `folder` into tmp_path / "out": (exit status, stdout, stderr)."""
+  """eval.py on `folder` into tmp_path / "out": (exit status, stdout, stderr without what is said of compilers)."""
+  monkeypatch.setattr(mlic_files, "complain", lambda line: None)
+
   def run(*arguments, codec=FakeCodec):
     monkeypatch.setitem(vars(mlic_jax), "Codec", codec)
     monkeypatch.setattr(bits, "bits_map", lambda codec, *picture: bits_of(*picture))
@@ -44,6 +47,14 @@ def run_eval(folder, tmp_path, monkeypatch, capsys):
 @pytest.fixture(name="results")
 def read_results(tmp_path):
   return lambda: json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_what_is_compiled_for_the_first_picture_is_said(run, tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(mlic_files, "complain", said.append)
+  monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path / "cache"))  # where nothing is known of earlier times
+  assert run("--ckpt", "x", "--qualities", "1", "--baselines", "none")[0] == 0
+  assert said == ["compiling for 100x70 pixels: some seconds to half a minute on a CPU the first time"]
 
 
 def test_results_json_has_the_promised_fields_one_entry_per_quality(run, results, tmp_path):

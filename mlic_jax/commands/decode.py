@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlic_jax.commands import batch
 from mlic_jax.commands.arguments import ckpt_argument, coder_argument, path_arguments, whole
-from mlic_jax.commands.mlic_files import load_codecs, read_mlic
+from mlic_jax.commands.mlic_files import FirstPicture, load_codecs, read_mlic
 from mlic_jax.commands.streams import STREAM, is_a_stream, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.folders import list_files
@@ -32,12 +32,14 @@ def run(args: argparse.Namespace) -> int:
     check_lossless(_name(output))
   pixels_max = args.max_megapixels * 10**6
   codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
+  first_picture = FirstPicture("decoding")
 
   def work(source: Path, output: Path) -> str:
     blob, content = read_mlic(source, pixels_max, args.partial)
     codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
     start = time.perf_counter()
-    image = codec.decode(blob, args.slices, args.partial, pixels_max)
+    with first_picture(codec, content.height, content.width):
+      image = codec.decode(blob, args.slices, args.partial, pixels_max)
     seconds = time.perf_counter() - start
     if content.icc_profile is not None and output.suffix.lower() == ".bmp":
       complain(f"{output}: left out: the colour profile, for which a BMP has no place")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlic_jax.commands import batch
 from mlic_jax.commands.arguments import above_zero, ckpt_argument, coder_argument, path_arguments, positive
-from mlic_jax.commands.mlic_files import load_codecs
+from mlic_jax.commands.mlic_files import FirstPicture, load_codecs
 from mlic_jax.commands.streams import STREAM, is_a_stream, picture_source, refuse_another_ending, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.images import list_images, load_picture
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     plain = load_codecs(args.ckpt, args.coder)
     return plain if args.refine is None else [each.refining(args.refine, args.lmbda, under_way.of_file)
                                               for each in plain]
+  first_picture = FirstPicture(target or "encoding") if args.refine is None else lambda *_: contextlib.nullcontext()
 
   def work(source: Path, output: Path) -> str:
     image, profile, other_colour = load_picture(picture_source(source), args.max_megapixels * 10**6)
@@ -64,10 +65,11 @@ def run(args: argparse.Namespace) -> int:
     options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk,
                    portable=not args.no_portable)
     start = time.perf_counter()
-    if target:
-      blob, note = _encode_to_target(codecs(), image, args, options)
-    else:
-      blob, note = codecs()[0].encode(image, args.quality, **options), ""
+    with first_picture(codecs()[0], *image.shape[:2]):
+      if target:
+        blob, note = _encode_to_target(codecs(), image, args, options)
+      else:
+        blob, note = codecs()[0].encode(image, args.quality, **options), ""
     seconds = time.perf_counter() - start
     write(output, blob)
     height, width = image.shape[:2]

@@ -22,6 +22,7 @@ import mlic_jax
 from mlic_jax.coding import rangecoder
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.commands.arguments import above_zero, coder_argument, local, positive, whole
+from mlic_jax.commands.mlic_files import FirstPicture
 from mlic_jax.commands.outcome import outcome
 from mlic_jax.console import complain, rich_console
 from mlic_jax.data.folders import MEASUREMENTS
@@ -146,7 +147,8 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
         lacks, seen = besides_results(codec, key, pictures, arriving)
         entries = sweep.evaluate_codec(
             codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
-            advance=counter(progress, codec.name, photographs.size * len(each), codec), lacks=lacks, seen=seen)
+            advance=counter(progress, codec.name, photographs.size * len(each), codec), lacks=lacks, seen=seen,
+            compiling=FirstPicture("refining" if sweep.refines(codec) else "evaluating"))
         if arriving:
           entries = arriving.of_entries(entries, key)
         checkpoints.append((path, entries))

@@ -3,6 +3,7 @@
 The results are entries of results.json: {"name", "quality", "config", "refine", "images", "mean"}, one per quality.
 """
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -50,19 +51,21 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
                    journal: Journal | None = None, workers=None, advance: Callable[[], None] = _nothing,
                    lacks: Callable[[str, float | None], bool] = _nothing,
                    seen: Callable[[str, np.ndarray, float | None, measure.Coded], None] = _nothing,
+                   compiling: Callable[..., contextlib.AbstractContextManager] = lambda *_: contextlib.nullcontext(),
                    ) -> list[dict[str, Any]]:
   """One entry per quality. `advance` is called after each image and quality.
 
   A padded size for which nothing is compiled is run once before it is timed; what refines, by a single step.
   seen(name, image, quality, coded) is called with what is coded here; lacks(name, quality) has an image coded although
-  its results are known.
+  its results are known. The run that compiles is inside of compiling(codec, height, width).
   """
   journal, workers = journal or Journal(), workers or InThisProcess()
   key = codec_key(codec, estimated)
 
   def submit(name, image, missing):
     if not estimated and not codec.has_compiled(*image.shape[:2]):
-      first = measure.code(codec.of_one_step() if refines(codec) else codec, name, image, qualities[0])
+      with compiling(codec, *image.shape[:2]):
+        first = measure.code(codec.of_one_step() if refines(codec) else codec, name, image, qualities[0])
       journal.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],
                                   "encode_s": first.encode_s, "decode_s": first.decode_s})
     return measure.measure_codec(codec, name, image, missing, estimated=estimated, workers=workers,

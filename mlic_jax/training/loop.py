@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mlic_jax.compute import compilation_cache
+from mlic_jax.compute.waiting import compiling
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import batches as data
 from mlic_jax.model.mlic import build, side_multiple
@@ -150,7 +151,8 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
       if signum is not None:
         return end(signum, first)
       checkpoints.note_evaluation(first, validation.best_loss, validation.evaluated)
-    waited, clock = 0.0, time.monotonic()
+    takes = prepared.model_config.to_dict(), [config[each] for each in ("optimizer", "accumulate_steps", "remat")]
+    waited, clock, compiled_for = 0.0, time.monotonic(), None
 
     for step in range(first + 1, config.num_steps + 1):
       profile.before(step)
@@ -159,7 +161,10 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
       before = time.monotonic()
       batch = parallel.shard(next(batches))
       waited += time.monotonic() - before
-      state, metrics, flags = train_step(state, batch, teacher_variables, stop.flags())
+      with contextlib.nullcontext() if batch.shape == compiled_for else compiling(
+          "the training step", [takes, batch.shape], run_log.say, "some minutes on a CPU"):
+        state, metrics, flags = train_step(state, batch, teacher_variables, stop.flags())
+      compiled_for = batch.shape
       rows.add(metrics)
       if step == first + 1:  # compiled by now, which is no part of the speed
         waited, clock = 0.0, time.monotonic()

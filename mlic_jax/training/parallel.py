@@ -33,6 +33,11 @@ def shard(batch: np.ndarray) -> np.ndarray:
   return batch.reshape(jax.local_device_count(), -1, *batch.shape[1:])
 
 
+def unshard(batch: jax.Array) -> np.ndarray:
+  """The batch of this process, from what its devices computed: the way back from `shard`."""
+  return np.concatenate([np.asarray(each.data).reshape(-1, *batch.shape[2:]) for each in batch.addressable_shards])
+
+
 def on_all_devices(step: Callable, donate_state: bool = False, **kwargs) -> Callable:
   """`step` pmapped over "batch"; `donate_state` lets the outputs reuse the memory of the first argument."""
   return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), **kwargs)
@@ -69,8 +74,11 @@ def _reduce(reduce: Callable, tree: Any) -> Any:
 
 
 def replicate(tree: Any) -> Any:
-  """A copy of every array of `tree` on each local device."""
-  copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0))
+  """A copy of every array of `tree` on each local device.
+
+  Over the same axis as the steps: newer jax counts its name to the sharding, and what is given back by one step would
+  otherwise make the next one compile a second time."""
+  copy = jax.pmap(lambda tree, _: tree, axis_name=AXIS, in_axes=(None, 0))
   return copy(tree, np.zeros(jax.local_device_count(), np.int8))
 
 

@@ -174,17 +174,18 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
 
 
 def make_eval_step(config, model) -> Callable:
-  """eval_step(params, x, weight, quality, lmbda, stop) -> sums over all devices of weight * metric, and of the weights.
+  """eval_step(params, x, weight, quality, lmbda, stop) -> (sums over all devices of weight * metric, and of the
+  weights; the reconstructions of this one).
 
   x (B, H, W, 3) uint8 and weight (B,) of one device (0 for padding); quality is None for a single-rate model. The
   reconstruction is what a file would give: clipped and rounded to 8 bits; rates are those of rounded latents.
   sums["stop"] are the sums of the flags of each process (stopping.py)."""
-  def eval_step(params, x, weight, quality, lmbda, stop) -> dict[str, jax.Array]:
+  def eval_step(params, x, weight, quality, lmbda, stop) -> tuple[dict[str, jax.Array], jax.Array]:
     x = x.astype(jnp.float32) / 255
     out = model.apply({"params": params}, x, quality=quality)
-    out = out._replace(x_hat=jnp.round(jnp.clip(out.x_hat, 0, 1) * 255) / 255)
-    _, metrics = rd_loss(out, x, lmbda, config.distortion)
+    levels = jnp.round(jnp.clip(out.x_hat, 0, 1) * 255)
+    _, metrics = rd_loss(out._replace(x_hat=levels / 255), x, lmbda, config.distortion)
     sums = {name: jnp.sum(weight * value) for name, value in metrics.items()}
-    return sum_over_devices(dict(sums, weight=jnp.sum(weight), stop=stop))
+    return sum_over_devices(dict(sums, weight=jnp.sum(weight), stop=stop)), levels.astype(jnp.uint8)
 
   return eval_step

@@ -1,5 +1,6 @@
 """The held-out photographs in a run: its evaluations, and the model of the best one."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlic_jax.coding.model_directory import save_model
+from mlic_jax.compute.waiting import compiling
 from mlic_jax.training import on_devices, parallel
 from mlic_jax.training.checkpoints import config_to_dict, storage_problem
 from mlic_jax.training.run_log import RunLog
@@ -29,7 +31,7 @@ class Validation:
     rates = model.config.num_rates
     self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
     self._step = on_devices.evaluation(make_eval_step(config, model))
-    self._reconstruct = jax.jit(lambda params, x, quality: model.apply({"params": params}, x, quality).x_hat)
+    self._compiled, self._pictures = False, {}
 
   def is_due(self, step: int) -> bool:
     """Whether the run evaluates after `step`, and has not done it yet: an evaluation that a signal kept from being
@@ -38,7 +40,11 @@ class Validation:
 
   def run(self, state: TrainState, step: int, run_log: RunLog, stop: Stop) -> int | None:
     """Evaluates, and exports the model when it is the best so far. Returns a signal that came before it was done."""
-    rows, signum = self.evaluate(state.eval_params, step, stop)
+    with contextlib.nullcontext() if self._compiled else compiling(
+        "the evaluation", [self.model.config.to_dict(), self.config.eval_batch_size, self.held_out.shape], run_log.say,
+        "up to a minute on a CPU"):
+      rows, signum = self.evaluate(state.eval_params, step, stop)
+    self._compiled = True
     if signum is not None:
       return signum
     loss = float(np.mean([row["loss"] for row in rows]))
@@ -52,8 +58,7 @@ class Validation:
     self.evaluated = step
     run_log.evaluation(step, rows, loss, is_best)
     if self.config.eval_pictures and not run_log.quiet:
-      pictures = self.held_out[:self.config.eval_pictures]
-      run_log.pictures(step, pictures, self.reconstruct(state.eval_params, pictures))
+      run_log.pictures(step, *self.pictures())
     return None
 
   def evaluate(self, params, step: int, stop: Stop | None = None) -> tuple[list[dict[str, float]], int | None]:
@@ -64,19 +69,25 @@ class Validation:
     padding = -len(self.held_out) % batch_size
     weight = np.pad(np.ones(len(self.held_out), np.float32), (0, padding))
     images = np.pad(self.held_out, ((0, padding), (0, 0), (0, 0), (0, 0)))
-    rows = []
+    rows, self._pictures = [], {}
     for quality, lmbda in self.rates:
-      sums = []
+      sums, shown = [], []
       for first in range(jax.process_index() * local_size, len(images), batch_size):
         batch = slice(first, first + local_size)
         place = None if quality is None else jnp.float32(quality)
-        sums.append(self._step(params, parallel.shard(images[batch]), parallel.shard(weight[batch]), place,
-                               jnp.float32(lmbda), NOTHING if stop is None else stop.flags()))
-        flags = sums[-1].pop("stop")
+        of_batch, x_hat = self._step(params, parallel.shard(images[batch]), parallel.shard(weight[batch]), place,
+                                     jnp.float32(lmbda), NOTHING if stop is None else stop.flags())
+        flags = of_batch.pop("stop")
+        sums.append(of_batch)
+        if sum(map(len, shown)) < self.config.eval_pictures:
+          there = weight[batch] > 0
+          shown.append(np.stack([images[batch], parallel.unshard(x_hat)], axis=1)[there])
         if stop is not None and (signum := stop.asked(flags, last=True)) is not None:
           return [], signum
       total = jax.tree.map(lambda *x: float(sum(x)), *[parallel.unreplicate(each) for each in sums])
       means = {name: value / total["weight"] for name, value in total.items() if name != "weight"}
+      if shown:
+        self._pictures[quality] = np.concatenate(shown)[:self.config.eval_pictures]
       rows.append(dict(step=step, quality=quality, lmbda=float(lmbda), **means))
     return rows, None
 
@@ -95,9 +106,8 @@ class Validation:
       raise
     return None
 
-  def reconstruct(self, params, images: np.ndarray) -> dict[int | None, np.ndarray]:
-    """Quality -> what it makes of `images` (n, H, W, 3) uint8, in the same form."""
-    params, x = parallel.unreplicate(params), images.astype(np.float32) / 255
-    x_hats = {quality: self._reconstruct(params, x, None if quality is None else jnp.float32(quality))
-              for quality, _ in self.rates}
-    return {quality: np.round(np.clip(x_hat, 0, 1) * 255).astype(np.uint8) for quality, x_hat in x_hats.items()}
+  def pictures(self) -> tuple[np.ndarray, dict[int | None, np.ndarray]]:
+    """The first config.eval_pictures that the last evaluation ran on in this process (n, H, W, 3) uint8; and, for each
+    quality, what it made of them, in the same form."""
+    originals = next(iter(self._pictures.values()))[:, 0]
+    return originals, {quality: both[:, 1] for quality, both in self._pictures.items()}
