@@ -39,7 +39,6 @@ from mlic_jax.coding.model_directory import Model
 from mlic_jax.coding.tables import build_table
 from mlic_jax.data.images import list_images, load_image
 from mlic_jax.files import write_whole
-from mlic_jax.training.configuration import load_config, model_config
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 OF_SLICE = re.compile(r"((?:local|channel|global_\w+)_context|entropy_parameters_\w+|lrp_\w+)\.(\d+)\.(.*)")
@@ -86,6 +85,7 @@ def conditions() -> dict[str, Any]:
 def load_codec(args: argparse.Namespace) -> Codec:
   if args.ckpt:
     return Codec.load(args.ckpt)
+  from mlic_jax.training.configuration import load_config, model_config
   config, variables = filled(model_config(load_config(args.config), args.config))
   return Codec(Model(Path(args.config).stem, config, variables, build_table(variables), bytes(8), None))
 

@@ -1,0 +1,270 @@
+"""What a GPU or a TPU makes of this project, in under eight minutes: is it right, and how fast is it.
+
+    python benchmarks/accelerator.py --json RESULT.json [--minutes 8] [--only parity across training codec]
+
+* parity: the authors' recorded arrays (tests/data/golden), in the precision that the device chooses and in full.
+* across: what --ckpt codes on CPU is decoded on the device, and the other way round: symbols, rows of the coding table,
+  levels of the picture, and how much of the distance that portable files keep is used (benchmarks/portability.py).
+* training: steps a second and share of the peak, of nano and of MLIC++, in float32 and with transforms in bfloat16; the
+  batch doubles until the memory or the time is full.
+* codec: seconds of the networks for a picture, as encoder and as decoder.
+
+It runs with jax, flax, optax, orbax-checkpoint, numpy, scipy, pillow and this repository. Where numba is installed
+files are coded, too. --small is for CPUs: sizes at which it says that everything runs, and nothing about speed.
+"""
+import argparse
+import contextlib
+import functools
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import config_fields  # noqa: F401 (before configs)
+import golden_fill
+import jax
+import jax.numpy as jnp
+import numpy as np
+import portability
+
+from configs import mlic_plus_plus, nano
+from mlic_jax.coding import compiled, portable
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.model_directory import Model, load_model
+from mlic_jax.coding.tables import build_table
+from mlic_jax.config import CodecConfig
+from mlic_jax.files import write_whole
+from mlic_jax.interop.official import from_state_dict
+from mlic_jax.model.describe import describe
+from mlic_jax.model.mlic import build
+from mlic_jax.training import on_devices
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.step import COMPILE_QUICKLY, create_state
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "data" / "golden"
+PARTS = ("parity", "across", "training", "codec")
+# Dense bfloat16 products and sums a second, by the makers' data sheets; longer names first.
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+         "A10G": 70e12, "A10": 125e12, "V100": 125e12, "T4": 65e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
+         "TPU v5": 459e12, "TPU v6 lite": 918e12}
+STEPS = 10          # of a training, timed together
+SMALL = dict(N=8, M=16, num_slices=2, transforms="cheng2020", widths=(8, 8, 8), channel_widths=(8, 8),
+             entropy_widths=(8, 8), lrp_widths=(8,), contexts=("channel",), window_size=3)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description="What a GPU or a TPU makes of this project.")
+  parser.add_argument("--ckpt", type=Path, default=ROOT / "checkpoints" / "nano")
+  parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
+  parser.add_argument("--minutes", type=float, default=8.0, help="no measurement begins that would end after it")
+  parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+  parser.add_argument("--small", action="store_true", help="for CPUs: that it runs, not how fast")
+  return parser.parse_args(argv)
+
+
+# --- is it right -----------------------------------------------------------------------------
+
+def parity(args: argparse.Namespace) -> dict[str, Any]:
+  """Largest differences from the authors' arrays, by case and precision."""
+  found = {}
+  for case in "A" if args.small else "ABC":
+    manifest = json.loads((GOLDEN / f"manifest_{case}.json").read_text())
+    config, variables = from_state_dict(golden_fill.fill(manifest))
+    recorded = {name: np.moveaxis(array, 1, -1) if array.ndim == 4 else array
+                for name, array in np.load(GOLDEN / f"golden_{case}.npz").items()}
+    x = recorded["image_u8"].astype(np.float32) / 255
+    x = np.pad(x, ((0, 0), (0, -x.shape[1] % 64), (0, -x.shape[2] % 64), (0, 0)))
+    for precision in ("highest",) if args.small else (None, "highest"):
+      with jax.default_matmul_precision(precision):
+        out = jax.jit(build(config).apply, compiler_options=COMPILE_QUICKLY if args.small else None)(variables, x)
+      got = dict(x_hat=out.x_hat, y_hat=out.y_hat, y_likelihoods=2.0**-out.y_bits, z_likelihoods=2.0**-out.z_bits)
+      largest = {name: float(np.abs(np.asarray(array) - recorded[name]).max()) for name, array in got.items()}
+      of = "all bits" if precision else "as the device chooses"
+      found[f"{case}, {of}"] = largest
+      say(f"parity {case}, {of}: " + ", ".join(f"{name} {value:.1e}" for name, value in largest.items()))
+  return found
+
+
+def across(args: argparse.Namespace) -> dict[str, Any]:
+  """The same pictures on CPU and on the device, each decoding what the other has coded."""
+  model = load_model(args.ckpt)
+  places = {"cpu": jax.devices("cpu")[0], "device": jax.devices()[0]}
+  codecs = {}
+  for name, place in places.items():
+    with jax.default_device(place):
+      codecs[name] = Codec(model)
+  images = [image for case in ("A" if args.small else "ABC")
+            for image in np.moveaxis(np.load(GOLDEN / f"golden_{case}.npz")["image_u8"], 1, -1)]
+  has_coder = importlib.util.find_spec("numba") is not None
+  results = {}
+  for writer, reader in (("cpu", "device"), ("device", "cpu")):
+    found, levels = [], []
+    for image in images:
+      with jax.default_device(places[writer]):
+        recorded = portability.record_picture(codecs[writer], image, None)
+        blob, own = codecs[writer].encode_with_reconstruction(image) if has_coder else (None, None)
+      with jax.default_device(places[reader]):
+        found.append(portability.compare_picture(codecs[reader], recorded, batch=1))
+        if has_coder:
+          levels.append(int(np.abs(codecs[reader].decode(blob).astype(int) - own).max()))
+    summary = dict(portability.of_pictures(found), pictures=len(images),
+                   share_of_kept_distance=float(max(each["share"].max() for each in found)),
+                   largest_difference_of_places=float(max(each["off"].max() for each in found)),
+                   files_decoded=len(levels), levels_off_in_files=max(levels, default=None))
+    results[f"{writer} to {reader}"] = summary
+    say(f"{writer} to {reader}: {summary['portable_decode']} of {len(images)} pictures decode, "
+        f"{summary['share_of_kept_distance']:.1%} of the distance, {len(levels)} files")
+  return dict(results, epsilon=2.0**-portable.EPSILON_EXPONENT, checkpoint=args.ckpt.name)
+
+
+# --- how fast is it ----------------------------------------------------------------------------
+
+def training(args: argparse.Namespace, left: Callable[[], float]) -> list[dict[str, Any]]:
+  """A row for each configuration, precision and batch."""
+  rows = []
+  for name, of in (("nano", nano),) if args.small else (("nano", nano), ("mlic_plus_plus", mlic_plus_plus)):
+    for in_bfloat16 in (False,) if args.small else (False, True):
+      batch, before = 1 if args.small else 4, 0.0
+      while before < left() / 2:  # a doubled batch takes no more than twice as long, mostly to compile
+        config = of.get_config()
+        config.bfloat16_transforms, config.batch_size = in_bfloat16, batch
+        if args.small:
+          config.crop_size, config.optimizer = 64, "adam"
+          config.model = dict(SMALL, num_rates=len(config.lmbdas))
+        began = time.monotonic()
+        row = dict(config=name, transforms="bfloat16" if in_bfloat16 else "float32", crop=config.crop_size, batch=batch)
+        try:
+          row.update(timed_steps(config, 1 if args.small else STEPS))
+        except jax.errors.JaxRuntimeError as error:
+          if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+          rows.append(dict(row, full=True))
+          say(f"{name}, {row['transforms']}, batch {batch}: does not fit")
+          break
+        rows.append(row)
+        share = "unknown" if row["share_of_peak"] is None else f"{row['share_of_peak']:.1%}"
+        say(f"{name}, {row['transforms']}, batch {batch}: {row['steps_per_second']:.2f} steps/s, "
+            f"{row['crops_per_second']:.1f} crops/s, {share} of the peak")
+        before, batch = time.monotonic() - began, 2 * batch
+        if args.small:
+          break
+  return rows
+
+
+def timed_steps(config, count: int) -> dict[str, Any]:
+  """Steps a second, of the program that train.py runs, on one device."""
+  codec, devices = CodecConfig.from_dict(dict(config.model)), jax.devices()[:1]
+  step, (_, x, *others) = on_devices.training_program(config, codec, devices)
+  state = create_state(config, build(codec), make_optimizer(config))
+  state = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], state)
+  batch = np.random.default_rng(0).integers(0, 256, x.shape, np.uint8)
+  began = time.monotonic()
+  state, metrics, _ = jax.block_until_ready(step(state, batch, *others))
+  first = time.monotonic() - began
+  began = time.monotonic()
+  for _ in range(count):
+    state, metrics, _ = step(state, batch, *others)
+  jax.block_until_ready(metrics)
+  seconds = (time.monotonic() - began) / count
+  if not np.isfinite(np.asarray(metrics)).all():
+    raise SystemExit(f"error: a training step gives {np.asarray(metrics)}")
+  operations = 3 * x.shape[1] * 2000.0 * config.crop_size**2 * kmacs(codec, config.crop_size)
+  peak = peak_flops()
+  memory = (devices[0].memory_stats() or {}).get("peak_bytes_in_use")
+  return dict(steps_per_second=1 / seconds, crops_per_second=x.shape[1] / seconds, first_step_seconds=first,
+              tflops=operations / seconds / 1e12, share_of_peak=peak and operations / seconds / peak,
+              peak_bytes=memory)
+
+
+@functools.cache
+def kmacs(codec: CodecConfig, side: int) -> float:
+  return sum(part.kmacs for part in describe(codec, side, side))
+
+
+def peak_flops() -> float | None:
+  """Of bfloat16 products; None for a device that PEAKS does not name."""
+  kind = jax.devices()[0].device_kind
+  return next((peak for name, peak in PEAKS.items() if name in kind), None)
+
+
+def codec_times(args: argparse.Namespace, left: Callable[[], float]) -> list[dict[str, Any]]:
+  """Seconds of encoding and decoding a picture without the range coder, whose work is on the host."""
+  height, width = (64, 96) if args.small else (512, 768)
+  row, column = np.mgrid[:height, :width][..., None]
+  noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+  image = np.uint8(np.clip(128 + 50 * np.sin(row / [9, 14, 23]) + 30 * np.cos(column / [17, 8, 12]) + noise, 0, 255))
+  rows = []
+  for name in (args.ckpt.name,) if args.small else (args.ckpt.name, "mlic_plus_plus"):
+    if left() < 0:
+      say(f"codec, {name}: no time left")
+      break
+    codec = Codec(load_model(args.ckpt) if name == args.ckpt.name else fresh_model(name))
+    quality, seconds = codec.choose_quality(None), {"encode": [], "decode": []}
+    for _ in range(2 if args.small else 6):
+      began, symbols = time.monotonic(), []
+      latents = codec.latents(image, quality)
+
+      def push(k, anchors, places, prior, y=latents.y, symbols=symbols):
+        symbols.append(np.asarray(compiled.symbols(y, k, prior.mean, anchors)))
+        portable.choose(np.asarray(places), 2.0**-portable.EPSILON_EXPONENT)
+        return symbols[-1]
+
+      z_symbols = codec._z_symbols(latents)
+      codec._walk(z_symbols, push)
+      seconds["encode"].append(time.monotonic() - began)
+      began, coded = time.monotonic(), iter(symbols)
+
+      def pull(k, anchors, places, prior, coded=coded):
+        np.asarray(places)
+        return next(coded)
+
+      codec._finish(codec._walk(z_symbols, pull), height, width, quality)
+      seconds["decode"].append(time.monotonic() - began)
+    rows.append(dict(model=name, height=height, width=width, **{
+        f"{what}_seconds": statistics.median(each[1:]) for what, each in seconds.items()}, **{
+        f"first_{what}_seconds": each[0] for what, each in seconds.items()}))
+    say(f"codec, {name}, {width}x{height}: encode {rows[-1]['encode_seconds']:.3f} s, "
+        f"decode {rows[-1]['decode_seconds']:.3f} s")
+  return rows
+
+
+def fresh_model(name: str) -> Model:
+  config = mlic_plus_plus.get_config()
+  codec = CodecConfig.from_dict(dict(config.model))
+  variables = {"params": jax.device_get(create_state(config, build(codec), make_optimizer(config)).params)}
+  return Model(name, codec, variables, build_table(variables), bytes(8), None)
+
+
+# --- the results -------------------------------------------------------------------------------
+
+def say(line: str) -> None:
+  print(line, flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+  args, began = parse(argv), time.monotonic()
+  left = lambda: 60 * args.minutes - (time.monotonic() - began)
+  results = dict(portability.conditions(), small=args.small, peak_flops=peak_flops())
+  say(f"{results['device']}, jax {results['jax']}")
+  run = dict(parity=lambda: parity(args), across=lambda: across(args), codec=lambda: codec_times(args, left),
+             training=lambda: training(args, left))
+  for name, measure in run.items():
+    if name in args.only:
+      before = time.monotonic()
+      results[name] = measure()
+      results[f"{name}_seconds"] = time.monotonic() - before
+      write_whole(args.json, (json.dumps(results, indent=1) + "\n").encode())  # what there is, should the rest fail
+
+
+if __name__ == "__main__":
+  with contextlib.suppress(KeyboardInterrupt):
+    main()
