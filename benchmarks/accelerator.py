@@ -1,4 +1,4 @@
-"""What a GPU or a TPU makes of this project, in under eight minutes: is it right, and how fast is it.
+"""What a GPU or a TPU makes of this project, in some eight minutes: is it right, and how fast is it.
 
     python benchmarks/accelerator.py --json RESULT.json [--minutes 8] [--only parity across training codec]
 
