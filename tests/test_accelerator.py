@@ -1,6 +1,7 @@
 """The check for accelerators runs, here on CPU and small, and writes what it found."""
 import json
 
+import jax
 import pytest
 
 from benchmarks import accelerator
@@ -13,7 +14,9 @@ def run_check(tiny_checkpoint, tmp_path):
     accelerator.main(["--small", "--minutes", "60", "--ckpt", str(tiny_checkpoint), "--json", str(file),
                       "--only", *parts])
     return json.loads(file.read_text())
-  return check
+  jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
+  yield check
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_a_cpu_decodes_what_itself_has_coded_and_the_times_are_those_of_all_parts(check, monkeypatch):

@@ -104,7 +104,7 @@ def test_the_command_says_what_a_codec_takes(small_file, capsys):
   said = capsys.readouterr().out
   for name in ("start", "nonanchors", "advance", "finish"):
     assert f"{name}, on each chip\n  memory" in said
-  assert len(re.findall(r"takes at least +\d+\.\d+ s", said)) == 4
+  assert len(re.findall(r"takes at least +\d+\.\d+ ms", said)) == 4
 
 
 def test_a_batch_that_does_not_fit_is_one_line(small_file, capsys):

@@ -97,11 +97,11 @@ def _compiled(lower, name: str):
 
 def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -> None:
   """Tries batches until one fits and the next one does not."""
-  from mlic_jax.compute.topology import DoesNotFit, TopologyError, gibibytes, largest_batch
+  from mlic_jax.compute.topology import DoesNotFit, TopologyError, in_bytes, largest_batch
   field, crop = PICTURES[args.what]
   parts = config.accumulate_steps if args.what == "train" else 1
   say(f"{args.config}: {args.what}, pictures of {config[crop]}x{config[crop]} on {args.topology}: {len(devices)} chips "
-      f"of {gibibytes(room)}")
+      f"of {in_bytes(room)}")
 
   def takes(batch: int) -> float:
     config[field] = batch * parts * len(devices)
@@ -111,7 +111,7 @@ def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -
       total, verdict = footprint.total, f"compiled in {seconds:.0f} s"
     except DoesNotFit as refusal:
       total, verdict = refusal.takes, "too much"
-    say(f"{name:<24} {gibibytes(total)}, {verdict}")
+    say(f"{name:<24} {in_bytes(total)}, {verdict}")
     return total if verdict != "too much" else max(total, room + 1)
 
   largest, _ = largest_batch(takes, room)
@@ -124,21 +124,21 @@ def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -
 def _report(name: str, footprint, seconds: float, topology_name: str, room: float) -> None:
   import importlib.metadata
 
-  from mlic_jax.compute.topology import chip_of, gibibytes
+  from mlic_jax.compute.topology import chip_of, in_bytes
   chip = chip_of(topology_name)
-  parts = f"{gibibytes(footprint.arguments)} arguments + {gibibytes(footprint.temporaries)} temporaries + " \
-          f"{gibibytes(footprint.output)} output - {gibibytes(footprint.aliased)} aliased + " \
-          f"{gibibytes(footprint.code)} code"
-  flops, moving = footprint.flops / chip.peak_flops, footprint.accessed / chip.bandwidth
+  parts = f"{in_bytes(footprint.arguments)} arguments + {in_bytes(footprint.temporaries)} temporaries + " \
+          f"{in_bytes(footprint.output)} output - {in_bytes(footprint.aliased)} aliased + " \
+          f"{in_bytes(footprint.code)} code"
+  flops, moving = 1e3 * footprint.flops / chip.peak_flops, 1e3 * footprint.accessed / chip.bandwidth
   collectives = ", ".join(f"{count} {kind} of {size / 1e6:.1f} MB"
                           for kind, (count, size) in sorted(footprint.collectives.items())) or "none"
   versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "libtpu"))
   say(f"{name}, on each chip")
   for title, text in (
-      ("memory", f"{gibibytes(footprint.total)} of {gibibytes(room)}: {parts}"),
+      ("memory", f"{in_bytes(footprint.total)} of {in_bytes(room)}: {parts}"),
       ("work", f"{footprint.flops / 1e12:.3f} TFLOP, {footprint.accessed / 1e9:.2f} GB to and from memory"),
       ("collectives", collectives),
-      ("takes at least", f"{max(flops, moving):.4f} s: {flops:.4f} s at {chip.peak_flops / 1e12:.0f} TFLOP/s "
-                         f"(bfloat16), {moving:.4f} s at {chip.bandwidth / 1e9:.0f} GB/s"),
+      ("takes at least", f"{max(flops, moving):.2f} ms: {flops:.2f} ms at {chip.peak_flops / 1e12:.0f} TFLOP/s "
+                         f"(bfloat16), {moving:.2f} ms at {chip.bandwidth / 1e9:.0f} GB/s"),
       ("compiled", f"in {seconds:.0f} s by {versions}")):
     say(f"  {title:<15} {text}")

@@ -48,7 +48,7 @@ class DoesNotFit(ConfigError):
   """A program that takes more memory than a chip has, in bytes; one line."""
 
   def __init__(self, takes: float, there_is: float):
-    super().__init__(f"it takes {gibibytes(takes)} on a chip, where there are {gibibytes(there_is)}")
+    super().__init__(f"it takes {in_bytes(takes)} on a chip, where there are {in_bytes(there_is)}")
     self.takes, self.there_is = takes, there_is
 
 
@@ -159,8 +159,9 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   return found
 
 
-def gibibytes(count: float) -> str:
-  return f"{count / 2**30:.2f} GiB"
+def in_bytes(count: float) -> str:
+  """With its unit: GiB, and MiB for what is small."""
+  return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.2f} MiB"
 
 
 def first_line(error: Exception) -> str:
