@@ -4,6 +4,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CKPT ?= checkpoints/nano
 OUT ?= out/eval
+WORKERS ?= 2
+# A file of tests stays in one process, where its models are compiled once; files begin in the order of tests/conftest.py.
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 RUN := .venv/bin/python
 LATEST := .venv-latest/bin/python
 TPU := .venv-tpu/bin/python
@@ -14,8 +17,8 @@ PIP := -m pip install --quiet --disable-pip-version-check
 eval: .venv/.runtime  ## rate-distortion table of CKPT on sample photographs, from real files
 	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
 
-test: lint  ## the whole suite, under 10 minutes on two cores
-	$(RUN) -m pytest -q -rs
+test: lint  ## the whole suite, in WORKERS processes of up to 5 GB
+	$(RUN) -m pytest -q -rs $(PARALLEL)
 
 test-slow: .venv/.dev  ## the long checks
 	$(RUN) -m pytest -q -rs -m slow
@@ -26,7 +29,7 @@ test-package: .venv/.dev  ## a wheel, installed elsewhere: its programs, data an
 test-latest:  ## the suite on the newest releases of everything, coding by numba, without TensorFlow
 	test -x $(LATEST) || $(PYTHON) -m venv .venv-latest
 	$(LATEST) $(PIP) --upgrade --upgrade-strategy eager -r requirements-latest.txt
-	$(LATEST) -m pytest -rs --without-tensorflow
+	$(LATEST) -m pytest -rs --without-tensorflow $(PARALLEL)
 
 test-tpu:  ## real programs through the compiler for TPUs, without a TPU; Linux on x86-64
 	test -x $(TPU) || $(PYTHON) -m venv .venv-tpu

@@ -6,9 +6,14 @@ else: a package that should be there and is not is a failure.
 """
 import importlib
 import importlib.util
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+
+# What is asked here is whether results are right, not how soon they are there: compiled in a fraction of the time, in
+# the processes that tests start as well. `as_shipped` is for tests of the bits that users get.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import numpy as np
@@ -20,6 +25,9 @@ from mlic_jax.model.mlic import build
 
 TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_widths=(16, 16), lrp_widths=(16, 16),
                    num_rates=3)
+
+# Begun first where several processes share the work: the longest by far, and no other should wait for it at the end.
+LONG = ("test_pod.py", "test_training.py", "test_resume.py", "test_model.py", "test_research.py", "test_slices.py")
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements"
 
@@ -33,6 +41,11 @@ def pytest_configure(config):
   names = "tensorflow", "tensorflow_compression_ops"
   if config.getoption("--without-tensorflow") and (here := [name for name in names if importlib.util.find_spec(name)]):
     raise pytest.UsageError(f"--without-tensorflow came where {', '.join(here)} can be imported")
+
+
+def pytest_collection_modifyitems(items):
+  order = {name: place for place, name in enumerate(LONG)}
+  items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
 def pytest_report_header():
@@ -57,6 +70,17 @@ def tensorflow(request):
 def tfds():
   """The package tensorflow_datasets, slow to import. Without TensorFlow it writes array_record, but no TFRecord."""
   return importlib.import_module("tensorflow_datasets")
+
+
+@pytest.fixture(scope="module")
+def as_shipped():
+  """What is compiled in a file of tests is compiled as for users."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", False)
+  jax.clear_caches()
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+  jax.clear_caches()
 
 
 def _skip_without(package, request):

@@ -17,6 +17,8 @@ from mlic_jax.coding.tables import gaussian_table
 from mlic_jax.model.mlic import build
 from mlic_jax.training.step import COMPILE_QUICKLY
 
+pytestmark = pytest.mark.usefixtures("as_shipped")
+
 
 @pytest.fixture(scope="module")
 def codec(tiny_checkpoint):

@@ -95,9 +95,7 @@ def test_own_parts_are_trained_exported_coded_and_described(folder, capsys):
   c.crop_size = c.eval_crop_size = 32                    # the stride of y is 8, that of z four times as much
   c.optimizer = "adam"                                   # which compiles in half the time
   c.batch_size, c.eval_batch_size, c.num_steps, c.log_every, c.eval_images, c.warmup_steps = 2, 2, 2, 2, 0, 1
-  jax.config.update("jax_disable_most_optimizations", True)  # likewise
   loop.train_and_evaluate(c, folder / "run")
-  jax.config.update("jax_disable_most_optimizations", False)
 
   settings = json.loads((folder / "run" / "model" / "config.json").read_text())
   assert settings["model"]["transforms"] == "own_parts.patches"

@@ -57,7 +57,7 @@ class Pod:
     """A process for each list of arguments; SIGNAL@STEP of each. `by_slurm`: SLURM says who is who, and jax asks it."""
     with socket.create_server(("localhost", 0)) as server:
       port = server.getsockname()[1]
-    env = dict(os.environ, JAX_PLATFORMS="cpu", MLIC_JAX_CACHE=str(self.cache), JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+    env = dict(os.environ, JAX_PLATFORMS="cpu", MLIC_JAX_CACHE=str(self.cache),
                GLIBC_TUNABLES="glibc.malloc.hugetlb=0", PYTHONWARNINGS="ignore")
     if len(commands) > 1:
       env.update(JAX_COORDINATOR_ADDRESS=f"localhost:{port}")

@@ -59,7 +59,6 @@ def rows(path):
 
 
 def test_the_codec_learns_a_batch_by_heart():
-  jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
   c = nano.get_config()
   c.muon_learning_rate, c.learning_rate, c.warmup_steps, c.num_steps = 1e-2, 2e-3, 1, 100
   c.lmbdas = c.lmbdas[:TINY.num_rates]
@@ -72,7 +71,6 @@ def test_the_codec_learns_a_batch_by_heart():
   for _ in range(30):
     state, metrics = step(state, parallel.shard(x))
     losses.append(float(metrics["loss"][0]))
-  jax.config.update("jax_disable_most_optimizations", False)
   assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import jax
 import numpy as np
 
 from configs import nano
@@ -19,7 +18,6 @@ GLOBAL_BATCH = 8
 
 
 def main() -> None:
-  jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
   config = nano.get_config()
   config.batch_size, config.warmup_steps, config.num_steps, config.partial_probability = GLOBAL_BATCH, 1, 20, 0.25
   config.muon_learning_rate, config.learning_rate = 1e-2, 2e-3
