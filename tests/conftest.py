@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,7 +38,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-  """Skipping is for environments without TensorFlow, so that it hides no failure elsewhere."""
+  """Skipping is for environments without TensorFlow, so that it hides no failure elsewhere.
+
+  What a shell starts in the background, or nohup, ignores Ctrl-C or SIGHUP; tests that send them want them heard."""
+  for signum, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+      signal.signal(signum, usual)
   names = "tensorflow", "tensorflow_compression_ops"
   if config.getoption("--without-tensorflow") and (here := [name for name in names if importlib.util.find_spec(name)]):
     raise pytest.UsageError(f"--without-tensorflow came where {', '.join(here)} can be imported")
@@ -75,11 +81,10 @@ def tfds():
 @pytest.fixture(scope="module")
 def as_shipped():
   """What is compiled in a file of tests is compiled as for users."""
-  before = jax.config.jax_disable_most_optimizations
   jax.config.update("jax_disable_most_optimizations", False)
   jax.clear_caches()
   yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
   jax.clear_caches()
 
 
