@@ -1,5 +1,4 @@
-"""train.py as it is started, with a codec that compiles in a second, and a signal that comes to this process at a step:
-what a test cannot time from outside.
+"""train.py as it is started, and a signal that comes to this process at a step: what a test cannot time from outside.
 
     python tests/pod_worker.py SIGNAL@STEP ARGUMENTS-OF-TRAIN.PY      SIGNAL@STEP may be ""
 """
@@ -30,9 +29,5 @@ if __name__ == "__main__":
   if when:
     name, _, step = when.partition("@")
     send_at(name, int(step))
-  from standin_codec import StandIn
-
-  from mlic_jax.training import loop
-  loop.build = StandIn
   sys.argv = ["train.py", *arguments]
   runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

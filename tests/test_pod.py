@@ -1,5 +1,4 @@
-"""Claims about a training in several processes: two of them over loopback, started as a user starts them. The model is
-the stand-in; tests/test_step.py has the real one on several devices.
+"""Claims about a training in several processes: two of them over loopback, started as a user starts them.
 
 The compilation cache is on, and empty for the first start only, so that every later one runs what was compiled before.
 """
@@ -17,11 +16,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from standin_codec import StandIn
 from test_training import rows
 
 from mlic_jax.coding.model_directory import load_model
 from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import build
 from mlic_jax.training.checkpoints import Checkpoints
 from mlic_jax.training.configuration import load_config
 from mlic_jax.training.optimizer import make_optimizer
@@ -30,7 +29,9 @@ from mlic_jax.training.step import create_state
 ROOT = Path(__file__).parent.parent
 WORKER = ROOT / "tests" / "pod_worker.py"
 LIMIT = 300  # seconds for a start; a hang is a failure
-MODEL = dict(N=4, M=8, num_slices=2, num_rates=2)
+MODEL = dict(transforms="cheng2020", N=8, M=8, num_slices=2, widths=(8, 8, 8), hyper_widths=(8, 8), contexts=(),
+             entropy_widths=(8,),
+             lrp_widths=(), num_rates=2)
 SETTINGS = dict({f"model.{name}": value for name, value in MODEL.items()}, lmbdas=(0.01, 0.02), optimizer="adam",
                 num_steps=24, warmup_steps=2, checkpoint_every=5, eval_every=9, log_every=2, crop_size=64, batch_size=2,
                 holdout_every=4, eval_crop_size=64, eval_images=0, eval_batch_size=2, eval_pictures=0, peer_timeout=10)
@@ -90,7 +91,7 @@ def end(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
 
 def state_of(workdir):
   config = load_config("configs/nano.py", [each for each in arguments(workdir, "") if each.startswith("--config.")])
-  like = create_state(config, StandIn(CodecConfig(**MODEL)), make_optimizer(config))
+  like = create_state(config, build(CodecConfig(**MODEL)), make_optimizer(config))
   restored = Checkpoints(workdir, 2).restore(like)
   return jax.device_get((restored.state, restored.best_loss, restored.evaluated))
 
