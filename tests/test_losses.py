@@ -8,6 +8,8 @@ from mlic_jax.metrics import ms_ssim
 from mlic_jax.model.mlic import CodecOutput
 from mlic_jax.training.losses import rd_loss
 
+pytestmark = pytest.mark.usefixtures("as_shipped")  # sums of pixels, to five digits
+
 
 def output(x_hat, bits_per_element=0.5):
   b, height, width, _ = x_hat.shape
