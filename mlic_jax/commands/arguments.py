@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from mlic_jax.data.images import PIXELS_MAX
+from mlic_jax.errors import ConfigError
 from mlic_jax.paths import PathError, as_path, local_path
 
 SIDE_END = 2**32
@@ -70,6 +71,28 @@ def limit_argument(parser: argparse.ArgumentParser) -> None:
 def coder_argument(parser: argparse.ArgumentParser, default: str) -> None:
   parser.add_argument("--coder", choices=("numba", "tfc"),
                       help=f"the range coder, compiled by numba or TensorFlow Compression's; default: {default}")
+
+
+def refine_arguments(parser: argparse.ArgumentParser, help: str) -> None:
+  parser.add_argument("--refine", type=_budget, metavar="STEPS|SECONDSs", help=help)
+  parser.add_argument("--lmbda", type=above_zero, metavar="L",
+                      help="weight of the distortion in --refine, in the scale of training; default: the quality's")
+
+
+def check_refine(args: argparse.Namespace) -> None:
+  """ConfigError for --lmbda without --refine."""
+  if args.lmbda and args.refine is None:
+    raise ConfigError("--lmbda came without --refine, which it is for")
+
+
+def _budget(text: str) -> str:
+  """As Schedule.of reads it."""
+  from mlic_jax.coding.refinement import RefineError, Schedule
+  try:
+    Schedule.of(text)
+  except RefineError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+  return text
 
 
 def ckpt_argument(parser: argparse.ArgumentParser, help: str) -> None:

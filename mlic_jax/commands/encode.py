@@ -7,7 +7,15 @@ import time
 from pathlib import Path
 
 from mlic_jax.commands import batch
-from mlic_jax.commands.arguments import above_zero, ckpt_argument, coder_argument, path_arguments, positive
+from mlic_jax.commands.arguments import (
+  above_zero,
+  check_refine,
+  ckpt_argument,
+  coder_argument,
+  path_arguments,
+  positive,
+  refine_arguments,
+)
 from mlic_jax.commands.mlic_files import FirstPicture, load_codecs
 from mlic_jax.commands.streams import STREAM, is_a_stream, picture_source, refuse_another_ending, write
 from mlic_jax.console import complain, say
@@ -28,10 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
   parser.add_argument("--no-portable", action="store_true",
                       help="a file for this machine and this jax alone, some bytes less")
-  parser.add_argument("--refine", metavar="STEPS|SECONDSs", help="optimise the latents of every picture for so many "
-                      "steps, or seconds, as 50s: smaller files or better pictures, which decode as any others")
-  parser.add_argument("--lmbda", type=above_zero, metavar="L",
-                      help="weight of the distortion in --refine, in the scale of training; default: the quality's")
+  refine_arguments(parser, "optimise the latents of every picture for so many steps, or seconds, as 50s: smaller files "
+                   "or better pictures, which decode as any others")
   parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
   coder_argument(parser, "numba")
 
@@ -44,11 +50,7 @@ def run(args: argparse.Namespace) -> int:
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
   if len(args.ckpt) > 1 and not target:
     raise batch.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
-  if args.lmbda and args.refine is None:
-    raise batch.BatchError("--lmbda came without --refine, which it is for")
-  if args.refine is not None:
-    from mlic_jax.coding.refinement import Schedule
-    Schedule.of(args.refine)
+  check_refine(args)
   under_way = batch.UnderWay()
 
   @functools.cache

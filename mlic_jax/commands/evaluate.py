@@ -21,7 +21,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 import mlic_jax
 from mlic_jax.coding import rangecoder
 from mlic_jax.coding.memory import check_memory
-from mlic_jax.commands.arguments import above_zero, coder_argument, local, positive, whole
+from mlic_jax.commands.arguments import check_refine, coder_argument, local, positive, refine_arguments, whole
 from mlic_jax.commands.mlic_files import FirstPicture
 from mlic_jax.commands.outcome import outcome
 from mlic_jax.console import complain, rich_console
@@ -57,11 +57,8 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
   coder_argument(parser, "tfc where it is installed, else numba")
   parser.add_argument("--progressive", action="store_true",
                       help="also PSNR and MS-SSIM over the bytes received, after 0, 1, ..., all slices of each file")
-  parser.add_argument("--refine", metavar="STEPS|SECONDSs",
-                      help="each checkpoint a second time, with latents that are optimised for every picture and "
+  refine_arguments(parser, "each checkpoint a second time, with latents that are optimised for every picture and "
                            "quality, for so many steps, or so long, as 50s")
-  parser.add_argument("--lmbda", type=above_zero, metavar="L",
-                      help="weight of the distortion in --refine; default: that of each quality")
   parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",
                       help=f"conventional codecs: all, none, or some of {','.join(baselines.BASELINES)} "
                            f"(default: {','.join(baselines.DEFAULT)})")
@@ -79,11 +76,7 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
   arguments = parser.parse_args(argv)
   if arguments.progressive and arguments.estimate:
     raise UserError("--progressive and --estimate: an estimate has no file that could arrive; wanted one of the two")
-  if arguments.lmbda and arguments.refine is None:
-    raise UserError("--lmbda came without --refine, which it is for")
-  if arguments.refine is not None:
-    from mlic_jax.coding.refinement import Schedule
-    Schedule.of(arguments.refine)
+  check_refine(arguments)
   return arguments
 
 
