@@ -25,12 +25,13 @@ def test_it_grows_with_the_padded_picture_and_the_widest_layer():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers(name):
-  assert 0.3e9 < bytes_needed(VARIANTS[name], 512, 768) < 1e9
+def test_a_kodak_picture_takes_about_a_gigabyte_or_less_in_the_models_of_the_papers(name):
+  assert 0.3e9 < bytes_needed(VARIANTS[name], 512, 768) < 1.5e9
 
 
 @pytest.mark.parametrize("fields", [dict(widths=(48, 16, 16)), dict(transforms="elic", N=48),
                                     dict(transforms="hpcm", widths=(24, 16, 16)),
+                                    dict(transforms="token_mixing", widths=(24, 16, 16)),
                                     dict(transforms="unshuffled", widths=(192, 64))], ids=transforms.available())
 def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that(fields):
   config = dataclasses.replace(TINY, **fields)

@@ -19,7 +19,8 @@ from mlic_jax.model.mlic import build
 from mlic_jax.training.step import COMPILE_QUICKLY
 
 SMALL = CodecConfig(N=8, M=8, num_slices=2, contexts=(), entropy_widths=(8,), lrp_widths=())
-FIELDS = dict(hpcm=dict(widths=(8, 8, 8)))  # of those whose sizes do not follow from N and M
+FIELDS = dict(hpcm=dict(widths=(8, 8, 8)),  # of those whose sizes do not follow from N and M
+              token_mixing=dict(options=dict(token_blocks=1)))
 
 
 def small(name: str) -> CodecConfig:
@@ -133,6 +134,9 @@ def test_parameters_and_multiplications_are_those_of_the_published_layers(name, 
     (dict(transforms="elic", widths=(8, 8, 8)), "widths=(8, 8, 8), which the transforms 'elic' do not read; () is"),
     (dict(transforms="elic", synthesis_width=8), "synthesis_width=8, which the transforms 'elic' do not read; 0 is"),
     (dict(transforms="hpcm", synthesis_width=8), "synthesis_width=8, which the transforms 'hpcm' do not read; 0 is"),
+    (dict(transforms="token_mixing", synthesis_width=8), "synthesis_width=8, which the transforms 'token_mixing' do"),
+    (dict(transforms="token_mixing", options=dict(token_expansion=0)), "token_expansion=0; wanted 1 or more"),
+    (dict(transforms="token_mixing", options=dict(token_expansion=1.5)), "token_expansion=1.5; wanted an integer"),
     (dict(transforms="elic", N=1), "N=1 and M=320, at least 2 each are wanted"),
     (dict(transforms="hpcm", widths=(3, 8, 8)), "widths=(3, 8, 8), at least 4 each are wanted"),
     (dict(transforms="hpcm", widths=(8, 8)), "three widths are wanted")])

@@ -64,7 +64,7 @@ class Conv(nn.Module):
     if live_outputs is not None:
       kernel, bias = kernel[..., :live_outputs], bias[:live_outputs]
     if self.depthwise:
-      return depthwise_conv(x[..., :live_outputs], kernel) + bias
+      return depthwise_conv(x[..., :live_outputs], kernel.astype(x.dtype)) + bias.astype(x.dtype)
     if isinstance(live, np.ndarray) and live.any():
       count = int(np.flatnonzero(live)[-1]) + 1
       x, kernel = x[..., :count], kernel[:, :, :count]
@@ -231,6 +231,21 @@ class PartialConvBlock(nn.Module):
     out = jnp.concatenate([Conv(c // 4, name="partial")(seen), passed], axis=-1)
     out = nn.leaky_relu(Conv(4 * c, 1, name="expand")(out))
     return x + Conv(c, 1, init_scale=RESIDUAL_INIT, name="reduce")(out)
+
+
+class Gate(nn.Module):
+  """u times how much of it passes, sigmoid(1x1(gelu(depthwise 3x3(gelu(1x1(u)))))); (B, H, W, C) twice (MLICv2).
+
+  The gate is `expansion` C wide inside. At the start it lets `opening`, in (0, 1), of everything through."""
+  expansion: int = 1
+  opening: float = RESIDUAL_INIT
+
+  @nn.compact
+  def __call__(self, u: jax.Array) -> jax.Array:
+    c, closed = u.shape[-1], float(np.log(self.opening / (1 - self.opening)))
+    x = gelu(Conv(self.expansion * c, 1, name="expand")(u))
+    x = gelu(Conv(self.expansion * c, depthwise=True, name="depthwise")(x))
+    return nn.sigmoid(Conv(c, 1, init_scale=RESIDUAL_INIT, init_bias=closed, name="reduce")(x)) * u
 
 
 class ConvStack(nn.Module):

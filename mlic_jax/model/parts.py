@@ -63,8 +63,10 @@ def options(config: CodecConfig, module: ModuleType) -> dict[str, Any]:
 
 
 def check_options(config: CodecConfig, modules: list[ModuleType]) -> None:
-  """PartError when a setting of `config.options` is none of any part's."""
-  known = sorted({name for module in modules for name in getattr(module, "OPTIONS", {})})
-  for name, _ in config.options:
+  """PartError when a setting of `config.options` is none of any part's, or of another kind than its default."""
+  known = {name: default for module in modules for name, default in getattr(module, "OPTIONS", {}).items()}
+  for name, value in config.options:
     if name not in known:
-      raise PartError(f"options has {name!r}, which no part of this codec reads; they read {known}")
+      raise PartError(f"options has {name!r}, which no part of this codec reads; they read {sorted(known)}")
+    if (wanted := type(known[name])) in (bool, int) and type(value) is not wanted:
+      raise PartError(f"options has {name}={value!r}; wanted {'True or False' if wanted is bool else 'an integer'}")
