@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlic_jax.model.attention import softmax_attention
+from mlic_jax.model.attention import linear_attention, softmax_attention
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.contexts.global_intra_softmax import beyond_window
+from mlic_jax.model.reweighting import Reweighting
+from mlic_jax.model.rotary import Rotary
+from mlic_jax.training.step import COMPILE_QUICKLY
 
 HEADS = 2
 
@@ -83,3 +86,41 @@ def test_exactly_the_anchors_in_the_window_are_hidden():
   got = partial(beyond_window, h=h, w=w, size=size)(jnp.arange(h * w // 2))
   np.testing.assert_array_equal(got, distance > 2)
   assert (~got).sum(1).max() == 12  # of the 25 places of a window
+
+
+@pytest.mark.parametrize("channels", [4, 10])
+def test_turned_queries_and_keys_meet_by_how_far_apart_they_are(channels):
+  rng = np.random.default_rng(0)
+  q, k = rng.normal(size=(2, 1, 1, 2, channels)).astype(np.float32)
+  variables = {"params": {"log_theta": np.log(np.float32([10000, 100]))}}
+  turned = lambda x, *place: Rotary().apply(variables, x, jnp.array([place]))
+  meet = lambda a, b: np.einsum("bnhd,bnhd->bnh", turned(q, *a), turned(k, *b))
+  here = meet((0, 0), (2, 5))
+  np.testing.assert_allclose(here, meet((40, 7), (42, 12)), atol=1e-5)
+  assert all(not np.allclose(here, meet((0, 0), place), atol=1e-2) for place in ((3, 5), (2, 6), (5, 2)))
+  np.testing.assert_allclose(turned(q, 0, 0), q, atol=1e-6)
+
+
+def test_linear_attention_is_turned_after_the_feature_map_and_divided_by_what_is_not():
+  q, k, v = queries_keys_values(6, 5)
+  turn = lambda x: x[..., ::-1] * jnp.float32([1, -1, 1, -1])  # of heads of four channels
+  got = linear_attention(q, k, v, HEADS, turn, turn)
+  split = lambda t: t.astype(np.float64).reshape(*t.shape[:2], HEADS, -1)
+  exp_q, exp_k = np.exp(split(q)), np.exp(split(k))
+  exp_k = exp_k / exp_k.sum(1, keepdims=True)
+  above = np.einsum("bqhd,bkhd,bkhe->bqhe", np.asarray(turn(exp_q)), np.asarray(turn(exp_k)), split(v))
+  below = np.einsum("bqhd,bkhd->bqh", exp_q, exp_k)[..., None]
+  np.testing.assert_allclose(got, (above / below).reshape(q.shape), atol=1e-5)
+
+
+def test_a_larger_picture_of_the_same_is_reweighted_alike():
+  tile = np.random.default_rng(0).normal(size=(1, 4, 4, 6)).astype(np.float32)
+  run = jax.jit(Reweighting().init_with_output, compiler_options=COMPILE_QUICKLY)
+
+  def middle(count):  # of so many tiles along each side, away from the borders, which a convolution sees
+    out, _ = run(jax.random.key(0), np.tile(tile, (1, count, count, 1)))
+    return out.reshape(count, 4, count, 4, -1)[count // 2, :, count // 2]
+
+  small, large = middle(3), middle(5)
+  np.testing.assert_allclose(small, large, atol=1e-5)
+  assert np.abs(small - tile[0]).max() > 0.05

@@ -1,5 +1,8 @@
 """Every context inherits these tests by being a file in mlic_jax/model/contexts/."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,30 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.contexts.local_attention import nonanchor_windows
+from mlic_jax.model.mlic import build
 
-CONFIG = CodecConfig(N=8, M=12, num_slices=3, channel_widths=(8, 8), window_size=3)
+CONFIG = CodecConfig(N=8, M=24, num_slices=3, channel_widths=(8, 8), window_size=3)
+
+
+def settings(name: str) -> list[tuple[str, tuple]]:
+  """A context as it is without options, and, where it has any, with every switch the other way."""
+  switched = tuple((option, not value) for option, value in getattr(contexts.find(name), "OPTIONS", {}).items())
+  return [(name, ()), (name, switched)] if switched else [(name, ())]
+
+
+CASES = [case for name in contexts.available() for case in settings(name)]
+# The one that is guided by the hyperprior looks at anchors when it is switched.
+INTRA = [case for case in CASES if case[0].startswith("global_intra") and case != ("global_intra_hyper", ())]
+ids = lambda value: value if isinstance(value, str) else ",".join(f"{option}={on}" for option, on in value) or "plain"
+every_context = pytest.mark.parametrize("name, options", CASES, ids=ids)
+
+
+@functools.cache
+def made(name: str, options: tuple = ()):
+  """A context, its output and its variables at slice 1, and its `apply`."""
+  context = contexts.make_context(name, dataclasses.replace(CONFIG, options=options))
+  # Not compiled as a whole: contexts have most operations in common.
+  return context, *context.init_with_output(jax.random.key(0), refs(k=1)), context.apply
 
 
 def refs(k: int, h: int = 4, w: int = 8, seed: int = 0) -> contexts.Refs:
@@ -23,39 +48,38 @@ def refs(k: int, h: int = 4, w: int = 8, seed: int = 0) -> contexts.Refs:
   return contexts.Refs(k, hyper, decoded, jnp.asarray(live), decoded[..., max(k - 1, 0) * cs:][..., :cs], anchor)
 
 
-@pytest.mark.parametrize("name", contexts.available())
-def test_a_context_keeps_h_and_w_and_returns_its_features(name):
-  context = contexts.make_context(name, CONFIG)
-  out, _ = context.init_with_output(jax.random.key(0), refs(k=1))
+@every_context
+def test_a_context_keeps_h_and_w_and_returns_its_features(name, options):
+  context, out, *_ = made(name, options)
   width = 4 if "anchor" in context.needs else 8  # packed when it speaks to the non-anchors
   assert out.shape == (2, 4, width, context.features)
   assert np.isfinite(out).all() and np.std(out) > 0
 
 
-@pytest.mark.parametrize("name", contexts.available())
-def test_a_context_treats_the_pictures_of_a_batch_apart(name):
-  context, both = contexts.make_context(name, CONFIG), refs(k=2)
-  variables = context.init(jax.random.key(0), both)
-  alone = both._replace(**{field: getattr(both, field)[:1] for field in ("hyper", "decoded", "previous", "anchor")})
-  np.testing.assert_allclose(context.apply(variables, alone), context.apply(variables, both)[:1], atol=1e-5)
+@every_context
+def test_a_context_treats_the_pictures_of_a_batch_apart(name, options):
+  (_, _, variables, apply), both, other = made(name, options), refs(k=2), refs(k=2, seed=1)
+  fields = "hyper", "decoded", "previous", "anchor"
+  changed = both._replace(**{field: getattr(both, field).at[1].set(getattr(other, field)[1]) for field in fields})
+  out, then = apply(variables, both), apply(variables, changed)
+  np.testing.assert_array_equal(out[0], then[0])
+  assert not np.allclose(out[1], then[1])
 
 
-@pytest.mark.parametrize("name", contexts.available())
-def test_what_a_context_needs_is_what_it_looks_at(name):
-  context, before = contexts.make_context(name, CONFIG), refs(k=2)
-  variables, other = context.init(jax.random.key(0), before), refs(k=2, seed=1)
-  out = context.apply(variables, before)
+@every_context
+def test_what_a_context_needs_is_what_it_looks_at(name, options):
+  (context, _, variables, apply), before, other = made(name, options), refs(k=2), refs(k=2, seed=1)
+  out = apply(variables, before)
   for need, fields in (("decoded", ("decoded", "previous")), ("anchor", ("anchor",))):
-    changed = context.apply(variables, before._replace(**{field: getattr(other, field) for field in fields}))
+    changed = apply(variables, before._replace(**{field: getattr(other, field) for field in fields}))
     assert np.array_equal(out, changed) == (need not in context.needs)
 
 
-def nonanchors_that_hear(name: str, row: int, column: int) -> np.ndarray:
+def nonanchors_that_hear(name: str, row: int, column: int, options: tuple = ()) -> np.ndarray:
   """(h, w/2) bool: packed non-anchors whose features change with the anchor of this slice at (row, column)."""
-  context, before = contexts.make_context(name, CONFIG), refs(k=2)
-  variables = context.init(jax.random.key(0), before)
+  (_, _, variables, apply), before = made(name, options), refs(k=2)
   after = before._replace(anchor=before.anchor.at[:, row, column].add(1.0))
-  return np.abs(context.apply(variables, after) - context.apply(variables, before)).max((0, -1)) > 0
+  return np.abs(apply(variables, after) - apply(variables, before)).max((0, -1)) > 0
 
 
 def nonanchors_within(distance: int, row: int, column: int, h: int = 4, w: int = 8) -> np.ndarray:
@@ -70,9 +94,15 @@ def test_a_local_context_carries_an_anchor_to_the_nonanchors_around_it_alone(nam
   np.testing.assert_array_equal(nonanchors_that_hear(name, 1, 2), nonanchors_within(distance, 1, 2))
 
 
-@pytest.mark.parametrize("name", [n for n in contexts.available() if n.startswith("global_intra")])
-def test_an_intra_slice_global_context_carries_an_anchor_everywhere(name):
-  assert nonanchors_that_hear(name, 1, 2).all()
+@pytest.mark.parametrize("name, options", INTRA, ids=ids)
+def test_an_intra_slice_global_context_carries_an_anchor_everywhere(name, options):
+  assert nonanchors_that_hear(name, 1, 2, options).all()
+
+
+def test_what_the_hyperprior_has_anywhere_reaches_every_place_of_the_first_slice():
+  (_, _, variables, apply), before = made("global_intra_hyper"), refs(k=0)
+  after = before._replace(hyper=before.hyper.at[:, 1, 2, CONFIG.M:].add(1.0))
+  assert (np.abs(apply(variables, after) - apply(variables, before)).max((0, -1)) > 0).all()
 
 
 def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighbourhood():
@@ -86,8 +116,8 @@ def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighbourho
 
 @pytest.mark.parametrize("name", [n for n in contexts.available() if n.startswith("global_inter_") and "adj" not in n])
 def test_inter_slice_heads_of_undecoded_slices_are_silent(name):
-  context, now = contexts.make_context(name, CONFIG), refs(k=1)
-  rng, initial = np.random.default_rng(0), context.init(jax.random.key(0), now)
+  (_, _, initial, apply), now = made(name), refs(k=1)
+  rng = np.random.default_rng(0)
   # As a training could leave them: at initialisation, kernels of undecoded channels are zero whoever speaks to them.
   variables = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), initial)
 
@@ -95,19 +125,18 @@ def test_inter_slice_heads_of_undecoded_slices_are_silent(name):
     changed = jax.tree.map(jnp.copy, variables)
     for part in ("queries", "keys", "values"):
       changed["params"][part]["depthwise"]["bias"] += jnp.where(channels, 5.0 + jnp.arange(CONFIG.M), 0.0)
-    return context.apply(changed, now)
+    return apply(changed, now)
 
-  np.testing.assert_array_equal(context.apply(variables, now), with_biases(~now.live))
-  assert not np.allclose(context.apply(variables, now), with_biases(now.live))
+  np.testing.assert_array_equal(apply(variables, now), with_biases(~now.live))
+  assert not np.allclose(apply(variables, now), with_biases(now.live))
 
 
 def test_the_adjacent_context_takes_its_values_from_nonanchors_of_the_previous_slice():
-  context, before, other = contexts.make_context("global_inter_adjacent", CONFIG), refs(k=2), refs(k=2, seed=1)
-  variables = context.init(jax.random.key(0), before)
+  (_, _, variables, apply), before, other = made("global_inter_adjacent"), refs(k=2), refs(k=2, seed=1)
   silent = jax.tree.map(jnp.copy, variables)  # all scores are equal, so that only the values count
   silent["params"]["queries"] = jax.tree.map(jnp.zeros_like, silent["params"]["queries"])
   mask = anchor_mask(4, 8)[..., None]
-  run = lambda previous, anchor: context.apply(silent, before._replace(previous=previous, anchor=anchor))
+  run = lambda previous, anchor: apply(silent, before._replace(previous=previous, anchor=anchor))
   out = run(before.previous, before.anchor)
   np.testing.assert_array_equal(out, run(jnp.where(mask, other.previous, before.previous), other.anchor))
   assert not np.allclose(out, run(jnp.where(mask, before.previous, other.previous), before.anchor))
@@ -116,6 +145,12 @@ def test_the_adjacent_context_takes_its_values_from_nonanchors_of_the_previous_s
 def test_an_unknown_context_is_refused_with_the_nearest_name():
   with pytest.raises(ValueError, match="no context 'chanel' in mlic_jax/model/contexts/; the nearest is 'channel'"):
     contexts.make_context("chanel", CONFIG)
+
+
+def test_rotary_positions_in_slices_of_too_few_channels_are_refused():
+  few = dataclasses.replace(CONFIG, M=12, contexts=("local_attention",), options=dict(rotary=True))
+  with pytest.raises(ValueError, match="^M / num_slices = 4 channels a slice; rotary positions want 8 or more$"):
+    build(few)
 
 
 def test_a_window_holds_the_neighbours_of_its_nonanchor_and_zeros_outside():

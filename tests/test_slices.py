@@ -10,6 +10,7 @@ from conftest import random_variables
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
+from mlic_jax.model.attention import ROTARY_CHANNELS
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.mlic import build
 from mlic_jax.model.priors import gaussian_bits
@@ -20,24 +21,33 @@ from mlic_jax.training.step import COMPILE_QUICKLY
 SMALL = dict(N=8, channel_widths=(8, 8), entropy_widths=(16, 8), lrp_widths=(8, 8))
 CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
            CodecConfig(M=8, num_slices=1, window_size=3, **SMALL),
-           CodecConfig(M=8, num_slices=2, context_ratio=1, contexts=("channel", "global_inter_linear"), **SMALL),
            CodecConfig(M=12, num_slices=2, contexts=("global_intra_linear", "local_attention"),
                        **{**SMALL, "lrp_widths": ()})]
 SHAPE = (1, 4, 8)  # B, h, w
 
 
-def random_configs(count: int, seed: int) -> list[CodecConfig]:
-  """Configs whose sizes and contexts are drawn; every context is in at least one of them."""
-  rng, names = np.random.default_rng(seed), contexts.available()
+def switches(name: str) -> dict[str, bool]:
+  """The settings of a context, the other way than they are by default."""
+  return {option: not value for option, value in getattr(contexts.find(name), "OPTIONS", {}).items()}
+
+
+def random_configs(count: int, seed: int, switched: bool) -> list[CodecConfig]:
+  """Configs whose sizes and contexts are drawn; every context is in one of them, or every one that has settings, with
+  these switched."""
+  rng, names = np.random.default_rng(seed), [n for n in contexts.available() if switches(n) or not switched]
   draw, configs = lambda *values: int(rng.choice(values)), []
-  for hand in np.array_split(rng.permutation(names), count):  # dealt out; each gets one more, from anywhere
+  for hand in np.array_split(rng.permutation(names), count):  # dealt out
     fields = dict(SMALL, lrp_widths=(8,) * draw(0, 1, 2), context_ratio=draw(1, 2), window_size=draw(3, 5))
-    hand, slices = dict.fromkeys([*hand.tolist(), str(rng.choice(names))]), draw(2, 3)
-    configs.append(CodecConfig(contexts=tuple(hand), num_slices=slices, M=slices * draw(2, 4), **fields))
+    options, channels = {}, draw(2, 4)
+    if switched:
+      options, channels = {k: v for name in hand for k, v in switches(name).items()}, ROTARY_CHANNELS
+    slices = draw(2, 3)
+    configs.append(CodecConfig(contexts=tuple(hand.tolist()), num_slices=slices, M=slices * channels, options=options,
+                               **fields))
   return configs
 
 
-RANDOM_CONFIGS = random_configs(4, seed=0)
+RANDOM_CONFIGS = random_configs(3, seed=0, switched=False) + random_configs(2, seed=1, switched=True)
 
 
 def passes_of(config: CodecConfig, variables):
@@ -66,12 +76,16 @@ def latents(config: CodecConfig, seed: int):
   return hyper, 3 * rng.normal(size=(*SHAPE, config.M)).astype(np.float32)
 
 
-def test_the_random_configs_cover_all_contexts():
-  assert {name for config in RANDOM_CONFIGS for name in config.contexts} == set(contexts.available())
+def test_the_random_configs_cover_all_contexts_and_their_settings():
+  of = lambda configs: sorted(name for config in configs for name in config.contexts)
+  assert of(RANDOM_CONFIGS[:3]) == contexts.available()
+  assert of(RANDOM_CONFIGS[3:]) == [name for name in contexts.available() if switches(name)]
+  for config in RANDOM_CONFIGS[3:]:
+    assert all(switches(name).items() <= dict(config.options).items() for name in config.contexts)
 
 
 @pytest.mark.parametrize("config", CONFIGS + RANDOM_CONFIGS,
-                         ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{'-'.join(c.contexts)}")
+                         ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{'-'.join((*c.contexts, *dict(c.options)))}")
 def test_no_prior_depends_on_what_is_coded_later_or_in_the_same_pass(config):
   priors = passes_of(config, random_variables(config))
   rng = np.random.default_rng(1)
@@ -156,7 +170,7 @@ def test_leaving_out_what_is_not_decoded_yet_changes_neither_the_walk_nor_its_gr
 
 
 def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():
-  config = CONFIGS[3]  # without residual prediction, so that y_hat of the last pass is y alone
+  config = CONFIGS[2]  # without residual prediction, so that y_hat of the last pass is y alone
   variables, (hyper, y) = random_variables(config), latents(config, seed=6)
   walk = lambda y: build(config).apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
   last = np.zeros((*SHAPE, config.M), bool)

@@ -1,15 +1,34 @@
-"""What the global contexts share: linear and softmax attention over positions, and the convolutions around them."""
+"""What the global contexts share: linear and softmax attention over positions, and the convolutions around them.
 
+Settings of all of them, both of MLICv2:
+  rotary        queries and keys are turned by their places
+  reweighting   the channels of what a context found are weighed against one another
+"""
+
+import sys
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.checkerboard import anchor_mask, pack, places, unpack
 from mlic_jax.model.layers import Conv, gelu
+from mlic_jax.model.parts import options
+from mlic_jax.model.reweighting import Reweighting
+from mlic_jax.model.rotary import Rotary
 
+OPTIONS = {"rotary": False, "reweighting": False}
+ROTARY_CHANNELS = 8  # of a slice: two heads with a pair for the row and one for the column
 QUERY_BLOCK = 256  # queries at a time in softmax attention: what is held of the attention map is this many rows
+
+
+def check(config: CodecConfig) -> None:
+  """ValueError when the heads are too small for two coordinates."""
+  if options(config, sys.modules[__name__])["rotary"] and config.slice_channels < ROTARY_CHANNELS:
+    raise ValueError(f"M / num_slices = {config.slice_channels} channels a slice; rotary positions want "
+                     f"{ROTARY_CHANNELS} or more")
 
 
 class Projection(nn.Module):
@@ -45,15 +64,36 @@ def one_parity(name: str, x: jax.Array, anchors: bool) -> jax.Array:
   return pack(Projection(name=name)(x), anchors).reshape(b, h * w // 2, c)
 
 
-def nonanchor_features(attended: jax.Array, h: int, w: int, features: int) -> jax.Array:
+def nonanchor_features(config: CodecConfig, attended: jax.Array, h: int, w: int) -> jax.Array:
   """What was found for the non-anchors (B, h w/2, C) as features (B, h, w/2, features); for compact methods."""
-  b, _, c = attended.shape
+  (b, _, c), features = attended.shape, config.context_ratio * config.slice_channels
   x = unpack(attended.reshape(b, h, w // 2, c), anchors=False)
   x = Conv(features, 5, name="reprojection")(x)
-  return pack(x + Mixer(2 * features, features, name="mlp")(x), anchors=False)
+  return pack(reweighted(config, x + Mixer(2 * features, features, name="mlp")(x)), anchors=False)
 
 
-def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
+def reweighted(config: CodecConfig, x: jax.Array) -> jax.Array:
+  """The features x (B, h, w, C) of a context, by the setting `reweighting`; for compact methods."""
+  return Reweighting(name="reweighting")(x) if options(config, sys.modules[__name__])["reweighting"] else x
+
+
+def turns(config: CodecConfig, h: int, w: int) -> Callable[[bool | None], Callable[[jax.Array], jax.Array]]:
+  """Parity -> what turns queries or keys of it (B, n, heads, d) by their places, as the setting `rotary` says.
+
+  The parity is that of `places`. For compact methods."""
+  if not options(config, sys.modules[__name__])["rotary"]:
+    return lambda anchors: unturned
+  rotary = Rotary(name="rotary")
+  return lambda anchors: lambda x: rotary(x, places(h, w, anchors))
+
+
+def unturned(x: jax.Array) -> jax.Array:
+  """Queries or keys without positions."""
+  return x
+
+
+def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
+                     turn_q: Callable = unturned, turn_k: Callable = unturned) -> jax.Array:
   """Attention in memory and time linear in the number of positions (Shen et al., WACV 2021; MLIC++, section 3).
 
   Queries are normalised over the channels of a head, keys over positions: out = softmax(q) (softmax(k)^T v).
@@ -61,18 +101,21 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -
   Args:
     q: (B, positions, C); the heads are contiguous groups of C / num_heads channels.
     k, v: (B, other positions, C).
+    turn_q, turn_k: what turns queries and keys, (B, positions, num_heads, C / num_heads) to the same, see `turns`. It
+      comes after both have been normalised, so that what the attention is divided by is not turned (Su et al., 2021).
 
   Returns:
     (B, positions, C).
   """
   heads = lambda t: t.reshape(*t.shape[:2], num_heads, -1)
-  q, k, v = nn.softmax(heads(q), axis=-1), nn.softmax(heads(k), axis=1), heads(v)
+  q, k, v = turn_q(nn.softmax(heads(q), axis=-1)), turn_k(nn.softmax(heads(k), axis=1)), heads(v)
   summary = jnp.einsum("bnhd,bnhe->bhde", k, v)
   return jnp.einsum("bnhd,bhde->bnhe", q, summary).reshape(q.shape[0], q.shape[1], -1)
 
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
-                      visible: Callable[[jax.Array], jax.Array] | None = None, block: int = QUERY_BLOCK) -> jax.Array:
+                      visible: Callable[[jax.Array], jax.Array] | None = None, block: int = QUERY_BLOCK,
+                      turn_q: Callable = unturned, turn_k: Callable = unturned) -> jax.Array:
   """Plain softmax attention, softmax(q k^T / sqrt(C / num_heads)) v, without ever holding the whole attention map.
 
   Queries are taken `block` at a time, and the gradient computes their part of the map again: memory is linear in the
@@ -83,13 +126,14 @@ def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
     k, v: (B, keys, C).
     visible: which keys a query sees, as a function of query indexes (n,) -> (n, keys) bool; None for all. A query
       that sees no key gets zeros. Indexes go up to the next multiple of `block`.
+    turn_q, turn_k: what turns queries and keys, (B, positions, num_heads, C / num_heads) to the same, see `turns`.
 
   Returns:
     (B, queries, C).
   """
   batch, count, channels = q.shape
   heads = lambda t: t.reshape(*t.shape[:-1], num_heads, channels // num_heads)
-  q, k, v = heads(q) * (channels // num_heads)**-0.5, heads(k), heads(v)
+  q, k, v = turn_q(heads(q)) * (channels // num_heads)**-0.5, turn_k(heads(k)), heads(v)
 
   @jax.checkpoint
   def attend(indexes, q):  # (n,), (B, n, heads, C/heads)

@@ -23,6 +23,12 @@ def pack(x: jax.Array, anchors: bool) -> jax.Array:
   return jnp.where(odd_row == anchors, pairs[..., 0, :], pairs[..., 1, :])
 
 
+def places(h: int, w: int, anchors: bool | None) -> jax.Array:
+  """(n, 2) int32, row and column of each position of one parity in the order of `pack`; of all of them for None."""
+  place = jnp.stack(jnp.indices((h, w)), axis=-1)
+  return (place if anchors is None else pack(place, anchors)).reshape(-1, 2)
+
+
 def unpack(packed: jax.Array, anchors: bool) -> jax.Array:
   """(..., h, w/2, C) -> (..., h, w, C): the inverse of `pack`, with zeros on the other parity."""
   *batch, h, half, c = packed.shape

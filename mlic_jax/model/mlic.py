@@ -159,9 +159,11 @@ def build(config: CodecConfig, **options) -> MLIC:
   """The linen module of a config: `variables = build(config).init(key, x)`. Options are those of training.
 
   ValueError, in one line, when a part that the config names is not there, or cannot be built of it."""
-  chosen = transforms.find(config.transforms)
+  chosen, found = transforms.find(config.transforms), [contexts.find(name) for name in config.contexts]
+  parts.check_options(config, [chosen, *found])
   chosen.floats_per_pixel(config)
-  parts.check_options(config, [chosen, *map(contexts.find, config.contexts)])
+  for module in found:
+    getattr(module, "check", lambda _: None)(config)
   return MLIC(config, **options)
 
 

@@ -146,12 +146,14 @@ class SliceStep(nn.Module):
     return contexts.Refs(k, hyper, state.decoded, live, previous, anchor=None)
 
   def _speak(self, context: nn.Module, refs: contexts.Refs) -> jax.Array:
-    """The features of a context; zeros for the first slice when it wants an earlier one."""
-    features = context(refs)
-    return jnp.where(refs.k > 0, features, 0.0) if "decoded" in context.needs else features
+    """The features of a context; zeros for a slice of which it says nothing."""
+    speaks, (b, h, w, _) = contexts.speaks(context, refs.k), refs.hyper.shape
+    if speaks is False and not self.is_initializing():  # known while tracing
+      return jnp.zeros((b, h, w // 2 if "anchor" in context.needs else w, context.features))
+    return context(refs) if speaks is True else jnp.where(speaks, context(refs), 0.0)
 
   def _prior(self, network: nn.Module, k, features: list[jax.Array], speakers: list[nn.Module]) -> Prior:
-    live = [jnp.broadcast_to(k > 0 if "decoded" in c.needs else True, (c.features,)) for c in speakers]
+    live = [jnp.broadcast_to(contexts.speaks(c, k), (c.features,)) for c in speakers]
     live = jnp.concatenate([*live, jnp.ones(features[-1].shape[-1], bool)])
     scale, mean = jnp.split(network(jnp.concatenate(features, axis=-1), live), 2, axis=-1)
     return Prior(mean, lower_bound(scale, SCALE_MIN))

@@ -6,9 +6,11 @@ A name with a dot is an import path, so that a context of one's own need not lie
                this slice, or both. It takes part in every pass where that is known: those that need the anchors speak
                to the non-anchors only, those that need earlier slices are silent for the first slice.
   features     how many channels it returns.
+  first_slice_only   optional; True for one that speaks of the first slice alone.
   __call__     refs -> (B, h, w, features), or, when it needs the anchors, (B, h, w/2, features) for the non-anchors,
                packed as checkerboard.pack does.
-Where it has settings of its own, the file has OPTIONS, a dict of their names and defaults; see parts.options.
+Where it has settings of its own, the file has OPTIONS, a dict of their names and defaults; see parts.options. Where
+there are configs that it cannot be built of, it has check(config), which raises ValueError in one line.
 """
 
 from types import ModuleType
@@ -35,6 +37,13 @@ class Refs(NamedTuple):
   def num_live(self) -> int | None:
     """How many channels are decoded, where that is known while tracing, and something is; None: as many as `live`."""
     return int(self.live.sum()) or None if isinstance(self.live, np.ndarray) else None
+
+
+def speaks(context: nn.Module, k: jax.Array | int) -> jax.Array | bool:
+  """Whether a context says something in the passes of slice k."""
+  if getattr(context, "first_slice_only", False):
+    return k == 0
+  return k > 0 if "decoded" in context.needs else True
 
 
 def available() -> list[str]:

@@ -4,9 +4,11 @@ import jax
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.attention import nonanchor_features, one_parity, softmax_attention
+from mlic_jax.model import attention
+from mlic_jax.model.attention import nonanchor_features, one_parity, softmax_attention, turns
 from mlic_jax.model.contexts import Refs
 
+OPTIONS, check = attention.OPTIONS, attention.check
 NUM_HEADS = 2
 
 
@@ -30,4 +32,6 @@ class Context(nn.Module):
     q = one_parity("queries", refs.anchor, anchors=True)
     k = one_parity("keys", refs.previous, anchors=True)
     v = one_parity("values", refs.previous, anchors=False)
-    return nonanchor_features(softmax_attention(q, k, v, NUM_HEADS), h, w, self.features)
+    turn = turns(self.config, h, w)(True)
+    attended = softmax_attention(q, k, v, NUM_HEADS, turn_q=turn, turn_k=turn)
+    return nonanchor_features(self.config, attended, h, w)

@@ -1,7 +1,10 @@
 """Inter-slice global context by softmax attention (MLIC+, section 3, on inter-slice global context)."""
 
+from mlic_jax.model import attention
 from mlic_jax.model.attention import softmax_attention
 from mlic_jax.model.contexts import global_inter_linear
+
+OPTIONS, check = attention.OPTIONS, attention.check
 
 
 class Context(global_inter_linear.Context):

@@ -4,9 +4,11 @@ import jax
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.attention import linear_attention, nonanchor_features, one_parity
+from mlic_jax.model import attention
+from mlic_jax.model.attention import linear_attention, nonanchor_features, one_parity, turns
 from mlic_jax.model.contexts import Refs
 
+OPTIONS, check = attention.OPTIONS, attention.check
 NUM_HEADS = 2
 
 
@@ -29,4 +31,5 @@ class Context(nn.Module):
     q = one_parity("queries", refs.previous, anchors=False)
     k = one_parity("keys", refs.previous, anchors=True)
     v = one_parity("values", refs.anchor, anchors=True)
-    return nonanchor_features(linear_attention(q, k, v, NUM_HEADS), h, w, self.features)
+    turn = turns(self.config, h, w)
+    return nonanchor_features(self.config, linear_attention(q, k, v, NUM_HEADS, turn(False), turn(True)), h, w)

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.attention import nonanchor_features, one_parity, softmax_attention
+from mlic_jax.model import attention
+from mlic_jax.model.attention import nonanchor_features, one_parity, softmax_attention, turns
 from mlic_jax.model.contexts import Refs
 
+OPTIONS, check = attention.OPTIONS, attention.check
 NUM_HEADS = 2
 
 
@@ -45,4 +47,6 @@ class Context(nn.Module):
     k = one_parity("keys", refs.previous, anchors=True)
     v = one_parity("values", refs.anchor, anchors=True)
     visible = partial(beyond_window, h=h, w=w, size=self.config.window_size)
-    return nonanchor_features(softmax_attention(q, k, v, NUM_HEADS, visible), h, w, self.features)
+    turn = turns(self.config, h, w)
+    attended = softmax_attention(q, k, v, NUM_HEADS, visible, turn_q=turn(False), turn_k=turn(True))
+    return nonanchor_features(self.config, attended, h, w)

@@ -1,15 +1,21 @@
 """Overlapped window checkerboard attention (MLIC+, section 3): what the anchors around a non-anchor say about it."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.checkerboard import anchor_mask, pack
+from mlic_jax.model import attention
+from mlic_jax.model.checkerboard import anchor_mask, pack, places
 from mlic_jax.model.contexts import Refs
 from mlic_jax.model.layers import gelu
+from mlic_jax.model.parts import options
+from mlic_jax.model.rotary import Rotary
 
+OPTIONS, check = {"rotary": False}, attention.check
 NUM_HEADS = 2
 HIDDEN = -100.0  # added to the score of a pair that must not meet, as in the authors' code
 
@@ -34,7 +40,8 @@ class Context(nn.Module):
   """Self-attention inside the window around each non-anchor, joined by a convolution over the window.
 
   All positions of a window ask; anchors attend to anchors only. A non-anchor holds no latent yet, but its place in the
-  window has a learned bias towards every other place. Outside the picture queries, keys and values are zero.
+  window has a learned bias towards every other place. Outside the picture queries, keys and values are zero. With the
+  setting `rotary`, queries and keys are turned by their places in the window, and there is no bias.
   """
   config: CodecConfig
   needs = ("anchor",)
@@ -46,9 +53,7 @@ class Context(nn.Module):
   @nn.compact
   def __call__(self, refs: Refs) -> jax.Array:
     size, (b, h, w, c) = self.config.window_size, refs.anchor.shape
-    table = self.param("relative_position_table", nn.initializers.truncated_normal(0.02),
-                       ((2 * size - 1)**2, NUM_HEADS))
-    bias = table[relative_position_index(size)]                                     # (query, key, head)
+    rotary = options(self.config, sys.modules[__name__])["rotary"]
     is_anchor = nonanchor_windows(anchor_mask(h, w)[..., None], size)[..., 0]       # (h, w/2, place)
     hidden = is_anchor[..., :, None] & ~is_anchor[..., None, :]                     # (h, w/2, query, key)
 
@@ -56,8 +61,15 @@ class Context(nn.Module):
     # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS.
     windows = nonanchor_windows(qkv, size).reshape(b, h, w // 2, size**2, 3, c // NUM_HEADS, NUM_HEADS)
     q, k, v = (windows[..., i, :, :] for i in range(3))
+    if rotary:
+      turn, window = Rotary(name="rotary"), places(size, size, None)
+      q, k = (turn(t.swapaxes(-2, -1), window).swapaxes(-2, -1) for t in (q, k))
     scores = jnp.einsum("byxqdh,byxkdh->byxhqk", q * (c // NUM_HEADS)**-0.5, k)
-    scores = scores + jnp.moveaxis(bias, -1, 0) + jnp.where(hidden, HIDDEN, 0.0)[None, :, :, None]
+    if not rotary:
+      table = self.param("relative_position_table", nn.initializers.truncated_normal(0.02),
+                         ((2 * size - 1)**2, NUM_HEADS))
+      scores = scores + jnp.moveaxis(table[relative_position_index(size)], -1, 0)   # (head, query, key)
+    scores = scores + jnp.where(hidden, HIDDEN, 0.0)[None, :, :, None]
     attended = jnp.einsum("byxhqk,byxkdh->byxqhd", nn.softmax(scores), v)
 
     x = nn.Dense(self.features, name="fusion")(attended.reshape(b, h, w // 2, size**2 * c))

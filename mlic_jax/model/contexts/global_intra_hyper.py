@@ -1,0 +1,67 @@
+"""Global context of the first slice, guided by the hyperprior (MLICv2, section 3.4.1, reconstructed).
+
+In later slices, who resembles whom is taken from the slice before (global_intra_linear.py). For the first one the
+hyperprior stands for it: the half of it about means, the nearest to y that there is. What is not known is what is
+carried from one to the other; the setting `hyper_values` has both readings.
+"""
+
+import sys
+
+import jax
+from flax import linen as nn
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model import attention
+from mlic_jax.model.attention import Projection, linear_attention, nonanchor_features, one_parity, reweighted, turns
+from mlic_jax.model.checkerboard import pack, unpack
+from mlic_jax.model.contexts import Refs
+from mlic_jax.model.layers import Conv, Gate
+from mlic_jax.model.parts import options
+
+OPTIONS, check = attention.OPTIONS | {"hyper_values": True}, attention.check
+NUM_HEADS = 2
+
+
+class Context(nn.Module):
+  """What far places say about slice 0; it says nothing of others.
+
+  With `hyper_values`, what the hyperprior has elsewhere, for both passes: each parity asks, the other has the keys and
+  the values; (B, h, w, 2M) -> (B, h, w, features). Without, what the anchors of slice 0 are, for its non-anchors:
+  these ask, by the hyperprior, and the anchors have the keys, by the same, and the values -> (B, h, w/2, features).
+  """
+  config: CodecConfig
+  first_slice_only = True
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    return () if options(self.config, sys.modules[__name__])["hyper_values"] else ("anchor",)
+
+  @property
+  def features(self) -> int:
+    return self.config.context_ratio * self.config.slice_channels
+
+  @nn.compact
+  def __call__(self, refs: Refs) -> jax.Array:
+    guide = refs.hyper[..., self.config.M:]
+    return self._of_anchors(guide, refs.anchor) if self.needs else self._of_hyper(guide)
+
+  def _of_hyper(self, guide: jax.Array) -> jax.Array:
+    b, h, w, _ = guide.shape
+    q, k, v = (Projection(name=name)(guide) for name in ("queries", "keys", "values"))
+    turn, x = turns(self.config, h, w), 0.0
+    for asking in (True, False):
+      of = lambda t, anchors: pack(t, anchors).reshape(b, h * w // 2, -1)
+      attended = linear_attention(of(q, asking), of(k, not asking), of(v, not asking), NUM_HEADS,
+                                  turn(asking), turn(not asking))
+      x = x + unpack(attended.reshape(b, h, w // 2, -1), asking)
+    x = Conv(self.features, name="reprojection")(x)
+    return reweighted(self.config, x + Gate(name="gate")(nn.LayerNorm(name="norm")(x)))
+
+  def _of_anchors(self, guide: jax.Array, anchor: jax.Array) -> jax.Array:
+    h, w = anchor.shape[1:3]
+    guide = Conv(self.config.slice_channels, 1, name="guide")(guide)
+    q = one_parity("queries", guide, anchors=False)
+    k = one_parity("keys", guide, anchors=True)
+    v = one_parity("values", anchor, anchors=True)
+    turn = turns(self.config, h, w)
+    return nonanchor_features(self.config, linear_attention(q, k, v, NUM_HEADS, turn(False), turn(True)), h, w)
