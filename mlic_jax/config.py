@@ -111,4 +111,8 @@ VARIANTS = {
     "mlic_plus": CodecConfig(  # the same paper
         contexts=("local_attention", "global_intra_softmax", "global_inter_softmax", "channel")),
     "mlic_plus_plus": CodecConfig(),  # Jiang et al., 2023
+    "mlic_v2": CodecConfig(  # Jiang et al., 2025, reconstructed: see docs/design.md
+        transforms="token_mixing",
+        contexts=("local_attention", "global_intra_hyper", "global_intra_linear", "global_inter_linear", "channel"),
+        options=dict(token_blocks=2, token_expansion=2, hyper_values=True, reweighting=True, rotary=True)),
 }

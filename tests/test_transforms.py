@@ -12,13 +12,16 @@ from conftest import random_variables
 
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.model_directory import save_model
-from mlic_jax.config import CodecConfig
+from mlic_jax.config import VARIANTS, CodecConfig
 from mlic_jax.model import transforms
 from mlic_jax.model.describe import describe
 from mlic_jax.model.mlic import build
 from mlic_jax.training.step import COMPILE_QUICKLY
 
 SMALL = CodecConfig(N=8, M=8, num_slices=2, contexts=(), entropy_widths=(8,), lrp_widths=())
+# All of MLICv2, which has these transforms.
+V2 = dict(M=16, contexts=VARIANTS["mlic_v2"].contexts, channel_widths=(8, 8), window_size=3,
+          options=dict(VARIANTS["mlic_v2"].options, token_blocks=1))
 FIELDS = dict(hpcm=dict(widths=(8, 8, 8)),  # of those whose sizes do not follow from N and M
               token_mixing=dict(options=dict(token_blocks=1)))
 
@@ -96,7 +99,7 @@ def test_in_bfloat16_the_last_layers_still_give_float32(name):
 
 @pytest.mark.parametrize("name", [name for name in transforms.available() if name != "cheng2020"])  # see test_codec.py
 def test_what_is_decoded_is_what_the_encoder_predicted(name, photograph, tmp_path):
-  config = small(name)
+  config = dataclasses.replace(small(name), **V2) if name == "token_mixing" else small(name)
   save_model(tmp_path / "model", config, random_variables(config))
   codec = Codec.load(tmp_path / "model")
   blob, predicted = codec.encode_with_reconstruction(photograph)
