@@ -86,3 +86,44 @@ def assert_one_line(command, capsys, message, prints=False):
   assert main(command) == 2
   out, err = capsys.readouterr()
   assert bool(out) == prints and err.count("\n") == 1 and message in err
+
+
+def finished(folder, num_steps, **figures):
+  """A run that is at its end, with a model of these figures at both rates."""
+  (folder / "checkpoints" / str(num_steps)).mkdir(parents=True)
+  (folder / "model").mkdir()
+  training = {"step": num_steps, "eval": [figures, figures]}
+  (folder / "model" / "config.json").write_text(json.dumps({"training": training}))
+
+
+def test_a_row_of_several_seeds_is_their_mean_against_the_first_row_seed_by_seed(command, tmp_path, capsys):
+  losses = {"small-seed3": 10.0, "small-seed4": 20.0, "large-seed3": 9.0, "large-seed4": 22.0}
+  for run, loss in losses.items():
+    finished(tmp_path / "out" / run, 4, loss=loss, bpp=1.0, psnr=30.0)
+  assert main([*command, "--seeds", "3", "4"]) == 0
+  small, large = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"]
+  assert small["loss"] == 15 and large["loss"] == 15.5 and small["relative_loss"] == 0
+  figures = [large[field] for field in ("lowest", "relative_loss", "highest")]
+  np.testing.assert_allclose(figures, [-10, 0, 10], atol=1e-9)
+  assert [row["loss"] for row in large["seeds"]] == [9, 22]
+  assert "| lowest | highest |" in (tmp_path / "out" / "ablation.md").read_text()
+  capsys.readouterr()
+  assert_one_line([*command, "--seeds", "3", "3"], capsys, "seeds 3, 3 came; different ones are wanted")
+
+
+def test_rows_of_equal_time_have_the_steps_that_the_pace_of_earlier_runs_allows(command, tmp_path, capsys):
+  timed = ["--equal-time", str(tmp_path / "timed")]
+  assert_one_line([*command, *timed], capsys, "small: no figures of a run; wanted a workdir with the same rows")
+  from mlic_jax.training.checkpoints import write_config
+  from mlic_jax.training.configuration import load_config
+  for name, speeds, steps in (("small", (1, 4, 5), 4), ("large", (2, 2), 2)):
+    (tmp_path / "timed" / name).mkdir(parents=True)
+    write_config(load_config(tmp_path / f"{name}.py"), tmp_path / "timed" / name / "config.json", {})
+    (tmp_path / "timed" / name / "metrics.csv").write_text("step,images_per_second\n" + "".join(
+        f"{i},{speed}\n" for i, speed in enumerate(speeds)))
+    finished(tmp_path / "out" / name, steps, loss=1.0, bpp=1.0, psnr=30.0)
+  assert main([*command, *timed]) == 0
+  rows = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"]
+  assert [row["num_steps"] for row in rows] == [4, 2]
+  text = (tmp_path / "out" / "ablation.md").read_text()
+  assert text.startswith("The time of 4 steps of the first row each, on photographs") and "| steps |" in text

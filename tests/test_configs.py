@@ -16,7 +16,9 @@ from mlic_jax.training.configuration import check_fields
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.py"))
-ABLATIONS = [file for file in FILES if "ablations" in file]
+ABLATIONS = [file for file in FILES if "ablations/" in file]
+ABLATIONS_V2 = [f"configs/ablations_v2/{row}.py" for row in (
+    "row0_contexts", "row1_hyper_values", "row2_reweighting", "row3_rotary", "row4_token_mixing")]
 
 
 def config_of(file: str, *argument: str):
@@ -47,9 +49,11 @@ def test_the_config_of_a_variant_is_its_architecture_for_every_lambda_of_the_pap
 
 def test_the_variants_are_those_of_the_papers():
   sizes = {name: (c.N, c.M, c.num_slices) for name, c in VARIANTS.items()}
-  assert sizes == dict(mlic=(192, 192, 6), mlic_plus=(192, 320, 10), mlic_plus_plus=(192, 320, 10))
+  assert sizes == dict(mlic=(192, 192, 6), mlic_plus=(192, 320, 10), mlic_plus_plus=(192, 320, 10),
+                       mlic_v2=(192, 320, 10))
   assert "global_inter_softmax" not in VARIANTS["mlic"].contexts
   assert differing_fields(VARIANTS["mlic_plus"], VARIANTS["mlic_plus_plus"]) == ["contexts"]
+  assert differing_fields(VARIANTS["mlic_plus_plus"], VARIANTS["mlic_v2"]) == ["transforms", "contexts", "options"]
 
 
 @pytest.mark.parametrize("name", ["elic", "hpcm"])
@@ -71,6 +75,19 @@ def test_every_row_of_the_ablation_adds_one_thing_to_the_row_above_and_the_last_
   nano = CodecConfig.from_dict(config_of("configs/nano.py").model.to_dict())
   assert differing_fields(rows[-1], nano) == ["num_rates"]
   training = [config_of(file).to_dict() | dict(model=None) for file in ABLATIONS]
+  assert all(fields == training[0] for fields in training)
+
+
+def test_every_row_of_the_ablation_of_mlic_v2_adds_one_setting_to_the_row_above_from_nano_at_one_rate():
+  rows = [CodecConfig.from_dict(config_of(file).model.to_dict()) for file in ABLATIONS_V2]
+  assert rows[0] == CodecConfig.from_dict(config_of(ABLATIONS[-1]).model.to_dict())
+  assert differing_fields(rows[0], rows[1]) == ["contexts", "options"]
+  assert set(rows[1].contexts) - set(rows[0].contexts) == {"global_intra_hyper"}
+  for above, row in zip(rows[1:], rows[2:]):
+    assert differing_fields(above, row) == ["options"] and len(set(row.options) - set(above.options)) == 1
+  other = CodecConfig.from_dict(config_of("configs/ablations_v2/row1_anchor_values.py").model.to_dict())
+  assert differing_fields(rows[1], other) == ["options"] and dict(other.options) == {"hyper_values": False}
+  training = [config_of(file).to_dict() | dict(model=None) for file in ABLATIONS_V2]
   assert all(fields == training[0] for fields in training)
 
 

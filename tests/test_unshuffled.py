@@ -1,5 +1,7 @@
 """Claims about the transforms over blocks of 8x8 pixels."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,10 +31,12 @@ def test_the_first_frequencies_are_the_means_of_luma_and_chroma():
   assert [np.count_nonzero(np.abs(coefficients(x)) > 1e-6) for x in (grey, reddish)] == [1, 1]
 
 
-def test_a_training_starts_from_a_codec_that_keeps_the_low_frequencies(photograph):
+@pytest.mark.parametrize("token_expansion", [0, 1])
+def test_a_training_starts_from_a_codec_that_keeps_the_low_frequencies(photograph, token_expansion):
+  config = dataclasses.replace(CONFIG, options=dict(token_expansion=token_expansion))
   x = photograph[None, :64, :128].astype(np.float32) / 255
-  y, _ = Analysis(CONFIG).init_with_output(jax.random.PRNGKey(0), x)
+  y, _ = Analysis(config).init_with_output(jax.random.PRNGKey(0), x)
   assert y.shape == (1, 64 // STRIDE, 128 // STRIDE, CONFIG.M)
-  x_hat, _ = Synthesis(CONFIG).init_with_output(jax.random.PRNGKey(1), y)
+  x_hat, _ = Synthesis(config).init_with_output(jax.random.PRNGKey(1), y)
   low = jnp.mean(jnp.square(x - x.mean()))
   assert x_hat.shape == x.shape and jnp.mean(jnp.square(x_hat - x)) < 0.05 * low

@@ -1,10 +1,11 @@
 """Ablations: configurations trained one after the other with one budget, and a table of what each is worth.
 
-    WORKDIR/NAME/           the run of configuration NAME.py, see loop.py
+    WORKDIR/NAME/           the run of configuration NAME.py, see loop.py; with seeds, NAME-seed0/ and so on
     WORKDIR/ablation.md     the table so far, written after every run
     WORKDIR/ablation.json   the same figures
 """
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,35 +27,50 @@ from mlic_jax.training.configuration import check_fields, load_config
 COMMON_FIELDS = ("distortion", "lmbda", "lmbdas", "batch_size", "crop_size",
                  "eval_dir", "holdout_every", "eval_images", "eval_crop_size")
 COLUMNS = {"name": ("config", ""), "bpp": ("bpp", ".4f"), "psnr": ("PSNR dB", ".2f"), "loss": ("loss", ".4f"),
-           "relative_bits": ("bits %", "+.1f"), "bd_rate": ("BD-rate %", "+.1f"), "relative_loss": ("loss %", "+.1f")}
-NOTE = "Percentages are against the first row. Bits alone do not rank: PSNR differs too, and the loss weighs both."
+           "relative_bits": ("bits %", "+.1f"), "bd_rate": ("BD-rate %", "+.1f"), "relative_loss": ("loss %", "+.1f"),
+           "lowest": ("lowest", "+.2f"), "highest": ("highest", "+.2f"), "num_steps": ("steps", "")}
+NOTE = ("Percentages are against the first row, seed by seed where there are several; lowest and highest are loss % of "
+        "one seed. Bits alone do not rank: PSNR differs too, and the loss weighs both.")
 
 
 def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, workdir: str | Path,
-           overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
+           overrides: Sequence[str] = (), seeds: Sequence[int] = (),
+           equal_time: str | Path | None = None) -> list[dict[str, Any]]:
   """Trains every configuration for `num_steps` on `data_dir`; returns the rows of the table in the order of `files`.
 
-  `overrides`, "--config.FIELD=VALUE" each, change all of them.
+  `overrides`, "--config.FIELD=VALUE" each, change all of them. With `seeds`, each is trained once with each, and a row
+  is the mean. With `equal_time`, the workdir of another table of the same configurations and seeds, a configuration
+  gets as many steps as take the time of `num_steps` of the first, at the pace of the runs there.
 
   A run that was interrupted is continued, one that is finished is read. A row has the held-out means of the evaluation
   with the lowest loss (over the rates, for variable-rate models):
     name, step, bpp, psnr (dB), loss, rates (the same figures for each rate),
     relative_bits, relative_loss: percent more (positive) or less than the first row, mean over the rates,
-    bd_rate: percent more or less bits than the first row at the same PSNR, None where there is no curve.
+    bd_rate: percent more or less bits than the first row at the same PSNR, None where there is no curve,
+    lowest, highest, seeds: relative_loss of the seeds, and their rows, where there are seeds,
+    num_steps: that it was trained for, with equal_time.
   All configurations are checked before the first is trained. ConfigError in one line for those that cannot be trained
   or compared, and for a workdir with runs of another budget; besides what loop.train_and_evaluate raises.
   """
   workdir = Path(workdir)
-  configs = _load(files, data_dir, num_steps, overrides)
-  for name, config in configs.items():
-    _check_run(config, workdir / name)
+  runs = {name: _seeded(name, config, seeds) for name, config in _load(files, data_dir, num_steps, overrides).items()}
+  if equal_time:
+    _set_steps(runs, Path(equal_time))
+  for run, config in (each for of_row in runs.values() for each in of_row.items()):
+    check_fields(config)
+    _check_run(config, workdir / run)
   rows: list[dict[str, Any]] = []
-  for name, config in configs.items():
-    if not (workdir / name / "checkpoints" / str(num_steps)).is_dir():
-      say(f"{name} ({len(rows) + 1} of {len(configs)})")
-      loop.train_and_evaluate(config, workdir / name)
-      jax.clear_caches()  # what was compiled for one model is of no use to the next
-    rows.append(_row(printable(name), workdir / name / "model", rows))
+  for name, of_row in runs.items():
+    found = []
+    for i, (run, config) in enumerate(of_row.items()):
+      if not (workdir / run / "checkpoints" / str(config.num_steps)).is_dir():
+        say(f"{run} ({len(rows) + 1} of {len(runs)})")
+        loop.train_and_evaluate(config, workdir / run)
+        jax.clear_caches()  # what was compiled for one model is of no use to the next
+      found.append(_row(printable(name), workdir / run / "model", [row["seeds"][i] if seeds else row for row in rows]))
+    rows.append(_mean(found) if seeds else found[0])
+    if equal_time:
+      rows[-1]["num_steps"] = config.num_steps
     write_whole(workdir / "ablation.md", markdown(rows, num_steps, printable(Path(data_dir).name)))
     write_whole(workdir / "ablation.json", json.dumps({"steps": num_steps, "rows": rows}, indent=2) + "\n")
   return rows
@@ -62,8 +78,8 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   """Headings and cells; BD-rate has a column only where there are curves, of variable-rate models."""
-  fields = [field for field in COLUMNS if any(row[field] is not None for row in rows)]
-  cell = lambda row, field: "-" if row[field] is None else format(row[field], COLUMNS[field][1])
+  fields = [field for field in COLUMNS if any(row.get(field) is not None for row in rows)]
+  cell = lambda row, field: "-" if row.get(field) is None else format(row[field], COLUMNS[field][1])
   return [[COLUMNS[field][0] for field in fields], *([cell(row, field) for field in fields] for row in rows)]
 
 
@@ -71,8 +87,14 @@ def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> st
   """The table as Markdown, with the budget."""
   headings, *cells = table(rows)
   lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
-  return (f"{num_steps} steps each, on {data}; means over the held-out photographs. {NOTE}\n\n"
+  return (f"{budget(rows, num_steps)}, on {data}; means over the held-out photographs. {NOTE}\n\n"
           + "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines))
+
+
+def budget(rows: Sequence[Mapping[str, Any]], num_steps: int) -> str:
+  """What each row was trained with."""
+  timed = any("num_steps" in row for row in rows)
+  return f"The time of {num_steps} steps of the first row each" if timed else f"{num_steps} steps each"
 
 
 def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
@@ -126,6 +148,52 @@ def _row(name: str, model: Path, rows: Sequence[dict[str, Any]]) -> dict[str, An
   means = {field: float(np.mean([rate[field] for rate in rates])) for field in ("bpp", "psnr", "loss")}
   return dict(name=name, step=training["step"], **means, relative_bits=percent("bpp"), relative_loss=percent("loss"),
               bd_rate=bd_rate(_curve(name, rates), _curve("first", first))["percent"] if rows else None, rates=rates)
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """The row of several seeds, from the rows of each."""
+  mean = lambda values: None if None in values else float(np.mean(values))
+  losses = [row["relative_loss"] for row in rows]
+  figures = {field: mean([row[field] for row in rows]) for field in COLUMNS if field in rows[0] and field != "name"}
+  rates = [{field: mean([rate[field] for rate in of_seeds]) for field in ("bpp", "psnr", "loss")}
+           for of_seeds in zip(*(row["rates"] for row in rows))]
+  return dict(rows[0], **figures, rates=rates, lowest=min(losses), highest=max(losses), seeds=list(rows))
+
+
+def _seeded(name: str, config: Any, seeds: Sequence[int]) -> dict[str, Any]:
+  """The runs of a configuration, by the names of their folders."""
+  if len(set(seeds)) < len(seeds):
+    raise ConfigError(f"seeds {', '.join(map(str, seeds))} came; different ones are wanted")
+  runs = {}
+  for seed in seeds:
+    runs[f"{name}-seed{seed}"] = each = config.copy_and_resolve_references()
+    with each.unlocked():
+      each.seed = seed
+  return runs or {name: config}
+
+
+def _set_steps(runs: Mapping[str, Mapping[str, Any]], timed: Path) -> None:
+  """Gives all rows the time of the first, by the pace of the same runs in the workdir `timed`."""
+  seconds = [np.mean([_pace(timed / run, config) for run, config in of_row.items()]) for of_row in runs.values()]
+  for of_step, of_row in zip(seconds, runs.values()):
+    for config in of_row.values():
+      with config.unlocked():
+        config.num_steps = max(1, round(config.num_steps * seconds[0] / of_step))
+
+
+def _pace(run: Path, config: Any) -> float:
+  """Seconds a step of a run, without its compilation and evaluations: the median over its figures.
+
+  ConfigError when there are none, or when they are of another configuration."""
+  try:
+    with (run / "metrics.csv").open(newline="") as file:
+      speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
+  except (OSError, KeyError, ValueError) as error:
+    raise ConfigError(f"{run}: no figures of a run; wanted a workdir with the same rows and seeds") from error
+  if not speeds or not (run / "config.json").is_file():
+    raise ConfigError(f"{run}: no figures of a run; wanted a workdir with the same rows and seeds")
+  check_config(config, run / "config.json")
+  return config.batch_size / float(np.median(speeds))
 
 
 def _curve(name: str, rates: Sequence[Mapping[str, float]]) -> Curve:

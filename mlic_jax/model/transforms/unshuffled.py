@@ -10,6 +10,8 @@ them, the M lowest frequencies; and back. The branches of the blocks start near 
 first, to keep the energy of the picture in few channels, is there at step 0.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +20,14 @@ from flax import linen as nn
 from mlic_jax.compute.convolution import conv2d
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.layers import Conv, pixel_shuffle
+from mlic_jax.model.parts import options
+from mlic_jax.model.transforms.token_mixing import TokenMixing
 
 STRIDE = 16
+OPTIONS = {"token_expansion": 0}   # above 0, the blocks are those of token_mixing.py, so wide inside
 DEPTHS = (5, 2)        # blocks at 1/8 and at 1/16 of the resolution
 BRANCH_INIT = 0.01     # of the last convolution of a block: the linear codec is not disturbed
+TOKEN_INIT = 0.001     # of token-mixing blocks, all of whose gates let the same through
 NOISE = 0.02           # around the linear codec, so that channels with nothing in them differ
 # Of y over orthonormal coefficients of pixels in [0, 1]: with the gains of model.py it puts the first rates where the
 # lambdas 0.0018 to 0.0483 want them, as rounding to integers of variance 1/12 costs its bits at high rate.
@@ -35,14 +41,13 @@ class Analysis(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    again = nn.remat if self.remat else lambda block: block
     fine, coarse = widths(self.config)
     x = Linear(dct_basis(fine), name="blocks8")(pixel_unshuffle(x - 0.5, 8))
     for i in range(DEPTHS[0]):
-      x = again(Block)(name=f"fine{i}")(x)
+      x = block(self.config, self.remat, f"fine{i}")(x)
     x = Linear(haar_basis(fine, coarse), name="down")(pixel_unshuffle(x, 2))
     for i in range(DEPTHS[1]):
-      x = again(Block)(name=f"coarse{i}")(x)
+      x = block(self.config, self.remat, f"coarse{i}")(x)
     return SCALE * Linear(np.eye(coarse, self.config.M), name="out")(x.astype(jnp.float32))
 
 
@@ -53,14 +58,13 @@ class Synthesis(nn.Module):
 
   @nn.compact
   def __call__(self, y_hat: jax.Array) -> jax.Array:
-    again = nn.remat if self.remat else lambda block: block
     fine, coarse = widths(self.config)
     x = Linear(np.eye(self.config.M, coarse), name="in")(y_hat / SCALE)
     for i in range(DEPTHS[1]):
-      x = again(Block)(name=f"coarse{i}")(x)
+      x = block(self.config, self.remat, f"coarse{i}")(x)
     x = pixel_shuffle(Linear(haar_basis(fine, coarse).T, name="up")(x))
     for i in range(DEPTHS[0]):
-      x = again(Block)(name=f"fine{i}")(x)
+      x = block(self.config, self.remat, f"fine{i}")(x)
     return pixel_shuffle(Linear(dct_basis(fine).T, name="blocks8")(x.astype(jnp.float32)), 8) + 0.5
 
 
@@ -74,7 +78,18 @@ def widths(config: CodecConfig) -> tuple[int, int]:
 def floats_per_pixel(config: CodecConfig) -> float:
   """Of the widest layer: the pixels themselves, or the blocks."""
   fine, coarse = widths(config)
-  return max(192, fine, coarse / 4) / 64
+  expansion = options(config, sys.modules[__name__])["token_expansion"]
+  if expansion < 0:
+    raise ValueError(f"options has token_expansion={expansion}; wanted 0 or more")
+  inside = expansion + 1 if expansion else 1
+  return max(192, inside * fine, inside * coarse / 4) / 64
+
+
+def block(config: CodecConfig, remat: bool, name: str) -> nn.Module:
+  """One of the blocks, (B, h, w, C) to itself."""
+  expansion = options(config, sys.modules[__name__])["token_expansion"]
+  kind, fields = (TokenMixing, (expansion, TOKEN_INIT)) if expansion else (Block, ())
+  return (nn.remat(kind) if remat else kind)(*fields, name=name)
 
 
 class Block(nn.Module):
