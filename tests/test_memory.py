@@ -25,8 +25,9 @@ def test_it_grows_with_the_padded_picture_and_the_widest_layer():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_kodak_picture_takes_about_a_gigabyte_or_less_in_the_models_of_the_papers(name):
-  assert 0.3e9 < bytes_needed(VARIANTS[name], 512, 768) < 1.5e9
+def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers_and_a_half_more_in_mlic_v2(name):
+  most = 1.5e9 if name == "mlic_v2" else 1e9  # its blocks are twice as wide inside
+  assert 0.3e9 < bytes_needed(VARIANTS[name], 512, 768) < most
 
 
 @pytest.mark.parametrize("fields", [dict(widths=(48, 16, 16)), dict(transforms="elic", N=48),
