@@ -43,7 +43,8 @@ def test_outputs_have_the_shapes_of_the_contract(variables, x):
 
 def test_noise_is_drawn_only_when_its_rng_is_given(variables, x):
   model = build(TINY)
-  run = jax.jit(lambda **rngs: model.apply(variables, x, 2.0, rngs=rngs).y_bits)
+  compiled = jax.jit(lambda variables, **rngs: model.apply(variables, x, 2.0, rngs=rngs).y_bits)
+  run = lambda **rngs: compiled(variables, **rngs)
   np.testing.assert_array_equal(run(), run())
   noisy = run(noise=jax.random.key(0))
   np.testing.assert_array_equal(noisy, run(noise=jax.random.key(0)))

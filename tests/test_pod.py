@@ -29,9 +29,8 @@ from mlic_jax.training.step import create_state
 ROOT = Path(__file__).parent.parent
 WORKER = ROOT / "tests" / "pod_worker.py"
 LIMIT = 300  # seconds for a start; a hang is a failure
-MODEL = dict(transforms="cheng2020", N=8, M=8, num_slices=2, widths=(8, 8, 8), hyper_widths=(8, 8), contexts=(),
-             entropy_widths=(8,),
-             lrp_widths=(), num_rates=2)
+MODEL = dict(transforms="unshuffled", N=8, M=8, num_slices=1, widths=(8, 8), hyper_widths=(8, 8), contexts=(),
+             entropy_widths=(8,), lrp_widths=(), num_rates=2)
 SETTINGS = dict({f"model.{name}": value for name, value in MODEL.items()}, lmbdas=(0.01, 0.02), optimizer="adam",
                 num_steps=24, warmup_steps=2, checkpoint_every=5, eval_every=9, log_every=2, crop_size=64, batch_size=2,
                 holdout_every=4, eval_crop_size=64, eval_images=0, eval_batch_size=2, eval_pictures=0, peer_timeout=10)
