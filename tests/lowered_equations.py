@@ -1,10 +1,10 @@
 """What is left of a traced program when it is lowered for one platform: the branches of the others are gone."""
 from collections.abc import Iterator
 
-import jax
+from jax.extend.core import JaxprEqn
 
 
-def kept(traced, platform: str, inputs=()) -> Iterator[jax.core.JaxprEqn]:
+def kept(traced, platform: str, inputs=()) -> Iterator[JaxprEqn]:
   """The equations of a jaxpr, closed or not, and of all inside it, that `platform` runs.
 
   Where jax.lax.platform_dependent chose, only the branch of `platform` is followed. `inputs` are the values of the
@@ -34,7 +34,7 @@ def inner_variables(traced) -> list:
   return getattr(traced, "jaxpr", traced).invars
 
 
-def named(equations, name: str) -> list[jax.core.JaxprEqn]:
+def named(equations, name: str) -> list[JaxprEqn]:
   """Those of a primitive."""
   return [each for each in equations if each.primitive.name == name]
 
