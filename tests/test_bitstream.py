@@ -34,7 +34,8 @@ def with_header(blob, **fields):
 @pytest.mark.parametrize("content", [
     CONTENT, SINGLE, CONTENT._replace(quality=None), CONTENT._replace(icc_profile=PROFILE),
     CONTENT._replace(icc_profile=b""), PORTABLE, PORTABLE_SINGLE, PORTABLE._replace(icc_profile=PROFILE),
-    PORTABLE._replace(origin=Origin(255, "other", "other", (255, 0, 255))),
+    PORTABLE._replace(origin=Origin(255, "other", "other", (255, 0, 255))), CONTENT._replace(skipped=1),
+    SINGLE._replace(skipped=63), PORTABLE._replace(skipped=7, icc_profile=PROFILE),
     SINGLE._replace(icc_profile=PROFILE), CONTENT._replace(num_slices=1, chunks=(b"", b"\0" * 70_000)),
     CONTENT._replace(num_slices=254, chunks=(b"x",) * 255), CONTENT._replace(height=1, width=500_000_000)])
 def test_parse_is_the_inverse_of_write(content):
@@ -91,7 +92,8 @@ def test_a_profile_is_compressed():
   assert len(write(CONTENT._replace(icc_profile=PROFILE))) < len(write(CONTENT)) + 50
 
 
-@pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE), PORTABLE, PORTABLE_SINGLE])
+@pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE), PORTABLE, PORTABLE_SINGLE,
+                                     PORTABLE._replace(skipped=5)])
 def test_every_shorter_file_is_cut_short_or_not_a_file(content):
   blob = write(content)
   for length in range(len(blob)):
@@ -180,10 +182,23 @@ def test_a_chunk_in_another_place_or_of_another_picture_is_noticed():
 
 def test_another_version_is_named():
   blob = write(CONTENT)
-  with pytest.raises(BitstreamError, match="format version 3; this program reads version 2"):
-    parse(blob[:4] + b"\3")
-  with pytest.raises(BitstreamError, match="version 1; this program reads version 2, and version 1 was never released"):
+  with pytest.raises(BitstreamError, match="format version 4; this program reads versions 2 and 3$"):
+    parse(blob[:4] + b"\4")
+  with pytest.raises(BitstreamError, match="version 1; this program reads versions 2 and 3, and version 1 was never"):
     parse(blob[:4] + b"\1" + blob[5:])
+
+
+@pytest.mark.parametrize("content", [CONTENT, PORTABLE])
+def test_a_file_that_leaves_elements_out_is_of_version_3_and_a_byte_longer(content):
+  blob, other = write(content), write(content._replace(skipped=5))
+  head = len(blob) - len(write(content)[HEADER_SIZE:]) + 6 * bool(content.origin) - bitstream.CHECKSUM.size
+  assert blob[4] == 2 and other[4] == 3 and len(other) == len(blob) + 1
+  assert other[:4] + other[5:head] == blob[:4] + blob[5:head] and other[head] == 5
+  for rows in 0, 64, 255:
+    damaged = other[:head] + bytes([rows])
+    damaged += bitstream.CHECKSUM.pack(zlib.crc32(damaged) & 0xFFFF) + other[head + 3:]
+    with pytest.raises(BitstreamError, match=f"leaves {rows} rows out; 1 to 63 are wanted"):
+      parse(damaged)
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -157,7 +157,10 @@ def disturb(monkeypatch, size):
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_places_that_are_off_by_half_of_epsilon_decode_to_the_same_picture(codec, photograph, monkeypatch, chunked):
+@pytest.mark.parametrize("skip", [None, 0.8])
+def test_places_that_are_off_by_half_of_epsilon_decode_to_the_same_picture(
+    codec, photograph, monkeypatch, chunked, skip):
+  codec = codec if skip is None else codec.skipping(skip)
   for quality in (1, 2, 3):
     blob, predicted = codec.encode_with_reconstruction(photograph, quality, chunked=chunked)
     with monkeypatch.context() as elsewhere:
@@ -230,6 +233,47 @@ def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photogra
   blob, predicted = codec.encode_with_reconstruction(photograph)
   assert bitstream.parse(blob).origin.epsilon == "2^-6"
   np.testing.assert_array_equal(codec.decode(blob), predicted)
+
+
+# --- elements that are left out ----------------------------------------------------------
+
+@pytest.mark.parametrize("options", [{}, dict(portable=False), dict(chunked=False)])
+def test_a_file_without_elements_of_small_scale_decodes_to_what_was_predicted(codec, photograph, options):
+  whole, of_all = codec.encode_with_reconstruction(photograph, 2, **options)
+  blob, predicted = codec.skipping(0.8).encode_with_reconstruction(photograph, 2, **options)
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+  assert 0 < np.abs(predicted.astype(int) - of_all).max() and len(blob) < 0.9 * len(whole)
+  assert bitstream.parse(blob).skipped == np.searchsorted(scale_table(), 0.8) and blob[4] == 3 and whole[4] == 2
+
+
+def test_what_is_left_out_costs_nothing_in_the_estimate_and_is_coded_as_estimated(codec, photograph):
+  skipping = codec.skipping(0.8)
+  blob, predicted, bits = skipping.encode_with_bits(photograph, 2)
+  estimated, picture = skipping.estimate(photograph, 2)
+  np.testing.assert_array_equal(picture, predicted)
+  assert bits() == pytest.approx(estimated, rel=1e-6)
+  assert 0.98 * estimated <= 8 * len(blob) <= 1.02 * estimated + 8 * 70
+  y_bits, _ = skipping.element_bits(photograph, 2)
+  of_all, _ = codec.element_bits(photograph, 2)
+  assert 0.1 < np.mean(y_bits == 0) < 0.9 and not np.any(of_all == 0)
+
+
+def test_all_elements_of_a_pass_may_be_left_out(codec, photograph):
+  blob, predicted = codec.skipping(200).encode_with_reconstruction(photograph, 2)
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+
+
+def test_a_scale_that_leaves_nothing_out_or_everything_is_refused_in_one_line(
+    tmp_path, photograph, tiny_checkpoint, capsys):
+  save_image(tmp_path / "photo.png", photograph)
+  files = [str(tmp_path / "photo.png"), str(tmp_path / "photo.mlic")]
+  for scale, status in (("0.1", 2), ("256", 2), ("0.8", 0)):
+    assert main(["encode", *files, "--ckpt", str(tiny_checkpoint), "--skip", scale]) == status
+    err = capsys.readouterr().err
+    assert status == 0 or err.count("\n") == 1 and "elements can be left out from 0.11 on and below 256" in err
+  assert main(["info", files[1]]) == 0
+  assert re.search(r"left out +elements with scales up to 0\.\d+\n", capsys.readouterr().out)
+  assert main(["decode", files[1], str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 0
 
 
 # --- the command line -------------------------------------------------------------------

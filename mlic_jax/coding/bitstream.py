@@ -14,15 +14,17 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax.data.images import PIXELS_MAX
+from mlic_jax.model.priors import SCALE_LEVELS
 
 MAGIC = b"MLIC"
-VERSION = 2
+VERSION, SELECTIVE_VERSION = 2, 3      # 3 where elements are left out
 HEADER = struct.Struct(">4sBB8sIIHB")  # magic, version, flags, fingerprint, height, width, quality, slices
 ORIGIN = struct.Struct(">6B")          # of a portable file, next: epsilon, platform, machine, three of jax's version
+SKIPPED = struct.Struct(">B")          # of version 3, next: how many rows of the coding table are left out
 CHECKSUM = struct.Struct(">H")         # low 16 bits of a CRC-32: of the header, of a block, of the symbols of a slice
 LONG_CHECKSUM = struct.Struct(">I")    # of a block in a single-chunk file
-HEADER_SIZE = HEADER.size + CHECKSUM.size      # without ORIGIN
-HEADER_SIZE_MAX = HEADER_SIZE + ORIGIN.size
+HEADER_SIZE = HEADER.size + CHECKSUM.size      # without ORIGIN and SKIPPED
+HEADER_SIZE_MAX = HEADER_SIZE + ORIGIN.size + SKIPPED.size
 SINGLE_CHUNK, WITH_PROFILE, PORTABLE = 0x01, 0x02, 0x04   # flags
 PLATFORMS = ("other", "cpu", "gpu", "tpu")                # by their number in the file
 MACHINES = ("other", "x86_64", "aarch64")
@@ -69,6 +71,7 @@ class Bitstream(NamedTuple):
   icc_profile: bytes | None = None  # the colour profile of the picture, as its file had it
   origin: Origin | None = None      # of a portable file; None for one that decodes where it was written
   symbol_checksums: tuple[int, ...] = ()  # of a portable file: `symbol_checksum` of each slice in `chunks`
+  skipped: int = 0                  # elements of y in so many rows of the coding table, from the first on, are left out
 
   @property
   def num_arrived(self) -> int:
@@ -106,10 +109,13 @@ def write(content: Bitstream) -> bytes:
   flags = (SINGLE_CHUNK * content.single_chunk | WITH_PROFILE * (content.icc_profile is not None)
            | PORTABLE * (content.origin is not None))
   quality = 0 if content.quality is None else round(content.quality * QUALITY_STEPS)
-  head = HEADER.pack(MAGIC, VERSION, flags, content.fingerprint, content.height, content.width, quality,
+  version = SELECTIVE_VERSION if content.skipped else VERSION
+  head = HEADER.pack(MAGIC, version, flags, content.fingerprint, content.height, content.width, quality,
                      content.num_slices)
   if content.origin is not None:
     head += _pack_origin(content.origin)
+  if content.skipped:
+    head += SKIPPED.pack(content.skipped)
   head += CHECKSUM.pack(zlib.crc32(head) & 0xFFFF)
   checksum = LONG_CHECKSUM if content.single_chunk else CHECKSUM
   checks, blocks = iter(content.symbol_checksums), []
@@ -158,15 +164,16 @@ def _parse_header(blob: bytes, pixels_max: int) -> tuple[Bitstream, int]:
   if not blob.startswith(MAGIC):
     came = f"it begins with {bytes(blob[:4])!r}, wanted {MAGIC!r}" if blob else "it is empty"
     raise BitstreamError(f"not a .mlic file: {came}")
-  if len(blob) > len(MAGIC) and blob[len(MAGIC)] != VERSION:
-    raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads version {VERSION}"
-                         + (", and version 1 was never released" if blob[len(MAGIC)] == 1 else ""))
-  size = HEADER_SIZE if len(blob) < HEADER_SIZE else _header_size(blob[len(MAGIC) + 1])
+  if len(blob) > len(MAGIC) and blob[len(MAGIC)] not in (VERSION, SELECTIVE_VERSION):
+    never = ", and version 1 was never released" if blob[len(MAGIC)] == 1 else ""
+    raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads versions {VERSION} and "
+                         f"{SELECTIVE_VERSION}{never}")
+  size = HEADER_SIZE if len(blob) < HEADER_SIZE else _header_size(blob)
   if len(blob) < size:
     raise BitstreamError(f"the file is cut short: {len(blob)} bytes, its header alone has {size}")
   if CHECKSUM.unpack_from(blob, size - CHECKSUM.size)[0] != zlib.crc32(blob[:size - CHECKSUM.size]) & 0xFFFF:
     raise BitstreamError("the file is damaged: the checksum of its header does not fit")
-  _, _, flags, fingerprint, height, width, quality, num_slices = HEADER.unpack_from(blob)
+  _, version, flags, fingerprint, height, width, quality, num_slices = HEADER.unpack_from(blob)
   if flags & ~(SINGLE_CHUNK | WITH_PROFILE | PORTABLE):
     raise BitstreamError(f"the file has flags {flags:#04x}; this program knows {SINGLE_CHUNK:#04x}, "
                          f"{WITH_PROFILE:#04x} and {PORTABLE:#04x}")
@@ -175,12 +182,17 @@ def _parse_header(blob: bytes, pixels_max: int) -> tuple[Bitstream, int]:
     raise BitstreamError(f"the file has {num_slices} slices; 1 to {SLICES_MAX} are wanted")
   quality = quality / QUALITY_STEPS if quality else None
   origin = _unpack_origin(blob) if flags & PORTABLE else None
+  skipped = SKIPPED.unpack_from(blob, size - CHECKSUM.size - SKIPPED.size)[0] if version == SELECTIVE_VERSION else 0
+  if version == SELECTIVE_VERSION and not 1 <= skipped < SCALE_LEVELS:
+    raise BitstreamError(f"the file leaves {skipped} rows out; 1 to {SCALE_LEVELS - 1} are wanted")
   return Bitstream(fingerprint, height, width, quality, num_slices, (), bool(flags & SINGLE_CHUNK),
-                   origin=origin), flags
+                   origin=origin, skipped=skipped), flags
 
 
-def _header_size(flags: int) -> int:
-  return HEADER_SIZE_MAX if flags & PORTABLE else HEADER_SIZE
+def _header_size(blob: bytes) -> int:
+  """Of a file of which HEADER_SIZE bytes are here at least."""
+  _, version, flags, *_ = HEADER.unpack_from(blob)
+  return HEADER_SIZE + ORIGIN.size * bool(flags & PORTABLE) + SKIPPED.size * (version == SELECTIVE_VERSION)
 
 
 def _pack_origin(origin: Origin) -> bytes:
@@ -213,7 +225,7 @@ def _split_checks(index: int, data: bytes, num_slices: int, flags: int) -> tuple
 
 def _blocks(blob: bytes, num_slices: int, flags: int) -> Iterator[tuple[bytes, int]]:
   """The blocks behind the header, each with the place where it ends. BitstreamError at the first that is not whole."""
-  single, end = flags & SINGLE_CHUNK, _header_size(flags)
+  single, end = flags & SINGLE_CHUNK, _header_size(blob)
   head = blob[:end]
   checksum = LONG_CHECKSUM if single else CHECKSUM
   chunks = range(1 if single else num_slices + 1)

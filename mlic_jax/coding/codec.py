@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from mlic_jax.coding import bitstream, compiled, portable, rangecoder
+from mlic_jax.coding import bitstream, compiled, portable, rangecoder, selective
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError
-from mlic_jax.coding.latents import LatentError, Latents, QualityError
+from mlic_jax.coding.latents import LatentError, Latents, QualityError, check_quality
 from mlic_jax.coding.memory import check_memory
 from mlic_jax.coding.model_directory import Model, load_model
 from mlic_jax.coding.portable import here
@@ -46,6 +46,7 @@ class Codec:
     self._module = build(model.config)
     self._variables = jax.device_put(model.variables)
     self._table = model.table
+    self.skipped = 0                # rows of it whose elements are left out, see selective.py
     self.training = model.training  # what the run was, or None
     self._side_multiple = side_multiple(model.config)
 
@@ -106,6 +107,10 @@ class Codec:
     any others, and none is worse than without, by rate and distortion together."""
     from mlic_jax.coding.refined_codec import RefinedCodec  # which needs optax
     return RefinedCodec(self, *settings)
+
+  def skipping(self, scale: float) -> "Codec":
+    """The same codec, whose files are without elements of y with a scale up to `scale`; see selective.py."""
+    return selective.skipping(self, scale)
 
   def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
     """What the encoder network makes of a picture. Arguments and errors as in `encode`."""
@@ -200,8 +205,10 @@ class Codec:
     z_symbols = self._z_symbols(latents)
 
     def count(k, anchors, places, prior):
-      symbols = compiled.symbols(latents.y, k, prior.mean, anchors)
-      passes.append((symbols, prior.scale))
+      symbols, scale = compiled.symbols(latents.y, k, prior.mean, anchors), prior.scale
+      if self.skipped:
+        symbols, scale = selective.leave_out(symbols, scale, portable.choose_rows(places, here())[1], self.skipped)
+      passes.append((symbols, scale))
       return np.asarray(symbols)
 
     last_pass = self._walk(z_symbols, count)
@@ -234,30 +241,30 @@ class Codec:
     of_slice, checksums = [], []
 
     def push(k, anchors, places, prior):
-      symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
-      if passes is not None:
-        passes.append((symbols, prior.scale))
       if chunked and anchors:
         encoders.append(Encoder(self._table, self.coder))
       if origin is None:
         rows = np.asarray(compiled.rows(prior))
       else:
-        places = np.asarray(places)
-        choices = portable.choose(places, 2.0**-origin.epsilon_exponent)
+        choices, rows = portable.choose_rows(places, origin)
         encoders[-1].encode_choices(choices)
-        rows = portable.rows(places, choices)
+      symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
+      symbols, scale = selective.leave_out(symbols, prior.scale, rows, self.skipped)
+      if passes is not None:
+        passes.append((symbols, scale))
+      if origin is not None:
         of_slice.append(symbols)
         if not anchors:
           checksums.append(bitstream.symbol_checksum(*of_slice))
           of_slice.clear()
-      encoders[-1].encode(symbols, rows)
+      selective.encode(encoders[-1], symbols, rows, self.skipped)
       return symbols
 
     last_pass = self._walk(z_symbols, push)
     stored_quality = None if quality is None else float(quality)
     chunks = tuple(encoder.finish() for encoder in encoders)
     blob = bitstream.write(Bitstream(self.fingerprint, height, width, stored_quality, self.config.num_slices, chunks,
-                                     not chunked, icc_profile, origin, tuple(checksums)))
+                                     not chunked, icc_profile, origin, tuple(checksums), self.skipped))
     return blob, lambda: self._finish(last_pass, height, width, quality)
 
   def _decode(self, content: Bitstream, slices: int) -> np.ndarray:
@@ -283,9 +290,10 @@ class Codec:
         return np.zeros(places.shape, np.int32)
       decoder = decoders[0 if content.single_chunk else 1 + k]
       if content.origin is None:
-        return decoder.decode(np.asarray(compiled.rows(prior)))
+        return selective.decode(decoder, np.asarray(compiled.rows(prior)), content.skipped)
       places = np.asarray(places)
-      symbols = decoder.decode(portable.rows(places, decoder.decode_choices(portable.num_blocks(places.size))))
+      rows = portable.rows(places, decoder.decode_choices(portable.num_blocks(places.size)))
+      symbols = selective.decode(decoder, rows, content.skipped)
       of_slice.append(symbols)
       if not anchors:
         portable.check_symbols(content, k, of_slice)
@@ -335,14 +343,7 @@ class Codec:
     return self._check_quality(quality)
 
   def _check_quality(self, quality: float | None) -> np.float32 | None:
-    rates = self.config.num_rates
-    if quality is None and not rates:
-      return None
-    if not rates:
-      raise QualityError(f"quality {quality} came, but {self.name} has a single rate")
-    if quality is None or not 1 <= quality <= rates:
-      raise QualityError(f"quality {quality} came, {self.name} has 1 to {rates}")
-    return np.float32(bitstream.round_quality(quality))
+    return check_quality(quality, self.config.num_rates, self.name)
 
 
 def _sum(y_bits: np.ndarray, z_bits: np.ndarray) -> float:

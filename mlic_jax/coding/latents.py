@@ -4,9 +4,22 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mlic_jax.coding.bitstream import round_quality
+
 
 class QualityError(ValueError):
   """A quality that the checkpoint does not have; one line."""
+
+
+def check_quality(quality: float | None, rates: int, name: str) -> np.float32 | None:
+  """The quality as a file holds it; QualityError when the checkpoint `name`, of so many rates, does not have it."""
+  if quality is None and not rates:
+    return None
+  if not rates:
+    raise QualityError(f"quality {quality} came, but {name} has a single rate")
+  if quality is None or not 1 <= quality <= rates:
+    raise QualityError(f"quality {quality} came, {name} has 1 to {rates}")
+  return np.float32(round_quality(quality))
 
 
 class LatentError(ValueError):

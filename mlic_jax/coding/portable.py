@@ -76,6 +76,13 @@ def choose(places: np.ndarray, epsilon: float) -> np.ndarray:
   return choices
 
 
+def choose_rows(places: np.ndarray | jax.Array, origin: Origin) -> tuple[np.ndarray, np.ndarray]:
+  """The grids of a pass, as `choose` has them, and the rows that they make."""
+  places = np.asarray(places)
+  choices = choose(places, 2.0**-origin.epsilon_exponent)
+  return choices, rows(places, choices)
+
+
 def rows(places: np.ndarray, choices: np.ndarray) -> np.ndarray:
   """int32 rows of the coding table, in the shape of `places`; `choices` are those of its blocks."""
   shifts = np.repeat(SHIFTS[choices], BLOCK)[:places.size].reshape(places.shape)

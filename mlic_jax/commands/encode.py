@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
   parser.add_argument("--no-portable", action="store_true",
                       help="a file for this machine and this jax alone, some bytes less")
+  parser.add_argument("--skip", type=above_zero, metavar="SCALE",
+                      help="leave out what is predicted with a scale up to SCALE, 0.11 to 256, and take its mean; "
+                      "files of version 3")
   refine_arguments(parser, "optimise the latents of every picture for so many steps, or seconds, as 50s: smaller files "
                    "or better pictures, which decode as any others")
   parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
   @functools.cache
   def codecs():
     plain = load_codecs(args.ckpt, args.coder)
+    plain = plain if args.skip is None else [each.skipping(args.skip) for each in plain]
     return plain if args.refine is None else [each.refining(args.refine, args.lmbda, under_way.of_file)
                                               for each in plain]
   first_picture = FirstPicture(target or "encoding") if args.refine is None else lambda *_: contextlib.nullcontext()

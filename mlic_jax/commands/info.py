@@ -5,6 +5,7 @@ from mlic_jax.coding import bitstream
 from mlic_jax.commands.arguments import limit_argument, local
 from mlic_jax.commands.mlic_files import read_mlic
 from mlic_jax.console import say
+from mlic_jax.model.priors import scale_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,4 +31,6 @@ def run(args: argparse.Namespace) -> None:
   say(f"profile     {profile}")
   say(f"decoding    {decoding}")
   say(f"checkpoint  {content.fingerprint.hex()}")
-  say(f"version     {bitstream.VERSION}")
+  if content.skipped:
+    say(f"left out    elements with scales up to {scale_table()[content.skipped - 1]:.3g}")
+  say(f"version     {bitstream.SELECTIVE_VERSION if content.skipped else bitstream.VERSION}")
