@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.compute import convolution, winograd
-from mlic_jax.compute.convolution import conv2d
+from mlic_jax.compute.convolution import conv2d, depthwise_conv
 
 # (B, H, W, C), size, stride: one block, several images a block, several blocks an image, rows longer than a block.
 CASES = [((1, 8, 8, 3), 3, 1), ((8, 4, 4, 5), 1, 1), ((2, 12, 6, 3), 5, 1), ((1, 4, 40, 2), 3, 1), ((2, 6, 5, 3), 3, 1),
@@ -29,6 +29,18 @@ def test_values_and_gradients_are_those_of_xla(monkeypatch, shape, size, stride)
   weights = normal(*jax.eval_shape(lambda *args: conv2d(*args, stride), *args).shape)
   wanted, got = (jax.value_and_grad(lambda args: (weights * conv(*args, stride)).sum())(args)
                  for conv in (plain, conv2d))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), wanted, got)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_values_and_gradients_of_a_depthwise_convolution_are_those_of_xla(size):
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  args, weights = (normal(2, 4, 6, 3), normal(size, size, 1, 3)), normal(2, 4, 6, 3)
+  grouped = lambda x, kernel: jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=3)
+  wanted, got = (jax.value_and_grad(lambda args: (weights * conv(*args)).sum())(args)
+                 for conv in (grouped, depthwise_conv))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), wanted, got)
 
 

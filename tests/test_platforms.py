@@ -9,7 +9,7 @@ from standin_codec import StandIn
 
 from configs import nano
 from mlic_jax.coding.codec_programs import codec_programs
-from mlic_jax.compute.convolution import conv2d
+from mlic_jax.compute.convolution import conv2d, depthwise_conv
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import unrolled_and_rolled
 from mlic_jax.model.quantisers import NOISE, ROUNDING
@@ -113,6 +113,14 @@ def test_a_step_that_is_told_how_to_walk_is_not_traced_twice():
   assert unrolled_and_rolled(told) == (told, told)
   at_once, rolled = unrolled_and_rolled(StandIn(CodecConfig(N=4, M=8, num_slices=2)))
   assert at_once.config.scan_unroll == 2 and rolled.config.scan_unroll == 1
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_taps_of_a_depthwise_gradient_are_a_loop_on_cpu_alone(platform):
+  traced = jax.make_jaxpr(jax.grad(lambda x, kernel: depthwise_conv(x, kernel).sum(), argnums=(0, 1)))(
+      np.zeros((1, 4, 4, 2), np.float32), np.zeros((3, 3, 1, 2), np.float32))
+  loops = [each.params["length"] for each in named(kept(traced, platform), "scan")]
+  assert loops == ([9] if platform == "cpu" else [])
 
 
 @pytest.mark.parametrize("stride", [1, 2])

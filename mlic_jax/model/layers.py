@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mlic_jax.compute.convolution import conv2d, padding
+from mlic_jax.compute.convolution import conv2d, depthwise_conv, padding
 from mlic_jax.model.gradients import lower_bound
 
 # The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
@@ -93,17 +93,6 @@ class CheckerboardConv(nn.Module):
     kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features)) * taps
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     return conv2d(x, kernel, bias)
-
-
-def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Each channel convolved with its own (size, size, 1, C) kernel.
-
-  A sum of shifted products: XLA's grouped convolution runs on one channel at a time on CPU.
-  """
-  size, pad = kernel.shape[0], kernel.shape[0] // 2
-  _, h, w, _ = x.shape
-  padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  return sum(padded[:, i:i + h, j:j + w] * kernel[i, j, 0] for i in range(size) for j in range(size))
 
 
 def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
