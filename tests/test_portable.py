@@ -244,6 +244,7 @@ def test_a_file_without_elements_of_small_scale_decodes_to_what_was_predicted(co
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   assert 0 < np.abs(predicted.astype(int) - of_all).max() and len(blob) < 0.9 * len(whole)
   assert bitstream.parse(blob).skipped == np.searchsorted(scale_table(), 0.8) and blob[4] == 3 and whole[4] == 2
+  assert not np.array_equal(codec.decode(blob, slices=1), predicted)
 
 
 def test_what_is_left_out_costs_nothing_in_the_estimate_and_is_coded_as_estimated(codec, photograph):
@@ -256,6 +257,10 @@ def test_what_is_left_out_costs_nothing_in_the_estimate_and_is_coded_as_estimate
   y_bits, _ = skipping.element_bits(photograph, 2)
   of_all, _ = codec.element_bits(photograph, 2)
   assert 0.1 < np.mean(y_bits == 0) < 0.9 and not np.any(of_all == 0)
+
+
+def test_what_refines_leaves_out_what_its_codec_does(codec):
+  assert codec.skipping(0.8).refining(1, 0.01).skipped == codec.skipping(0.8).skipped > codec.skipped == 0
 
 
 def test_all_elements_of_a_pass_may_be_left_out(codec, photograph):
