@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,12 @@ def test_every_row_of_the_ablation_of_mlic_v2_adds_one_setting_to_the_row_above_
   assert differing_fields(rows[1], other) == ["options"] and dict(other.options) == {"hyper_values": False}
   training = [config_of(file).to_dict() | dict(model=None) for file in ABLATIONS_V2]
   assert all(fields == training[0] for fields in training)
+
+
+@pytest.mark.parametrize("text", ["docs/research.md", ABLATIONS_V2[0]])
+def test_the_command_of_the_ablation_of_mlic_v2_names_all_of_its_rows(text):
+  named = {f"configs/{row}.py" for row in re.findall(r"ablations_v2/row\w+", (ROOT / text).read_text())}
+  assert named == {file for file in FILES if "ablations_v2/" in file}
 
 
 @pytest.mark.parametrize("arguments, message", [
