@@ -50,7 +50,8 @@ def traced_programs(config):
           for name, (function, arguments) in jitted.items()}
 
 
-@pytest.mark.parametrize("name", ["training", "evaluation", "analyse", "start", "nonanchors", "advance", "finish"])
+@pytest.mark.parametrize("name", ["training", "evaluation", "analyse", "start", "nonanchors", "advance", "finish",
+                                  "refine"])
 def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, name):
   function, arguments, _ = traced[name]
   exported = jax.export.export(function, platforms=PLATFORMS)(*arguments)
@@ -60,7 +61,7 @@ def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, name):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("name", ["training", "evaluation", "analyse", "finish"])
+@pytest.mark.parametrize("name", ["training", "evaluation", "analyse", "finish", "refine"])
 def test_convolutions_are_the_quick_ones_on_cpu_and_plain_ones_elsewhere(traced, name, platform):
   found = kernels(kept(traced[name][2], platform))
   assert (QUICK in found) == (platform == "cpu")
@@ -68,8 +69,9 @@ def test_convolutions_are_the_quick_ones_on_cpu_and_plain_ones_elsewhere(traced,
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_slices_are_one_loop_in_training_but_on_cpu(traced, platform):
-  lengths = [each.params["length"] for each in named(kept(traced["training"][2], platform), "scan")]
+@pytest.mark.parametrize("name", ["training", "refine"])
+def test_the_slices_are_one_loop_where_there_is_a_gradient_but_on_cpu(traced, name, platform):
+  lengths = [each.params["length"] for each in named(kept(traced[name][2], platform), "scan")]
   assert lengths.count(SLICES) == (0 if platform == "cpu" else 2)  # forward and back
 
 

@@ -1,4 +1,4 @@
-"""The five compiled functions of a codec with the shapes of their arguments, for a picture that is not there."""
+"""What a codec compiles, with the shapes of the arguments, for a picture that is not there."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,16 +6,19 @@ from functools import partial
 import jax
 import numpy as np
 
-from mlic_jax.coding import compiled
+from mlic_jax.coding import compiled, refinement
+from mlic_jax.coding.refined_codec import gradient_of_latents
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build, side_multiple
 
 ENCODER = ("analyse", "start", "nonanchors", "advance")
 DECODER = ("start", "nonanchors", "advance", "finish")
+REFINER = ("refine",)
 
 
 def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tuple[Callable, tuple]]:
-  """{name: (function of compiled.py without its module, its arguments as shapes)} for a picture, padded as by `Codec`.
+  """{name: (function of compiled.py without its module, its arguments as shapes)} for a picture, padded as by `Codec`,
+  and "refine", a step of refining its latents for the mean squared error.
 
   What else is compiled for a picture is a line each."""
   module, multiple = build(config), side_multiple(config)
@@ -36,4 +39,10 @@ def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tu
   result("nonanchors", k, hyper, state, symbols)
   result("advance", k, hyper, state, symbols)
   result("finish", k, hyper, state, symbols, quality)
+
+  scalar, inside = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((), (*image.shape[:3], 1)))
+  gradient = jax.tree_util.Partial(gradient_of_latents(module, "mse"), variables, image, inside, quality, scalar)
+  programs["refine"] = partial(refinement.step, relaxation=refinement.Schedule.relaxation), (
+      (y, z), jax.eval_shape(refinement.first_moments, (y, z)), gradient, jax.eval_shape(lambda: jax.random.key(0)),
+      scalar, scalar)
   return programs

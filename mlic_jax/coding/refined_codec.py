@@ -14,9 +14,10 @@ import numpy as np
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.memory import check_memory
-from mlic_jax.coding.refinement import Loss, RefineError, Schedule, refine
+from mlic_jax.coding.refinement import Loss, Pair, RefineError, Schedule, refine
 from mlic_jax.data.images import AnyPicture, as_picture
 from mlic_jax.metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_8bit, mse
+from mlic_jax.model.mlic import unrolled_and_rolled
 
 SEED = 0   # of the random choices: the same picture gives the same file
 
@@ -82,8 +83,8 @@ class RefinedCodec(Codec):
     x = self._pad(image)
     inside = np.zeros((1, *x.shape[1:3], 1), np.float32)
     inside[:, :image.shape[0], :image.shape[1]] = 1
-    return jax.tree_util.Partial(_loss_of(self._module, distortion), self.variables, *jax.device_put((x, inside)),
-                                 self.choose_quality(quality), jnp.float32(lmbda))
+    return jax.tree_util.Partial(_of(_rate_distortion, self._module, distortion), self.variables,
+                                 *jax.device_put((x, inside)), self.choose_quality(quality), jnp.float32(lmbda))
 
   def objective(self, quality: float | None) -> tuple[str, float]:
     """The distortion that the codec was trained for, and its weight at a quality. RefineError when none is known."""
@@ -115,16 +116,34 @@ class RefinedCodec(Codec):
     height, width = image.shape[:2]
     self.check(height, width)
     plain = self.plain.latents(image, quality)
-    y, z = refine((plain.y, plain.z), self.loss_of_latents(image, quality), jax.random.key(SEED), self.schedule,
-                  self.progress)
+    loss = self.loss_of_latents(image, quality)
+    gradient = jax.tree_util.Partial(gradient_of_latents(self._module, self.objective(quality)[0]), *loss.args)
+    y, z = refine((plain.y, plain.z), loss, jax.random.key(SEED), self.schedule, self.progress, gradient)
     self._blocks_met.add(self._blocks(height, width))
     self._last = quality, image.copy(), (plain, plain._replace(y=y, z=z))
     return self._last[2]
 
 
+def gradient_of_latents(module, distortion: str) -> Callable:
+  """(variables, x, inside, quality, lmbda, y, z, quantiser, key) -> the gradient of the loss by y and z."""
+  return _of(_gradient, module, distortion)
+
+
 @functools.cache  # one object for all pictures, as jit tells functions apart by identity
-def _loss_of(module, distortion: str) -> Loss:
-  return functools.partial(_rate_distortion, module, distortion)
+def _of(function: Callable, module, distortion: str) -> Callable:
+  return functools.partial(function, module, distortion)
+
+
+def _gradient(module, distortion: str, variables, x, inside, quality, lmbda, y, z, quantiser, key) -> Pair:
+  """As in training/step.py, the choice of how to walk is made around the gradient, which is traced sooner."""
+  def of(module):
+    loss = lambda latents, *others: _rate_distortion(module, distortion, *others, *latents, quantiser, key)
+    return jax.grad(loss)
+
+  arguments, (at_once, rolled) = ((y, z), variables, x, inside, quality, lmbda), unrolled_and_rolled(module)
+  if at_once is rolled:
+    return of(module)(*arguments)
+  return jax.lax.platform_dependent(*arguments, cpu=of(at_once), default=of(rolled))
 
 
 def _rate_distortion(module, distortion: str, variables, x, inside, quality, lmbda, y, z, quantiser, key) -> jax.Array:

@@ -27,6 +27,7 @@ _ADAM = optax.scale_by_adam()
 # compiled step, so that pictures of one size share it.
 Loss = Callable[[jax.Array, jax.Array, Quantiser, jax.Array], jax.Array]
 Pair = tuple[jax.Array, jax.Array]   # y, z
+Gradient = Callable[[jax.Array, jax.Array, Quantiser, jax.Array], Pair]   # of a Loss, by y and z
 
 
 class RefineError(ValueError):
@@ -73,7 +74,8 @@ class Schedule:
 
 
 def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Schedule(),
-           progress: Callable[[float, float], None] = lambda done, loss: None) -> Pair:
+           progress: Callable[[float, float], None] = lambda done, loss: None,
+           gradient: Gradient | None = None) -> Pair:
   """The latents (y, z) with the lowest loss under plain rounding that was met on the way, the given ones among them.
 
   Args:
@@ -81,15 +83,17 @@ def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Sched
     loss: see Loss. Where it draws, it draws from the key that it is given.
     key: of the random choices.
     progress: called at the start and at every check with the share that is done, and the loss of the rounded latents.
+    gradient: of the loss, for who has it by a cheaper way than jax.grad; a Partial as the loss.
 
   Stops early when the colder half brings nothing, or the loss is not finite. RefineError when the time is up before the
   first step is.
   """
   loss = loss if isinstance(loss, jax.tree_util.Partial) else jax.tree_util.Partial(loss)
+  gradient = gradient or jax.tree_util.Partial(_gradient_of, loss)
   step = lambda state, number, done: jax.block_until_ready(
-      _step(*state, loss, jax.random.fold_in(key, number), schedule.temperature(done), schedule.learning_rate,
+      _step(*state, gradient, jax.random.fold_in(key, number), schedule.temperature(done), schedule.learning_rate,
             schedule.relaxation))
-  state, best, lowest = (latents, _ADAM.init(latents)), latents, float(_loss_of_rounded(latents, loss))
+  state, best, lowest = (latents, first_moments(latents)), latents, float(_loss_of_rounded(latents, loss))
   progress(0.0, lowest)
   if schedule.seconds is not None:
     step(state, 0, 0.0)                                  # compiles
@@ -114,13 +118,24 @@ def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Sched
   return best
 
 
-@of_sizes(size=0, static=6)
-def _step(latents: Pair, moments: Any, loss: Loss, key: jax.Array, temperature: float, learning_rate: float,
-          relaxation: str | Callable) -> tuple[Pair, Any]:
+def first_moments(latents: Pair) -> Any:
+  """What a step has of those before it, at the first."""
+  return _ADAM.init(latents)
+
+
+def step(latents: Pair, moments: Any, gradient: Gradient, key: jax.Array, temperature: float, learning_rate: float,
+         relaxation: str | Callable) -> tuple[Pair, Any]:
+  """(latents, moments) after one more step; `relaxation` as in a Schedule."""
   quantiser = annealed(relaxation, temperature) if isinstance(relaxation, str) else relaxation(temperature)
-  gradient = jax.grad(lambda latents: loss(*latents, quantiser, key))(latents)
-  updates, moments = _ADAM.update(gradient, moments)
+  updates, moments = _ADAM.update(gradient(*latents, quantiser, key), moments)
   return jax.tree.map(lambda each, update: each - learning_rate * update, latents, updates), moments
+
+
+_step = of_sizes(size=0, static=6)(step)
+
+
+def _gradient_of(loss: Loss, y: jax.Array, z: jax.Array, quantiser: Quantiser, key: jax.Array) -> Pair:
+  return jax.grad(loss, argnums=(0, 1))(y, z, quantiser, key)
 
 
 @of_sizes(size=0)

@@ -7,7 +7,7 @@ from mlic_jax.console import rich_console, say
 
 READS_CONFIG = True
 PICTURES = {"train": ("batch_size", "crop_size"), "evaluate": ("eval_batch_size", "eval_crop_size")}  # fields
-CODEC = ("encode", "decode")
+CODEC = ("encode", "decode", "refine")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="or the name of one that comes along, such as mlic_plus_plus")
   parser.add_argument("--topology", required=True, metavar="KIND:SIDES", help="the chips, such as v5e:2x4 or v4:2x2x1")
   parser.add_argument("--what", choices=(*PICTURES, *CODEC), default="train",
-                      help="a step of a training, of its evaluation, or the functions of a codec for one picture on "
-                           "one chip; default: train")
+                      help="a step of a training, of its evaluation, or for one picture on one chip the functions of a "
+                           "codec, or a step of refining; default: train")
   parser.add_argument("--batch_size", type=positive, metavar="N", help="of all chips together; default: the config's")
   parser.add_argument("--find-batch", action="store_true", help="the largest batch that fits; compiles several times")
-  parser.add_argument("--height", type=side, default=512, help="of the picture of encode and decode, in pixels")
+  parser.add_argument("--height", type=side, default=512, help="of the picture of encode, decode and refine, in pixels")
   parser.add_argument("--width", type=side, default=768)
 
 
@@ -71,12 +71,13 @@ def _of_training(what: str, config, codec, devices):
 def _of_codec(args: argparse.Namespace, codec, device) -> dict:
   import jax
 
-  from mlic_jax.coding.codec_programs import DECODER, ENCODER, codec_programs
+  from mlic_jax.coding.codec_programs import DECODER, ENCODER, REFINER, codec_programs
   on_it = jax.sharding.SingleDeviceSharding(device)
   place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_it)
   programs = codec_programs(codec, args.height, args.width)
   lowering = lambda function, arguments: lambda: jax.jit(function).lower(*jax.tree.map(place, arguments))
-  return {name: lowering(*programs[name]) for name in (ENCODER if args.what == "encode" else DECODER)}
+  return {name: lowering(*programs[name])
+          for name in {"encode": ENCODER, "decode": DECODER, "refine": REFINER}[args.what]}
 
 
 def _compiled(lower, name: str):
