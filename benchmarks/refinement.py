@@ -80,7 +80,8 @@ def measure(codec: Codec, image: np.ndarray, quality: float | None, schedule: Sc
   """Loss, bpp and PSNR of the file of a picture, plain and refined, whichever is better."""
   codec = codec.refining(schedule)
   plain, loss = codec.plain.latents(image, quality), codec.loss_of_latents(image, quality)
-  run = lambda schedule: refine((plain.y, plain.z), loss, jax.random.key(0), schedule)
+  gradient = codec.gradient_of_latents(image, quality)
+  run = lambda schedule: refine((plain.y, plain.z), loss, jax.random.key(0), schedule, gradient=gradient)
   run(dataclasses.replace(schedule, steps=1))  # compiles
   start = time.perf_counter()
   y, z = jax.block_until_ready(run(schedule))
@@ -130,11 +131,11 @@ def cost(args: argparse.Namespace) -> float:
   config = load_config(args.config)
   image, codec = smooth_noise(args.crop, args.crop), fresh_codec(args.config).refining(1, 0.01)
   quality = codec.choose_quality(None)
-  latents, loss = codec.plain.latents(image, quality), codec.loss_of_latents(image, quality)
-  state, compiled = [((latents.y, latents.z), refinement._ADAM.init((latents.y, latents.z)))], refinement._step._kept
+  latents, gradient = codec.plain.latents(image, quality), codec.gradient_of_latents(image, quality)
+  state, compiled = [((latents.y, latents.z), refinement.first_moments((latents.y, latents.z)))], refinement._step._kept
 
   def refining():
-    state[0] = refinement._step(*state[0], loss, jax.random.key(0), 0.5, 1e-2, "atanh")
+    state[0] = refinement._step(*state[0], gradient, jax.random.key(0), 0.5, 1e-2, "atanh")
     return state[0]
 
   def memory():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mlic_jax.coding import compiled, refinement
-from mlic_jax.coding.refined_codec import gradient_of_latents
+from mlic_jax.coding.refined_codec import rate_distortion_gradient
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build, side_multiple
 
@@ -41,7 +41,7 @@ def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tu
   result("finish", k, hyper, state, symbols, quality)
 
   scalar, inside = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((), (*image.shape[:3], 1)))
-  gradient = jax.tree_util.Partial(gradient_of_latents(module, "mse"), variables, image, inside, quality, scalar)
+  gradient = jax.tree_util.Partial(rate_distortion_gradient(module, "mse"), variables, image, inside, quality, scalar)
   programs["refine"] = partial(refinement.step, relaxation=refinement.Schedule.relaxation), (
       (y, z), jax.eval_shape(refinement.first_moments, (y, z)), gradient, jax.eval_shape(lambda: jax.random.key(0)),
       scalar, scalar)

@@ -14,7 +14,7 @@ import numpy as np
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.memory import check_memory
-from mlic_jax.coding.refinement import Loss, Pair, RefineError, Schedule, refine
+from mlic_jax.coding.refinement import Gradient, Loss, Pair, RefineError, Schedule, refine
 from mlic_jax.data.images import AnyPicture, as_picture
 from mlic_jax.metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_8bit, mse
 from mlic_jax.model.mlic import unrolled_and_rolled
@@ -86,6 +86,11 @@ class RefinedCodec(Codec):
     return jax.tree_util.Partial(_of(_rate_distortion, self._module, distortion), self.variables,
                                  *jax.device_put((x, inside)), self.choose_quality(quality), jnp.float32(lmbda))
 
+  def gradient_of_latents(self, image: AnyPicture, quality: float | None) -> Gradient:
+    """That of loss_of_latents."""
+    gradient = rate_distortion_gradient(self._module, self.objective(quality)[0])
+    return jax.tree_util.Partial(gradient, *self.loss_of_latents(image, quality).args)
+
   def objective(self, quality: float | None) -> tuple[str, float]:
     """The distortion that the codec was trained for, and its weight at a quality. RefineError when none is known."""
     trained = (self.training or {}).get("config") or {}
@@ -116,15 +121,14 @@ class RefinedCodec(Codec):
     height, width = image.shape[:2]
     self.check(height, width)
     plain = self.plain.latents(image, quality)
-    loss = self.loss_of_latents(image, quality)
-    gradient = jax.tree_util.Partial(gradient_of_latents(self._module, self.objective(quality)[0]), *loss.args)
-    y, z = refine((plain.y, plain.z), loss, jax.random.key(SEED), self.schedule, self.progress, gradient)
+    y, z = refine((plain.y, plain.z), self.loss_of_latents(image, quality), jax.random.key(SEED), self.schedule,
+                  self.progress, self.gradient_of_latents(image, quality))
     self._blocks_met.add(self._blocks(height, width))
     self._last = quality, image.copy(), (plain, plain._replace(y=y, z=z))
     return self._last[2]
 
 
-def gradient_of_latents(module, distortion: str) -> Callable:
+def rate_distortion_gradient(module, distortion: str) -> Callable:
   """(variables, x, inside, quality, lmbda, y, z, quantiser, key) -> the gradient of the loss by y and z."""
   return _of(_gradient, module, distortion)
 
