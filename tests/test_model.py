@@ -11,8 +11,9 @@ from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.model.gradients import lower_bound, ste_round
 from mlic_jax.model.layers import Conv, ConvTranspose, depthwise_conv, pixel_shuffle
 from mlic_jax.model.mlic import build
-from mlic_jax.model.priors import SCALE_MIN, FactorizedPrior, gaussian_bits, scale_index, scale_table
+from mlic_jax.model.priors import FactorizedPrior, gaussian_bits, scale_index
 from mlic_jax.model.quantisers import NOISE
+from mlic_jax.model.scales import SCALE_MIN, scale_table
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tty
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +150,11 @@ def test_a_pipe_gets_the_file_and_stays_a_pipe(photo, tmp_path, capsys):
 
 
 def test_a_device_is_written_to_and_not_replaced(photo, capsys):
-  assert run("encode", photo, "/dev/null") == 0
-  assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+  reading, terminal = os.openpty()   # a device of its own: what replaces it does no harm
+  tty.setraw(terminal)
+  assert run("encode", photo, os.ttyname(terminal)) == 0
+  assert stat.S_ISCHR(os.stat(os.ttyname(terminal)).st_mode)
+  assert bitstream.parse(os.read(reading, 1000)).width == 20
   assert refused("/dev/full: No space left on device", capsys, "encode", photo, "/dev/full")
 
 

@@ -26,7 +26,8 @@ from mlic_jax.coding.portable import (
 )
 from mlic_jax.coding.tables import quantize_pmf
 from mlic_jax.data.images import save_image
-from mlic_jax.model.priors import SCALE_LEVELS, SCALE_MAX, SCALE_MIN, SCALE_STEP, scale_index, scale_place, scale_table
+from mlic_jax.model.priors import scale_index, scale_place
+from mlic_jax.model.scales import SCALE_LEVELS, SCALE_MAX, SCALE_MIN, SCALE_STEP, scale_table
 from mlic_jax.model.slices import Prior
 
 EPSILON = 2.0**-portable.EPSILON_EXPONENT

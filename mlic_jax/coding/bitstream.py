@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax.data.images import PIXELS_MAX
-from mlic_jax.model.priors import SCALE_LEVELS
+from mlic_jax.model.scales import SCALE_LEVELS
 
 MAGIC = b"MLIC"
 VERSION, SELECTIVE_VERSION = 2, 3      # 3 where elements are left out

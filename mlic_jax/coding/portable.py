@@ -24,7 +24,7 @@ import numpy as np
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import Bitstream, Origin, PortabilityError
-from mlic_jax.model.priors import SCALE_LEVELS, SCALE_STEP
+from mlic_jax.model.scales import SCALE_LEVELS, SCALE_STEP
 
 EPSILON_EXPONENT = 13  # epsilon = 2^-13 of the step from level to level
 DISTANCE_MAX = 1 / 64  # of any scale: a place of 0 has to be safe in the grid with the smallest shift

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlic_jax.coding.rangecoder import Decoder, Encoder
-from mlic_jax.model.priors import SCALE_LEVELS, scale_table
+from mlic_jax.model.scales import SCALE_LEVELS, scale_table
 
 CERTAIN = 1e-3  # a scale at which a zero costs no bits
 

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import scipy.special
 
-from mlic_jax.model.priors import SCALE_LEVELS, FactorizedPrior, scale_table
+from mlic_jax.model.priors import FactorizedPrior
+from mlic_jax.model.scales import SCALE_LEVELS, scale_table
 
 PRECISION = 16        # bits of a probability, the most that the range coder takes
 TAIL_MASS = 1e-9      # probability that a row leaves to its escape, both sides together; as in CompressAI

@@ -6,18 +6,10 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.model.gradients import lower_bound
+from mlic_jax.model.scales import SCALE_MIN, SCALE_STEP, scale_table
 
-SCALE_MIN = 0.11       # as in TFC and CompressAI; a narrower Gaussian has 99.999 % of its mass in one bin
-SCALE_MAX = 256.0
-SCALE_LEVELS = 64
-SCALE_STEP = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_LEVELS - 1)  # of the logarithm, from level to level
 LIKELIHOOD_MIN = 1e-9  # 29.9 bits; what lies beyond is coded by escape and costs about as much
 TAIL_MASS = 1e-9       # probability outside the two outer quantiles of z
-
-
-def scale_table() -> np.ndarray:
-  """(SCALE_LEVELS,) float32, the scales that have a coding table, log-spaced."""
-  return np.exp(np.linspace(np.log(SCALE_MIN), np.log(SCALE_MAX), SCALE_LEVELS)).astype(np.float32)
 
 
 def scale_index(scale: jax.Array) -> jax.Array:

@@ -21,8 +21,9 @@ from mlic_jax.model import contexts
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.model.gradients import lower_bound
 from mlic_jax.model.layers import ConvStack
-from mlic_jax.model.priors import SCALE_MIN, gaussian_bits, scale_index, scale_place
+from mlic_jax.model.priors import gaussian_bits, scale_index, scale_place
 from mlic_jax.model.quantisers import ROUNDING, Quantiser
+from mlic_jax.model.scales import SCALE_MIN
 
 
 class Prior(NamedTuple):
