@@ -4,14 +4,12 @@
                                    [--scales 0.12,0.15,0.2,0.25,0.3]
 
 A table on held-out photographs, the middle of each, from files and the pictures in them: the BD-rate against the files
-with all elements; the loss, bpp + lmbda * mse in 8-bit levels, the rate and the PSNR, means over photographs and
-qualities; the share of the elements that is left out; and how long the range coder takes for the others, to encode and
-to decode. --holdout_every has to be that of the training.
+with all elements; the loss, bpp + lmbda * distortion as in training, the rate and the PSNR, means over photographs and
+qualities; and the share of the elements that is left out. --holdout_every has to be that of the training.
 """
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,51 +22,26 @@ if __name__ == "__main__":
 import numpy as np
 
 from mlic_jax import Codec
-from mlic_jax.coding import selective
 from mlic_jax.data import batches
 from mlic_jax.evaluation.rd import Curve, bd_rate
-from mlic_jax.metrics import mse, psnr
+from mlic_jax.metrics import psnr
 
 
-class Watched:
-  """What selective.py was asked to code: elements, those that were coded, and the seconds it took."""
-
-  def __init__(self):
-    self.elements = self.coded = self.seconds = 0
-    self._encode, self._decode = selective.encode, selective.decode
-    selective.encode, selective.decode = self._watch(self._encode), self._watch(self._decode)
-
-  def _watch(self, work):
-    def watched(coder, *args):
-      rows, skipped = args[-2:]
-      start = time.perf_counter()
-      result = work(coder, *args)
-      self.seconds += time.perf_counter() - start
-      self.elements, self.coded = self.elements + rows.size, self.coded + int((rows >= skipped).sum())
-      return result
-    return watched
-
-  def stop(self):
-    selective.encode, selective.decode = self._encode, self._decode
-
-
-def measure(codec: Codec, image: np.ndarray, quality: float, lmbda: float) -> dict[str, float]:
-  """Of the file of a picture, which has to decode to what the encoder predicted."""
-  watched = Watched()
+def measure(codec: Codec, judge: Codec, image: np.ndarray, quality: float) -> dict[str, float]:
+  """Of the file of a picture, which has to decode to what the encoder predicted; `judge` knows its loss."""
   blob, predicted = codec.encode_with_reconstruction(image, quality)
   decoded = codec.decode(blob)
-  watched.stop()
   if not np.array_equal(decoded, predicted):
     raise SystemExit(f"{codec.name}: a file decodes to another picture than was predicted")
-  bpp = 8 * len(blob) / (image.shape[0] * image.shape[1])
-  return dict(bpp=bpp, psnr=psnr(image, decoded), loss=bpp + lmbda * mse(image, decoded),
-              share=1 - watched.coded / watched.elements, seconds=watched.seconds)
+  y_bits, _ = codec.element_bits(image, quality)
+  return dict(bpp=8 * len(blob) / (image.shape[0] * image.shape[1]), psnr=psnr(image, decoded),
+              loss=judge.loss(image, quality, blob, decoded), share=np.mean(y_bits == 0))
 
 
 def main(argv=None) -> None:
   numbers = lambda text: [float(each) for each in text.split(",")]
   parser = argparse.ArgumentParser(description="Leaving out elements of small scale, on held-out photographs.")
-  parser.add_argument("--ckpt", required=True, help="a variable-rate model, trained for mse")
+  parser.add_argument("--ckpt", required=True, help="a variable-rate model")
   parser.add_argument("--data", required=True, help="the photographs that were trained on; those held out are taken")
   parser.add_argument("--holdout_every", type=int, default=24)
   parser.add_argument("--images", type=int, default=8)
@@ -77,18 +50,16 @@ def main(argv=None) -> None:
   parser.add_argument("--scales", type=numbers, default=[0.12, 0.15, 0.2, 0.25, 0.3])
   args = parser.parse_args(argv)
   codec = Codec.load(args.ckpt)
-  qualities, lmbdas = args.qualities or codec.qualities, codec.training["config"]["lmbdas"]
-  lmbda = lambda quality: float(np.exp(np.interp(quality, np.arange(1, len(lmbdas) + 1), np.log(lmbdas))))
+  qualities, judge = args.qualities or codec.qualities, codec.refining(1)  # which knows what was trained for
   _, others = batches.split(args.data, "", args.holdout_every)
   images = batches.eval_images(others, args.crop, args.images)
-  codec.encode_with_reconstruction(images[0], qualities[0])  # compiles
   print(f"{codec.name} {codec.fingerprint.hex()}, {len(images)} held-out photographs, {args.crop}x{args.crop}, "
         f"qualities {', '.join(f'{quality:g}' for quality in qualities)}\n")
-  print("| scales up to | BD-rate | loss | bits | PSNR | left out | coding |\n|---:|---:|---:|---:|---:|---:|---:|")
+  print("| scales up to | BD-rate | loss | bits | PSNR | left out |\n|---:|---:|---:|---:|---:|---:|")
   first = None
   for scale in (None, *args.scales):
     chosen = codec if scale is None else codec.skipping(scale)
-    rows = [[measure(chosen, image, quality, lmbda(quality)) for image in images] for quality in qualities]
+    rows = [[measure(chosen, judge, image, quality) for image in images] for quality in qualities]
     mean = lambda field, of: statistics.mean(row[field] for row in of)
     curve = Curve(chosen.name, *np.array([(mean("bpp", of), mean("psnr", of)) for of in rows]).T)
     first = first or (rows, curve)
@@ -99,7 +70,7 @@ def main(argv=None) -> None:
     decibels = mean("psnr", every) - statistics.mean(row["psnr"] for of in first[0] for row in of)
     print(f"| {'none' if scale is None else f'{scale:g}'} | {'' if bd is None else f'{bd:+.2f} %'} | "
           f"{change('loss'):+.2f} % | {change('bpp'):+.2f} % | {decibels:+.2f} dB | "
-          f"{100 * mean('share', every):.0f} % | {1000 * mean('seconds', every):.1f} ms |", flush=True)
+          f"{100 * mean('share', every):.0f} % |", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,31 +26,38 @@ def floats_per_pixel(config: CodecConfig) -> float:
   return max(width / 4**(i + 1) for i, width in enumerate(widths(config)))
 
 
-class Analysis(nn.Module):
-  """g_a: x (B, H, W, 3) -> y (B, H/16, W/16, M)."""
+class Transform(nn.Module):
+  """What both directions share. Other transforms may have other blocks (token_mixing.py)."""
   config: CodecConfig
   remat: bool = False
+
+  def again(self, kind: type[nn.Module]) -> type[nn.Module]:
+    return nn.remat(kind) if self.remat else kind
+
+  def blocks(self, x: jax.Array, width: int, name: str) -> jax.Array:
+    """What comes after each resampling, and first in g_s: (B, H, W, C) -> (B, H, W, width)."""
+    return self.again(ResidualBlock)(width, name=name)(x)
+
+
+class Analysis(Transform):
+  """g_a: x (B, H, W, 3) -> y (B, H/16, W/16, M)."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    again = nn.remat if self.remat else lambda block: block
     for i, width in enumerate(widths(self.config)):
-      x = again(ResidualBlockDown)(width, name=f"down{i}")(x)
-      x = again(ResidualBlock)(width, name=f"block{i}")(x)
+      x = self.again(ResidualBlockDown)(width, name=f"down{i}")(x)
+      x = self.blocks(x, width, f"block{i}")
     return Conv(self.config.M, stride=2, dtype=jnp.float32, name="out")(x)
 
 
-class Synthesis(nn.Module):
+class Synthesis(Transform):
   """g_s: y_hat (B, h, w, M) -> x_hat (B, 16 h, 16 w, 3), not clipped."""
-  config: CodecConfig
-  remat: bool = False
 
   @nn.compact
   def __call__(self, y_hat: jax.Array) -> jax.Array:
-    again = nn.remat if self.remat else lambda block: block
-    x = again(ResidualBlock)(self.config.synthesis_width or self.config.M, name="block0")(y_hat)
+    x = self.blocks(y_hat, self.config.synthesis_width or self.config.M, "block0")
     for i, width in enumerate(reversed(widths(self.config))):
-      x = again(ResidualBlockUp)(width, name=f"up{i}")(x)
-      x = again(ResidualBlock)(width, name=f"block{i + 1}")(x)
+      x = self.again(ResidualBlockUp)(width, name=f"up{i}")(x)
+      x = self.blocks(x, width, f"block{i + 1}")
     # A training starts from grey.
     return SubpixelConv(3, init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="out")(x)
