@@ -1,9 +1,12 @@
 """Muon: momentum whose step is made orthogonal, matrix by matrix (Jordan et al., 2024)."""
 
+import collections
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 # Of the quintic whose repetition drives singular values towards 1 (Jordan et al., 2024), and how often it is repeated.
@@ -32,36 +35,56 @@ def scale_by_muon(beta: float = BETA, rms: float = RMS) -> optax.GradientTransfo
     mu = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.mu, updates)
     now, later = 1 - beta**count, 1 - beta**(count + 1)  # of averages that began at zero
     nesterov = jax.tree.map(lambda m, g: beta * m / later + (1 - beta) * g / now, mu, updates)
-    return jax.tree.map(lambda kernel: _step(kernel, rms), nesterov), MuonState(count, mu)
+    return _orthogonal_steps(nesterov, rms), MuonState(count, mu)
 
   return optax.GradientTransformation(init, update)
 
 
-def _step(kernel: jax.Array, rms: float) -> jax.Array:
-  matrices = kernel.reshape(-1, kernel.shape[-4] * kernel.shape[-3] * kernel.shape[-2], kernel.shape[-1])
-  return rms * max(matrices.shape[1:])**0.5 * orthogonalize(matrices).reshape(kernel.shape)
+def _orthogonal_steps(kernels: Any, rms: float) -> Any:
+  """The step of each kernel of a tree. Matrices of one size, lying or standing, are one batch: a network has few sizes,
+  and what is compiled grows with these."""
+  leaves, treedef = jax.tree.flatten(kernels)
+  lying, places = [], collections.defaultdict(list)
+  for place, kernel in enumerate(leaves):
+    lying.append(_lay(kernel.reshape(-1, math.prod(kernel.shape[-4:-1]), kernel.shape[-1])))
+    places[lying[-1].shape[1:]].append(place)
+  steps = [None] * len(leaves)
+  for size, of_size in places.items():
+    batch = rms * max(size)**0.5 * orthogonalize(jnp.concatenate([lying[place] for place in of_size]))
+    ends = np.cumsum([len(lying[place]) for place in of_size])
+    for place, step in zip(of_size, jnp.split(batch, ends[:-1])):
+      stands = math.prod(leaves[place].shape[-4:-1]) > leaves[place].shape[-1]
+      steps[place] = (step.swapaxes(1, 2) if stands else step).reshape(leaves[place].shape)
+  return treedef.unflatten(steps)
+
+
+def _lay(matrices: jax.Array) -> jax.Array:
+  """(batch, rows, columns), transposed where there are more rows."""
+  return matrices.swapaxes(1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
 
 
 def orthogonalize(x: jax.Array) -> jax.Array:
-  """(batch, rows, columns) -> the same with singular values near 1, between 0.7 and 1.2.
+  """(batch, rows, columns), not more rows than columns -> the same with singular values near 1, between 0.7 and 1.2.
 
   The quintic is odd, f(X) = P(X X^T) X, so a repetition of it is one product of symmetric matrices of the smaller side
   n times X. Where the larger side is 1.5 n or more, these are multiplied first, and X but twice: a third of the
   multiplications for the kernel of a 3x3 convolution."""
-  if x.shape[1] > x.shape[2]:
-    return orthogonalize(x.swapaxes(1, 2)).swapaxes(1, 2)
   a, b, c = COEFFICIENTS
   x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
-  gram = x @ x.swapaxes(1, 2)
+  even = lambda gram: b * gram + c * gram @ gram
+
+  def once(_, x):
+    return a * x + even(x @ x.swapaxes(1, 2)) @ x
+
+  def once_of_gram(_, state):
+    total, factor, gram = state
+    gram = factor @ gram @ factor
+    factor = a * identity + even(gram)
+    return factor @ total, factor, gram
+
   if 2 * x.shape[2] < 3 * x.shape[1]:
-    for repetition in range(REPETITIONS):
-      gram = x @ x.swapaxes(1, 2) if repetition else gram
-      x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
-  identity, total = jnp.eye(x.shape[1]), None
-  for repetition in range(REPETITIONS):
-    factor = a * identity + b * gram + c * gram @ gram
-    total = factor if total is None else factor @ total
-    if repetition < REPETITIONS - 1:
-      gram = factor @ gram @ factor
+    return jax.lax.fori_loop(0, REPETITIONS, once, x)
+  gram, identity = x @ x.swapaxes(1, 2), jnp.eye(x.shape[1])
+  first = a * identity + even(gram)
+  total, *_ = jax.lax.fori_loop(1, REPETITIONS, once_of_gram, (first, first, gram))
   return total @ x
