@@ -161,9 +161,8 @@ def test_leaving_out_what_is_not_decoded_yet_changes_neither_the_walk_nor_its_gr
     model = build(CodecConfig.from_dict({**config.to_dict(), "scan_unroll": unroll}))
     run = lambda m, *args: m.slices.walk(*args)
     walk = lambda params: model.apply({"params": params}, hyper, y, NOISE, noise, method=run)
-    bits = lambda params: (coded := walk(params)).bits.sum() + coded.y_hat.sum()
-    return jax.jit(lambda params: (walk(params), jax.grad(bits)(params)), compiler_options=COMPILE_QUICKLY)(
-        variables["params"])
+    bits = lambda params: ((coded := walk(params)).bits.sum() + coded.y_hat.sum(), coded)
+    return jax.jit(jax.value_and_grad(bits, has_aux=True), compiler_options=COMPILE_QUICKLY)(variables["params"])
 
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
   jax.tree.map(close, walk_and_gradient(0), walk_and_gradient(1))
