@@ -1,4 +1,6 @@
 """A codec with the interface of mlic_jax.Codec that stores JPEG: what is said of it can be checked by hand."""
+import copy
+
 import numpy as np
 
 from mlic_jax.coding.model_directory import CheckpointError
@@ -12,7 +14,8 @@ CONFIG = CodecConfig(N=4, M=4, num_slices=2, contexts=(), entropy_widths=(4, 4),
 
 class FakeCodec:
   """JPEG of quality 10 * quality, whose estimate is always 40 bits below the file."""
-  name = "fake"
+  name = plain_name = "fake"
+  skips_up_to = None
   fingerprint = b"fake"
   qualities = (1, 2, 3, 4, 5, 6)
   config = CONFIG
@@ -28,7 +31,7 @@ class FakeCodec:
 
   def encode_with_reconstruction(self, image, quality):
     self.encoded.append((image.shape, quality))
-    blob = baselines.encode_jpeg(image, int(10 * (quality or 5)))
+    blob = baselines.encode_jpeg(image, int(10 * (quality or 5)) - (4 if self.skips_up_to else 0))
     return blob, baselines.decode(blob)
 
   def encode_with_bits(self, image, quality):
@@ -54,6 +57,12 @@ class FakeCodec:
     blob = baselines.encode_jpeg(image, int(10 * (quality or 5)))
     return 8.0 * len(blob) - 40, baselines.decode(blob)
 
+  def skipping(self, scale):
+    """JPEG of four steps less."""
+    other = copy.copy(self)
+    other.encoded, other.skips_up_to, other.name = [], scale, f"{self.name}, without scales up to {scale:g}"
+    return other
+
   def refining(self, schedule, lmbda=None):
     return RefinedFake(self, schedule, lmbda)
 
@@ -64,6 +73,7 @@ class RefinedFake(FakeCodec):
   def __init__(self, plain, schedule, lmbda):
     super().__init__()
     self.plain, self.schedule, self.lmbda, self.qualities = plain, schedule, lmbda, plain.qualities
+    self.plain_name, self.skips_up_to = plain.plain_name, plain.skips_up_to
     self.name = f"{plain.name}, refined {schedule}{'' if lmbda is None else f' for {lmbda:g}'}"
 
   def check(self, height, width):
@@ -91,7 +101,7 @@ class SingleRateCodec(FakeCodec):
   @classmethod
   def load(cls, path, coder=None):
     codec = super().load(path)
-    codec.name = path
+    codec.name = codec.plain_name = path
     return codec
 
   def encode_with_reconstruction(self, image, quality):
@@ -102,7 +112,7 @@ class SingleRateCodec(FakeCodec):
 
   @property
   def _quality(self):
-    digits = self.name.rpartition("_q")[2]
+    digits = self.plain_name.rpartition("_q")[2]
     return int(digits) / 10 if digits.isdecimal() else 5
 
 

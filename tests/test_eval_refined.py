@@ -1,4 +1,4 @@
-"""eval.py --refine: each checkpoint twice, plain and refined, as curves, in the page, and in the journal apart."""
+"""eval.py --refine and --skip: each checkpoint twice, as curves, in the page, and in the journal apart."""
 import json
 import re
 
@@ -9,7 +9,7 @@ from fake_codec import FakeCodec, SingleRateCodec, bits_of
 import mlic_jax
 from mlic_jax.commands import evaluate as evaluation_script
 from mlic_jax.data.images import save_image
-from mlic_jax.evaluation import bits, results
+from mlic_jax.evaluation import bits
 
 rows, columns = np.mgrid[:70, :100][..., None] / 9
 IMAGE = np.uint8(127 + 100 * np.sin(rows + [0, 1, 2]) * np.cos(columns * [1, 0.7, 1.3]))
@@ -56,11 +56,36 @@ def test_every_checkpoint_is_a_curve_as_it_is_and_one_refined_and_the_results_sa
   assert re.search("refined 50s for 0.1</text>", (tmp_path / "out" / "rd.svg").read_text())
 
 
-def test_single_rates_of_a_family_are_one_curve_refined_too():
-  entry = lambda name, refine: [{"name": name, "quality": None, "config": {}, "refine": refine}]
-  checkpoints = [(name, entry(*each)) for name in ("s_q20", "s_q40")
-                 for each in ((name, None), (f"{name}, refined 100", {"plain": name}))]
-  assert [(name, len(entries)) for name, entries in results.families(checkpoints)] == [("s", 2), ("s, refined 100", 2)]
+def test_what_is_coded_without_some_elements_is_a_curve_of_its_own_and_refined_another(run, tmp_path):
+  assert run("--ckpt", "x", "--skip", 0.2, "--refine", 9, "--qualities", "1,2", "--report-images", 0)[0] == 0
+  found = read(tmp_path)
+  without = "fake, without scales up to 0.2"
+  entries = {(entry["name"], entry["quality"]): entry for entry in found["checkpoints"]}
+  assert found["skip"] == 0.2 and list(entries) == [(name, q) for name in ("fake", without, f"{without}, refined 9")
+                                                    for q in (1, 2)]
+  assert [entry["skip"] for entry in found["checkpoints"]] == [None, None, 0.2, 0.2, 0.2, 0.2]
+  assert entries[without, 2]["mean"]["bytes"] < entries["fake", 2]["mean"]["bytes"]
+  assert entries[f"{without}, refined 9", 2]["refine"]["plain"] == without
+  assert run("--ckpt", "x", "--qualities", "1,2", "--report-images", 0, "--resume")[2] == []
+  assert run("--ckpt", "x", "--qualities", "1,2", "--report-images", 0, "--resume", "--skip", 0.25)[2] == [1, 1, 2]
+
+
+def test_single_rates_of_a_family_are_one_curve_refined_and_without_elements_too(run, tmp_path):
+  arguments = "--ckpt", "s_q20", "s_q40", "--skip", 0.2, "--refine", 100, "--report-images", 0
+  assert run(*arguments, codec=SingleRateCodec)[0] == 0
+  curves = [(curve["name"], len(curve["bpp"])) for curve in read(tmp_path)["curves"] if curve["metric"] == "psnr"]
+  without = "s, without scales up to 0.2"
+  assert curves[:3] == [("s", 2), (without, 2), (f"{without}, refined 100", 2)]
+
+
+@pytest.mark.parametrize("scale, message", [
+    ("0.01", "a scale of 0.01; elements can be left out from 0.11 on and below 256"),
+    ("-1", "a number above 0 is wanted")])
+def test_a_scale_that_leaves_nothing_out_is_one_line(tiny_checkpoint, tmp_path, capsys, scale, message):
+  arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out"), f"--skip={scale}"]
+  assert evaluation_script.main(arguments) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
 
 
 def test_a_resumed_evaluation_mixes_no_plain_and_refined_rows(run, tmp_path):

@@ -43,10 +43,10 @@ class Codec:
   def __init__(self, model: Model, coder: str | None = None):
     self.coder = rangecoder.choose(coder)
     self.name, self.config, self.fingerprint = model.name, model.config, model.fingerprint
+    self.plain_name = self.name     # the same of what `skipping` and `refining` give
     self._module = build(model.config)
-    self._variables = jax.device_put(model.variables)
-    self._table = model.table
-    self.skipped = 0                # rows of it whose elements are left out, see selective.py
+    self._variables, self._table = jax.device_put(model.variables), model.table
+    self.skipped, self.skips_up_to = 0, None  # rows of it whose elements are left out, and their scale: selective.py
     self.training = model.training  # what the run was, or None
     self._side_multiple = side_multiple(model.config)
 

@@ -32,7 +32,8 @@ def skipping(codec: Any, scale: float) -> Any:
     raise SkipError(f"a scale of {scale:g}; elements can be left out from {scale_table()[0]:g} on and below "
                     f"{scale_table()[-1]:g}")
   other = copy.copy(codec)
-  other.skipped, other.name = rows, f"{codec.name}, without scales up to {scale:g}"
+  other.skipped, other.skips_up_to = rows, scale
+  other.name = f"{codec.plain_name}, without scales up to {scale:g}"
   return other
 
 

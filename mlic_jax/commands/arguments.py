@@ -79,6 +79,10 @@ def refine_arguments(parser: argparse.ArgumentParser, help: str) -> None:
                       help="weight of the distortion in --refine, in the scale of training; default: the quality's")
 
 
+def skip_argument(parser: argparse.ArgumentParser, help: str) -> None:
+  parser.add_argument("--skip", type=above_zero, metavar="SCALE", help=help)
+
+
 def check_refine(args: argparse.Namespace) -> None:
   """ConfigError for --lmbda without --refine."""
   if args.lmbda and args.refine is None:

@@ -15,6 +15,7 @@ from mlic_jax.commands.arguments import (
   path_arguments,
   positive,
   refine_arguments,
+  skip_argument,
 )
 from mlic_jax.commands.mlic_files import FirstPicture, load_codecs
 from mlic_jax.commands.streams import STREAM, is_a_stream, picture_source, refuse_another_ending, write
@@ -36,9 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
   parser.add_argument("--no-portable", action="store_true",
                       help="a file for this machine and this jax alone, some bytes less")
-  parser.add_argument("--skip", type=above_zero, metavar="SCALE",
-                      help="leave out what is predicted with a scale up to SCALE, 0.11 to 256, and take its mean; "
-                      "files of version 3")
+  skip_argument(parser, "leave out what is predicted with a scale up to SCALE, 0.11 to 256, and take its mean; files "
+                "of version 3")
   refine_arguments(parser, "optimise the latents of every picture for so many steps, or seconds, as 50s: smaller files "
                    "or better pictures, which decode as any others")
   parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")

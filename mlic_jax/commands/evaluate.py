@@ -1,11 +1,12 @@
 """Rate and distortion of checkpoints from real files: a table, results.json, plots, and a page to look at.
 
     python eval.py --ckpt CKPT [CKPT ...] [--data DIR|tfds:NAME[:SPLIT]] [--out DIR] [--limit N] [--estimate]
-                   [--progressive] [--refine STEPS]
+                   [--progressive] [--skip SCALE] [--refine STEPS]
 
 Without --data the photographs are those that scikit-image brings along. Conventional codecs run on the same images, and
 published curves can stand beside them. --progressive measures, too, what is seen of a picture while its file arrives,
---refine what becomes of each checkpoint when latents are optimised for every picture.
+--skip and --refine what becomes of each checkpoint when sure elements are left out, and latents are optimised for every
+picture.
 What is written, and what is meant by every number: docs/evaluation.md. The work is in mlic_jax/evaluation/; here are
 the arguments and the order of events.
 """
@@ -21,7 +22,15 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 import mlic_jax
 from mlic_jax.coding import rangecoder
 from mlic_jax.coding.memory import check_memory
-from mlic_jax.commands.arguments import check_refine, coder_argument, local, positive, refine_arguments, whole
+from mlic_jax.commands.arguments import (
+  check_refine,
+  coder_argument,
+  local,
+  positive,
+  refine_arguments,
+  skip_argument,
+  whole,
+)
 from mlic_jax.commands.mlic_files import FirstPicture
 from mlic_jax.commands.outcome import outcome
 from mlic_jax.console import complain, rich_console
@@ -57,6 +66,8 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
   coder_argument(parser, "tfc where it is installed, else numba")
   parser.add_argument("--progressive", action="store_true",
                       help="also PSNR and MS-SSIM over the bytes received, after 0, 1, ..., all slices of each file")
+  skip_argument(parser, "each checkpoint a second time, without the elements that are predicted with a scale up to "
+                        "SCALE")
   refine_arguments(parser, "each checkpoint a second time, with latents that are optimised for every picture and "
                            "quality, for so many steps, or so long, as 50s")
   parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",
@@ -107,9 +118,7 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
   if not arguments.estimate:
     rangecoder.load_in_background(coder)
   loaded = [(path, mlic_jax.Codec.load(path, coder)) for path in arguments.ckpt]
-  if arguments.refine is not None:
-    loaded = [(path, each) for path, codec in loaded
-              for each in (codec, codec.refining(arguments.refine, arguments.lmbda))]
+  loaded = [(path, each) for path, codec in loaded for each in variants(codec, arguments)]
   codecs = [codec for _, codec in loaded]
   qualities = [chosen_qualities(codec, arguments.qualities) for codec in codecs]
   anchor = chosen_anchor(arguments.anchor, curve_names(loaded, conventional, published))
@@ -151,8 +160,8 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
     workers.shutdown(cancel_futures=True)
 
   about = {"data": photographs.title, "number_of_images": photographs.size, "estimate": arguments.estimate,
-           "coder": None if arguments.estimate else coder, "refine": arguments.refine,
-           "device": jax.devices()[0].device_kind, "published": None}
+           "coder": None if arguments.estimate else coder, "skip": arguments.skip,
+           "refine": arguments.refine, "device": jax.devices()[0].device_kind, "published": None}
   if published:
     dataset = arguments.published.partition(":")[0]
     about["published"] = {"dataset": dataset, "caution": references.caution(dataset, photographs.size)}
@@ -167,6 +176,16 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
   if arriving:
     written += plot_arrivals(out, named, title)
   say(found, named, title, written)
+
+
+def variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_jax.Codec]:
+  """A checkpoint as it is, and with each of --skip and --refine in turn added to that."""
+  found = [codec]
+  if arguments.skip is not None:
+    found.append(found[-1].skipping(arguments.skip))
+  if arguments.refine is not None:
+    found.append(found[-1].refining(arguments.refine, arguments.lmbda))
+  return found
 
 
 def besides_results(codec, key: str, pictures: Pictures, arriving: Arrivals | None):
@@ -241,8 +260,7 @@ def check_size(codec, height: int, width: int) -> None:
 
 def curve_names(loaded, conventional, published) -> list[str]:
   """What the curves will be called, before there are any."""
-  stubs = [(path, [{"name": codec.name, "quality": codec.qualities[0], "config": codec.config.to_dict(),
-                    "refine": sweep.how_refined(codec, codec.qualities[0])}]) for path, codec in loaded]
+  stubs = [(path, [sweep.of_entry(codec, codec.qualities[0])]) for path, codec in loaded]
   return [*(name for name, _ in results.families(stubs)), *(each.name for each in [*conventional, *published])]
 
 

@@ -29,14 +29,14 @@ def families(checkpoints: Sequence[tuple[Path, list[dict[str, Any]]]]) -> list[t
 
   A variable-rate checkpoint is a curve. Single-rate checkpoints are one curve when their configs are equal and their
   names are, but for a rate at the end; where the name is nothing but a rate (mlicpp/0.013), the folder above names the
-  curve. What is refined is a curve apart. Two curves of one name become "name" and "name (2)".
+  curve. What is refined, or coded without some elements, is a curve apart. Two curves of one name become "name" and
+  "name (2)".
   """
   curves = {}
   for index, (path, entries) in enumerate(checkpoints):
     name, key = entries[0]["name"], index
     if entries[0]["quality"] is None:
-      refine = entries[0].get("refine")
-      of_rate = refine["plain"] if refine else name
+      of_rate = entries[0].get("plain_name", name)
       stem = RATE.sub("", of_rate) or Path(os.path.abspath(path)).parent.name
       key = stem + name.removeprefix(of_rate), json.dumps(entries[0]["config"], sort_keys=True)
     curves.setdefault(key, []).append((name, entries))

@@ -1,6 +1,6 @@
 """All images through a checkpoint or the baselines: what the journal lacks is measured, the rest is read from it.
 
-The results are entries of results.json: {"name", "quality", "config", "refine", "images", "mean"}, one per quality.
+The results are entries of results.json: {"name", "quality", "config", ..., "images", "mean"}, one per quality.
 """
 import collections
 import contextlib
@@ -47,6 +47,12 @@ def how_refined(codec, quality: float | None) -> dict[str, Any] | None:
   return {"plain": codec.plain.name, "budget": str(codec.schedule), "distortion": distortion, "lmbda": lmbda}
 
 
+def of_entry(codec, quality: float | None) -> dict[str, Any]:
+  """The fields of an entry that say what was measured."""
+  return {"name": codec.name, "plain_name": codec.plain_name, "quality": quality, "config": codec.config.to_dict(),
+          "skip": codec.skips_up_to, "refine": how_refined(codec, quality)}
+
+
 def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageSet, *, estimated: bool = False,
                    journal: Journal | None = None, workers=None, advance: Callable[[], None] = _nothing,
                    lacks: Callable[[str, float | None], bool] = _nothing,
@@ -76,8 +82,7 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
   for _, of_image in _measured([(key, qualities, submit)], photographs, journal, workers, done, lacks):
     for quality in qualities:
       results[quality].append(of_image[quality])
-  config = codec.config.to_dict()
-  return [_entry(codec.name, quality, config, results[quality], how_refined(codec, quality)) for quality in qualities]
+  return [_entry(results[quality], **of_entry(codec, quality)) for quality in qualities]
 
 
 def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, journal: Journal | None = None,
@@ -99,7 +104,7 @@ def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, 
                                    lambda count: advance(), left_out=left_out):
     for quality, result in of_image.items():
       results[index, quality].append(result)
-  return [_entry(baseline.name, quality, None, results[index, quality])
+  return [_entry(results[index, quality], name=baseline.name, quality=quality, config=None)
           for index, baseline in enumerate(baselines) for quality in baseline.qualities if results[index, quality]]
 
 
@@ -151,7 +156,5 @@ def by_image(entries: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[fl
   return dict(results)
 
 
-def _entry(name: str, quality: float | None, config: dict | None, results: list[ImageResult],
-           refine: dict | None = None) -> dict[str, Any]:
-  return {"name": name, "quality": quality, "config": config, "refine": refine,
-          "images": [dataclasses.asdict(result) for result in results], "mean": measure.mean(results)}
+def _entry(results: list[ImageResult], **fields) -> dict[str, Any]:
+  return {**fields, "images": [dataclasses.asdict(result) for result in results], "mean": measure.mean(results)}
