@@ -1,13 +1,16 @@
 """Cloud storage on this machine: a bucket that holds objects, and neither folders, nor renames, nor locks.
 
-It is reached in the two ways in which a training reaches gs://: as a file system of fsspec, by etils.epath, and over
-HTTP by TensorStore, which Orbax writes arrays with (of the JSON API of Google Cloud Storage what TensorStore uses).
+It is reached in the ways in which a training reaches gs://: as a file system of fsspec, by etils.epath, over HTTP by
+TensorStore, which Orbax writes arrays with (of the JSON API of Google Cloud Storage what TensorStore uses), and by the
+client library that gcsfs brings along, which newer releases of Orbax ask whether a bucket has real folders.
 """
 import contextlib
 import io
 import json
 import os
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest import mock
@@ -177,6 +180,15 @@ class _Api(BaseHTTPRequestHandler):
     """Not on the terminal."""
 
 
+def _client_library() -> dict[str, types.ModuleType]:
+  """google.cloud.storage, of which Orbax asks this alone."""
+  cloud, storage = types.ModuleType("google.cloud"), types.ModuleType("google.cloud.storage")
+  cloud.storage = storage
+  storage.Client = lambda: types.SimpleNamespace(
+      get_bucket=lambda name: types.SimpleNamespace(hierarchical_namespace_enabled=False))
+  return {"google.cloud": cloud, "google.cloud.storage": storage}
+
+
 @contextlib.contextmanager
 def bucket() -> Iterator[str]:
   """gs://bucket, empty; it is gone at the end."""
@@ -189,7 +201,7 @@ def bucket() -> Iterator[str]:
   for name in ("gs", "gcs"):  # as as_path and as etils ask for it
     fsspec.register_implementation(name, ObjectStoreFileSystem, clobber=True)
   try:
-    with mock.patch.dict(os.environ, variables):
+    with mock.patch.dict(os.environ, variables), mock.patch.dict(sys.modules, _client_library()):
       yield "gs://bucket"
   finally:
     server.shutdown()

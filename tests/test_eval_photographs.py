@@ -30,6 +30,8 @@ def test_a_folder_is_read_in_order_by_relative_names_up_to_the_limit(folder):
 @pytest.fixture(scope="module")
 def tfds_folder(tfds, tmp_path_factory):
   """A dataset "mlic_jax_tiny", prepared as array_record (version 1.0.0) and, with TensorFlow, as TFRecord (2.0.0)."""
+  files = tmp_path_factory.mktemp("files")
+
   class MlicJaxTiny(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     SUPPORTED_VERSIONS = [tfds.core.Version("2.0.0")]  # noqa: RUF012 (TFDS adds it to a list)
@@ -44,7 +46,8 @@ def tfds_folder(tfds, tmp_path_factory):
 
     def _generate_examples(self, count):
       for i in range(count):
-        yield i, {"image": IMAGE[:20 + i], "label": i}
+        save_image(files / f"{i}.png", IMAGE[:20 + i])  # an array would want TensorFlow to encode it
+        yield i, {"image": files / f"{i}.png", "label": i}
 
   place = tmp_path_factory.mktemp("tfds")
   formats = [("1.0.0", "array_record"), ("2.0.0", "tfrecord")]

@@ -203,14 +203,14 @@ def test_the_cumulative_of_z_rises_and_its_bins_sum_to_one():
   np.testing.assert_allclose(prior.apply(variables, v, method="likelihood").sum(0), 1, atol=1e-3)
 
 
-def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(x):
-  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), lrp_widths=()))
-  model, variables = build(config), random_variables(config)
+def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(variables, x):
+  model = build(TINY)
   grads = jax.jit(jax.grad(lambda v: model.apply(v, method="aux_loss")))(variables)["params"]
   assert np.any(grads["z_prior"].pop("quantiles") != 0)
   assert all(np.all(g == 0) for g in jax.tree.leaves(grads))
   rate = lambda v: sum(b.sum() for b in model.apply(v, x, 2.0, rngs={"noise": jax.random.key(0)})[2:])
-  np.testing.assert_array_equal(jax.jit(jax.grad(rate))(variables)["params"]["z_prior"]["quantiles"], 0)
+  # Two sums of the same terms, which newer releases of XLA add in two orders; those of the aux loss are whole numbers.
+  np.testing.assert_allclose(jax.jit(jax.grad(rate))(variables)["params"]["z_prior"]["quantiles"], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -20,6 +20,7 @@ from mlic_jax.coding.model_directory import CheckpointError, load_model, save_mo
 from mlic_jax.data.images import ImageError
 from mlic_jax.paths import PathError, as_path, copy_files
 from mlic_jax.training import loop
+from mlic_jax.training.checkpoints import storage_problem
 from mlic_jax.training.workdir_lock import WorkdirInUse, WorkdirLock
 
 
@@ -96,6 +97,15 @@ def test_a_store_that_fails_does_not_end_a_training(config, standin, bucket, tmp
   loop.train_and_evaluate(config, f"{bucket}/run")
   assert "no checkpoint by step" in capsys.readouterr().out
   assert final_state(config, f"{bucket}/run").state.step == 12
+
+
+@pytest.mark.parametrize("behind", [
+    "[http_response_code='403'] [tensorstore_spec='{\"create\":true}']", "[tensorstore_spec='{}']",
+    "[source locations='tensorstore/kvstore/gcs_http/gcs_key_value_store.cc:1']"])
+def test_what_tensorstore_says_of_a_store_that_fails_is_the_line_before_its_own_notes(behind):
+  assert storage_problem(ValueError(f"PERMISSION_DENIED: Error writing\n \"a\" {behind}")) == (
+      'PERMISSION_DENIED: Error writing "a"')
+  assert storage_problem(ValueError("PERMISSION_DENIED: of something else")) is None
 
 
 @pytest.mark.parametrize("command, message", [

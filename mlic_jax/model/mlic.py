@@ -84,7 +84,7 @@ class MLIC(nn.Module):
       medians, y_draws, z_draws = self.z_prior.medians, draws(y), draws(z)
       residual = z - medians
       received, counted = quantiser.quantise(residual, z_draws)
-      z_bits = self.z_prior.bits(z + (counted - residual))  # where noise has no gradient for the medians, to the bit
+      z_bits = self.z_prior.bits(z + (counted - residual))  # where noise has no gradient for the medians
       coded = self.slices.walk(self.h_s(received + medians), y, quantiser, y_draws, num_arrived, self.remat)
     return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits)
 

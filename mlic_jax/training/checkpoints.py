@@ -30,6 +30,7 @@ from mlic_jax.training.step import TrainState
 log = logging.getLogger(__name__)
 
 CLOUD_PACKAGES = ("gcsfs", "aiohttp", "google")  # whose errors are none of the operating system
+OF_TENSORSTORE = re.compile(r" \[(?:source locations='tensorstore/|http_response_code=|tensorstore_spec=)")
 ENVIRONMENT = "environment"  # the entry of config.json that is no field
 
 
@@ -91,13 +92,14 @@ def write_config(config, path: Path, environment: dict[str, Any]) -> None:
 def storage_problem(error: Exception) -> str | None:
   """One line about a disk or a cloud storage that is full or failing; None when `error` is something else.
 
-  TensorStore raises a ValueError with the message of the operating system, or of the storage, in it."""
+  TensorStore raises a ValueError with the message of the operating system, or of the storage, in it, and of its own in
+  brackets behind."""
   text = " ".join(str(error).split())
-  if not isinstance(error, OSError) and "OS error" not in text and "='tensorstore/" not in text and (
+  if not isinstance(error, OSError) and "OS error" not in text and not OF_TENSORSTORE.search(text) and (
       type(error).__module__.split(".")[0] not in CLOUD_PACKAGES):
     return None
   reason = re.search(r"OS error [^\]]*", text)
-  return reason[0] if reason else text.partition(" [source locations=")[0]
+  return reason[0] if reason else OF_TENSORSTORE.split(text)[0]
 
 
 class Restored(NamedTuple):
