@@ -5,6 +5,7 @@ import threading
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from mlic_jax.data.images import ImageError, load_image, load_picture
 from mlic_jax.data.photographs import decode, read_header
 from mlic_jax.data.pillow_pictures import open_picture, without_pillow_s_limit
 
+PILLOW = int(PIL.__version__.partition(".")[0])
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (16, 24, 3), np.uint8)
 SMOOTH = np.uint8(np.mgrid[:16, :24].sum(0)[..., None] * np.array([5, 6, 4]))
@@ -22,7 +24,8 @@ SMOOTH = np.uint8(np.mgrid[:16, :24].sum(0)[..., None] * np.array([5, 6, 4]))
 def test_every_layout_of_png_and_tiff_is_read_rightly_or_refused_as_the_document_says():
   found = picture_formats.table()
   assert "WRONG" not in found
-  assert f"{picture_formats.BEGIN}{found}{picture_formats.END}" in picture_formats.DOCUMENT.read_text()
+  if PILLOW >= 13:  # that of the document; older ones, the last for old Pythons, refuse more
+    assert f"{picture_formats.BEGIN}{found}{picture_formats.END}" in picture_formats.DOCUMENT.read_text()
 
 
 def test_sixteen_bit_planes_are_refused_by_the_reader_of_pictures_and_by_that_of_training():
@@ -32,6 +35,7 @@ def test_sixteen_bit_planes_are_refused_by_the_reader_of_pictures_and_by_that_of
       read(io.BytesIO(content))
 
 
+@pytest.mark.skipif(PILLOW < 13, reason=f"Pillow {PILLOW} does not open grey with premultiplied alpha")
 def test_grey_with_premultiplied_alpha_is_put_on_white():
   alpha = rng.integers(0, 256, (8, 9))
   grey = rng.integers(0, 256, (8, 9)) * alpha // 255

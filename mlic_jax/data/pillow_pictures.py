@@ -22,7 +22,7 @@ TURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Im
 BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES, PLANAR, COLOUR_MAP, EXTRA, SAMPLE_FORMAT = (
     258, 259, 262, 266, 277, 284, 320, 338, 339)
 CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
-SEPARATE, UNCOMPRESSED, UNSIGNED = 2, 1, 1
+SEPARATE, UNCOMPRESSED, UNSIGNED, YCBCR = 2, 1, 1, 6
 TIFF_COLOUR = {301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities"}
 
 # What PNG's colour chunks say in a file whose values are sRGB: code points of H.273, 1/2.2, and x, y of white and RGB.
@@ -112,6 +112,8 @@ def _doubtful_in_tiff(mode: str, tags) -> str | None:
   if tags.get(PLANAR, 1) != SEPARATE:
     return None
   if tags.get(COMPRESSION, 1) == UNCOMPRESSED:       # Pillow then takes a plane for bytes as they are
+    if photometric == YCBCR:                         # and before its release 13 three of them for RGB
+      return "uncompressed planes of YCbCr"
     plain = set(tags.get(BITS, (1,))) == {8} and tags.get(FILL_ORDER, 1) == 1 and photometric != 0
     return None if plain else "uncompressed planes of other samples than bytes"
   return "a plane of alpha beside a single one" if mode in ("LA", "La", "PA") else None
