@@ -35,14 +35,13 @@ def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers_
                                     dict(transforms="token_mixing", widths=(24, 16, 16)),
                                     dict(transforms="unshuffled", widths=(192, 64))], ids=transforms.available())
 def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that(fields):
-  """Of the XLA of jax 0.5.3, whose need it estimates. That of jax 0.12 is content with half of it for `hpcm`."""
   config = dataclasses.replace(TINY, **fields)
   variables, image = random_variables(config), jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)
   analyse = jax.jit(compiled_functions.analyse, static_argnums=0)
   compiled = analyse.lower(build(config), variables, image, np.float32(2)).compile()
   report = compiled.memory_analysis()
   reported = report.temp_size_in_bytes + report.output_size_in_bytes
-  assert reported <= bytes_needed(config, 256, 256) <= (3 if jax.__version_info__ < (0, 6) else 5) * reported
+  assert reported <= bytes_needed(config, 256, 256) <= 3 * reported
 
 
 @pytest.fixture

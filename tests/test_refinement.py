@@ -220,12 +220,10 @@ def test_a_picture_that_fits_only_without_refining_is_refused_before_the_work(co
 
 
 def test_the_memory_it_asks_for_covers_what_xla_reports_and_is_no_more_than_eight_times_that():
-  """Of the XLA of jax 0.5.3; that of jax 0.12 takes a little less."""
   step, arguments = codec_programs(SMALL, 64, 128)["refine"]
   report = jax.jit(step).lower(*arguments).compile().memory_analysis()
   reported = report.temp_size_in_bytes + report.output_size_in_bytes
-  times = 8 if jax.__version_info__ < (0, 6) else 9
-  assert reported <= memory.bytes_needed(SMALL, 64, 128, refining=True) <= times * reported
+  assert reported <= memory.bytes_needed(SMALL, 64, 128, refining=True) <= 8 * reported
 
 
 # --- the command ---------------------------------------------------------------------

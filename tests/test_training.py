@@ -62,7 +62,7 @@ def test_the_codec_learns_a_batch_by_heart():
   c = nano.get_config()
   c.muon_learning_rate, c.learning_rate, c.warmup_steps, c.num_steps = 1e-2, 2e-3, 1, 100
   c.lmbdas = c.lmbdas[:TINY.num_rates]
-  small = dict(TINY.to_dict(), widths=(8, 16, 16), hyper_widths=(8, 8), contexts=(), entropy_widths=(8,), lrp_widths=())
+  small = dict(TINY.to_dict(), widths=(8, 16, 16), contexts=(), entropy_widths=(8,))
   model, optimizer = build(CodecConfig.from_dict(small)), make_optimizer(c)
   state = parallel.replicate(create_state(c, model, optimizer))
   step = parallel.on_all_devices(make_train_step(c, model, optimizer), donate_state=True)

@@ -21,8 +21,8 @@ def main() -> None:
   config = nano.get_config()
   config.batch_size, config.warmup_steps, config.num_steps, config.partial_probability = GLOBAL_BATCH, 1, 20, 0.25
   config.muon_learning_rate, config.learning_rate = 1e-2, 2e-3
-  small = CodecConfig(N=8, M=16, num_slices=2, widths=(8, 8, 8), hyper_widths=(8, 8), contexts=(),
-                      entropy_widths=(8,), lrp_widths=(), num_rates=6)
+  small = CodecConfig(N=8, M=16, num_slices=2, widths=(8, 8, 8), hyper_widths=(8, 8), contexts=("channel",),
+                      channel_widths=(8, 8), entropy_widths=(8,), lrp_widths=(8,), num_rates=6)
   model, optimizer = build(small), make_optimizer(config)
   state = parallel.replicate(create_state(config, model, optimizer))
   step = parallel.on_all_devices(make_train_step(config, model, optimizer), donate_state=True)

@@ -15,7 +15,7 @@ HYPER_FLOATS = 16           # a position of y and channel of y: what h_s has at 
 WINDOW_COPIES = 2           # of the queries, keys and values of all windows of the local attention
 NUM_HEADS = 2               # of the same
 PICTURE = 30                # bytes a pixel: the picture as uint8 and as float, padded, in and out
-REFINING = 10               # times as much; jax.vjp keeps 4.3 (nano) to 8.0 times (mlic_plus_plus) of it, at 256x256
+REFINING = 9.5              # times as much; jax.vjp keeps 4.3 (nano) to 8.0 times (mlic_plus_plus) of it, at 256x256
 MARGIN = 1.25               # what the allocator keeps, and XLA's scratch
 
 

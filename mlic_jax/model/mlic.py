@@ -82,9 +82,11 @@ class MLIC(nn.Module):
     draws = lambda latent: quantiser.draws(self.make_rng("noise") if quantiser.draw else None, latent.shape, first)
     with jax.default_matmul_precision(self.entropy_precision):
       medians, y_draws, z_draws = self.z_prior.medians, draws(y), draws(z)
+      # Twice, as noise has no gradient for the medians, to the bit: what is received and what is counted each cancel.
+      received, _ = quantiser.quantise(z - medians, z_draws)
       residual = z - medians
-      received, counted = quantiser.quantise(residual, z_draws)
-      z_bits = self.z_prior.bits(z + (counted - residual))  # where noise has no gradient for the medians
+      _, counted = quantiser.quantise(residual, z_draws)
+      z_bits = self.z_prior.bits(z + (counted - residual))
       coded = self.slices.walk(self.h_s(received + medians), y, quantiser, y_draws, num_arrived, self.remat)
     return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits)
 
