@@ -44,23 +44,18 @@ def _orthogonal_steps(kernels: Any, rms: float) -> Any:
   """The step of each kernel of a tree. Matrices of one size, lying or standing, are one batch: a network has few sizes,
   and what is compiled grows with these."""
   leaves, treedef = jax.tree.flatten(kernels)
-  lying, places = [], collections.defaultdict(list)
-  for place, kernel in enumerate(leaves):
-    lying.append(_lay(kernel.reshape(-1, math.prod(kernel.shape[-4:-1]), kernel.shape[-1])))
-    places[lying[-1].shape[1:]].append(place)
-  steps = [None] * len(leaves)
-  for size, of_size in places.items():
-    batch = rms * max(size)**0.5 * orthogonalize(jnp.concatenate([lying[place] for place in of_size]))
-    ends = np.cumsum([len(lying[place]) for place in of_size])
+  matrices = [kernel.reshape(-1, math.prod(kernel.shape[-4:-1]), kernel.shape[-1]) for kernel in leaves]
+  stands = [matrix.shape[1] > matrix.shape[2] for matrix in matrices]
+  turned = lambda place, matrix: matrix.swapaxes(1, 2) if stands[place] else matrix
+  places, steps = collections.defaultdict(list), [None] * len(leaves)
+  for place, matrix in enumerate(matrices):
+    places[tuple(sorted(matrix.shape[1:]))].append(place)
+  for (_, longer), of_size in places.items():
+    batch = rms * longer**0.5 * orthogonalize(jnp.concatenate([turned(place, matrices[place]) for place in of_size]))
+    ends = np.cumsum([len(matrices[place]) for place in of_size])
     for place, step in zip(of_size, jnp.split(batch, ends[:-1])):
-      stands = math.prod(leaves[place].shape[-4:-1]) > leaves[place].shape[-1]
-      steps[place] = (step.swapaxes(1, 2) if stands else step).reshape(leaves[place].shape)
+      steps[place] = turned(place, step).reshape(leaves[place].shape)
   return treedef.unflatten(steps)
-
-
-def _lay(matrices: jax.Array) -> jax.Array:
-  """(batch, rows, columns), transposed where there are more rows."""
-  return matrices.swapaxes(1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
 
 
 def orthogonalize(x: jax.Array) -> jax.Array:

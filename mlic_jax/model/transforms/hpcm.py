@@ -27,11 +27,11 @@ def widths(config: CodecConfig) -> tuple[int, int, int]:
 
 
 def floats_per_pixel(config: CodecConfig) -> float:
-  """Of a block, 4 times as wide inside; what it multiplies by 1x1 is never whole beside its other arrays."""
+  """Of a block that is 4 times as wide inside, where XLA has less at once than for a layer that is as wide."""
   refuse_unread(config, "synthesis_width")
   if min(widths(config)) < 4:
     raise ValueError(f"widths={config.widths}, at least 4 each are wanted: a block convolves a quarter of them")
-  return max(2.6 * width / 4**(i + 1) for i, width in enumerate(widths(config)))
+  return max(2.5 * width / 4**(i + 1) for i, width in enumerate(widths(config)))
 
 
 class Analysis(nn.Module):
