@@ -175,8 +175,9 @@ def timed_steps(config, count: int) -> dict[str, Any]:
     state, metrics, _ = step(state, batch, *others)
   jax.block_until_ready(metrics)
   seconds = (time.monotonic() - began) / count
-  if not np.isfinite(np.asarray(metrics)).all():
-    raise SystemExit(f"error: a training step gives {np.asarray(metrics)}")
+  (names, values), = metrics.items()
+  if not np.isfinite(values).all():
+    raise SystemExit(f"error: a training step gives {dict(zip(names, np.asarray(values)[0]))}")
   operations = 3 * x.shape[1] * 2000.0 * config.crop_size**2 * kmacs(codec, config.crop_size)
   peak = peak_flops()
   memory = (devices[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -12,7 +12,7 @@ import sys
 
 import mlic_jax
 from mlic_jax.commands.outcome import outcome
-from mlic_jax.compute.host_memory import use_huge_pages
+from mlic_jax.compute import program_start
 from mlic_jax.console import printable
 
 COMMANDS = ("encode", "decode", "info", "describe", "compile", "convert", "shrink", "ablate")
@@ -48,5 +48,5 @@ def run(argv: list[str] | None, program: str) -> int | None:
 
 
 if __name__ == "__main__":
-  use_huge_pages()
+  program_start.begin()
   sys.exit(main())

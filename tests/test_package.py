@@ -12,6 +12,7 @@ import pytest
 
 from mlic_jax import __version__, evaluation
 from mlic_jax.commands import programs
+from mlic_jax.compute import program_start
 from mlic_jax.data.images import load_image, save_image
 from mlic_jax.errors import ConfigError
 from mlic_jax.training import packaged
@@ -44,7 +45,7 @@ def test_an_extra_that_is_missing_is_one_line_that_names_it(monkeypatch, capsys)
   monkeypatch.delitem(sys.modules, "mlic_jax.evaluation.plots", raising=False)
   monkeypatch.delattr(evaluation, "plots", raising=False)  # where another test has imported it
   monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-  monkeypatch.setattr(programs, "use_huge_pages", lambda: None)
+  monkeypatch.setattr(program_start, "begin", lambda: None)
   assert programs.evaluate() == 2
   assert capsys.readouterr().err == ("mlic-jax-eval: matplotlib is not installed; it comes with "
                                      "pip install 'mlic_jax[eval]'\n")

@@ -15,7 +15,6 @@ from mlic_jax.model.mlic import unrolled_and_rolled
 from mlic_jax.model.quantisers import NOISE, ROUNDING
 from mlic_jax.model.slices import Slices
 from mlic_jax.training import on_devices
-from mlic_jax.training.metric_rows import MetricRows
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import make_train_step, state_shapes
 from mlic_jax.training.stopping import NOTHING
@@ -87,7 +86,7 @@ def test_parts_of_a_batch_are_a_loop_that_is_unrolled_on_cpu(config):
   config = config.copy_and_resolve_references()
   config.model, config.accumulate_steps, config.batch_size = dict(N=4, M=8, num_slices=2, num_rates=2), 5, 5
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
-  step = on_devices.training(make_train_step(config, model, optimizer), MetricRows())
+  step = on_devices.training(make_train_step(config, model, optimizer))
   state = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape), leaf.dtype),
                        state_shapes(config, model, optimizer))
   traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NOTHING)

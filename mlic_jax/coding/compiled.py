@@ -9,17 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from mlic_jax.compute.of_sizes import of_sizes
+from mlic_jax.model import parts
 from mlic_jax.model.checkerboard import pack, unpack
 from mlic_jax.model.priors import gaussian_bits
 
 
-@of_sizes(size=2, module=0)
+@of_sizes(size=2, module=0, describe=parts.described)
 def analyse(module, variables, image, quality):
   """A picture (1, H, W, 3) uint8, padded -> y (1, h, w, M), z (1, h/4, w/4, N). The encoder only."""
   return module.apply(variables, image / 255, quality, method="analyse")
 
 
-@of_sizes(size=3, module=0)
+@of_sizes(size=3, module=0, describe=parts.described)
 def round_z(module, variables, y, z):
   """z -> int32 symbols of z, and whether y and z are finite. The encoder only."""
   return module.apply(variables, z, method="round_z"), jnp.isfinite(y).all() & jnp.isfinite(z).all()
@@ -33,7 +34,7 @@ def symbols(y, k, mean, anchors):
   return jnp.round(pack(y, anchors) - mean).astype(jnp.int32)
 
 
-@of_sizes(size=2, module=0)
+@of_sizes(size=2, module=0, describe=parts.described)
 def start(module, variables, z_symbols):
   """Symbols of z -> hyper; places, prior and state of the anchors of slice 0."""
   hyper = module.apply(variables, z_symbols, method="hyper")
@@ -42,14 +43,14 @@ def start(module, variables, z_symbols):
   return hyper, prior.place, prior, state
 
 
-@of_sizes(size=3, module=0)
+@of_sizes(size=3, module=0, describe=parts.described)
 def nonanchors(module, variables, k, hyper, state, symbols):
   """Symbols of the anchors of slice k -> places, prior and state of its non-anchors."""
   prior, state = module.apply(variables, k, hyper, state, symbols, method="nonanchor_prior")
   return prior.place, prior, state
 
 
-@of_sizes(size=3, module=0)
+@of_sizes(size=3, module=0, describe=parts.described)
 def advance(module, variables, k, hyper, state, symbols):
   """Symbols of the non-anchors of slice k -> places, prior and state of the anchors of slice k + 1."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
@@ -63,14 +64,14 @@ def rows(prior):
   return prior.index
 
 
-@of_sizes(size=3, module=0)
+@of_sizes(size=3, module=0, describe=parts.described)
 def finish(module, variables, k, hyper, state, symbols, quality):
   """Symbols of the non-anchors of the last slice -> the picture (1, H, W, 3) uint8."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
   return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesise"))
 
 
-@of_sizes(size=2, module=0)
+@of_sizes(size=2, module=0, describe=parts.described)
 def z_bits(module, variables, z_symbols):
   """Bits of the symbols of z, per element."""
   return module.apply(variables, z_symbols, method="z_bits")

@@ -2,7 +2,7 @@
 import importlib
 import sys
 
-from mlic_jax.compute.host_memory import use_huge_pages
+from mlic_jax.compute import program_start
 
 
 def code() -> int:
@@ -19,7 +19,7 @@ def evaluate() -> int:
 
 def run(module: str, program: str) -> int:
   """The exit status of `module`.main under the name of `program`; 2, with one line, where an extra is not installed."""
-  use_huge_pages()  # before anything slow is imported
+  program_start.begin()
   from mlic_jax.errors import for_the_user
   try:
     return importlib.import_module(module).main(program=program)

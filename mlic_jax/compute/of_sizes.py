@@ -2,16 +2,18 @@
 
 What is compiled for one padded size of nano takes some 95 MB and 600 memory mappings, of which Linux allows a process
 65,530: jax alone keeps all of it, and a folder of photographs of 128 sizes is more than a process can hold. What is let
-go comes back from the cache on disk (compilation_cache.py).
+go comes back from the disk (kept_programs.py, compilation_cache.py).
 """
 import collections
 import ctypes
 import platform
 import threading
 from collections.abc import Callable
+from typing import Any
 
-import jax
 import numpy as np
+
+from mlic_jax.compute.kept_programs import kept
 
 SIZES = 8  # kept of each function
 
@@ -24,10 +26,13 @@ class OfSizes:
     size: the place of the array whose shape says for which size it is compiled, or of a tuple that begins with it.
     module: the place of a static argument that has sizes of its own.
     static: that of another static argument.
+    describe: what the module is to a program on disk, None for what none is kept of (kept_programs.py).
   """
 
-  def __init__(self, function: Callable, size: int, module: int | None = None, static: int | None = None):
-    self.__doc__, self.__name__ = function.__doc__, function.__name__
+  def __init__(self, function: Callable, size: int, module: int | None = None, static: int | None = None,
+               describe: Callable[[Any], str | None] = repr):
+    self.__doc__, self.__name__, self.__module__ = function.__doc__, function.__name__, function.__module__
+    self._describe = describe
     self._function, self._size, self._module = function, size, module
     self._static = tuple(place for place in (module, static) if place is not None)
     self._kept, self._lock = collections.OrderedDict(), threading.Lock()
@@ -37,7 +42,7 @@ class OfSizes:
     shape = np.shape(of_size[0] if isinstance(of_size, tuple) else of_size)
     key = shape, None if self._module is None else args[self._module]
     with self._lock:
-      compiled = self._kept.pop(key, None) or self._new()
+      compiled = self._kept.pop(key, None) or self._new(key[1])
       self._kept[key] = compiled  # at the end: the first one is the one that was used the longest ago
       dropped = [self._kept.popitem(last=False) for _ in range(len(self._kept) - SIZES)]
     if dropped:
@@ -49,15 +54,15 @@ class OfSizes:
     """Whether it was called for that size lately."""
     return (shape, module) in self._kept
 
-  def _new(self) -> Callable:
+  def _new(self, module: Any) -> Callable:
     """A function object of its own: jax holds what it compiles for as long as that."""
     def function(*args):
       return self._function(*args)
     function.__name__ = function.__qualname__ = self.__name__
-    return jax.jit(function, static_argnums=self._static)
+    return kept(function, f"{self.__module__}.{self.__name__}", self._describe(module), static_argnums=self._static)
 
 
-def of_sizes(**places: int) -> Callable[[Callable], OfSizes]:
+def of_sizes(**places: Any) -> Callable[[Callable], OfSizes]:
   """The decorator; its arguments are those of OfSizes."""
   return lambda function: OfSizes(function, **places)
 

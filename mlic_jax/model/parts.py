@@ -56,6 +56,12 @@ def find(name: str, package: str, wanted: tuple[str, ...]) -> ModuleType:
   return module
 
 
+def described(module: Any) -> str | None:
+  """A codec module of this package, as it prints; None when a part of it is somebody's own, whose code is not ours."""
+  own = [name for name in (module.config.transforms, *module.config.contexts) if "." in name]
+  return None if own else repr(module)
+
+
 def options(config: CodecConfig, module: ModuleType) -> dict[str, Any]:
   """The settings of a part: its OPTIONS, with those of `config.options` that it knows in their place."""
   own = getattr(module, "OPTIONS", {})

@@ -117,7 +117,8 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   num_params = sum(x.size for x in jax.tree.leaves(state.params))
   state, teacher_variables = parallel.replicate((state, prepared.teacher_variables))
   rows = MetricRows()
-  train_step = on_devices.training(make_train_step(config, prepared.model, optimizer, prepared.teacher), rows)
+  train_step = on_devices.training(make_train_step(config, prepared.model, optimizer, prepared.teacher),
+                                   described=on_devices.described(config, prepared.model, prepared.teacher))
   validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, best_loss, evaluated)
   reader = contextlib.closing(data.training_batches(
       prepared.photographs, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,

@@ -14,6 +14,19 @@ class NonFiniteLoss(ArithmeticError):
   status = 1
 
 
+Vector = dict[tuple[str, ...], jax.Array]  # {names of the metrics: (metrics,)}, a single entry
+
+
+def packed(train_step: Callable) -> Callable:
+  """train_step with its metrics as one vector: (state, {names: vector}, flags of the processes)."""
+  def step(*args):
+    state, metrics = train_step(*args)
+    stop = metrics.pop("stop")
+    names = tuple(sorted(metrics))
+    return state, {names: jnp.stack([metrics[name] for name in names])}, stop
+  return step
+
+
 class MetricRows:
   """The metrics of the steps since the last row; they come to the host in one transfer."""
 
@@ -24,17 +37,9 @@ class MetricRows:
   def __len__(self) -> int:
     return len(self._pending)
 
-  def packed(self, train_step: Callable) -> Callable:
-    """train_step with its metrics as one vector: (state, vector, flags of the processes)."""
-    def step(*args):
-      state, metrics = train_step(*args)
-      stop = metrics.pop("stop")
-      self._names = tuple(sorted(metrics))  # known when the step is traced
-      return state, jnp.stack([metrics[name] for name in self._names]), stop
-    return step
-
-  def add(self, vector: jax.Array) -> None:
-    """The metrics of the next step."""
+  def add(self, metrics: Vector) -> None:
+    """The metrics of the next step, (local devices, metrics)."""
+    (self._names, vector), = metrics.items()
     self._pending.append(vector)
 
   def wait_for_all_but(self, steps: int) -> None:

@@ -11,11 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlic_jax.compute.kept_programs import kept
 from mlic_jax.config import CodecConfig
+from mlic_jax.model import parts
 from mlic_jax.model.mlic import build
 from mlic_jax.training import parallel
-from mlic_jax.training.metric_rows import MetricRows
+from mlic_jax.training.checkpoints import config_to_dict, flatten
+from mlic_jax.training.metric_rows import packed
 from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.start import LOCAL_FIELDS
 from mlic_jax.training.step import make_eval_step, make_train_step, state_shapes
 from mlic_jax.training.stopping import NOTHING
 from mlic_jax.training.transfer import load_teacher
@@ -29,22 +33,34 @@ def precision_of(config) -> dict[str, Any]:
               entropy_precision=config.entropy_precision)
 
 
-def training(train_step: Callable, rows: MetricRows, devices: Sequence[jax.Device] | None = None) -> Callable:
-  """step(state, batch, teacher_variables, flags) -> (state, vector of metrics, flags), on all devices; the new state
-  takes the memory of the old one."""
-  return parallel.on_all_devices(rows.packed(train_step), donate_state=True, in_axes=(0, 0, 0, None), devices=devices)
+def described(config, model, teacher=None) -> str | None:
+  """What a step of `config` and `model` is traced from, for programs on disk; None when it is more than that."""
+  if teacher is not None or parts.described(model) is None:
+    return None
+  fields = flatten(config_to_dict(config))
+  return repr((sorted((name, value) for name, value in fields.items() if name not in LOCAL_FIELDS), model))
 
 
-def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
+def training(train_step: Callable, devices: Sequence[jax.Device] | None = None,
+             described: str | None = None) -> Callable:
+  """step(state, batch, teacher_variables, flags) -> (state, metrics as of metric_rows.packed, flags), on all devices;
+  the new state takes the memory of the old one. Where it is `described`, the program is kept on disk."""
+  return kept(packed(train_step), f"{__name__}.training", described, parallel.on_all_devices, donate_state=True,
+              in_axes=(0, 0, 0, None), devices=devices)
+
+
+def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
+               described: str | None = None) -> Callable:
   """The evaluation step of make_eval_step, on all devices."""
-  return parallel.on_all_devices(eval_step, in_axes=(0, 0, 0, None, None, None), devices=devices)
+  return kept(eval_step, f"{__name__}.evaluation", described, parallel.on_all_devices,
+              in_axes=(0, 0, 0, None, None, None), devices=devices)
 
 
 def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] | None = None) -> Program:
   """What a training of `config` does in a step, for batches of config.batch_size crops of config.crop_size."""
   model, optimizer = build(codec, **precision_of(config)), make_optimizer(config)
   teacher, teacher_variables = load_teacher(config, codec)
-  step = training(make_train_step(config, model, optimizer, teacher), MetricRows(), devices)
+  step = training(make_train_step(config, model, optimizer, teacher), devices)
   count = _count(devices)
   parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps, count)
   x = _pictures(config.batch_size // count, config.crop_size)

@@ -1,6 +1,5 @@
 """What has to be true before the first step: one workdir that all processes see, and the same run in each of them."""
 
-import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlic_jax.compute.program_start import PACKAGE, digest_of_code
 from mlic_jax.errors import ConfigError
 from mlic_jax.files import write_whole
 from mlic_jax.paths import PathError, as_path, is_remote
@@ -21,7 +21,6 @@ from mlic_jax.training.checkpoints import config_to_dict, flatten
 # What may differ from process to process: where things lie, and how they are read.
 LOCAL_FIELDS = ("data_dir", "tfds_dir", "eval_dir", "init_from", "teacher", "data_threads", "data_workers",
                 "cache_gigabytes", "profile_steps")
-PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LATER = 10.0  # seconds after which a file is seen from every host, or never
 
@@ -47,12 +46,10 @@ def find_lock(workdir: Path, run: str) -> None:
 def record(config, step: int, num_photographs: int, held_out: np.ndarray) -> dict[str, Any]:
   """What has to be the same in all processes of a run, for Processes.check_alike."""
   fields = flatten(config_to_dict(config))
-  pixels, code = zlib.crc32(held_out.tobytes()), hashlib.sha256()
-  for path in sorted(PACKAGE.rglob("*.py")):
-    code.update(path.read_bytes())
+  pixels, code = zlib.crc32(held_out.tobytes()), digest_of_code()
   return {"the start step": step, "the number of photographs": num_photographs,
           "held out": f"{len(held_out)} pictures (checksum {pixels:08x})",
-          "the version of jax": importlib.metadata.version("jax"), "the code of mlic_jax": code.hexdigest()[:12],
+          "the version of jax": importlib.metadata.version("jax"), "the code of mlic_jax": code[:12],
           **{f"config.{name}": value for name, value in fields.items() if name not in LOCAL_FIELDS}}
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mlic_jax.compute.kept_programs import kept
+from mlic_jax.model import parts
 from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule
@@ -34,7 +36,8 @@ class TrainState:
 
 def create_state(config, model, optimizer: optax.GradientTransformation) -> TrainState:
   """The state before the first step, drawn from config.seed."""
-  return _state(config, model, optimizer, jax.jit(model.init, compiler_options=COMPILE_QUICKLY))
+  init = kept(model.init, f"{__name__}.init", parts.described(model), compiler_options=COMPILE_QUICKLY)
+  return _state(config, model, optimizer, init)
 
 
 def state_shapes(config, model, optimizer: optax.GradientTransformation) -> TrainState:

@@ -30,7 +30,7 @@ class Validation:
     self.best_loss, self.evaluated = best_loss, evaluated
     rates = model.config.num_rates
     self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
-    self._step = on_devices.evaluation(make_eval_step(config, model))
+    self._step = on_devices.evaluation(make_eval_step(config, model), described=on_devices.described(config, model))
     self._compiled, self._pictures = False, {}
 
   def is_due(self, step: int) -> bool:

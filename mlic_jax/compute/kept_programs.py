@@ -1,0 +1,190 @@
+"""Whole programs on disk: what is found there is neither traced, nor lowered, nor compiled.
+
+jax's own cache (compilation_cache.py) finds what a compiler made by what the compiler was given, so that a program is
+traced and lowered first, and that takes most of a second start. Here it is found by what it would be traced from: its
+name and its static arguments, the shapes of the others, the code of this package, the releases of jax and of what else
+is called while tracing, the settings of jax, and the processor. When the code has changed, it is found by what it was
+lowered to, as there.
+
+Nothing in that tells what somebody's own code changes in this package before it calls it. So programs are kept in the
+programs of the command line (program_start.py) alone: the same functions called from anywhere else are traced in every
+process. And on CPUs, in single processes: it was tried nowhere else.
+"""
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pickle
+import platform
+import re
+import threading
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import serialize_executable
+
+from mlic_jax.compute import compilation_cache, program_start
+from mlic_jax.files import write_whole
+
+CALLED_WHILE_TRACING = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "ml_dtypes")
+MOST_BYTES = 2**30   # in the folder; what was not used for longest goes first
+
+
+def kept(function: Callable, name: str, described: str | None, jit: Callable = jax.jit, **options: Any) -> Callable:
+  """jit(function, **options), whose programs are found on disk where that can be; arguments are given by position.
+
+  Args:
+    function: what is compiled.
+    name: no other function has it.
+    described: what it is traced from besides its arguments and the code of this package; None when that cannot be said.
+    jit: jax.jit, or parallel.on_all_devices.
+    options: of `jit`. Static arguments are told apart by what they print as.
+  """
+  if described is None or program_start.code is None or _folder() is None:
+    return jit(function, **options)
+  if jax.default_backend() != "cpu" or jax.process_count() > 1:
+    return jit(function, **options)
+  if jax.config.jax_disable_jit or jax.config.jax_debug_nans:  # which want to see every operation
+    return jit(function, **options)
+  return _Kept(function, name, described, jit, options)
+
+
+class _Kept:
+  """A compiled program for every signature of the arguments."""
+
+  def __init__(self, function: Callable, name: str, described: str, jit: Callable, options: dict[str, Any]):
+    def of_its_own(*args):
+      return function(*args)
+    # Another name, so that jax's cache does not have it from a process that keeps no programs: see _find.
+    of_its_own.__name__ = of_its_own.__qualname__ = f"kept_{name.rpartition('.')[2]}"
+    self._jitted, self._described, self._options = jit(of_its_own, **options), (name, described), options
+    self._static, self._programs = options.get("static_argnums", ()), {}
+
+  def __call__(self, *args):
+    dynamic = [each for place, each in enumerate(args) if place not in self._static]
+    leaves, tree = jax.tree.flatten(dynamic)
+    shapes = tuple((np.shape(each), getattr(each, "dtype", type(each))) for each in leaves)
+    signature = tree, shapes, tuple(args[place] for place in self._static)
+    program = self._programs.get(signature)
+    if program is None:
+      program = self._programs[signature] = self._find(args, signature)
+    return program(*dynamic)
+
+  def _find(self, args: tuple, signature: tuple) -> Callable:
+    link = _path(self._described, self._options, signature, _surroundings(), program_start.code)
+    if link and (program := _read(link)):
+      return program
+    lowered = self._jitted.lower(*args)
+    if link is None:
+      return lowered.compile()
+    file = _path(self._options, lowered.as_text(), _surroundings())
+    program = _read(file)
+    if program is None:
+      _listen()
+      before = _num_taken()
+      program = lowered.compile()
+      # XLA for CPUs cannot write out once more what it has read: parts of it are missing then (jaxlib 0.5.3, large
+      # programs).
+      if _num_taken() == before:
+        _write(file, program)
+    _link(link, file)
+    return program
+
+
+_taken = threading.local()  # .count: programs that jax took from its own cache in this thread
+
+
+@functools.cache
+def _listen() -> None:
+  def hear(event: str, **_) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+      _taken.count = _num_taken() + 1
+  jax.monitoring.register_event_listener(hear)
+
+
+def _num_taken() -> int:
+  return getattr(_taken, "count", 0)
+
+
+def _folder() -> str | None:
+  """Where they are kept; None where nothing is."""
+  folder = compilation_cache.folder()
+  return folder and os.path.join(folder, "programs")
+
+
+def _path(*of: Any) -> str | None:
+  """The file of something, by its digest; None when it prints with an address, which is another in every process."""
+  text = repr(of)
+  if re.search(r" at 0x[0-9a-f]+", text):
+    return None
+  return os.path.join(_folder(), hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+def _read(path: str) -> Callable | None:
+  """The program in a file; None when there is none, or it is damaged, or this jax does not take it."""
+  try:
+    with open(path, "rb") as file:
+      content = pickle.loads(zlib.decompress(file.read()))
+    program = serialize_executable.deserialize_and_load(*content)
+    os.utime(path)
+    return program
+  except (OSError, EOFError, zlib.error, pickle.UnpicklingError, jax.errors.JaxRuntimeError):
+    return None
+
+
+def _write(path: str, program: Callable) -> None:
+  """What cannot be written out is compiled in every process, and so is what a full disk does not take."""
+  try:
+    content = pickle.dumps(serialize_executable.serialize(program))
+  except (ValueError, TypeError, AttributeError, pickle.PicklingError, jax.errors.JaxRuntimeError):
+    return
+  with contextlib.suppress(OSError):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_whole(path, zlib.compress(content, 1))
+    _make_room(os.path.dirname(path))
+
+
+def _link(path: str, program: str) -> None:
+  """Makes `path` a link to the file of a program that is there."""
+  with contextlib.suppress(OSError):
+    if os.path.exists(program):
+      temporary = f"{path}-{os.getpid()}"
+      os.symlink(os.path.basename(program), temporary)
+      os.replace(temporary, path)
+
+
+def _make_room(folder: str) -> None:
+  """Removes what was not used for longest, until the rest has MOST_BYTES; and links to what is not there any more."""
+  files, total = [(each.stat(follow_symlinks=False), each.path) for each in os.scandir(folder)], 0
+  for status, path in sorted(files, key=lambda each: each[0].st_mtime, reverse=True):
+    total += status.st_size
+    if total > MOST_BYTES:
+      os.unlink(path)
+    elif not os.path.exists(path):
+      os.unlink(path)
+
+
+def _surroundings() -> tuple:
+  """What a program depends on besides what it is traced from."""
+  settings = [(name, getattr(jax.config, name, value)) for name, value in sorted(jax.config.values.items())
+              if "cache" not in name]
+  return _releases(), settings, os.environ.get("XLA_FLAGS"), jax.device_count(), _processor()
+
+
+@functools.cache
+def _releases() -> tuple[str, ...]:
+  return platform.python_version(), *map(importlib.metadata.version, CALLED_WHILE_TRACING)
+
+
+@functools.cache
+def _processor() -> tuple[str, ...]:
+  """What it is called, what it can do, and how many of it there are."""
+  lines = []
+  with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+    first = file.read().split("\n\n")[0]
+    lines = [line for line in first.splitlines() if line.startswith(("model name", "flags", "Features"))]
+  return platform.machine(), platform.processor(), *lines, str(os.cpu_count())

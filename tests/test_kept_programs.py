@@ -1,0 +1,195 @@
+"""Programs on disk: found by what they would be traced from, and never when that has changed."""
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+from standin_codec import StandIn
+from test_platforms import small_config  # noqa: F401  a fixture
+
+from mlic_jax.compute import kept_programs, program_start
+from mlic_jax.config import CodecConfig
+from mlic_jax.model import parts
+from mlic_jax.model.mlic import build
+from mlic_jax.training import on_devices
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.step import make_train_step, state_shapes
+from mlic_jax.training.stopping import NOTHING
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(name="folder")
+def of_programs(tmp_path, monkeypatch):
+  """The folder of the programs, in a process as of the command line."""
+  monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path))
+  monkeypatch.setattr(program_start, "code", "as it is now")
+  return tmp_path / "programs"
+
+
+@pytest.fixture(name="scaled")
+def as_in_a_new_process():
+  """scaled(x, by) -> by * x, by a program of which this process has nothing; and what was traced."""
+  traced = []
+
+  def scaled(x, by=3.0, described="", **options):
+    def multiply(x):
+      traced.append(by)
+      return by * x
+    return kept_programs.kept(multiply, "multiply", described, **options)(x)
+  return scaled, traced
+
+
+def programs(folder):
+  return [each for each in folder.iterdir() if not each.is_symlink()]
+
+
+def test_a_program_that_is_found_is_not_traced(folder, scaled):
+  scaled, traced = scaled
+  for _ in range(3):
+    np.testing.assert_array_equal(scaled(np.ones(4, np.float32)), np.full(4, 3.0))
+  assert traced == [3.0] and len(programs(folder)) == 1
+
+
+def test_what_it_is_traced_from_tells_programs_apart(folder, scaled, monkeypatch):
+  scaled, traced = scaled
+  x = np.ones(4, np.float32)
+  scaled(x)
+  for other in (lambda: scaled(np.ones(5, np.float32)), lambda: scaled(np.ones(4, np.int32)), lambda: scaled(x[None]),
+                lambda: scaled(x, by=4.0, described="four"), lambda: scaled(x, inline=True)):
+    before = len(traced)
+    other()
+    assert len(traced) == before + 1
+  with jax.default_matmul_precision("highest"):
+    scaled(x)
+  monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " ")
+  scaled(x)
+  assert len(traced) == 8
+
+
+def test_changed_code_is_traced_and_compiled_only_where_it_lowers_to_something_else(folder, scaled, monkeypatch):
+  scaled, traced = scaled
+  x = np.ones(4, np.float32)
+  scaled(x)
+  monkeypatch.setattr(program_start, "code", "with another comment")
+  scaled(x)
+  assert len(traced) == 2 and len(programs(folder)) == 1
+  monkeypatch.setattr(program_start, "code", "with another number")
+  np.testing.assert_array_equal(scaled(x, by=5.0), np.full(4, 5.0))
+  assert len(traced) == 3 and len(programs(folder)) == 2
+
+
+def test_nothing_is_kept_outside_of_the_command_line_or_of_what_cannot_be_described(folder, scaled, monkeypatch):
+  scaled, traced = scaled
+  x = np.ones(4, np.float32)
+  scaled(x, described=None)
+  partial = jax.tree_util.Partial(lambda: 1)      # prints with an address
+  kept_programs.kept(lambda x, partial: x * partial(), "called", "")(x, partial)
+  for setting in ("jax_debug_nans", "jax_disable_jit"):
+    jax.config.update(setting, True)
+    try:
+      scaled(x)
+    finally:
+      jax.config.update(setting, False)
+  monkeypatch.setattr(program_start, "code", None)
+  scaled(x)
+  assert len(traced) == 4 and not folder.exists()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: b"", lambda content: content[:-9], lambda content: b"?" + content[1:],
+    lambda content: content[:100] + bytes([content[100] ^ 1]) + content[101:]], ids=["empty", "cut", "head", "a bit"])
+def test_a_damaged_file_is_compiled_and_written_again(folder, scaled, damage):
+  scaled, traced = scaled
+  x = np.ones(4, np.float32)
+  scaled(x)
+  path, = programs(folder)
+  whole = path.read_bytes()
+  path.write_bytes(damage(whole))
+  np.testing.assert_array_equal(scaled(x), np.full(4, 3.0))
+  scaled(x)
+  assert len(traced) == 2 and len(path.read_bytes()) > 100
+
+
+def test_the_folder_is_bounded_and_what_was_used_last_stays(folder, scaled, monkeypatch):
+  scaled, traced = scaled
+  for side in range(1, 6):
+    scaled(np.ones(side, np.float32))
+    os.utime(max(programs(folder), key=lambda each: each.stat().st_mtime), (side, side))
+  size = max(each.stat().st_size for each in programs(folder))
+  scaled(np.ones(1, np.float32))                    # which is read, and so the newest
+  monkeypatch.setattr(kept_programs, "MOST_BYTES", 3 * size + 500)
+  scaled(np.ones(6, np.float32))
+  assert len(programs(folder)) <= 3
+  del traced[:]
+  scaled(np.ones(1, np.float32))
+  scaled(np.ones(6, np.float32))
+  assert not traced
+  scaled(np.ones(2, np.float32))
+  assert len(traced) == 1
+
+
+def test_a_part_of_ones_own_is_never_kept():
+  assert parts.described(build(TINY)) == repr(build(TINY)) != parts.described(build(CodecConfig()))
+  for field, value in ("contexts", ["mlic_jax.model.contexts.channel"]), ("transforms", "mlic_jax.model.transforms.elic"):
+    own = build(TINY.from_dict(TINY.to_dict() | {field: value}))      # by an import path, as one's own are
+    assert parts.described(own) is None
+
+
+def test_a_training_step_comes_back_with_the_names_of_its_figures(folder, config):
+  config = config.copy_and_resolve_references()
+  config.model = dict(N=4, M=8, num_slices=2, num_rates=2)
+  codec = CodecConfig(**config.model)
+  traced = []
+
+  def first_step(**changes):
+    changed = config.copy_and_resolve_references()
+    changed.update(changes)
+    model, optimizer = StandIn(codec), make_optimizer(changed)
+    step = make_train_step(changed, model, optimizer)
+    count = jax.device_count()
+    state = jax.tree.map(lambda leaf: np.full((count, *leaf.shape), 0.1).astype(leaf.dtype),
+                         state_shapes(changed, model, optimizer))
+    counted = functools.wraps(step)(lambda *args: (traced.append(changes), step(*args))[1])
+    run = on_devices.training(counted, described=on_devices.described(changed, model))
+    state, metrics, _ = run(state, np.zeros((count, 2, 64, 64, 3), np.uint8), None, NOTHING)
+    (names, values), = metrics.items()
+    return state, dict(zip(names, np.asarray(values)[0]))
+
+  state, metrics = first_step()
+  again, same = first_step(log_every=7, data_dir="elsewhere")    # of which only the first is said to matter
+  assert len(traced) == 2 and same == metrics and {"loss", "finite", "learning_rate"} <= set(metrics)
+  again, same = first_step()
+  assert len(traced) == 2 and same == metrics
+  jax.tree.map(np.testing.assert_array_equal, state, again)
+  assert first_step(learning_rate=config.learning_rate / 2)[1] != metrics and len(traced) == 3
+
+
+def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_path):
+  Image.effect_noise((64, 64), 40).convert("RGB").save(tmp_path / "photo.png")
+
+  def encode():
+    """The file, and whether anything that is kept was compiled."""
+    environment = os.environ | dict(MLIC_JAX_CACHE=str(tmp_path / "cache"), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu")
+    command = [sys.executable, "-m", "mlic_jax", "encode", tmp_path / "photo.png", tmp_path / "photo.mlic",
+               "--ckpt", tiny_checkpoint]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "kept_" in line]
+    return (tmp_path / "photo.mlic").read_bytes(), any("Compiling" in line for line in said)
+
+  first, compiled = encode()
+  kept = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
+  assert compiled and len(kept) >= 2 * 6
+  assert encode() == (first, False)
+  shutil.rmtree(tmp_path / "cache" / "programs")   # jax has them; what it has read cannot be written out once more
+  assert encode() == (first, True)
+  taken = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
+  assert taken < kept
