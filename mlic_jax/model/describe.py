@@ -24,7 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mlic_jax.compute.kept_programs import kept
 from mlic_jax.config import CodecConfig
+from mlic_jax.model import parts
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.model.quantisers import NOISE
 from mlic_jax.model.slices import SliceStep
@@ -93,8 +95,9 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
     return {path: mask.sum() for path, mask in live.items()}
 
   # It runs a few times on next to nothing: to compile it well would take longer.
-  count = jax.jit(count).lower(params, 0).compile(compiler_options={"xla_backend_optimization_level": 0})
-  counts = [count(params, k) for k in range(config.num_slices)]
+  count = kept(count, f"{__name__}.count", parts.described(build(config)),
+               compiler_options={"xla_backend_optimization_level": 0})
+  counts = [count(params, k) for k in np.arange(config.num_slices, dtype=np.int32)]
   return [{path: int(size) for path, size in each.items()} for each in counts]
 
 
@@ -115,9 +118,15 @@ def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, in
   x = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
   quality = 1.0 if config.num_rates else None
   with nn.intercept_methods(note):
-    variables = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality), x)
-  params = {name: value for name, value in variables["params"].items() if name != "slices"}
-  return {path: math.prod(leaf.shape) for path, leaf in _leaves(params).items()}, positions
+    variables = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality, method=_but_the_slices), x)
+  return {path: math.prod(leaf.shape) for path, leaf in _leaves(variables["params"]).items()}, positions
+
+
+def _but_the_slices(codec, x: jax.Array, quality: float | None) -> jax.Array:
+  """All of a codec that is not a slice step."""
+  y, z = codec.analyse(x, quality)
+  codec.hyper(codec.round_z(z))
+  return codec.synthesise(y, quality)
 
 
 def _leaves(tree: Any) -> dict[Path, Any]:
