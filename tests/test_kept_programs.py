@@ -138,9 +138,8 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(folder, scaled, monk
 
 def test_a_part_of_ones_own_is_never_kept():
   assert parts.described(build(TINY)) == repr(build(TINY)) != parts.described(build(CodecConfig()))
-  for field, value in ("contexts", ["mlic_jax.model.contexts.channel"]), ("transforms", "mlic_jax.model.transforms.elic"):
-    own = build(TINY.from_dict(TINY.to_dict() | {field: value}))      # by an import path, as one's own are
-    assert parts.described(own) is None
+  for own in dict(contexts=["mlic_jax.model.contexts.channel"]), dict(transforms="mlic_jax.model.transforms.elic"):
+    assert parts.described(build(TINY.from_dict(TINY.to_dict() | own))) is None     # by import paths, as one's own are
 
 
 def test_a_training_step_comes_back_with_the_names_of_its_figures(folder, config):
