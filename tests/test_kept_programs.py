@@ -1,5 +1,6 @@
 """Programs on disk: found by what they would be traced from, and never when that has changed."""
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from PIL import Image
 from standin_codec import StandIn
 from test_platforms import small_config  # noqa: F401  a fixture
 
-from mlic_jax.compute import kept_programs, program_start
+from mlic_jax.compute import kept_programs, of_sizes, program_start
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import parts
 from mlic_jax.model.mlic import build
@@ -134,6 +135,27 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(folder, scaled, monk
   assert not traced
   scaled(np.ones(2, np.float32))
   assert len(traced) == 1
+
+
+def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monkeypatch):
+  monkeypatch.setattr(of_sizes, "SIZES", 2)
+  traced = []
+
+  def again():
+    @of_sizes.of_sizes(size=0)
+    def doubled_again(x):
+      traced.append(x.shape)
+      return 2 * x
+    for side in (*range(1, 7), 5, 6):
+      np.testing.assert_array_equal(doubled_again(np.ones(side, np.float32)), np.full(side, 2.0))
+    held = [each.hlo_modules()[0].name for each in jax.devices()[0].client.live_executables()]
+    return held.count("jit_kept_doubled_again")
+
+  compiled = again()
+  assert compiled == 2 and len(traced) == 6
+  gc.collect()
+  read = again()
+  assert read == 2 and len(traced) == 6
 
 
 def test_a_part_of_ones_own_is_never_kept():

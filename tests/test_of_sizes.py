@@ -113,6 +113,8 @@ def test_a_picture_is_measured_with_one_analysis_and_two_walks(tiny_checkpoint, 
 MEASURED = """
 import re, resource, sys, threading, time
 from pathlib import Path
+from mlic_jax.compute import program_start
+program_start.begin()                    # as in the programs
 from mlic_jax.commands import evaluate
 from mlic_jax.__main__ import main
 
