@@ -1,4 +1,5 @@
 """Programs on disk: found by what they would be traced from, and never when that has changed."""
+import collections
 import functools
 import gc
 import os
@@ -10,11 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, random_variables
 from PIL import Image
 from standin_codec import StandIn
 from test_platforms import small_config  # noqa: F401  a fixture
 
+from mlic_jax.coding import compiled
 from mlic_jax.compute import kept_programs, of_sizes, program_start
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import parts
@@ -31,8 +33,13 @@ ROOT = Path(__file__).parents[1]
 def of_programs(tmp_path, monkeypatch):
   """The folder of the programs, in a process as of the command line."""
   monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path))
-  monkeypatch.setattr(program_start, "code", "as it is now")
+  set_code(monkeypatch, "as it is now")
   return tmp_path / "programs"
+
+
+def set_code(monkeypatch, digest, on_disk=None):
+  monkeypatch.setattr(program_start, "code", digest)
+  monkeypatch.setattr(program_start, "digest_of_code", lambda: on_disk or digest)
 
 
 @pytest.fixture(name="scaled")
@@ -79,12 +86,68 @@ def test_changed_code_is_traced_and_compiled_only_where_it_lowers_to_something_e
   scaled, traced = scaled
   x = np.ones(4, np.float32)
   scaled(x)
-  monkeypatch.setattr(program_start, "code", "with another comment")
+  set_code(monkeypatch, "with another comment")
   scaled(x)
   assert len(traced) == 2 and len(programs(folder)) == 1
-  monkeypatch.setattr(program_start, "code", "with another number")
+  set_code(monkeypatch, "with another number")
   np.testing.assert_array_equal(scaled(x, by=5.0), np.full(4, 5.0))
   assert len(traced) == 3 and len(programs(folder)) == 2
+
+
+def test_programs_that_read_the_same_are_told_apart_by_what_they_leave_out(folder, monkeypatch):
+  """Arguments that nothing depends on, and how the results are put together."""
+  x, y = np.ones(2, np.float32), np.full(2, 10, np.float32)
+  kept = lambda function, *args: kept_programs.kept(function, "chosen", "")(*args)
+  np.testing.assert_array_equal(kept(lambda x, y: 2 * x, x, y), 2 * x)
+  set_code(monkeypatch, "which takes the other one")
+  np.testing.assert_array_equal(kept(lambda x, y: 2 * y, x, y), 2 * y)
+  set_code(monkeypatch, "with more in a tree that it does not use")
+  np.testing.assert_array_equal(kept(lambda x, y: 2 * y[0], x, (y, x[:1])), 2 * y)
+  np.testing.assert_array_equal(kept(lambda x, y: 2 * y[0], x, (y, x)), 2 * y)
+  assert set(kept(lambda x, y: {"a": x}, x, y)) == {"a"}
+  set_code(monkeypatch, "with a field more")
+  assert set(kept(lambda x, y: {"a": x, "b": None}, x, y)) == {"a", "b"}
+
+
+def test_two_models_of_which_a_program_takes_the_same_parameters(folder, monkeypatch):
+  other = TINY.from_dict(TINY.to_dict() | {"lrp_widths": [18, 18]})
+  z = np.zeros((1, 1, 1, TINY.N), np.float32)
+  for config in (TINY, other, TINY):
+    variables = random_variables(config)
+    symbols, finite = of_sizes.OfSizes(compiled.round_z._function, size=3, module=0, describe=parts.described)(
+        build(config), variables, z, z)
+    assert finite and symbols.shape == z.shape
+  assert len(programs(folder)) == 2
+
+
+def test_a_file_with_a_class_that_is_gone_is_compiled_again(folder, monkeypatch):
+  module = sys.modules[__name__]
+  pair = collections.namedtuple("Pair", "a b")
+  pair.__module__ = __name__
+  monkeypatch.setattr(module, "Pair", pair, raising=False)
+  double = lambda: kept_programs.kept(lambda x: pair(2 * x, x), "double", "")(np.ones(2, np.float32))
+  double()
+  monkeypatch.delattr(module, "Pair")
+  np.testing.assert_array_equal(double().a, [2, 2])
+
+
+def test_code_that_was_edited_since_the_start_is_not_taken_for_what_was_imported(folder, scaled, monkeypatch):
+  scaled, traced = scaled
+  set_code(monkeypatch, "at the start", on_disk="by now")
+  for _ in range(2):
+    scaled(np.ones(4, np.float32))
+  assert len(traced) == 2
+
+
+def test_the_digest_of_the_code_leaves_out_what_editors_put_there_and_counts_names(monkeypatch, tmp_path):
+  monkeypatch.setattr(program_start, "PACKAGE", tmp_path)
+  assert program_start.digest_of_code() is None
+  (tmp_path / "a.py").write_text("x")
+  before = program_start.digest_of_code()
+  (tmp_path / ".#a.py").symlink_to("nobody@host.123")
+  assert program_start.digest_of_code() == before
+  (tmp_path / "a.py").rename(tmp_path / "b.py")
+  assert program_start.digest_of_code() not in (None, before)
 
 
 def test_nothing_is_kept_outside_of_the_command_line_or_of_what_cannot_be_described(folder, scaled, monkeypatch):
@@ -99,9 +162,15 @@ def test_nothing_is_kept_outside_of_the_command_line_or_of_what_cannot_be_descri
       scaled(x)
     finally:
       jax.config.update(setting, False)
+  with monkeypatch.context() as several:
+    several.setattr(jax, "device_count", lambda: 2)
+    scaled(x)
+  monkeypatch.setenv("MLIC_JAX_CACHE", str(folder.parent / "file"))
+  (folder.parent / "file").touch()
+  scaled(x)
   monkeypatch.setattr(program_start, "code", None)
   scaled(x)
-  assert len(traced) == 4 and not folder.exists()
+  assert len(traced) == 6 and not folder.exists()
 
 
 @pytest.mark.parametrize("damage", [
@@ -124,6 +193,9 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(folder, scaled, monk
   for side in range(1, 6):
     scaled(np.ones(side, np.float32))
     os.utime(max(programs(folder), key=lambda each: each.stat().st_mtime), (side, side))
+  for each in folder.iterdir():
+    if each.is_symlink():
+      os.utime(each, (0, 0), follow_symlinks=False)   # a link is as old as its making
   size = max(each.stat().st_size for each in programs(folder))
   scaled(np.ones(1, np.float32))                    # which is read, and so the newest
   monkeypatch.setattr(kept_programs, "MOST_BYTES", 3 * size + 500)

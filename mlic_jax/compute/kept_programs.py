@@ -8,7 +8,8 @@ lowered to, as there.
 
 Nothing in that tells what somebody's own code changes in this package before it calls it. So programs are kept in the
 programs of the command line (program_start.py) alone: the same functions called from anywhere else are traced in every
-process. And on CPUs, in single processes: it was tried nowhere else.
+process. (A configuration file is code as well, and has no business with changing the package.) And on CPUs, in single
+processes: it was tried nowhere else.
 """
 import contextlib
 import functools
@@ -44,25 +45,31 @@ def kept(function: Callable, name: str, described: str | None, jit: Callable = j
     jit: jax.jit, or parallel.on_all_devices.
     options: of `jit`. Static arguments are told apart by what they print as.
   """
-  if described is None or program_start.code is None or _folder() is None:
+  if described is None or program_start.code is None or not jax.config.jax_enable_compilation_cache:
     return jit(function, **options)
   if jax.default_backend() != "cpu" or jax.process_count() > 1:
     return jit(function, **options)
-  if jax.config.jax_disable_jit or jax.config.jax_debug_nans:  # which want to see every operation
+  if jit is jax.jit and jax.device_count() > 1:   # jax 0.10 reads such a program for all devices
     return jit(function, **options)
-  return _Kept(function, name, described, jit, options)
+  if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # of single operations
+    return jit(function, **options)
+  folder = _folder()
+  return _Kept(function, name, described, jit, options, folder) if folder else jit(function, **options)
 
 
 class _Kept:
   """A compiled program for every signature of the arguments."""
 
-  def __init__(self, function: Callable, name: str, described: str, jit: Callable, options: dict[str, Any]):
+  def __init__(self, function: Callable, name: str, described: str, jit: Callable, options: dict[str, Any],
+               folder: str):
     def of_its_own(*args):
       return function(*args)
     # Another name, so that jax's cache does not have it from a process that keeps no programs: see _find.
     of_its_own.__name__ = of_its_own.__qualname__ = f"kept_{name.rpartition('.')[2]}"
+    if jit is jax.jit:   # the text of a program has to have all that a call is checked against
+      options = options | {"keep_unused": True}
     self._jitted, self._described, self._options = jit(of_its_own, **options), (name, described), options
-    self._static, self._programs = options.get("static_argnums", ()), {}
+    self._folder, self._static, self._programs = folder, options.get("static_argnums", ()), {}
 
   def __call__(self, *args):
     dynamic = [each for place, each in enumerate(args) if place not in self._static]
@@ -75,13 +82,13 @@ class _Kept:
     return program(*dynamic)
 
   def _find(self, args: tuple, signature: tuple) -> Callable:
-    link = _path(self._described, self._options, signature, _surroundings(), program_start.code)
+    link = self._path(self._described, self._options, signature, _surroundings(), program_start.code)
     if link and (program := _read(link)):
       return program
     lowered = self._jitted.lower(*args)
-    if link is None:
+    file = self._path(self._options, signature, lowered.out_tree, lowered.as_text(), _surroundings())
+    if link is None or file is None:
       return lowered.compile()
-    file = _path(self._options, lowered.as_text(), _surroundings())
     program = _read(file)
     if program is None:
       _listen()
@@ -91,8 +98,16 @@ class _Kept:
       # programs).
       if _num_taken() == before:
         _write(file, program)
-    _link(link, file)
+    if program_start.digest_of_code() == program_start.code:   # else it was edited since, perhaps before the import
+      _link(link, file)
     return program
+
+  def _path(self, *of: Any) -> str | None:
+    """The file of something, by its digest; None when it prints with an address, which is another in every process."""
+    text = repr(of)
+    if re.search(r" at 0x[0-9a-f]+", text, re.IGNORECASE):
+      return None
+    return os.path.join(self._folder, hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 _taken = threading.local()  # .count: programs that jax took from its own cache in this thread
@@ -111,36 +126,31 @@ def _num_taken() -> int:
 
 
 def _folder() -> str | None:
-  """Where they are kept; None where nothing is."""
-  folder = compilation_cache.folder()
-  return folder and os.path.join(folder, "programs")
-
-
-def _path(*of: Any) -> str | None:
-  """The file of something, by its digest; None when it prints with an address, which is another in every process."""
-  text = repr(of)
-  if re.search(r" at 0x[0-9a-f]+", text):
-    return None
-  return os.path.join(_folder(), hashlib.sha256(text.encode()).hexdigest()[:32])
+  """Where they are kept; None where nothing is. That it cannot be written to, compilation_cache.enable says."""
+  with contextlib.suppress(OSError):
+    folder = compilation_cache.folder()
+    return folder and os.path.join(folder, "programs")
+  return None
 
 
 def _read(path: str) -> Callable | None:
-  """The program in a file; None when there is none, or it is damaged, or this jax does not take it."""
+  """The program in a file; None when there is none, or it is damaged, or this jax or this code does not take it."""
   try:
     with open(path, "rb") as file:
       content = pickle.loads(zlib.decompress(file.read()))
     program = serialize_executable.deserialize_and_load(*content)
-    os.utime(path)
-    return program
-  except (OSError, EOFError, zlib.error, pickle.UnpicklingError, jax.errors.JaxRuntimeError):
+  except Exception:  # what a pickle raises, of classes that are not there any more, is anything; it is compiled instead
     return None
+  with contextlib.suppress(OSError):
+    os.utime(path)
+  return program
 
 
 def _write(path: str, program: Callable) -> None:
   """What cannot be written out is compiled in every process, and so is what a full disk does not take."""
   try:
     content = pickle.dumps(serialize_executable.serialize(program))
-  except (ValueError, TypeError, AttributeError, pickle.PicklingError, jax.errors.JaxRuntimeError):
+  except Exception:  # as above
     return
   with contextlib.suppress(OSError):
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -159,12 +169,14 @@ def _link(path: str, program: str) -> None:
 
 def _make_room(folder: str) -> None:
   """Removes what was not used for longest, until the rest has MOST_BYTES; and links to what is not there any more."""
-  files, total = [(each.stat(follow_symlinks=False), each.path) for each in os.scandir(folder)], 0
+  links = [each.path for each in os.scandir(folder) if each.is_symlink()]
+  files, total = [(each.stat(), each.path) for each in os.scandir(folder) if not each.is_symlink()], 0
   for status, path in sorted(files, key=lambda each: each[0].st_mtime, reverse=True):
     total += status.st_size
     if total > MOST_BYTES:
       os.unlink(path)
-    elif not os.path.exists(path):
+  for path in links:
+    if not os.path.exists(path):
       os.unlink(path)
 
 
@@ -187,4 +199,5 @@ def _processor() -> tuple[str, ...]:
   with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
     first = file.read().split("\n\n")[0]
     lines = [line for line in first.splitlines() if line.startswith(("model name", "flags", "Features"))]
-  return platform.machine(), platform.processor(), *lines, str(os.cpu_count())
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return platform.machine(), platform.processor(), *lines, str(cores)

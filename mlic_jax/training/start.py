@@ -49,7 +49,7 @@ def record(config, step: int, num_photographs: int, held_out: np.ndarray) -> dic
   pixels, code = zlib.crc32(held_out.tobytes()), digest_of_code()
   return {"the start step": step, "the number of photographs": num_photographs,
           "held out": f"{len(held_out)} pictures (checksum {pixels:08x})",
-          "the version of jax": importlib.metadata.version("jax"), "the code of mlic_jax": code[:12],
+          "the version of jax": importlib.metadata.version("jax"), "the code of mlic_jax": str(code)[:12],
           **{f"config.{name}": value for name, value in fields.items() if name not in LOCAL_FIELDS}}
 
 
