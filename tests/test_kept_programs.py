@@ -220,6 +220,7 @@ def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monke
       return 2 * x
     for side in (*range(1, 7), 5, 6):
       np.testing.assert_array_equal(doubled_again(np.ones(side, np.float32)), np.full(side, 2.0))
+    gc.collect()
     held = [each.hlo_modules()[0].name for each in jax.devices()[0].client.live_executables()]
     return held.count("jit_kept_doubled_again")
 

@@ -66,8 +66,6 @@ class _Kept:
       return function(*args)
     # Another name, so that jax's cache does not have it from a process that keeps no programs: see _find.
     of_its_own.__name__ = of_its_own.__qualname__ = f"kept_{name.rpartition('.')[2]}"
-    if jit is jax.jit:   # the text of a program has to have all that a call is checked against
-      options = options | {"keep_unused": True}
     self._jitted, self._described, self._options = jit(of_its_own, **options), (name, described), options
     self._folder, self._static, self._programs = folder, options.get("static_argnums", ()), {}
 
@@ -86,7 +84,7 @@ class _Kept:
     if link and (program := _read(link)):
       return program
     lowered = self._jitted.lower(*args)
-    file = self._path(self._options, signature, lowered.out_tree, lowered.as_text(), _surroundings())
+    file = self._path(self._options, signature, lowered.out_tree, _used(lowered), lowered.as_text(), _surroundings())
     if link is None or file is None:
       return lowered.compile()
     program = _read(file)
@@ -108,6 +106,13 @@ class _Kept:
     if re.search(r" at 0x[0-9a-f]+", text, re.IGNORECASE):
       return None
     return os.path.join(self._folder, hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+def _used(lowered: jax.stages.Lowered) -> list[int] | None:
+  """Which arguments the text of a program has: jax leaves out those that nothing depends on, and says so nowhere else.
+  (keep_unused would have them stay, and jax 0.12 then holds every such program for ever.)"""
+  used = lowered._lowering.compile_args.get("kept_var_idx")
+  return used and sorted(used)
 
 
 _taken = threading.local()  # .count: programs that jax took from its own cache in this thread
