@@ -84,8 +84,10 @@ class _Kept:
     if link and (program := _read(link)):
       return program
     lowered = self._jitted.lower(*args)
+    if link is None:
+      return lowered.compile()
     file = self._path(self._options, signature, lowered.out_tree, _used(lowered), lowered.as_text(), _surroundings())
-    if link is None or file is None:
+    if file is None:
       return lowered.compile()
     program = _read(file)
     if program is None:
@@ -112,7 +114,7 @@ def _used(lowered: jax.stages.Lowered) -> list[int] | None:
   """Which arguments the text of a program has: jax leaves out those that nothing depends on, and says so nowhere else.
   (keep_unused would have them stay, and jax 0.12 then holds every such program for ever.)"""
   used = lowered._lowering.compile_args.get("kept_var_idx")
-  return used and sorted(used)
+  return None if used is None else sorted(used)
 
 
 _taken = threading.local()  # .count: programs that jax took from its own cache in this thread
