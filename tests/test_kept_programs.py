@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY, random_variables
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from standin_codec import StandIn
 from test_platforms import small_config  # noqa: F401  a fixture
@@ -31,10 +32,15 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(name="folder")
 def of_programs(tmp_path, monkeypatch):
-  """The folder of the programs, in a process as of the command line."""
+  """The folder of the programs, in a process as of the command line, in which jax has none in a cache of its own."""
   monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path))
   set_code(monkeypatch, "as it is now")
-  return tmp_path / "programs"
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()      # jax looks at the setting once
+  yield tmp_path / "programs"
+  jax.config.update("jax_compilation_cache_dir", before)
+  compilation_cache.reset_cache()
 
 
 def set_code(monkeypatch, digest, on_disk=None):
@@ -271,7 +277,8 @@ def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_pat
 
   def encode():
     """The file, and whether anything that is kept was compiled."""
-    environment = os.environ | dict(MLIC_JAX_CACHE=str(tmp_path / "cache"), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu")
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= dict(MLIC_JAX_CACHE=str(tmp_path / "cache"), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu")
     command = [sys.executable, "-m", "mlic_jax", "encode", tmp_path / "photo.png", tmp_path / "photo.mlic",
                "--ckpt", tiny_checkpoint]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
