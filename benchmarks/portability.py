@@ -152,10 +152,12 @@ def record_picture(codec: Codec, image: np.ndarray, quality: float | None) -> di
 
   last_pass = codec._walk(z_symbols, push)
   y_hat, picture = reconstruct(codec, last_pass, quality, *image.shape[:2])
-  choices = [portable.choose(each.places, 2.0**-portable.EPSILON_EXPONENT) for each in passes]
-  rows = [portable.rows(each.places, chosen) for each, chosen in zip(passes, choices)]
+  grids = [portable.choose(each.places, 2.0**-portable.EPSILON_EXPONENT) for each in passes]
+  rows = [portable.rows(each.places, of_pass) for each, of_pass in zip(passes, grids)]
   fields = {field: np.stack([getattr(each, field) for each in passes]) for field in Pass._fields}
-  return dict(fields, choices=np.stack(choices), rows=np.stack(rows), z_symbols=z_symbols, y_hat=y_hat, picture=picture,
+  of_passes = [np.array(each) for each in zip(*((each.size, len(each.choices)) for each in grids))]
+  return dict(fields, block_size=of_passes[0], num_blocks=of_passes[1], rows=np.stack(rows), z_symbols=z_symbols,
+              choices=np.concatenate([each.choices for each in grids]), y_hat=y_hat, picture=picture,
               quality=np.float32(np.nan if quality is None else quality), conditions=json.dumps(conditions()))
 
 
@@ -173,7 +175,9 @@ def compare_picture(codec: Codec, recorded: dict[str, np.ndarray], batch: int) -
   quality = None if np.isnan(recorded["quality"]) else recorded["quality"]
   last_pass = codec._walk(repeated(recorded["z_symbols"]), pull)
   y_hat, picture = reconstruct(codec, last_pass, quality, *recorded["picture"].shape[:2])
-  rows = [portable.rows(*each) for each in zip(places, recorded["choices"])]
+  choices = np.split(recorded["choices"], np.cumsum(recorded["num_blocks"])[:-1])
+  rows = [portable.rows(of_pass, portable.Grids(size, portable.SAFE_SHARES[0], chosen))
+          for of_pass, size, chosen in zip(places, recorded["block_size"], choices)]
   in_slices = lambda array: array.reshape(codec.config.num_slices, -1)  # two passes each
   levels = np.abs(picture.astype(int) - recorded["picture"])
   y_error = np.abs(y_hat - recorded["y_hat"]).reshape(-1, codec.config.num_slices, codec.config.slice_channels)

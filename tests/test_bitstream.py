@@ -182,18 +182,18 @@ def test_a_chunk_in_another_place_or_of_another_picture_is_noticed():
 
 def test_another_version_is_named():
   blob = write(CONTENT)
-  with pytest.raises(BitstreamError, match="format version 4; this program reads versions 2 and 3$"):
-    parse(blob[:4] + b"\4")
-  with pytest.raises(BitstreamError, match="version 1; this program reads versions 2 and 3, and version 1 was never"):
+  with pytest.raises(BitstreamError, match="format version 5; this program reads versions 2 to 4$"):
+    parse(blob[:4] + b"\5")
+  with pytest.raises(BitstreamError, match="version 1; this program reads versions 2 to 4, and version 1 was never"):
     parse(blob[:4] + b"\1" + blob[5:])
 
 
 @pytest.mark.parametrize("content", [CONTENT, PORTABLE])
-def test_a_file_that_leaves_elements_out_is_of_version_3_and_a_byte_longer(content):
+def test_a_file_that_leaves_elements_out_says_so_by_a_flag_and_a_byte(content):
   blob, other = write(content), write(content._replace(skipped=5))
   head = len(blob) - len(write(content)[HEADER_SIZE:]) + 6 * bool(content.origin) - bitstream.CHECKSUM.size
-  assert blob[4] == 2 and other[4] == 3 and len(other) == len(blob) + 1
-  assert other[:4] + other[5:head] == blob[:4] + blob[5:head] and other[head] == 5
+  assert other[5] == blob[5] | 8 and len(other) == len(blob) + 1
+  assert other[:5] + other[6:head] == blob[:5] + blob[6:head] and other[head] == 5
   for rows in 0, 64, 255:
     damaged = other[:head] + bytes([rows])
     damaged += bitstream.CHECKSUM.pack(zlib.crc32(damaged) & 0xFFFF) + other[head + 3:]
@@ -202,7 +202,8 @@ def test_a_file_that_leaves_elements_out_is_of_version_3_and_a_byte_longer(conte
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"flags": 8}, "flags 0x08"), ({"flags": 4}, "damaged"), ({"height": 2**31}, "limit is 512"),
+    ({"flags": 16}, "flags 0x10; version 4 has 0x01, 0x02, 0x04 and 0x08"), ({"flags": 8}, "damaged"),
+    ({"version": 2, "flags": 8}, "flags 0x08; version 2 has 0x01, 0x02 and 0x04"), ({"flags": 4}, "damaged"), ({"height": 2**31}, "limit is 512"),
     ({"height": 0}, "0x80; at least 1x1"),
     ({"slices": 0}, "0 slices"), ({"slices": 255}, "255 slices"), ({"slices": 2}, "damaged"),
     ({"slices": 9}, "damaged"), ({"flags": 1}, "damaged"), ({"flags": 2}, "damaged")])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlic_jax.coding import rangecoder, rangecoder_numba
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.portable import BLOCK_SIZES, SAFE_SHARES, Grids
 from mlic_jax.coding.rangecoder import PACKAGES, CoderMissingError, Decoder, Encoder, SymbolError, TableError
 from mlic_jax.coding.tables import CodingTable, gaussian_table
 
@@ -55,21 +56,22 @@ def test_both_read_any_stream_alike_and_write_what_they_read_alike(tfc, table, s
 
 @settings(max_examples=200, deadline=None)
 @given(tables(), st.lists(st.lists(st.integers(-2**27, 2**27), max_size=60), max_size=5),
-       st.lists(st.integers(0, 27), max_size=30))
-def test_passes_of_any_integers_are_the_same_bytes_and_each_decodes_the_other(tfc, table, passes, choices):
+       st.lists(st.integers(0, 27), max_size=30), st.sampled_from(BLOCK_SIZES), st.sampled_from(SAFE_SHARES))
+def test_passes_of_any_integers_are_the_same_bytes_and_each_decodes_the_other(tfc, table, passes, choices, size, share):
   passes = [np.array(symbols, np.int32) for symbols in passes]
   rows = [np.arange(symbols.size) % len(table.offset) for symbols in passes]
   written = {}
   for coder in PACKAGES:
     encoder = Encoder(table, coder)
-    encoder.encode_choices(np.array(choices, np.int32))
+    encoder.encode_grids(Grids(size, share, np.array(choices, np.int32)))
     for symbols, each in zip(passes, rows):
       encoder.encode(symbols, each)
     written[coder] = encoder.finish()
   assert written["numba"] == written["tfc"]
   for coder in PACKAGES:
     decoder = Decoder(table, written["numba"], coder)
-    np.testing.assert_array_equal(decoder.decode_choices(len(choices)), choices)
+    grids = decoder.decode_grids(len(choices) * size)
+    assert (grids.size, grids.share, list(grids.choices)) == (size, share, choices)
     for symbols, each in zip(passes, rows):
       np.testing.assert_array_equal(decoder.decode(each), symbols)
     decoder.finish()
@@ -153,7 +155,7 @@ def test_a_row_that_the_table_does_not_have_is_refused(row):
 @pytest.mark.parametrize("choice", [-1, 28])
 def test_a_grid_that_there_is_not_is_refused(choice):
   with pytest.raises(SymbolError, match="there are 0 to 27"):
-    Encoder(TABLE).encode_choices(np.array([0, choice]))
+    Encoder(TABLE).encode_grids(Grids(2048, 0.7, np.array([0, choice])))
 
 
 IN_TWO_THREADS = """

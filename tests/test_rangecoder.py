@@ -1,15 +1,19 @@
 """The range coder: exact for every integer, near the Shannon bound, and unmoved by damaged streams."""
 import hashlib
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mlic_jax.coding.bitstream import BitstreamError
+from mlic_jax.coding.portable import BLOCK_SIZES, SAFE_SHARES, Grids
 from mlic_jax.coding.rangecoder import DISTANCE_MAX, Decoder, Encoder, SymbolError
 from mlic_jax.coding.tables import CodingTable, gaussian_table
 
 SCALES = np.array([0.11, 0.5, 2.0, 9.0])
 TABLE = gaussian_table(SCALES)
+FORMAT = Path(__file__).resolve().parents[1] / "docs" / "format.md"
 
 
 @pytest.fixture(params=["numba", "tfc"])
@@ -103,30 +107,40 @@ def test_a_stream_ends_within_a_byte_of_its_information(coder):
     assert len(code(symbols, np.full(symbols.shape, 2), coder)) <= information + 1
 
 
-def test_choices_decode_between_the_passes_and_any_bytes_give_some_choice(coder):
+@pytest.mark.parametrize("size, share", zip(BLOCK_SIZES, SAFE_SHARES))
+def test_grids_decode_between_the_passes_and_any_bytes_give_some(coder, size, share):
   rng = np.random.default_rng(4)
-  choices, symbols, rows = rng.integers(0, 28, 100), rng.integers(-1, 2, 500).astype(np.int32), rng.integers(0, 4, 500)
+  symbols, rows = rng.integers(-1, 2, 500).astype(np.int32), rng.integers(0, 4, 500)
   encoder = Encoder(TABLE, coder)
-  encoder.encode_choices(choices)
+  choices = rng.integers(0, 28, 100)
+  encoder.encode_grids(Grids(size, share, choices))
   encoder.encode(symbols, rows)
+  encoder.encode_grids(Grids(size, share, np.zeros(0, np.int32)))
   decoder = Decoder(TABLE, encoder.finish(), coder)
-  np.testing.assert_array_equal(decoder.decode_choices(100), choices)
+  grids = decoder.decode_grids(99 * size + 1)
+  assert (grids.size, grids.share) == (size, share)
+  np.testing.assert_array_equal(grids.choices, choices)
   np.testing.assert_array_equal(decoder.decode(rows), symbols)
+  assert decoder.decode_grids(0).choices.shape == (0,)
   for stream in (b"", b"\xff" * 40, rng.bytes(1000)):
-    forged = Decoder(TABLE, stream, coder).decode_choices(3000)
-    assert forged.min() >= 0 and forged.max() < 28
-  assert Decoder(TABLE, b"", coder).decode_choices(0).shape == (0,)
+    for fixed in (False, True):
+      forged = Decoder(TABLE, stream, coder).decode_grids(3000 * size, fixed)
+      assert forged.choices.min() >= 0 and forged.choices.max() < 28 and forged.size in BLOCK_SIZES
 
 
 def test_the_rows_that_no_checkpoint_holds_are_the_same_on_every_machine(coder):
   """The decoder computes them; docs/format.md lists their counts."""
   lookup = Encoder(TABLE, coder)._rows.lookup[len(TABLE.lookup):]
-  lengths, bits, choices = lookup[:31], lookup[31:35], lookup[35:]
+  lengths, bits, eight, choices = lookup[:31], lookup[31:35], lookup[35:45], lookup[45:].reshape(8, 30)
   np.testing.assert_array_equal(bits, [1, 0, 1, 2])
-  assert lengths[0] == choices[0] == 16 and lengths[1] == choices[1] == 0
+  np.testing.assert_array_equal(eight, [3, *range(9)])
+  assert lengths[0] == 16 and lengths[1] == 0 and (choices[:, :2] == [16, 0]).all()
   np.testing.assert_array_equal(np.diff(lengths[1:]), [32762, 16381, 8190, 4095, *(2**n for n in range(11, 0, -1)),
                                                        *[1] * 14])
-  np.testing.assert_array_equal(np.diff(choices[1:]), [45864, 13759, 4128, 1238, 371, 111, 33, 10, 3, *[1] * 19])
+  of_share = np.diff(choices[:, 1:])
+  np.testing.assert_array_equal(of_share[SAFE_SHARES.index(0.7)], [45864, 13759, 4128, 1238, 371, 111, 33, 10, 3, *[1] * 19])
+  listed = re.findall(r"^    0\.\d\d?  +([\d ]+)$", FORMAT.read_text(), re.M)
+  np.testing.assert_array_equal(of_share, [[*map(int, line.split()), *[1] * (28 - len(line.split()))] for line in listed])
 
 
 def test_streams_are_those_of_the_ops_byte_for_byte_where_the_ops_cannot_run(coder):
@@ -136,8 +150,8 @@ def test_streams_are_those_of_the_ops_byte_for_byte_where_the_ops_cannot_run(cod
   places = np.arange(6000)
   rows, symbols = places * 7 % 3, (places * places % 911 % 16 - 6 + (places % 97 == 0) * 5000).astype(np.int32)
   encoder = Encoder(table, coder)
-  encoder.encode_choices(places[:200] % 28)
+  encoder.encode_grids(Grids(2048, 0.7, places[:200] % 28))
   for part in np.split(places, [17, 1000]):
     encoder.encode(symbols[part], rows[part])
   stream = encoder.finish()
-  assert (len(stream), hashlib.sha256(stream).hexdigest()[:16]) == (10385, "5e6cd71ecceb9ed5")
+  assert (len(stream), hashlib.sha256(stream).hexdigest()[:16]) == (10386, "550e2f2a23b5d96f")

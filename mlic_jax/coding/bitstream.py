@@ -17,15 +17,16 @@ from mlic_jax.data.images import PIXELS_MAX
 from mlic_jax.model.scales import SCALE_LEVELS
 
 MAGIC = b"MLIC"
-VERSION, SELECTIVE_VERSION = 2, 3      # 3 where elements are left out
+VERSION_MIN, VERSION = 2, 4            # of what is read, and what is written
+SELECTIVE_VERSION = 3                  # version 2 with elements left out, which a flag says in version 4
 HEADER = struct.Struct(">4sBB8sIIHB")  # magic, version, flags, fingerprint, height, width, quality, slices
 ORIGIN = struct.Struct(">6B")          # of a portable file, next: epsilon, platform, machine, three of jax's version
-SKIPPED = struct.Struct(">B")          # of version 3, next: how many rows of the coding table are left out
+SKIPPED = struct.Struct(">B")          # next, where elements are left out: of how many rows of the coding table
 CHECKSUM = struct.Struct(">H")         # low 16 bits of a CRC-32: of the header, of a block, of the symbols of a slice
 LONG_CHECKSUM = struct.Struct(">I")    # of a block in a single-chunk file
 HEADER_SIZE = HEADER.size + CHECKSUM.size      # without ORIGIN and SKIPPED
 HEADER_SIZE_MAX = HEADER_SIZE + ORIGIN.size + SKIPPED.size
-SINGLE_CHUNK, WITH_PROFILE, PORTABLE = 0x01, 0x02, 0x04   # flags
+SINGLE_CHUNK, WITH_PROFILE, PORTABLE, SELECTIVE = 0x01, 0x02, 0x04, 0x08   # flags
 PLATFORMS = ("other", "cpu", "gpu", "tpu")                # by their number in the file
 MACHINES = ("other", "x86_64", "aarch64")
 PROFILE_BLOCK = 255                    # its index; chunks have 0 .. slices
@@ -72,6 +73,7 @@ class Bitstream(NamedTuple):
   origin: Origin | None = None      # of a portable file; None for one that decodes where it was written
   symbol_checksums: tuple[int, ...] = ()  # of a portable file: `symbol_checksum` of each slice in `chunks`
   skipped: int = 0                  # elements of y in so many rows of the coding table, from the first on, are left out
+  version: int = VERSION            # of the format; `write` writes no other
 
   @property
   def num_arrived(self) -> int:
@@ -107,10 +109,9 @@ def write(content: Bitstream) -> bytes:
   if not 1 <= content.num_slices <= SLICES_MAX:
     raise BitstreamError(f"the model has {content.num_slices} slices; a file holds 1 to {SLICES_MAX}")
   flags = (SINGLE_CHUNK * content.single_chunk | WITH_PROFILE * (content.icc_profile is not None)
-           | PORTABLE * (content.origin is not None))
+           | PORTABLE * (content.origin is not None) | SELECTIVE * bool(content.skipped))
   quality = 0 if content.quality is None else round(content.quality * QUALITY_STEPS)
-  version = SELECTIVE_VERSION if content.skipped else VERSION
-  head = HEADER.pack(MAGIC, version, flags, content.fingerprint, content.height, content.width, quality,
+  head = HEADER.pack(MAGIC, VERSION, flags, content.fingerprint, content.height, content.width, quality,
                      content.num_slices)
   if content.origin is not None:
     head += _pack_origin(content.origin)
@@ -164,35 +165,41 @@ def _parse_header(blob: bytes, pixels_max: int) -> tuple[Bitstream, int]:
   if not blob.startswith(MAGIC):
     came = f"it begins with {bytes(blob[:4])!r}, wanted {MAGIC!r}" if blob else "it is empty"
     raise BitstreamError(f"not a .mlic file: {came}")
-  if len(blob) > len(MAGIC) and blob[len(MAGIC)] not in (VERSION, SELECTIVE_VERSION):
+  if len(blob) > len(MAGIC) and not VERSION_MIN <= blob[len(MAGIC)] <= VERSION:
     never = ", and version 1 was never released" if blob[len(MAGIC)] == 1 else ""
-    raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads versions {VERSION} and "
-                         f"{SELECTIVE_VERSION}{never}")
+    raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads versions {VERSION_MIN} to "
+                         f"{VERSION}{never}")
   size = HEADER_SIZE if len(blob) < HEADER_SIZE else _header_size(blob)
   if len(blob) < size:
     raise BitstreamError(f"the file is cut short: {len(blob)} bytes, its header alone has {size}")
   if CHECKSUM.unpack_from(blob, size - CHECKSUM.size)[0] != zlib.crc32(blob[:size - CHECKSUM.size]) & 0xFFFF:
     raise BitstreamError("the file is damaged: the checksum of its header does not fit")
   _, version, flags, fingerprint, height, width, quality, num_slices = HEADER.unpack_from(blob)
-  if flags & ~(SINGLE_CHUNK | WITH_PROFILE | PORTABLE):
-    raise BitstreamError(f"the file has flags {flags:#04x}; this program knows {SINGLE_CHUNK:#04x}, "
-                         f"{WITH_PROFILE:#04x} and {PORTABLE:#04x}")
+  known = [SINGLE_CHUNK, WITH_PROFILE, PORTABLE, *[SELECTIVE][:version == VERSION]]
+  if flags & ~sum(known):
+    *first, last = (f"{flag:#04x}" for flag in known)
+    raise BitstreamError(f"the file has flags {flags:#04x}; version {version} has {', '.join(first)} and {last}")
   check_size(height, width, pixels_max)
   if not 1 <= num_slices <= SLICES_MAX:
     raise BitstreamError(f"the file has {num_slices} slices; 1 to {SLICES_MAX} are wanted")
   quality = quality / QUALITY_STEPS if quality else None
   origin = _unpack_origin(blob) if flags & PORTABLE else None
-  skipped = SKIPPED.unpack_from(blob, size - CHECKSUM.size - SKIPPED.size)[0] if version == SELECTIVE_VERSION else 0
-  if version == SELECTIVE_VERSION and not 1 <= skipped < SCALE_LEVELS:
+  selective = _is_selective(version, flags)
+  skipped = SKIPPED.unpack_from(blob, size - CHECKSUM.size - SKIPPED.size)[0] if selective else 0
+  if selective and not 1 <= skipped < SCALE_LEVELS:
     raise BitstreamError(f"the file leaves {skipped} rows out; 1 to {SCALE_LEVELS - 1} are wanted")
   return Bitstream(fingerprint, height, width, quality, num_slices, (), bool(flags & SINGLE_CHUNK),
-                   origin=origin, skipped=skipped), flags
+                   origin=origin, skipped=skipped, version=version), flags
 
 
 def _header_size(blob: bytes) -> int:
   """Of a file of which HEADER_SIZE bytes are here at least."""
   _, version, flags, *_ = HEADER.unpack_from(blob)
-  return HEADER_SIZE + ORIGIN.size * bool(flags & PORTABLE) + SKIPPED.size * (version == SELECTIVE_VERSION)
+  return HEADER_SIZE + ORIGIN.size * bool(flags & PORTABLE) + SKIPPED.size * _is_selective(version, flags)
+
+
+def _is_selective(version: int, flags: int) -> bool:
+  return version == SELECTIVE_VERSION or version == VERSION and bool(flags & SELECTIVE)
 
 
 def _pack_origin(origin: Origin) -> bytes:

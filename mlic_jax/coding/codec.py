@@ -246,8 +246,8 @@ class Codec:
       if origin is None:
         rows = np.asarray(compiled.rows(prior))
       else:
-        choices, rows = portable.choose_rows(places, origin)
-        encoders[-1].encode_choices(choices)
+        grids, rows = portable.choose_rows(places, origin)
+        encoders[-1].encode_grids(grids)
       symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
       symbols, scale = selective.leave_out(symbols, prior.scale, rows, self.skipped)
       if passes is not None:
@@ -292,7 +292,7 @@ class Codec:
       if content.origin is None:
         return selective.decode(decoder, np.asarray(compiled.rows(prior)), content.skipped)
       places = np.asarray(places)
-      rows = portable.rows(places, decoder.decode_choices(portable.num_blocks(places.size)))
+      rows = portable.rows(places, decoder.decode_grids(places.size, fixed=content.version < bitstream.VERSION))
       symbols = selective.decode(decoder, rows, content.skipped)
       of_slice.append(symbols)
       if not anchors:

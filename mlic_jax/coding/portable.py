@@ -14,36 +14,51 @@ The distance is epsilon, and more for the small scales of a pass with large ones
 numbers of a sum, so within a pass they are about equally large in all scales, and t is their logarithm
 (benchmarks/portability.py measures them). Only the encoder needs the distance.
 
-A pass (1, h, w/2, Cs) is cut into blocks in C order; the last one may be short.
+A pass (1, h, w/2, Cs) is cut into blocks in C order; the last one may be short. Large blocks have fewer choices to
+write, small ones are safe sooner: the encoder takes the size that costs the fewest bits, pass by pass.
 """
 import platform
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import Bitstream, Origin, PortabilityError
+from mlic_jax.coding.tables import quantize_pmf
 from mlic_jax.model.scales import SCALE_LEVELS, SCALE_STEP
 
 EPSILON_EXPONENT = 13  # epsilon = 2^-13 of the step from level to level
 DISTANCE_MAX = 1 / 64  # of any scale: a place of 0 has to be safe in the grid with the smallest shift
-BLOCK = 2048           # elements that share a shift; smaller blocks are safe sooner, but have more choices to write
 GRIDS = 28             # shifts to choose from
+BLOCK_SIZES = tuple(256 << doubled for doubled in range(8))  # elements that share a shift, 256 to 32768
 
 # Odd multiples of 1/56, the smallest first, all within half a step: -1/56, 1/56, -3/56, ... None of them is 0, because
 # most scales are SCALE_MIN itself, whose place is 0: the edge of the first row if nothing is shifted. A negative shift
 # comes first as it leaves them in that row.
 _GRID = np.arange(GRIDS)
 SHIFTS = ((-1.0)**(_GRID + 1) * (2 * (_GRID // 2) + 1) / (2 * GRIDS)).astype(np.float32)
+# The grid whose edge is the nearest to a place t, by floor(28 u) where u is what t lacks to the next integer.
+_NEAREST = np.argsort(SHIFTS % 1)
 
-# Of choosing grid 0, 1, ...: geometric, for blocks that are safe in seven grids of ten.
-CHOICE_PMF = 0.7 * 0.3**_GRID
+# Of choosing grid 0, 1, ...: geometric, for blocks of which so many are safe in a grid. A pass says which it is coded by.
+SAFE_SHARES = (0.03, 0.08, 0.18, 0.32, 0.5, 0.7, 0.87, 0.96)
+CHOICE_COUNTS = tuple(quantize_pmf(share * (1 - share)**_GRID) for share in SAFE_SHARES)
+_CHOICE_BITS = -np.log2(np.stack(CHOICE_COUNTS) / CHOICE_COUNTS[0].sum())
+FIXED_SIZE, FIXED_SHARE = 2048, 0.7  # of all passes in files of versions 2 and 3
 
 
-def num_blocks(size: int) -> int:
-  """Blocks of a pass of `size` elements."""
-  return -(-size // BLOCK)
+class Grids(NamedTuple):
+  """How a pass is coded: its blocks, and the grid of each."""
+  size: int             # elements of a block, one of BLOCK_SIZES
+  share: float          # of blocks that are safe in a grid, one of SAFE_SHARES; what the choices cost goes by it
+  choices: np.ndarray   # (blocks,) int32, 0 .. GRIDS - 1
+
+
+def num_blocks(elements: int, size: int) -> int:
+  """Blocks of a pass."""
+  return -(-elements // size)
 
 
 def distances(places: np.ndarray, epsilon: float) -> np.ndarray:
@@ -53,39 +68,55 @@ def distances(places: np.ndarray, epsilon: float) -> np.ndarray:
   return np.minimum(epsilon * np.maximum(typical / scale, 1), DISTANCE_MAX)
 
 
-def choose(places: np.ndarray, epsilon: float) -> np.ndarray:
-  """The grid of each block, (blocks,) int32: the first in which all places keep their distances.
+def choose(places: np.ndarray, epsilon: float) -> Grids:
+  """The grids of a pass with the fewest bits: in each block the first in which all places keep their distances.
 
-  Where there is none, the one in which the worst place keeps the most of its distance. `places` are those of a pass,
+  Where there is none in a block of any size, blocks are of the size that leaves the fewest elements in such blocks, and
+  there the grid is taken in which the worst place keeps the most of its distance. `places` are those of a pass,
   float32; epsilon is at most DISTANCE_MAX.
   """
-  shape = num_blocks(places.size), BLOCK
-  blocks, wanted = np.zeros(shape, np.float32), np.full(shape, epsilon)  # a place of 0, behind the end, is always safe
-  blocks.ravel()[:places.size] = _bounded(places).ravel()
-  wanted.ravel()[:places.size] = distances(places, epsilon).ravel()
-  choices, best = np.zeros(len(blocks), np.int32), np.full(len(blocks), -1.0)
-  left = np.arange(len(blocks))
-  for grid, shift in enumerate(SHIFTS):
-    shifted = blocks[left] + shift
-    kept = (np.abs(shifted - np.rint(shifted)) / wanted[left]).min(axis=1)
-    better = kept > best[left]
-    choices[left[better]], best[left[better]] = grid, kept[better]
-    left = left[kept <= 1]
-    if not left.size:
+  places, wanted = _bounded(places).ravel(), distances(places, epsilon).ravel()
+  taken = _taken(places, wanted)
+  candidates = []
+  for size in BLOCK_SIZES:
+    unsafe = size * taken.all(axis=1).sum()
+    choices = taken.argmin(axis=1)
+    bits = _CHOICE_BITS @ np.bincount(choices, minlength=GRIDS)
+    candidates.append((unsafe, bits.min(), size, SAFE_SHARES[bits.argmin()], choices, taken))
+    if len(taken) == 1:
       break
-  return choices
+    taken = np.logical_or.reduceat(taken, np.arange(0, len(taken), 2))
+  _, _, size, share, choices, taken = min(candidates, key=lambda candidate: candidate[:2])
+  choices = choices.astype(np.int32)
+  for block in np.flatnonzero(taken.all(axis=1)):
+    of_block = slice(block * size, (block + 1) * size)
+    shifted = places[of_block] + SHIFTS[:, None]
+    choices[block] = (np.abs(shifted - np.rint(shifted)) / wanted[of_block]).min(axis=1).argmax()
+  return Grids(size, share, choices)
 
 
-def choose_rows(places: np.ndarray | jax.Array, origin: Origin) -> tuple[np.ndarray, np.ndarray]:
+def _taken(places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+  """(blocks of the smallest size, GRIDS) bool, whether a place of the block lies within its distance of an edge.
+
+  Edges of different grids lie 1/28 apart, and a distance is at most 1/64: no place is near those of two grids."""
+  nearest = _NEAREST[np.minimum((GRIDS * (np.ceil(places) - places)).astype(np.int32), GRIDS - 1)]
+  shifted = places + SHIFTS[nearest]
+  near = np.flatnonzero(np.abs(shifted - np.rint(shifted)) <= wanted)
+  taken = np.zeros((num_blocks(places.size, BLOCK_SIZES[0]), GRIDS), bool)
+  taken[near // BLOCK_SIZES[0], nearest[near]] = True
+  return taken
+
+
+def choose_rows(places: np.ndarray | jax.Array, origin: Origin) -> tuple[Grids, np.ndarray]:
   """The grids of a pass, as `choose` has them, and the rows that they make."""
   places = np.asarray(places)
-  choices = choose(places, 2.0**-origin.epsilon_exponent)
-  return choices, rows(places, choices)
+  grids = choose(places, 2.0**-origin.epsilon_exponent)
+  return grids, rows(places, grids)
 
 
-def rows(places: np.ndarray, choices: np.ndarray) -> np.ndarray:
-  """int32 rows of the coding table, in the shape of `places`; `choices` are those of its blocks."""
-  shifts = np.repeat(SHIFTS[choices], BLOCK)[:places.size].reshape(places.shape)
+def rows(places: np.ndarray, grids: Grids) -> np.ndarray:
+  """int32 rows of the coding table, in the shape of `places`."""
+  shifts = np.repeat(SHIFTS[grids.choices], grids.size)[:places.size].reshape(places.shape)
   return np.clip(np.ceil(_bounded(places) + shifts), 0, SCALE_LEVELS - 1).astype(np.int32)
 
 

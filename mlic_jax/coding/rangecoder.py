@@ -2,7 +2,7 @@
 
     encoder = Encoder(table)                            decoder = Decoder(table, stream)
     encoder.encode(symbols, rows)   pass by pass        symbols = decoder.decode(rows)
-    encoder.encode_choices(choices)                     choices = decoder.decode_choices(count)
+    encoder.encode_grids(grids)                         grids = decoder.decode_grids(elements)
     stream = encoder.finish()                           decoder.finish()
 
 Any int32 within 2**28 of the offset of its row is coded exactly; nothing is ever clipped. What a row has no cell for
@@ -30,7 +30,16 @@ from types import ModuleType
 import numpy as np
 
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.portable import CHOICE_PMF, GRIDS
+from mlic_jax.coding.portable import (
+  BLOCK_SIZES,
+  CHOICE_COUNTS,
+  FIXED_SHARE,
+  FIXED_SIZE,
+  GRIDS,
+  SAFE_SHARES,
+  Grids,
+  num_blocks,
+)
 from mlic_jax.coding.tables import PRECISION, CodingTable, quantize_pmf
 
 LENGTHS = 29                      # of gamma codes, 0 .. 28
@@ -82,11 +91,16 @@ class Encoder:
     if escaped.any():
       self._push_gamma(cells[escaped], escape[escaped])
 
-  def encode_choices(self, choices: np.ndarray) -> None:
-    """Appends the grids of a pass, 0 .. GRIDS - 1 (coding/portable.py); SymbolError for others."""
+  def encode_grids(self, grids: Grids) -> None:
+    """Appends the grids of a pass (coding/portable.py): the size of its blocks, the share, the choices.
+
+    SymbolError for choices that are none."""
+    choices = grids.choices
     if choices.size and not 0 <= choices.min() <= choices.max() < GRIDS:
       raise SymbolError(f"grids {choices.min()} to {choices.max()} came; there are 0 to {GRIDS - 1}")
-    self._push(choices, self._rows.choice_row)
+    share = SAFE_SHARES.index(grids.share)
+    self._push(np.array([BLOCK_SIZES.index(grids.size), share]), self._rows.eight_row)
+    self._push(choices, self._rows.choice_rows[share])
 
   def _push_gamma(self, cells, escape):
     below = cells < 0
@@ -123,9 +137,17 @@ class Decoder:
       cells[escaped] = self._pull_gamma(escape[escaped])
     return (cells + self._rows.offset[flat]).reshape(np.shape(rows))
 
-  def decode_choices(self, count: int) -> np.ndarray:
-    """(count,) int32, the grids of a pass; 0 .. GRIDS - 1 whatever the stream holds."""
-    return self._pull(np.full(count, self._rows.choice_row))
+  def decode_grids(self, elements: int, fixed: bool = False) -> Grids:
+    """The grids of a pass of so many elements; choices are 0 .. GRIDS - 1 whatever the stream holds.
+
+    `fixed`: of a file of version 2 or 3, where size and share are FIXED_SIZE and FIXED_SHARE and not in the stream."""
+    if fixed:
+      size, share = FIXED_SIZE, SAFE_SHARES.index(FIXED_SHARE)
+    else:
+      doubled, share = self._pull(np.full(2, self._rows.eight_row))
+      size = BLOCK_SIZES[doubled]
+    choices = self._pull(np.full(num_blocks(elements, size), self._rows.choice_rows[share]))
+    return Grids(size, SAFE_SHARES[share], choices)
 
   def _pull_gamma(self, escape):
     length = self._pull(np.full(escape.shape, self._rows.length_row))
@@ -151,17 +173,18 @@ def _written(length: np.ndarray) -> np.ndarray:
 
 
 class _Rows:
-  """A table as the coders take it; behind its own rows, two of the gamma code, and that of the choices of grids."""
+  """A table as the coders take it; behind its own rows, two of the gamma code, and those of the grids of a pass."""
 
   def __init__(self, table: CodingTable):
-    self.lookup = np.concatenate([table.lookup, _shared_rows()]).astype(np.int32)
+    shared = _shared_rows()
+    self.lookup = np.concatenate([table.lookup, *shared]).astype(np.int32)
     self.offset = table.offset
     ends = np.flatnonzero(table.lookup == 2**PRECISION) + 1
     begins = np.concatenate([[0], ends])
     _check_table(table.lookup, begins)
     self.escape = (np.diff(begins) - 3).astype(np.int32)  # (rows,), the last cell; a row holds cells + 1 counts
-    self.starts = np.concatenate([begins, begins[-1] + np.cumsum([LENGTHS + 2, 4, GRIDS + 2])])  # (rows + 4,) int64
-    self.length_row, self.bit_row, self.choice_row = len(table.offset) + np.arange(3)
+    self.starts = np.concatenate([begins, begins[-1] + np.cumsum(list(map(len, shared)))])  # int64, and the end
+    self.length_row, self.bit_row, self.eight_row, *self.choice_rows = len(table.offset) + np.arange(len(shared))
 
   def checked(self, rows: np.ndarray) -> np.ndarray:
     """(n,) int32, the rows of a pass; SymbolError when the table does not have them."""
@@ -171,10 +194,12 @@ class _Rows:
 
 
 @functools.cache
-def _shared_rows() -> np.ndarray:
-  """The rows that no checkpoint holds: lengths of gamma codes, bits, choices of grids."""
-  lengths, choices = (np.cumsum(quantize_pmf(pmf)) for pmf in (0.5**np.arange(1, LENGTHS + 1), CHOICE_PMF))
-  return np.array([PRECISION, 0, *lengths, 1, 0, 1, 2, PRECISION, 0, *choices])
+def _shared_rows() -> tuple[np.ndarray, ...]:
+  """The rows that no checkpoint holds: lengths of gamma codes, bits, one of eight, and choices of grids by share."""
+  equal = lambda bits: [bits, *range(2**bits + 1)]
+  counted = lambda counts: [PRECISION, 0, *np.cumsum(counts)]
+  lengths = quantize_pmf(0.5**np.arange(1, LENGTHS + 1))
+  return tuple(map(np.array, (counted(lengths), equal(1), equal(3), *map(counted, CHOICE_COUNTS))))
 
 
 def _check_table(lookup: np.ndarray, begins: np.ndarray) -> None:

@@ -33,4 +33,4 @@ def run(args: argparse.Namespace) -> None:
   say(f"checkpoint  {content.fingerprint.hex()}")
   if content.skipped:
     say(f"left out    elements with scales up to {scale_table()[content.skipped - 1]:.3g}")
-  say(f"version     {bitstream.SELECTIVE_VERSION if content.skipped else bitstream.VERSION}")
+  say(f"version     {content.version}")
