@@ -203,7 +203,8 @@ def test_a_file_that_leaves_elements_out_says_so_by_a_flag_and_a_byte(content):
 
 @pytest.mark.parametrize("fields, message", [
     ({"flags": 16}, "flags 0x10; version 4 has 0x01, 0x02, 0x04 and 0x08"), ({"flags": 8}, "damaged"),
-    ({"version": 2, "flags": 8}, "flags 0x08; version 2 has 0x01, 0x02 and 0x04"), ({"flags": 4}, "damaged"), ({"height": 2**31}, "limit is 512"),
+    ({"version": 2, "flags": 8}, "flags 0x08; version 2 has 0x01, 0x02 and 0x04"), ({"flags": 4}, "damaged"),
+    ({"height": 2**31}, "limit is 512"),
     ({"height": 0}, "0x80; at least 1x1"),
     ({"slices": 0}, "0 slices"), ({"slices": 255}, "255 slices"), ({"slices": 2}, "damaged"),
     ({"slices": 9}, "damaged"), ({"flags": 1}, "damaged"), ({"flags": 2}, "damaged")])

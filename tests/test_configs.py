@@ -98,6 +98,19 @@ def test_the_command_of_the_ablation_of_mlic_v2_names_all_of_its_rows(text):
   assert named == {file for file in FILES if "ablations_v2/" in file}
 
 
+def test_the_comparison_of_optimisers_differs_in_the_optimiser_alone_and_its_command_names_all_rows():
+  files = {file for file in FILES if "optimizers/" in file}
+  nano, of_muon = (config_of(f"configs/{name}.py").to_dict() for name in ("nano", "optimizers/muon"))
+  same = {"muon_learning_rate", "learning_rate", "optimizer", "schedule", "model", "lmbdas", "grad_clip"}
+  assert {field: nano[field] for field in same} == {field: of_muon[field] for field in same}
+  rows = {file: config_of(file).to_dict() for file in files}
+  for fields in rows.values():
+    differing = {field for field in fields.keys() | of_muon.keys() if fields.get(field) != of_muon.get(field)}
+    assert differing <= {"optimizer", "learning_rate", "muon_learning_rate", "schedule", "decay_start"}
+  for text in ("docs/training.md", "configs/optimizers/muon.py"):
+    assert {f"configs/{row}.py" for row in re.findall(r"optimizers/\w+", (ROOT / text).read_text())} == files
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--config=configs/mlic.py:mse:6"], "no objective 'mse:6'; wanted mse:0 to mse:5 or ms_ssim:0 to ms_ssim:5"),
     (["--config", "configs/mlic_plus.py:psnr:1"], "no objective 'psnr:1'"),

@@ -138,9 +138,11 @@ def test_the_rows_that_no_checkpoint_holds_are_the_same_on_every_machine(coder):
   np.testing.assert_array_equal(np.diff(lengths[1:]), [32762, 16381, 8190, 4095, *(2**n for n in range(11, 0, -1)),
                                                        *[1] * 14])
   of_share = np.diff(choices[:, 1:])
-  np.testing.assert_array_equal(of_share[SAFE_SHARES.index(0.7)], [45864, 13759, 4128, 1238, 371, 111, 33, 10, 3, *[1] * 19])
+  np.testing.assert_array_equal(of_share[SAFE_SHARES.index(0.7)],
+                                [45864, 13759, 4128, 1238, 371, 111, 33, 10, 3, *[1] * 19])
   listed = re.findall(r"^    0\.\d\d?  +([\d ]+)$", FORMAT.read_text(), re.M)
-  np.testing.assert_array_equal(of_share, [[*map(int, line.split()), *[1] * (28 - len(line.split()))] for line in listed])
+  np.testing.assert_array_equal(of_share, [[*counts, *[1] * (28 - len(counts))] for counts in (
+      list(map(int, line.split())) for line in listed)])
 
 
 def test_streams_are_those_of_the_ops_byte_for_byte_where_the_ops_cannot_run(coder):

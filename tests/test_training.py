@@ -294,7 +294,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(optimizer="sgd"), "optimizer='sgd'; wanted one of adam, muon"),
+    (dict(optimizer="sgd"), "optimizer='sgd'; wanted one of adam, muon, soap"),
     (dict(partial_probability=2.0), "partial_probability=2.0; wanted 0 to 1"),
     (dict(profile_steps="5"), "profile_steps='5'; wanted 'a:b'"),
     (dict(accumulate_steps=0), "accumulate_steps=0; wanted an integer of at least 1"),

@@ -167,8 +167,8 @@ def _parse_header(blob: bytes, pixels_max: int) -> tuple[Bitstream, int]:
     raise BitstreamError(f"not a .mlic file: {came}")
   if len(blob) > len(MAGIC) and not VERSION_MIN <= blob[len(MAGIC)] <= VERSION:
     never = ", and version 1 was never released" if blob[len(MAGIC)] == 1 else ""
-    raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads versions {VERSION_MIN} to "
-                         f"{VERSION}{never}")
+    raise BitstreamError(f"the file has format version {blob[len(MAGIC)]}; this program reads versions "
+                         f"{VERSION_MIN} to {VERSION}{never}")
   size = HEADER_SIZE if len(blob) < HEADER_SIZE else _header_size(blob)
   if len(blob) < size:
     raise BitstreamError(f"the file is cut short: {len(blob)} bytes, its header alone has {size}")

@@ -42,7 +42,8 @@ SHIFTS = ((-1.0)**(_GRID + 1) * (2 * (_GRID // 2) + 1) / (2 * GRIDS)).astype(np.
 # The grid whose edge is the nearest to a place t, by floor(28 u) where u is what t lacks to the next integer.
 _NEAREST = np.argsort(SHIFTS % 1)
 
-# Of choosing grid 0, 1, ...: geometric, for blocks of which so many are safe in a grid. A pass says which it is coded by.
+# Of choosing grid 0, 1, ...: geometric, for blocks of which such a share is safe in a grid. A pass says which it is
+# coded by.
 SAFE_SHARES = (0.03, 0.08, 0.18, 0.32, 0.5, 0.7, 0.87, 0.96)
 CHOICE_COUNTS = tuple(quantize_pmf(share * (1 - share)**_GRID) for share in SAFE_SHARES)
 _CHOICE_BITS = -np.log2(np.stack(CHOICE_COUNTS) / CHOICE_COUNTS[0].sum())

@@ -1,7 +1,6 @@
 """info: what a .mlic file holds."""
 import argparse
 
-from mlic_jax.coding import bitstream
 from mlic_jax.commands.arguments import limit_argument, local
 from mlic_jax.commands.mlic_files import read_mlic
 from mlic_jax.console import say

@@ -1,4 +1,4 @@
-"""The optimiser: Adam, or Muon for the convolutions; its schedules, and the other Adam of the quantiles of z."""
+"""The optimiser: Adam, or Muon or SOAP for convolutions; its schedules, and the other Adam of the quantiles of z."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import jax
 import optax
 
 from mlic_jax.training.muon import scale_by_muon
+from mlic_jax.training.soap import scale_by_soap
 
-OPTIMIZERS = ("adam", "muon")
+OPTIMIZERS = ("adam", "muon", "soap")
 SCHEDULES = ("cosine", "wsd", "step")
 
 
@@ -40,7 +41,7 @@ def is_quantiles(path: tuple, _=None) -> bool:
 
 
 def is_kernel(path: tuple, p: Any) -> bool:
-  """Whether a parameter is a matrix to Muon: the kernel of a convolution, (..., size, size, inputs, outputs).
+  """Whether a parameter is a matrix to Muon and SOAP: the kernel of a convolution, (..., size, size, inputs, outputs).
 
   Depthwise kernels are no matrices."""
   return getattr(path[-1], "key", None) == "kernel" and p.ndim >= 4 and p.shape[-2] > 1
@@ -50,17 +51,26 @@ def make_optimizer(config) -> optax.GradientTransformation:
   """The optimiser of config on the clipped gradient (global norm grad_clip, 0: not clipped); Adam for the quantiles.
 
   "adam": learning_rate for everything. "muon": muon_learning_rate for the kernels of convolutions (Jordan et al.,
-  2024), Nesterov's form of Adam with learning_rate for the rest. Steps that whiten the gradient settle the conflict
-  between rate and distortion, which slows Adam down in learned codecs (Zhang & Zhu, arXiv:2601.20769, with SOAP)."""
+  2024), Nesterov's form of Adam with learning_rate for the rest. "soap": learning_rate for everything, SOAP for the
+  kernels, Adam for the rest. Steps that whiten the gradient settle the conflict between rate and distortion, which
+  slows Adam down in learned codecs (Zhang & Zhu, arXiv:2601.20769, with SOAP)."""
+  rate = learning_rate_schedule(config)
   if config.optimizer == "adam":
-    step = optax.adam(learning_rate_schedule(config))
+    step = optax.adam(rate)
+  elif config.optimizer == "muon":
+    step = _with_kernels(scale_by_muon(), learning_rate_schedule(config, config.muon_learning_rate), optax.nadam(rate))
   else:
-    muon = optax.chain(
-        scale_by_muon(), optax.scale_by_learning_rate(learning_rate_schedule(config, config.muon_learning_rate)))
-    kind = lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, p: "muon" if is_kernel(path, p) else "adam", params)
-    step = optax.multi_transform(dict(muon=muon, adam=optax.nadam(learning_rate_schedule(config))), kind)
+    step = _with_kernels(scale_by_soap(), rate, optax.adam(rate))
   clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
   aux = optax.adam(config.aux_learning_rate)
   label = lambda params: jax.tree_util.tree_map_with_path(lambda p, _: "aux" if is_quantiles(p) else "main", params)
   return optax.multi_transform(dict(main=optax.chain(clip, step), aux=aux), label)
+
+
+def _with_kernels(scale: optax.GradientTransformation, rate: optax.Schedule,
+                  others: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`scale` at `rate` for the kernels of convolutions, `others` for all else."""
+  kind = lambda params: jax.tree_util.tree_map_with_path(
+      lambda path, p: "kernels" if is_kernel(path, p) else "others", params)
+  of_kernels = optax.chain(scale, optax.scale_by_learning_rate(rate))
+  return optax.multi_transform(dict(kernels=of_kernels, others=others), kind)
