@@ -1,0 +1,60 @@
+"""What the repository says of its trained model: the figures in the documents are those of its results file."""
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlic_jax.evaluation.rd import Curve, bd_rate
+
+ROOT = Path(__file__).parent.parent
+QUALITIES = range(1, 7)
+
+
+@pytest.fixture(scope="module")
+def results():
+  return json.loads((ROOT / "docs" / "results" / "nano_kodak.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def entries(results):
+  found = {int(entry["quality"]): entry for entry in results["checkpoints"]}
+  assert set(found) == set(QUALITIES)
+  return found
+
+
+def rows(document, pattern):
+  """{quality: cells} of the table of a document whose rows match."""
+  lines = re.findall(pattern, (ROOT / document).read_text(), re.M)
+  return {int(line.split("|")[1]): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
+
+
+def test_the_table_of_the_readme_is_that_of_the_results(entries):
+  table = rows("README.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$")
+  for quality in QUALITIES:
+    mean = entries[quality]["mean"]
+    assert table[quality][:3] == [f"{mean['bpp']:.4f}", f"{mean['psnr']:.2f}", f"{mean['ms_ssim']:.4f}"]
+
+
+def test_every_file_is_within_1_percent_and_48_bytes_of_its_estimate(entries):
+  excess = [image["bytes"] - 1.01 * image["bpp_estimated"] * image["height"] * image["width"] / 8
+            for entry in entries.values() for image in entry["images"]]
+  assert len(excess) == 144 and max(excess) < 48
+  assert f"1 % + {max(excess):.1f}" in (ROOT / "docs" / "coding.md").read_text()
+
+
+def test_every_slice_raises_the_mean_psnr_and_the_table_of_it_is_that_of_the_results(entries):
+  table = rows("docs/evaluation.md", r"^\| [1-6] \| \d{4,5}, .*$")
+  for quality in QUALITIES:
+    arrivals = entries[quality]["progressive_mean"][1:]
+    assert all(before["psnr"] < after["psnr"] for before, after in zip(arrivals, arrivals[1:]))
+    assert table[quality] == [f"{arrival['bytes']:.0f}, {arrival['psnr']:.2f}" for arrival in arrivals]
+
+
+def test_the_bd_rates_of_the_readme_are_those_of_the_results(results):
+  of = {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
+        for curve in results["curves"] if curve["metric"] == "psnr"}
+  readme = (ROOT / "README.md").read_text()
+  for anchor, before in (("JPEG 4:2:0", ""), ("WebP", "`--anchor WebP` "), ("AVIF 4:4:4", '`--anchor "AVIF 4:4:4"` ')):
+    assert f"{before}{bd_rate(of['nano'], of[anchor])['percent']:.1f} %" in readme
