@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.portable import BLOCK_SIZES, SAFE_SHARES, Grids
+from mlic_jax.coding.portable import BLOCK_SIZES, SAFE_SHARES, SINGLE_SHARE, Grids
 from mlic_jax.coding.rangecoder import DISTANCE_MAX, Decoder, Encoder, SymbolError
 from mlic_jax.coding.tables import CodingTable, gaussian_table
 
 SCALES = np.array([0.11, 0.5, 2.0, 9.0])
 TABLE = gaussian_table(SCALES)
+HALVED = [22937, 3932, 5898, 8520, 8520, 6554, 3932, 2621, 1311, 1311]
 FORMAT = Path(__file__).resolve().parents[1] / "docs" / "format.md"
 
 
@@ -107,21 +108,24 @@ def test_a_stream_ends_within_a_byte_of_its_information(coder):
     assert len(code(symbols, np.full(symbols.shape, 2), coder)) <= information + 1
 
 
-@pytest.mark.parametrize("size, share", zip(BLOCK_SIZES, SAFE_SHARES))
+@pytest.mark.parametrize("size, share", [*zip(BLOCK_SIZES, SAFE_SHARES), (BLOCK_SIZES[-1], SAFE_SHARES[0])])
 def test_grids_decode_between_the_passes_and_any_bytes_give_some(coder, size, share):
   rng = np.random.default_rng(4)
   symbols, rows = rng.integers(-1, 2, 500).astype(np.int32), rng.integers(0, 4, 500)
   encoder = Encoder(TABLE, coder)
   choices = rng.integers(0, 28, 100)
-  encoder.encode_grids(Grids(size, share, choices))
+  encoder.encode_grids(Grids(size, share, choices), 99 * size + 1)
   encoder.encode(symbols, rows)
-  encoder.encode_grids(Grids(size, share, np.zeros(0, np.int32)))
+  encoder.encode_grids(Grids(256, SINGLE_SHARE, np.zeros(0, np.int32)), 0)
+  encoder.encode_grids(Grids(size, SINGLE_SHARE, choices[:1]), size)
   decoder = Decoder(TABLE, encoder.finish(), coder)
   grids = decoder.decode_grids(99 * size + 1)
   assert (grids.size, grids.share) == (size, share)
   np.testing.assert_array_equal(grids.choices, choices)
   np.testing.assert_array_equal(decoder.decode(rows), symbols)
   assert decoder.decode_grids(0).choices.shape == (0,)
+  single = decoder.decode_grids(size)
+  assert (single.size, single.share, *single.choices) == (size, SINGLE_SHARE, choices[0])
   for stream in (b"", b"\xff" * 40, rng.bytes(1000)):
     for fixed in (False, True):
       forged = Decoder(TABLE, stream, coder).decode_grids(3000 * size, fixed)
@@ -131,10 +135,12 @@ def test_grids_decode_between_the_passes_and_any_bytes_give_some(coder, size, sh
 def test_the_rows_that_no_checkpoint_holds_are_the_same_on_every_machine(coder):
   """The decoder computes them; docs/format.md lists their counts."""
   lookup = Encoder(TABLE, coder)._rows.lookup[len(TABLE.lookup):]
-  lengths, bits, eight, choices = lookup[:31], lookup[31:35], lookup[35:45], lookup[45:].reshape(8, 30)
+  lengths, bits, halved, eight, choices = np.split(lookup, [31, 35, 47, 57])
+  choices = choices.reshape(8, 30)
   np.testing.assert_array_equal(bits, [1, 0, 1, 2])
   np.testing.assert_array_equal(eight, [3, *range(9)])
-  assert lengths[0] == 16 and lengths[1] == 0 and (choices[:, :2] == [16, 0]).all()
+  assert all(list(row[:2]) == [16, 0] for row in (lengths, halved, *choices))
+  np.testing.assert_array_equal(np.diff(halved[1:]), HALVED)
   np.testing.assert_array_equal(np.diff(lengths[1:]), [32762, 16381, 8190, 4095, *(2**n for n in range(11, 0, -1)),
                                                        *[1] * 14])
   of_share = np.diff(choices[:, 1:])
@@ -152,8 +158,8 @@ def test_streams_are_those_of_the_ops_byte_for_byte_where_the_ops_cannot_run(cod
   places = np.arange(6000)
   rows, symbols = places * 7 % 3, (places * places % 911 % 16 - 6 + (places % 97 == 0) * 5000).astype(np.int32)
   encoder = Encoder(table, coder)
-  encoder.encode_grids(Grids(2048, 0.7, places[:200] % 28))
+  encoder.encode_grids(Grids(2048, 0.7, places[:200] % 28), 200 * 2048)
   for part in np.split(places, [17, 1000]):
     encoder.encode(symbols[part], rows[part])
   stream = encoder.finish()
-  assert (len(stream), hashlib.sha256(stream).hexdigest()[:16]) == (10386, "550e2f2a23b5d96f")
+  assert (len(stream), hashlib.sha256(stream).hexdigest()[:16]) == (10386, "d5dc1d21bce3e465")

@@ -247,7 +247,7 @@ class Codec:
         rows = np.asarray(compiled.rows(prior))
       else:
         grids, rows = portable.choose_rows(places, origin)
-        encoders[-1].encode_grids(grids)
+        encoders[-1].encode_grids(grids, rows.size)
       symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
       symbols, scale = selective.leave_out(symbols, prior.scale, rows, self.skipped)
       if passes is not None:

@@ -26,13 +26,13 @@ import numpy as np
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import Bitstream, Origin, PortabilityError
-from mlic_jax.coding.tables import quantize_pmf
+from mlic_jax.coding.tables import PRECISION, quantize_pmf
 from mlic_jax.model.scales import SCALE_LEVELS, SCALE_STEP
 
 EPSILON_EXPONENT = 13  # epsilon = 2^-13 of the step from level to level
 DISTANCE_MAX = 1 / 64  # of any scale: a place of 0 has to be safe in the grid with the smallest shift
 GRIDS = 28             # shifts to choose from
-BLOCK_SIZES = tuple(256 << doubled for doubled in range(8))  # elements that share a shift, 256 to 32768
+BLOCK_SIZES = tuple(256 << doubled for doubled in range(10))  # elements that share a shift, 256 to 131072
 
 # Odd multiples of 1/56, the smallest first, all within half a step: -1/56, 1/56, -3/56, ... None of them is 0, because
 # most scales are SCALE_MIN itself, whose place is 0: the edge of the first row if nothing is shifted. A negative shift
@@ -42,11 +42,14 @@ SHIFTS = ((-1.0)**(_GRID + 1) * (2 * (_GRID // 2) + 1) / (2 * GRIDS)).astype(np.
 # The grid whose edge is the nearest to a place t, by floor(28 u) where u is what t lacks to the next integer.
 _NEAREST = np.argsort(SHIFTS % 1)
 
-# Of choosing grid 0, 1, ...: geometric, for blocks of which such a share is safe in a grid. A pass says which it is
-# coded by.
+# Of choosing grid 0, 1, ...: geometric, for blocks of which such a share is safe in a grid. A pass of several blocks
+# says which it is coded by; what holds for one block alone is not worth saying.
 SAFE_SHARES = (0.03, 0.08, 0.18, 0.32, 0.5, 0.7, 0.87, 0.96)
+SINGLE_SHARE = 0.5
 CHOICE_COUNTS = tuple(quantize_pmf(share * (1 - share)**_GRID) for share in SAFE_SHARES)
-_CHOICE_BITS = -np.log2(np.stack(CHOICE_COUNTS) / CHOICE_COUNTS[0].sum())
+# Of blocks 2^0, 2^1, ... times smaller than a single one would be (or than the largest).
+HALVED_COUNTS = quantize_pmf(np.array([0.35, 0.06, 0.09, 0.13, 0.13, 0.1, 0.06, 0.04, 0.02, 0.02]))
+_CHOICE_BITS, _HALVED_BITS = (PRECISION - np.log2(counts) for counts in (np.stack(CHOICE_COUNTS), HALVED_COUNTS))
 FIXED_SIZE, FIXED_SHARE = 2048, 0.7  # of all passes in files of versions 2 and 3
 
 
@@ -60,6 +63,11 @@ class Grids(NamedTuple):
 def num_blocks(elements: int, size: int) -> int:
   """Blocks of a pass."""
   return -(-elements // size)
+
+
+def largest(elements: int) -> int:
+  """The place in BLOCK_SIZES of the smallest size of which one block is all of a pass, or of the largest size."""
+  return min(max(num_blocks(elements, BLOCK_SIZES[0]) - 1, 0).bit_length(), len(BLOCK_SIZES) - 1)
 
 
 def distances(places: np.ndarray, epsilon: float) -> np.ndarray:
@@ -77,16 +85,16 @@ def choose(places: np.ndarray, epsilon: float) -> Grids:
   float32; epsilon is at most DISTANCE_MAX.
   """
   places, wanted = _bounded(places).ravel(), distances(places, epsilon).ravel()
-  taken = _taken(places, wanted)
+  taken, most = _taken(places, wanted), largest(places.size)
   candidates = []
-  for size in BLOCK_SIZES:
-    unsafe = size * taken.all(axis=1).sum()
-    choices = taken.argmin(axis=1)
+  for doubled, size in enumerate(BLOCK_SIZES[:most + 1]):
+    if doubled:
+      taken = np.logical_or.reduceat(taken, np.arange(0, len(taken), 2))
+    unsafe, choices = size * taken.all(axis=1).sum(), taken.argmin(axis=1)
     bits = _CHOICE_BITS @ np.bincount(choices, minlength=GRIDS)
-    candidates.append((unsafe, bits.min(), size, SAFE_SHARES[bits.argmin()], choices, taken))
-    if len(taken) == 1:
-      break
-    taken = np.logical_or.reduceat(taken, np.arange(0, len(taken), 2))
+    share = bits.argmin() if len(choices) > 1 else SAFE_SHARES.index(SINGLE_SHARE)
+    cost = bits[share] + (_HALVED_BITS[most - doubled] if most else 0) + (3 if len(choices) > 1 else 0)
+    candidates.append((unsafe, cost, size, SAFE_SHARES[share], choices, taken))
   _, _, size, share, choices, taken = min(candidates, key=lambda candidate: candidate[:2])
   choices = choices.astype(np.int32)
   for block in np.flatnonzero(taken.all(axis=1)):

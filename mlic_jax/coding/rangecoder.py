@@ -2,7 +2,7 @@
 
     encoder = Encoder(table)                            decoder = Decoder(table, stream)
     encoder.encode(symbols, rows)   pass by pass        symbols = decoder.decode(rows)
-    encoder.encode_grids(grids)                         grids = decoder.decode_grids(elements)
+    encoder.encode_grids(grids, elements)               grids = decoder.decode_grids(elements)
     stream = encoder.finish()                           decoder.finish()
 
 Any int32 within 2**28 of the offset of its row is coded exactly; nothing is ever clipped. What a row has no cell for
@@ -36,8 +36,11 @@ from mlic_jax.coding.portable import (
   FIXED_SHARE,
   FIXED_SIZE,
   GRIDS,
+  HALVED_COUNTS,
   SAFE_SHARES,
+  SINGLE_SHARE,
   Grids,
+  largest,
   num_blocks,
 )
 from mlic_jax.coding.tables import PRECISION, CodingTable, quantize_pmf
@@ -91,15 +94,19 @@ class Encoder:
     if escaped.any():
       self._push_gamma(cells[escaped], escape[escaped])
 
-  def encode_grids(self, grids: Grids) -> None:
-    """Appends the grids of a pass (coding/portable.py): the size of its blocks, the share, the choices.
+  def encode_grids(self, grids: Grids, elements: int) -> None:
+    """Appends the grids of a pass of so many elements (coding/portable.py): the size of its blocks, the share, choices.
 
-    SymbolError for choices that are none."""
-    choices = grids.choices
+    The size is not written where there is but one, nor the share, SINGLE_SHARE, of a single block. SymbolError for
+    choices that are none."""
+    choices, most = grids.choices, largest(elements)
     if choices.size and not 0 <= choices.min() <= choices.max() < GRIDS:
       raise SymbolError(f"grids {choices.min()} to {choices.max()} came; there are 0 to {GRIDS - 1}")
     share = SAFE_SHARES.index(grids.share)
-    self._push(np.array([BLOCK_SIZES.index(grids.size), share]), self._rows.eight_row)
+    if most:
+      self._push(np.array([most - BLOCK_SIZES.index(grids.size)]), self._rows.halved_row)
+    if choices.size > 1:
+      self._push(np.array([share]), self._rows.share_row)
     self._push(choices, self._rows.choice_rows[share])
 
   def _push_gamma(self, cells, escape):
@@ -141,12 +148,15 @@ class Decoder:
     """The grids of a pass of so many elements; choices are 0 .. GRIDS - 1 whatever the stream holds.
 
     `fixed`: of a file of version 2 or 3, where size and share are FIXED_SIZE and FIXED_SHARE and not in the stream."""
+    one = lambda row: int(self._pull(np.full(1, row))[0])
     if fixed:
-      size, share = FIXED_SIZE, SAFE_SHARES.index(FIXED_SHARE)
+      size, share, blocks = FIXED_SIZE, SAFE_SHARES.index(FIXED_SHARE), num_blocks(elements, FIXED_SIZE)
     else:
-      doubled, share = self._pull(np.full(2, self._rows.eight_row))
-      size = BLOCK_SIZES[doubled]
-    choices = self._pull(np.full(num_blocks(elements, size), self._rows.choice_rows[share]))
+      most = largest(elements)
+      size = BLOCK_SIZES[max(most - one(self._rows.halved_row), 0) if most else 0]
+      blocks = num_blocks(elements, size)
+      share = one(self._rows.share_row) if blocks > 1 else SAFE_SHARES.index(SINGLE_SHARE)
+    choices = self._pull(np.full(blocks, self._rows.choice_rows[share]))
     return Grids(size, SAFE_SHARES[share], choices)
 
   def _pull_gamma(self, escape):
@@ -184,7 +194,8 @@ class _Rows:
     _check_table(table.lookup, begins)
     self.escape = (np.diff(begins) - 3).astype(np.int32)  # (rows,), the last cell; a row holds cells + 1 counts
     self.starts = np.concatenate([begins, begins[-1] + np.cumsum(list(map(len, shared)))])  # int64, and the end
-    self.length_row, self.bit_row, self.eight_row, *self.choice_rows = len(table.offset) + np.arange(len(shared))
+    of_shared = len(table.offset) + np.arange(len(shared))
+    self.length_row, self.bit_row, self.halved_row, self.share_row, *self.choice_rows = of_shared
 
   def checked(self, rows: np.ndarray) -> np.ndarray:
     """(n,) int32, the rows of a pass; SymbolError when the table does not have them."""
@@ -195,11 +206,12 @@ class _Rows:
 
 @functools.cache
 def _shared_rows() -> tuple[np.ndarray, ...]:
-  """The rows that no checkpoint holds: lengths of gamma codes, bits, one of eight, and choices of grids by share."""
+  """The rows that no checkpoint holds: lengths of gamma codes, bits, sizes of blocks, shares, and grids by share."""
   equal = lambda bits: [bits, *range(2**bits + 1)]
   counted = lambda counts: [PRECISION, 0, *np.cumsum(counts)]
   lengths = quantize_pmf(0.5**np.arange(1, LENGTHS + 1))
-  return tuple(map(np.array, (counted(lengths), equal(1), equal(3), *map(counted, CHOICE_COUNTS))))
+  return tuple(map(np.array, (counted(lengths), equal(1), counted(HALVED_COUNTS), equal(3),
+                              *map(counted, CHOICE_COUNTS))))
 
 
 def _check_table(lookup: np.ndarray, begins: np.ndarray) -> None:
