@@ -27,6 +27,7 @@ import optax
 from benchmarks.speed import timed, training
 from mlic_jax import build
 from mlic_jax.compute import compilation_cache
+from mlic_jax.errors import ConfigError
 from mlic_jax.model.describe import describe
 from mlic_jax.training.configuration import load_config, model_config
 from mlic_jax.training.optimizer import make_optimizer
@@ -69,8 +70,11 @@ def optimizer_alone(config, params) -> Callable:
 def main() -> None:
   args, overrides = parse()
   compilation_cache.enable()
-  config = load_config(args.config, overrides)
-  model = build(model_config(config, args.config))
+  try:
+    config = load_config(args.config, overrides)
+    model = build(model_config(config, args.config))
+  except ConfigError as error:
+    raise SystemExit(f"error: {error}") from error
   params = create_state(config, model, make_optimizer(config)).params
   step, _ = training(config, model, args.crop, args.batch)
   runs = {"whole step": step, "transforms": transforms(params, model, args.crop, args.batch),

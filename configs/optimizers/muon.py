@@ -2,8 +2,6 @@
 
     python -m mlic_jax ablate --data PHOTOGRAPHS --steps 300 --workdir WORKDIR --configs \\
         optimizers/muon optimizers/muon_double optimizers/muon_cosine optimizers/adam optimizers/soap
-
-and again with --equal-time WORKDIR and another --workdir, where each gets the time of Muon.
 """
 
 import ml_collections

@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
   parser.add_argument("--no-portable", action="store_true",
                       help="a file for this machine and this jax alone, some bytes less")
-  skip_argument(parser, "leave out what is predicted with a scale up to SCALE, 0.11 to 256, and take its "
-                "mean")
+  skip_argument(parser, "leave out what is predicted with a scale up to SCALE, 0.11 to 256, and take its mean")
   refine_arguments(parser, "optimise the latents of every picture for so many steps, or seconds, as 50s: smaller files "
                    "or better pictures, which decode as any others")
   parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
