@@ -35,7 +35,8 @@ def with_header(blob, **fields):
     CONTENT, SINGLE, CONTENT._replace(quality=None), CONTENT._replace(icc_profile=PROFILE),
     CONTENT._replace(icc_profile=b""), PORTABLE, PORTABLE_SINGLE, PORTABLE._replace(icc_profile=PROFILE),
     PORTABLE._replace(origin=Origin(255, "other", "other", (255, 0, 255))), CONTENT._replace(skipped=1),
-    SINGLE._replace(skipped=63), PORTABLE._replace(skipped=7, icc_profile=PROFILE),
+    SINGLE._replace(skipped=63), PORTABLE._replace(skipped=7, icc_profile=PROFILE), CONTENT._replace(mapped=True),
+    PORTABLE._replace(skipped=7, mapped=True),
     SINGLE._replace(icc_profile=PROFILE), CONTENT._replace(num_slices=1, chunks=(b"", b"\0" * 70_000)),
     CONTENT._replace(num_slices=254, chunks=(b"x",) * 255), CONTENT._replace(height=1, width=500_000_000)])
 def test_parse_is_the_inverse_of_write(content):
@@ -202,8 +203,9 @@ def test_a_file_that_leaves_elements_out_says_so_by_a_flag_and_a_byte(content):
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"flags": 16}, "flags 0x10; version 4 has 0x01, 0x02, 0x04 and 0x08"), ({"flags": 8}, "damaged"),
+    ({"flags": 32}, "flags 0x20; version 4 has 0x01, 0x02, 0x04, 0x08 and 0x10"), ({"flags": 8}, "damaged"),
     ({"version": 2, "flags": 8}, "flags 0x08; version 2 has 0x01, 0x02 and 0x04"), ({"flags": 4}, "damaged"),
+    ({"version": 3, "flags": 16}, "damaged"), ({"flags": 16}, "damaged"),
     ({"height": 2**31}, "limit is 512"),
     ({"height": 0}, "0x80; at least 1x1"),
     ({"slices": 0}, "0 slices"), ({"slices": 255}, "255 slices"), ({"slices": 2}, "damaged"),

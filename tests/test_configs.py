@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.py"))
 ABLATIONS = [file for file in FILES if "ablations/" in file]
 ABLATIONS_V2 = [f"configs/ablations_v2/{row}.py" for row in (
-    "row0_contexts", "row1_hyper_values", "row2_reweighting", "row3_rotary", "row4_token_mixing")]
+    "row0_contexts", "row1_hyper_values", "row2_reweighting", "row3_rotary", "row4_token_mixing",
+    "row5_selection")]
 
 
 def config_of(file: str, *argument: str):
@@ -89,7 +90,15 @@ def test_every_row_of_the_ablation_of_mlic_v2_adds_one_setting_to_the_row_above_
   other = CodecConfig.from_dict(config_of("configs/ablations_v2/row1_anchor_values.py").model.to_dict())
   assert differing_fields(rows[1], other) == ["options"] and dict(other.options) == {"hyper_values": False}
   training = [config_of(file).to_dict() | dict(model=None) for file in ABLATIONS_V2]
+  assert training[-1].pop("trained") == "all"  # of models with a map
   assert all(fields == training[0] for fields in training)
+
+
+def test_the_second_phase_of_mlic_v2_trains_a_map_and_nothing_else_of_the_same_codec():
+  first, second = config_of("configs/mlic_v2.py", "mse:1"), config_of("configs/mlic_v2_map.py", "mse:1")
+  assert second.trained == "map" and second.lmbda == first.lmbda
+  del second.model.options["selection_widths"]
+  assert check_fields(first) == CodecConfig.from_dict(second.model.to_dict())
 
 
 @pytest.mark.parametrize("text", ["docs/research.md", ABLATIONS_V2[0]])

@@ -22,7 +22,9 @@ SMALL = dict(N=8, channel_widths=(8, 8), entropy_widths=(16, 8), lrp_widths=(8, 
 CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
            CodecConfig(M=8, num_slices=1, window_size=3, **SMALL),
            CodecConfig(M=12, num_slices=2, contexts=("global_intra_linear", "local_attention"),
-                       **{**SMALL, "lrp_widths": ()})]
+                       **{**SMALL, "lrp_widths": ()}),
+           CodecConfig(M=12, num_slices=2, contexts=("local_attention", "channel"),
+                       options=dict(selection_widths=(8,)), **SMALL)]
 SHAPE = (1, 4, 8)  # B, h, w
 
 
@@ -51,7 +53,7 @@ RANDOM_CONFIGS = random_configs(3, seed=0, switched=False) + random_configs(2, s
 
 
 def passes_of(config: CodecConfig, variables):
-  """priors(hyper, y): mean and scale of all elements, (passes, B, h, w/2, 2 Cs), in coding order."""
+  """priors(hyper, y): mean, scale and map of all elements, (passes, B, h, w/2, 2 Cs or 3), in coding order."""
   step, cs = SliceStep(config), config.slice_channels
 
   @jax.jit
@@ -62,7 +64,7 @@ def passes_of(config: CodecConfig, variables):
       run = lambda *args, method: step.apply({"params": params}, k, hyper, *args, method=method)
       for anchors in (True, False):
         prior, state = run(state, method="anchor_prior" if anchors else "nonanchor_prior")
-        found.append(jnp.concatenate([prior.mean, prior.scale], axis=-1))
+        found.append(jnp.concatenate(jax.tree.leaves(prior), axis=-1))
         symbols = jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
         state = run(state, symbols, method="set_anchors" if anchors else "finish_slice")
     return jnp.stack(found)

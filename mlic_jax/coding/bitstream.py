@@ -26,7 +26,7 @@ CHECKSUM = struct.Struct(">H")         # low 16 bits of a CRC-32: of the header,
 LONG_CHECKSUM = struct.Struct(">I")    # of a block in a single-chunk file
 HEADER_SIZE = HEADER.size + CHECKSUM.size      # without ORIGIN and SKIPPED
 HEADER_SIZE_MAX = HEADER_SIZE + ORIGIN.size + SKIPPED.size
-SINGLE_CHUNK, WITH_PROFILE, PORTABLE, SELECTIVE = 0x01, 0x02, 0x04, 0x08   # flags
+SINGLE_CHUNK, WITH_PROFILE, PORTABLE, SELECTIVE, MAPPED = 0x01, 0x02, 0x04, 0x08, 0x10   # flags
 PLATFORMS = ("other", "cpu", "gpu", "tpu")                # by their number in the file
 MACHINES = ("other", "x86_64", "aarch64")
 PROFILE_BLOCK = 255                    # its index; chunks have 0 .. slices
@@ -73,6 +73,7 @@ class Bitstream(NamedTuple):
   origin: Origin | None = None      # of a portable file; None for one that decodes where it was written
   symbol_checksums: tuple[int, ...] = ()  # of a portable file: `symbol_checksum` of each slice in `chunks`
   skipped: int = 0                  # elements of y in so many rows of the coding table, from the first on, are left out
+  mapped: bool = False              # elements of y that the model's map leaves out are not coded, see selection.py
   version: int = VERSION            # of the format; `write` writes no other
 
   @property
@@ -109,7 +110,8 @@ def write(content: Bitstream) -> bytes:
   if not 1 <= content.num_slices <= SLICES_MAX:
     raise BitstreamError(f"the model has {content.num_slices} slices; a file holds 1 to {SLICES_MAX}")
   flags = (SINGLE_CHUNK * content.single_chunk | WITH_PROFILE * (content.icc_profile is not None)
-           | PORTABLE * (content.origin is not None) | SELECTIVE * bool(content.skipped))
+           | PORTABLE * (content.origin is not None) | SELECTIVE * bool(content.skipped)
+           | MAPPED * content.mapped)
   quality = 0 if content.quality is None else round(content.quality * QUALITY_STEPS)
   head = HEADER.pack(MAGIC, VERSION, flags, content.fingerprint, content.height, content.width, quality,
                      content.num_slices)
@@ -175,7 +177,7 @@ def _parse_header(blob: bytes, pixels_max: int) -> tuple[Bitstream, int]:
   if CHECKSUM.unpack_from(blob, size - CHECKSUM.size)[0] != zlib.crc32(blob[:size - CHECKSUM.size]) & 0xFFFF:
     raise BitstreamError("the file is damaged: the checksum of its header does not fit")
   _, version, flags, fingerprint, height, width, quality, num_slices = HEADER.unpack_from(blob)
-  known = [SINGLE_CHUNK, WITH_PROFILE, PORTABLE, *[SELECTIVE][:version == VERSION]]
+  known = [SINGLE_CHUNK, WITH_PROFILE, PORTABLE, *([SELECTIVE, MAPPED] if version == VERSION else [])]
   if flags & ~sum(known):
     *first, last = (f"{flag:#04x}" for flag in known)
     raise BitstreamError(f"the file has flags {flags:#04x}; version {version} has {', '.join(first)} and {last}")
@@ -189,7 +191,7 @@ def _parse_header(blob: bytes, pixels_max: int) -> tuple[Bitstream, int]:
   if selective and not 1 <= skipped < SCALE_LEVELS:
     raise BitstreamError(f"the file leaves {skipped} rows out; 1 to {SCALE_LEVELS - 1} are wanted")
   return Bitstream(fingerprint, height, width, quality, num_slices, (), bool(flags & SINGLE_CHUNK),
-                   origin=origin, skipped=skipped, version=version), flags
+                   origin=origin, skipped=skipped, mapped=bool(flags & MAPPED), version=version), flags
 
 
 def _header_size(blob: bytes) -> int:

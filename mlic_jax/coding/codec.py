@@ -27,6 +27,7 @@ from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.coding.tables import z_rows
 from mlic_jax.compute import compilation_cache
 from mlic_jax.data.images import AnyPicture, as_picture
+from mlic_jax.model import selection
 from mlic_jax.model.mlic import build, side_multiple
 
 
@@ -47,6 +48,7 @@ class Codec:
     self._module = build(model.config)
     self._variables, self._table = jax.device_put(model.variables), model.table
     self.skipped, self.skips_up_to = 0, None  # rows of it whose elements are left out, and their scale: selective.py
+    self.mapped = selection.has_map(model.config)  # elements that the model predicts as not worth it are left out, too
     self.training = model.training  # what the run was, or None
     self._side_multiple = side_multiple(model.config)
 
@@ -206,8 +208,9 @@ class Codec:
 
     def count(k, anchors, places, prior):
       symbols, scale = compiled.symbols(latents.y, k, prior.mean, anchors), prior.scale
-      if self.skipped:
-        symbols, scale = selective.leave_out(symbols, scale, portable.choose_rows(places, here())[1], self.skipped)
+      if self.skipped or self.mapped:
+        chosen = selective.choose(places, prior, here(), self.skipped, self.mapped)
+        symbols, scale = selective.leave_out(symbols, scale, chosen)
       passes.append((symbols, scale))
       return np.asarray(symbols)
 
@@ -243,13 +246,9 @@ class Codec:
     def push(k, anchors, places, prior):
       if chunked and anchors:
         encoders.append(Encoder(self._table, self.coder))
-      if origin is None:
-        rows = np.asarray(compiled.rows(prior))
-      else:
-        grids, rows = portable.choose_rows(places, origin)
-        encoders[-1].encode_grids(grids, rows.size)
+      chosen = selective.choose(places, prior, origin, self.skipped, self.mapped)
       symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
-      symbols, scale = selective.leave_out(symbols, prior.scale, rows, self.skipped)
+      symbols, scale = selective.leave_out(symbols, prior.scale, chosen)
       if passes is not None:
         passes.append((symbols, scale))
       if origin is not None:
@@ -257,14 +256,14 @@ class Codec:
         if not anchors:
           checksums.append(bitstream.symbol_checksum(*of_slice))
           of_slice.clear()
-      selective.encode(encoders[-1], symbols, rows, self.skipped)
+      selective.encode(encoders[-1], symbols, chosen)
       return symbols
 
     last_pass = self._walk(z_symbols, push)
     stored_quality = None if quality is None else float(quality)
     chunks = tuple(encoder.finish() for encoder in encoders)
     blob = bitstream.write(Bitstream(self.fingerprint, height, width, stored_quality, self.config.num_slices, chunks,
-                                     not chunked, icc_profile, origin, tuple(checksums), self.skipped))
+                                     not chunked, icc_profile, origin, tuple(checksums), self.skipped, self.mapped))
     return blob, lambda: self._finish(last_pass, height, width, quality)
 
   def _decode(self, content: Bitstream, slices: int) -> np.ndarray:
@@ -275,6 +274,8 @@ class Codec:
     if content.num_slices != self.config.num_slices:
       raise BitstreamError(f"the file is damaged: it has {content.num_slices} slices; "
                            f"{self.name} has {self.config.num_slices}")
+    if content.mapped and not selection.has_map(self.config):
+      raise BitstreamError(f"the file is damaged: it goes by a map of coded elements, which {self.name} does not have")
     try:
       quality = self._check_quality(content.quality)
     except QualityError as error:
@@ -289,11 +290,9 @@ class Codec:
       if k >= slices:
         return np.zeros(places.shape, np.int32)
       decoder = decoders[0 if content.single_chunk else 1 + k]
+      symbols = selective.decode(decoder, selective.chosen_by(decoder, places, prior, content))
       if content.origin is None:
-        return selective.decode(decoder, np.asarray(compiled.rows(prior)), content.skipped)
-      places = np.asarray(places)
-      rows = portable.rows(places, decoder.decode_grids(places.size, fixed=content.version < bitstream.VERSION))
-      symbols = selective.decode(decoder, rows, content.skipped)
+        return symbols
       of_slice.append(symbols)
       if not anchors:
         portable.check_symbols(content, k, of_slice)

@@ -50,6 +50,8 @@ CHOICE_COUNTS = tuple(quantize_pmf(share * (1 - share)**_GRID) for share in SAFE
 # Of blocks 2^0, 2^1, ... times smaller than a single one would be (or than the largest).
 HALVED_COUNTS = quantize_pmf(np.array([0.35, 0.06, 0.09, 0.13, 0.13, 0.1, 0.06, 0.04, 0.02, 0.02]))
 _CHOICE_BITS, _HALVED_BITS = (PRECISION - np.log2(counts) for counts in (np.stack(CHOICE_COUNTS), HALVED_COUNTS))
+MAP_STEP = 1 / 2                 # of a place, for one of log-odds: the first grid moves the edge of a map by 1/28
+MAP_PLACE_MAX = np.float32(0.5)  # which with any shift stays 1/56 away from the integers beside 0
 FIXED_SIZE, FIXED_SHARE = 2048, 0.7  # of all passes in files of versions 2 and 3
 
 
@@ -121,6 +123,22 @@ def choose_rows(places: np.ndarray | jax.Array, origin: Origin) -> tuple[Grids, 
   places = np.asarray(places)
   grids = choose(places, 2.0**-origin.epsilon_exponent)
   return grids, rows(places, grids)
+
+
+def choose_map(keep: np.ndarray | jax.Array, origin: Origin) -> tuple[Grids, np.ndarray]:
+  """The grids of a pass for the map of its elements, of which `keep` are the log-odds, and what it keeps."""
+  grids = choose(_places_of(keep), 2.0**-origin.epsilon_exponent)
+  return grids, kept(keep, grids)
+
+
+def kept(keep: np.ndarray | jax.Array, grids: Grids) -> np.ndarray:
+  """bool, in the shape of `keep`, which elements are coded: the row of a map is 0 or 1."""
+  return rows(_places_of(keep), grids) > 0
+
+
+def _places_of(keep: np.ndarray | jax.Array) -> np.ndarray:
+  """Log-odds as places around 0, the one edge that there is."""
+  return np.clip(np.asarray(keep) * np.float32(MAP_STEP), -MAP_PLACE_MAX, MAP_PLACE_MAX)
 
 
 def rows(places: np.ndarray, grids: Grids) -> np.ndarray:

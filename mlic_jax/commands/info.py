@@ -32,4 +32,6 @@ def run(args: argparse.Namespace) -> None:
   say(f"checkpoint  {content.fingerprint.hex()}")
   if content.skipped:
     say(f"left out    elements with scales up to {scale_table()[content.skipped - 1]:.3g}")
+  if content.mapped:
+    say("left out    elements by the model's map")
   say(f"version     {content.version}")

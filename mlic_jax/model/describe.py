@@ -60,7 +60,7 @@ def describe(config: CodecConfig, height: int = 512, width: int = 768) -> list[P
       part = re.sub("^contexts_|_(non)?anchor$", "", path[0])
       parameters[part] += size
       macs[part] += size * y_positions if path[-1] == KERNEL else 0
-  order = ["g_a", "h_a", "z_prior", "h_s", *config.contexts, "entropy", "lrp", "gains", "g_s"]
+  order = ["g_a", "h_a", "z_prior", "h_s", *config.contexts, "entropy", "map", "lrp", "gains", "g_s"]
   names = sorted(parameters, key=lambda name: order.index(name) if name in order else len(order))
   return [Part(name, parameters[name], macs[name] / (1000 * height * width)) for name in names]
 

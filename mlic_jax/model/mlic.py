@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import contexts, parts, transforms
+from mlic_jax.model import contexts, parts, selection, transforms
 from mlic_jax.model.hyper import HyperAnalysis, HyperSynthesis
 from mlic_jax.model.priors import FactorizedPrior
 from mlic_jax.model.quantisers import NOISE, ROUNDING, Quantiser
@@ -33,6 +33,7 @@ class CodecOutput(NamedTuple):
   y_hat: jax.Array   # (B, h, w, M), input of g_s before the inverse gain
   y_bits: jax.Array  # (B, h, w, M), per element
   z_bits: jax.Array  # (B, h/4, w/4, N), per element
+  map_loss: jax.Array | None = None  # (B,) nats an element, what a map of coded elements learns by (selection.py)
 
 
 class MLIC(nn.Module):
@@ -88,7 +89,10 @@ class MLIC(nn.Module):
       _, counted = quantiser.quantise(residual, z_draws)
       z_bits = self.z_prior.bits(z + (counted - residual))
       coded = self.slices.walk(self.h_s(received + medians), y, quantiser, y_draws, num_arrived, self.remat)
-    return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits)
+    map_loss = None
+    if coded.keep is not None:
+      map_loss = selection.cross_entropy(self.config, y - coded.mean, coded.keep).mean((1, 2, 3))
+    return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits, map_loss)
 
   def analyse(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
     """y (B, h, w, M), times the gain of its rate, and z (B, h/4, w/4, N)."""
@@ -162,9 +166,9 @@ def build(config: CodecConfig, **options) -> MLIC:
 
   ValueError, in one line, when a part that the config names is not there, or cannot be built of it."""
   chosen, found = transforms.find(config.transforms), [contexts.find(name) for name in config.contexts]
-  parts.check_options(config, [chosen, *found])
+  parts.check_options(config, [chosen, *found, selection])
   chosen.floats_per_pixel(config)
-  for module in found:
+  for module in (*found, selection):
     getattr(module, "check", lambda _: None)(config)
   return MLIC(config, **options)
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import contexts
+from mlic_jax.model import contexts, selection
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.model.gradients import lower_bound
 from mlic_jax.model.layers import ConvStack
@@ -29,7 +29,8 @@ from mlic_jax.model.scales import SCALE_MIN
 class Prior(NamedTuple):
   """What a pass knows about the elements it codes, packed (B, h, w/2, Cs)."""
   mean: jax.Array
-  scale: jax.Array  # at least SCALE_MIN
+  scale: jax.Array         # at least SCALE_MIN
+  keep: jax.Array | None = None   # above 0 where an element is coded, see selection.py; None: all are
 
   @property
   def index(self) -> jax.Array:
@@ -55,7 +56,8 @@ class Coded(NamedTuple):
   y_hat: jax.Array
   bits: jax.Array
   mean: jax.Array
-  scale: jax.Array  # at least SCALE_MIN
+  scale: jax.Array         # at least SCALE_MIN
+  keep: jax.Array | None   # as of Prior
 
 
 class SliceStep(nn.Module):
@@ -71,6 +73,8 @@ class SliceStep(nn.Module):
     if config.lrp_widths:
       self.lrp_anchor = ConvStack((*config.lrp_widths, config.slice_channels))
       self.lrp_nonanchor = ConvStack((*config.lrp_widths, config.slice_channels))
+    if selection.has_map(config):
+      self.map_anchor, self.map_nonanchor = selection.SelectionMap(config), selection.SelectionMap(config)
 
   def __call__(self, k, hyper, decoded, y_slice, quantiser: Quantiser = ROUNDING, draws=None, arrived=None):
     """The whole step, as training and the bit estimate run it.
@@ -86,19 +90,21 @@ class SliceStep(nn.Module):
         in progressive decoding; None when all do.
 
     Returns:
-      decoded with slice k filled in; bits, mean and scale of its elements, (B, h, w, Cs) each.
+      decoded with slice k filled in; the bits of its elements and their Prior, (B, h, w, Cs) each.
     """
-    state, found = self.empty_state(decoded), (0.0, 0.0, 0.0)
+    state, found = self.empty_state(decoded), []
     for anchors, prior_of in ((True, self.anchor_prior), (False, self.nonanchor_prior)):
       prior, state = prior_of(k, hyper, state)
       of_pass = lambda of_slice: pack(of_slice, anchors)
       symbols, counted = quantiser.quantise(of_pass(y_slice) - prior.mean, jax.tree.map(of_pass, draws))
       bits = gaussian_bits(counted, 0.0, prior.scale)
+      if prior.keep is not None:
+        symbols, bits = (jnp.where(prior.keep > 0, each, 0.0) for each in (symbols, bits))
       if arrived is not None:
         symbols, bits = (jnp.where(arrived[:, None, None, None], each, 0.0) for each in (symbols, bits))
-      found = tuple(both + unpack(one, anchors) for both, one in zip(found, (bits, *prior)))
+      found.append(jax.tree.map(lambda one, anchors=anchors: unpack(one, anchors), (bits, prior)))
       state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, symbols)
-    return state.decoded, found
+    return state.decoded, jax.tree.map(jnp.add, *found)
 
   def empty_state(self, decoded: jax.Array) -> State:
     """The state before the first pass of a slice."""
@@ -113,7 +119,7 @@ class SliceStep(nn.Module):
     speakers = self._of_both_passes()
     shared = tuple(self._speak(c, refs) for c in speakers)
     features = [pack(f, anchors=True) for f in (*shared, hyper)]
-    prior = self._prior(self.entropy_anchor, k, features, speakers)
+    prior = self._prior("anchor", k, features, speakers)
     return prior, state._replace(mean=prior.mean, shared=shared, anchor=jnp.zeros_like(state.anchor))
 
   def set_anchors(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
@@ -127,7 +133,7 @@ class SliceStep(nn.Module):
     speakers = [c for c in self.contexts.values() if "anchor" in c.needs]
     features = [self._speak(c, refs) for c in speakers]
     features += [pack(f, anchors=False) for f in (*state.shared, hyper)]
-    prior = self._prior(self.entropy_nonanchor, k, features, speakers + self._of_both_passes())
+    prior = self._prior("nonanchor", k, features, speakers + self._of_both_passes())
     return prior, state._replace(mean=prior.mean)
 
   def finish_slice(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
@@ -153,11 +159,15 @@ class SliceStep(nn.Module):
       return jnp.zeros((b, h, w // 2 if "anchor" in context.needs else w, context.features))
     return context(refs) if speaks is True else jnp.where(speaks, context(refs), 0.0)
 
-  def _prior(self, network: nn.Module, k, features: list[jax.Array], speakers: list[nn.Module]) -> Prior:
+  def _prior(self, of_pass: str, k, features: list[jax.Array], speakers: list[nn.Module]) -> Prior:
     live = [jnp.broadcast_to(contexts.speaks(c, k), (c.features,)) for c in speakers]
     live = jnp.concatenate([*live, jnp.ones(features[-1].shape[-1], bool)])
-    scale, mean = jnp.split(network(jnp.concatenate(features, axis=-1), live), 2, axis=-1)
-    return Prior(mean, lower_bound(scale, SCALE_MIN))
+    out = getattr(self, f"entropy_{of_pass}")(jnp.concatenate(features, axis=-1), live)
+    scale, mean = jnp.split(out, 2, axis=-1)
+    scale, keep = lower_bound(scale, SCALE_MIN), None
+    if selection.has_map(self.config):
+      keep = getattr(self, f"map_{of_pass}")(features, mean, scale, live)
+    return Prior(mean, scale, keep)
 
   def _with_slice(self, decoded: jax.Array, k, current: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(decoded, current, k * self.config.slice_channels, axis=-1)
@@ -226,7 +236,8 @@ class Slices(nn.Module):
       # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
       walk = lambda *args: jax.lax.platform_dependent(*args, cpu=at_once, default=rolled)
     y_hat, found = walk(jnp.zeros_like(y), inputs)
-    return Coded(y_hat, *(jnp.moveaxis(t, 0, -2).reshape(y.shape) for t in found))
+    bits, prior = jax.tree.map(lambda t: jnp.moveaxis(t, 0, -2).reshape(y.shape), found)
+    return Coded(y_hat, bits, *prior)
 
   def run(self, method: str, k, *args):
     """One pass of step k, by the name of its method in SliceStep; k may be traced."""

@@ -21,10 +21,11 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.data.batches import DOWNSCALE, crop_sizes
 from mlic_jax.errors import ConfigError
 from mlic_jax.metrics import MS_SSIM_MIN_SIDE
+from mlic_jax.model import selection
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.training import packaged
 from mlic_jax.training.losses import DISTORTIONS
-from mlic_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+from mlic_jax.training.optimizer import OPTIMIZERS, SCHEDULES, TRAINED
 from mlic_jax.training.processes import MOST_SECONDS
 from mlic_jax.training.profile import steps_of_profile
 
@@ -93,6 +94,8 @@ FIELDS = {
                             needed=lambda config: not of_one_rate(config), needed_for="variable-rate models"),
     "partial_probability": Field(number(0, 1)),
     "init_from": Field(TEXT),
+    "trained": Field(one_of(TRAINED), needed=lambda config: "selection_widths" in config.model.get("options", {}),
+                     needed_for="a map of coded elements"),
     "teacher": Field(TEXT),
     "distillation_weight": Field(number(0, 1), needed=lambda config: config.get("teacher"), needed_for="a teacher"),
     # Optimiser. num_steps, decay_start and crop_schedule are free so that a run can go on for longer, and end when its
@@ -238,6 +241,8 @@ def check_fields(config: ml_collections.ConfigDict) -> CodecConfig:
   if config.distortion == "ms_ssim" and smallest < MS_SSIM_MIN_SIDE:
     raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; MS-SSIM wants "
                       f"at least {MS_SSIM_MIN_SIDE} pixels")
+  if config.get("trained") == "map" and not selection.has_map(codec):
+    raise ConfigError("trained='map' came for a model without one; wanted selection_widths in its options")
   if config.schedule == "step" and len(config.decay_steps) != len(config.decay_factors):
     raise ConfigError(f"decay_steps={config.decay_steps} and decay_factors={config.decay_factors} differ in length")
   if config.schedule == "wsd" and config.decay_start:

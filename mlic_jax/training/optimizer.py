@@ -1,15 +1,18 @@
 """The optimiser: Adam, or Muon or SOAP for convolutions; its schedules, and the other Adam of the quantiles of z."""
 
+import functools
 from typing import Any
 
 import jax
 import optax
 
+from mlic_jax.model import selection
 from mlic_jax.training.muon import scale_by_muon
 from mlic_jax.training.soap import scale_by_soap
 
 OPTIMIZERS = ("adam", "muon", "soap")
 SCHEDULES = ("cosine", "wsd", "step")
+TRAINED = ("all", "map")  # parameters that a training changes
 
 
 def learning_rate_schedule(config, peak: float | None = None) -> optax.Schedule:
@@ -40,6 +43,12 @@ def is_quantiles(path: tuple, _=None) -> bool:
   return getattr(path[-1], "key", None) == "quantiles"
 
 
+def is_frozen(config, path: tuple, _=None) -> bool:
+  """Whether a training of config leaves a parameter as it is: with trained="map", all but those of the map of coded
+  elements (model/selection.py)."""
+  return config.get("trained", "all") == "map" and not selection.is_of_map(path)
+
+
 def is_kernel(path: tuple, p: Any) -> bool:
   """Whether a parameter is a matrix to Muon and SOAP: the kernel of a convolution, (..., size, size, inputs, outputs).
 
@@ -63,8 +72,15 @@ def make_optimizer(config) -> optax.GradientTransformation:
     step = _with_kernels(scale_by_soap(), rate, optax.adam(rate))
   clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
   aux = optax.adam(config.aux_learning_rate)
-  label = lambda params: jax.tree_util.tree_map_with_path(lambda p, _: "aux" if is_quantiles(p) else "main", params)
-  return optax.multi_transform(dict(main=optax.chain(clip, step), aux=aux), label)
+
+  def label(path, _):
+    return "frozen" if is_frozen(config, path) else "aux" if is_quantiles(path) else "main"
+
+  labels = functools.partial(jax.tree_util.tree_map_with_path, label)
+  transforms = dict(main=optax.chain(clip, step), aux=aux)
+  if config.get("trained", "all") == "map":
+    transforms["frozen"] = optax.set_to_zero()
+  return optax.multi_transform(transforms, labels)
 
 
 def _with_kernels(scale: optax.GradientTransformation, rate: optax.Schedule,

@@ -22,20 +22,24 @@ from mlic_jax.training.checkpoints import storage_problem
 log = logging.getLogger(__name__)
 
 TRAIN_COLUMNS = ("step", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim", "aux_loss", "grad_norm",
-                 "learning_rate", "images_per_second", "data_wait_share")
+                 "learning_rate", "images_per_second", "data_wait_share", "map_loss")
 EVAL_COLUMNS = ("step", "quality", "lmbda", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim")
 
 
 class CsvLog:
-  """A CSV file with the given columns that goes on where a resumed run starts: rows after `step` are dropped."""
+  """A CSV file with the given columns that goes on where a resumed run starts: rows after `step` are dropped.
+
+  A file with other columns, as an older program has written, keeps what it has of these."""
 
   def __init__(self, path: Path, columns: tuple[str, ...], step: int):
     rows = []
     if path.exists():
       with path.open(newline="") as file:
-        for row in csv.reader(file):  # a killed run may have left half a row at the end
-          if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step:
-            rows.append(row)
+        old, *others = list(csv.reader(file)) or [columns]
+        for row in others:  # a killed run may have left half a row at the end
+          if len(row) == len(old) and row[0].isdigit() and int(row[0]) <= step:
+            cells = dict(zip(old, row))
+            rows.append([cells.get(name, "") for name in columns])
     with whole_file(path) as partial, partial.open("w", newline="") as file:
       csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     self.columns = columns

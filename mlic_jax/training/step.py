@@ -12,7 +12,7 @@ from mlic_jax.compute.kept_programs import kept
 from mlic_jax.model import parts
 from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
 from mlic_jax.training.losses import rd_loss
-from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule
+from mlic_jax.training.optimizer import is_frozen, is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
 
 # For what runs once: optimising the random numbers of all initialisers takes four times as long as drawing them.
@@ -89,10 +89,10 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   """train_step(state, x, teacher_variables, stop) -> (state, metrics); it runs under the axis "batch".
 
   x is (B, H, W, 3) uint8, of one device. The objective is rd_loss, its samples weighted by rate_weights, and aux_loss,
-  whose gradients touch disjoint parameters. When the loss or a gradient is not finite, the parameters, the optimiser
-  and the average stay what they were and metrics["finite"] is 0. A step draws for each sample by its place in the
-  global batch, so that neither the number of devices nor accumulate_steps changes what it computes, but for the order
-  of sums.
+  and the loss of a map of coded elements (model/selection.py); their gradients touch disjoint parameters. When the
+  loss or a gradient is not finite, the parameters, the optimiser and the average stay what they were and
+  metrics["finite"] is 0. A step draws for each sample by its place in the global batch, so that neither the number of
+  devices nor accumulate_steps changes what it computes, but for the order of sums.
   metrics["stop"] is the mean of `stop`, the flags of each process, or left out without them (stopping.py).
   `teacher` is a codec without variable rate, or with the rates of `model`, whose reconstructions are mixed into the
   target of the distortion by config.distillation_weight; without one teacher_variables is None."""
@@ -100,6 +100,8 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   rates, num_slices, steps = model.config.num_rates, model.config.num_slices, config.accumulate_steps
 
   def loss_of(params, model, x, sample, noise_key, teacher_variables):
+    still = lambda path, p: jax.lax.stop_gradient(p) if is_frozen(config, path) else p
+    params = jax.tree_util.tree_map_with_path(still, params)
     out = model.apply({"params": params}, x, sample["quality"], sample["num_arrived"], sample["place"][0],
                       rngs={"noise": noise_key})
     target = None
@@ -109,6 +111,9 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     loss, metrics = rd_loss(out, x, sample["lmbda"], config.distortion, target)
     if rates and config.rate_weighting:
       loss = jnp.mean(rate_weights(sample["lmbda"], config.lmbdas, config.rate_weighting) * metrics["loss"])
+    if out.map_loss is not None:  # its gradient is that of the map's own parameters, which nothing else touches
+      metrics["map_loss"] = out.map_loss
+      loss = loss + jnp.mean(out.map_loss)
     aux_loss = model.apply({"params": params}, method="aux_loss")
     of_slices = jnp.sum(jnp.mean(out.y_bits, 0), (0, 1)).reshape(num_slices, -1).sum(-1) / (x.shape[1] * x.shape[2])
     metrics = dict(jax.tree.map(jnp.mean, metrics), **{f"bpp_slice_{k}": bpp for k, bpp in enumerate(of_slices)})

@@ -5,6 +5,7 @@ import jax
 from mlic_jax.coding.model_directory import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
+from mlic_jax.model import selection
 from mlic_jax.model.mlic import MLIC, build
 from mlic_jax.training.step import TrainState
 
@@ -12,8 +13,8 @@ from mlic_jax.training.step import TrainState
 def start_from(checkpoint: str, state: TrainState) -> TrainState:
   """`state` with the parameters of a model directory, such as one of another lambda; the optimiser starts afresh.
 
-  ConfigError when they are those of another architecture."""
-  params = load_model(checkpoint).variables["params"]
+  A model without a map of coded elements begins one. ConfigError for parameters of another architecture."""
+  params = with_map(load_model(checkpoint).variables["params"], state.params)
   named = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in
                         jax.tree_util.tree_leaves_with_path(tree)}
   came, wanted = named(params), named(state.params)
@@ -23,6 +24,12 @@ def start_from(checkpoint: str, state: TrainState) -> TrainState:
                         f"the configuration wants {wanted.get(name, 'none')}")
   copy = lambda: jax.tree.map(jax.numpy.array, params)
   return state.replace(params=copy(), ema_params=None if state.ema_params is None else copy())
+
+
+def with_map(params: dict, fresh: dict) -> dict:
+  """`params`, with the maps of `fresh` in slices that have none (model/selection.py)."""
+  steps = {name: of_part for name, of_part in fresh["slices"]["steps"].items() if name.startswith(selection.NAME)}
+  return params | {"slices": {"steps": steps | params["slices"]["steps"]}}
 
 
 def load_teacher(config, student: CodecConfig) -> tuple[MLIC | None, dict | None]:
