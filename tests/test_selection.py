@@ -31,7 +31,7 @@ MAPPED = dataclasses.replace(PLAIN, options=dict(selection_widths=(4,)))
 
 
 def variables_of(config: CodecConfig, bias: float) -> dict:
-  """Random ones, with a bias of the maps that leaves out about a half at -selection.CODED_AT_FIRST."""
+  """Random ones, with so much added to the log-odds of the maps, which are around FAR_AT_FIRST without."""
   def shift(path, leaf):
     if not (selection.is_of_map(path) and path[-2].key == "conv1"):
       return leaf
@@ -39,7 +39,8 @@ def variables_of(config: CodecConfig, bias: float) -> dict:
   return jax.tree_util.tree_map_with_path(shift, random_variables(config))
 
 
-HALF = variables_of(MAPPED, -selection.CODED_AT_FIRST)
+CHANCE = selection.OPTIONS["selection_chance"]
+HALF = variables_of(MAPPED, np.log(CHANCE / (1 - CHANCE)) - selection.FAR_AT_FIRST)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,14 @@ def test_an_element_is_coded_from_its_chance_to_lie_that_far_off_on(chance):
   best = keep[jax.vmap(loss)(keep).argmin()]
   np.testing.assert_allclose(best, np.log(0.1 / 0.9) - np.log(chance / (1 - chance)), atol=0.01)
   assert (best > 0) == (0.1 > chance)
+
+
+def test_a_larger_chance_leaves_more_out_with_the_same_parameters(photograph):
+  x, left_out = photograph[None, :64, :64] / np.float32(255), []
+  for chance in (0.001, CHANCE, 0.2):
+    config = dataclasses.replace(MAPPED, options=dict(selection_widths=(4,), selection_chance=chance))
+    left_out.append(np.mean(build(config).apply(HALF, x, 2.0).y_bits == 0))
+  assert left_out[0] < left_out[1] < left_out[2]
 
 
 @pytest.mark.parametrize("options, wanted", [

@@ -23,7 +23,7 @@ from mlic_jax.model.layers import ConvStack
 
 OPTIONS = dict(selection_widths=(), selection_distance=0.5, selection_chance=0.02)
 NAME = "map_"           # begins the names of its modules
-CODED_AT_FIRST = 4.0    # log-odds of an untrained map over those of selection_chance: everything is coded
+FAR_AT_FIRST = 4.0      # log-odds of an untrained map: everything is coded
 
 
 def check(config: CodecConfig) -> None:
@@ -67,14 +67,17 @@ class SelectionMap(nn.Module):
     inputs = jax.lax.stop_gradient(jnp.concatenate([*features, mean, jnp.log(scale)], axis=-1))
     live = jnp.concatenate([live, jnp.ones(2 * mean.shape[-1], bool)])
     network = ConvStack((*settings["selection_widths"], mean.shape[-1]), kernel_size=1, name="stack")
-    return network(inputs, live) + CODED_AT_FIRST
+    return network(inputs, live) + FAR_AT_FIRST - _log_odds(settings["selection_chance"])
+
+
+def _log_odds(chance: float) -> float:
+  return float(np.log(chance / (1 - chance)))
 
 
 def cross_entropy(config: CodecConfig, residual: jax.Array, keep: jax.Array) -> jax.Array:
   """What the map learns by, element by element in nats: `keep` are its log-odds over those of selection_chance,
   `residual` what an element lies from its mean."""
   settings = options(config)
-  chance = settings["selection_chance"]
-  log_odds = keep + np.log(chance / (1 - chance))
+  log_odds = keep + _log_odds(settings["selection_chance"])
   far = jnp.abs(jax.lax.stop_gradient(residual)) >= settings["selection_distance"]
   return jax.nn.softplus(log_odds) - far * log_odds
