@@ -15,7 +15,7 @@ from configs import mlic_v2
 def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
   """Every field that training reads, for the objective of that name."""
   c = mlic_v2.get_config(name)
-  c.model.options.selection_widths = (64,)  # hidden ones of its networks, one for each pass of each slice
+  c.model.options.selection_widths = (16,)  # hidden ones of its networks, one for each pass of each slice
   c.trained = "map"                # "all": the codec as well, which then codes what the map keeps
   c.num_steps = 100_000
   c.schedule = "cosine"
