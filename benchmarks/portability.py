@@ -1,7 +1,7 @@
 """How far two ways of computing differ in what a decoder needs: another jax, instruction set, device, batch.
 
     python benchmarks/portability.py record  --ckpt checkpoints/nano --data KODAK --out DIR [--limit N] [--quality Q]
-    python benchmarks/portability.py compare --ckpt checkpoints/nano DIR [--batch 2] [--json FILE]
+    python benchmarks/portability.py compare --ckpt checkpoints/nano DIR [--batch 2] [--plain] [--json FILE]
     python benchmarks/portability.py record  --config configs/mlic_plus_plus.py --fill --data KODAK --limit 3 --out DIR
 
 `record` walks the passes of the encoder and writes one .npz for each picture. `compare` walks them again, under other
@@ -14,8 +14,9 @@ The conditions are those of the caller:
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" python ...
     taskset -c 0 python ...                                  OTHER_VENV/bin/python ...
 
---fill gives the model of the config the weights of tests/golden_fill.py, at its full size. The cache of compiled
-functions is off, unless MLIC_JAX_CACHE names one: what was compiled under other conditions would hide them.
+--plain computes 3x3 convolutions as other backends than CPU do, without Winograd's products. --fill gives the model of
+the config the weights of tests/golden_fill.py, at its full size. The cache of compiled functions is off, unless
+MLIC_JAX_CACHE names one: what was compiled under other conditions would hide them.
 """
 import argparse
 import json
@@ -37,8 +38,10 @@ from mlic_jax.coding import compiled, portable
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.model_directory import Model
 from mlic_jax.coding.tables import build_table
+from mlic_jax.compute import winograd
 from mlic_jax.data.images import list_images, load_image
 from mlic_jax.files import write_whole
+from mlic_jax.model.scales import SCALE_LEVELS
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 OF_SLICE = re.compile(r"((?:local|channel|global_\w+)_context|entropy_parameters_\w+|lrp_\w+)\.(\d+)\.(.*)")
@@ -47,6 +50,7 @@ OF_SLICE = re.compile(r"((?:local|channel|global_\w+)_context|entropy_parameters
 class Pass(NamedTuple):
   """What was recorded of one pass, (1, h, w/2, Cs) each."""
   places: np.ndarray   # float32
+  means: np.ndarray    # float32
   index: np.ndarray    # int32 rows without shifts
   symbols: np.ndarray
 
@@ -66,6 +70,7 @@ def parse() -> argparse.Namespace:
   record.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for one .npz a picture")
   compare.add_argument("recorded", type=Path, metavar="DIR", help="what `record` wrote")
   compare.add_argument("--batch", type=int, default=1, help="the picture so many times; the first is compared")
+  compare.add_argument("--plain", action="store_true", help="3x3 convolutions as on other backends than CPU")
   compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
   args = parser.parse_args()
   if args.fill != bool(args.config):
@@ -147,12 +152,12 @@ def record_picture(codec: Codec, image: np.ndarray, quality: float | None) -> di
 
   def push(k, anchors, places, prior):
     symbols = np.asarray(compiled.symbols(latents.y, k, prior.mean, anchors))
-    passes.append(Pass(np.asarray(places), np.asarray(compiled.rows(prior)), symbols))
+    passes.append(Pass(np.asarray(places), np.asarray(prior.mean), np.asarray(compiled.rows(prior)), symbols))
     return symbols
 
   last_pass = codec._walk(z_symbols, push)
   y_hat, picture = reconstruct(codec, last_pass, quality, *image.shape[:2])
-  grids = [portable.choose(each.places, 2.0**-portable.EPSILON_EXPONENT) for each in passes]
+  grids = [portable.choose(each.places, wanted_distances(each.places, each.means)) for each in passes]
   rows = [portable.rows(each.places, of_pass) for each, of_pass in zip(passes, grids)]
   fields = {field: np.stack([getattr(each, field) for each in passes]) for field in Pass._fields}
   of_passes = [np.array(each) for each in zip(*((each.size, len(each.choices)) for each in grids))]
@@ -176,17 +181,31 @@ def compare_picture(codec: Codec, recorded: dict[str, np.ndarray], batch: int) -
   last_pass = codec._walk(repeated(recorded["z_symbols"]), pull)
   y_hat, picture = reconstruct(codec, last_pass, quality, *recorded["picture"].shape[:2])
   choices = np.split(recorded["choices"], np.cumsum(recorded["num_blocks"])[:-1])
-  rows = [portable.rows(of_pass, portable.Grids(size, portable.SAFE_SHARES[0], chosen))
-          for of_pass, size, chosen in zip(places, recorded["block_size"], choices)]
+  grids = [portable.Grids(size, portable.SAFE_SHARES[0], chosen)
+           for size, chosen in zip(recorded["block_size"], choices)]
+  rows = list(map(portable.rows, places, grids))
   in_slices = lambda array: array.reshape(codec.config.num_slices, -1)  # two passes each
   levels = np.abs(picture.astype(int) - recorded["picture"])
   y_error = np.abs(y_hat - recorded["y_hat"]).reshape(-1, codec.config.num_slices, codec.config.slice_channels)
   off = np.abs(np.stack(places) - recorded["places"])
-  kept = np.stack([portable.distances(each, 2.0**-portable.EPSILON_EXPONENT) for each in recorded["places"]])
+  kept = np.stack([np.minimum(wanted_distances(of_pass, means), distances_to_edges(of_pass, of_blocks))
+                   for of_pass, means, of_blocks in zip(recorded["places"], recorded["means"], grids)])
   return dict(off=in_slices(off), share=in_slices(off / kept).max(axis=1),
               portable=in_slices(np.stack(rows) != recorded["rows"]).sum(axis=1),
               plain=in_slices(np.stack(index) != recorded["index"]).sum(axis=1),
               y_hat=y_error.max(axis=(0, 2)), levels=np.bincount(levels.ravel(), minlength=3))
+
+
+def wanted_distances(places: np.ndarray, means: np.ndarray) -> np.ndarray:
+  """Those that the encoder keeps in a pass, but in blocks without a safe grid."""
+  return portable.distances(places, means, 2.0**-portable.EPSILON_EXPONENT)
+
+
+def distances_to_edges(places: np.ndarray, grids: portable.Grids) -> np.ndarray:
+  """Those that the places of a pass have in their grids."""
+  shifts = np.repeat(portable.SHIFTS[grids.choices], grids.size)[:places.size].reshape(places.shape)
+  shifted = np.minimum(places, SCALE_LEVELS - 1) + shifts
+  return np.abs(shifted - np.rint(shifted))
 
 
 # --- the commands -----------------------------------------------------------------------------
@@ -204,6 +223,8 @@ def record(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
+  if args.plain:
+    winograd.suits = lambda *_: False
   codec, found = load_codec(args), []
   paths = sorted(args.recorded.glob("*.npz"))
   if not paths:
@@ -212,8 +233,9 @@ def compare(args: argparse.Namespace) -> None:
     with np.load(path) as arrays:
       recorded = dict(arrays)
     found.append(compare_picture(codec, recorded, args.batch))
-  summary = dict(recorded=json.loads(str(recorded["conditions"])), compared=conditions() | {"batch": args.batch},
-                 pictures=len(found), epsilon=2.0**-portable.EPSILON_EXPONENT,
+  compared = conditions() | {"batch": args.batch, "plain": args.plain}
+  summary = dict(recorded=json.loads(str(recorded["conditions"])), compared=compared, pictures=len(found),
+                 epsilon=2.0**-portable.EPSILON_EXPONENT,
                  slices=[of_slice(found, k) for k in range(codec.config.num_slices)], **of_pictures(found))
   report(summary)
   if args.json:

@@ -207,7 +207,8 @@ class Codec:
     def count(k, anchors, places, prior):
       symbols, scale = compiled.symbols(latents.y, k, prior.mean, anchors), prior.scale
       if self.skipped:
-        symbols, scale = selective.leave_out(symbols, scale, portable.choose_rows(places, here())[1], self.skipped)
+        _, rows = portable.choose_rows(places, prior.mean, here())
+        symbols, scale = selective.leave_out(symbols, scale, rows, self.skipped)
       passes.append((symbols, scale))
       return np.asarray(symbols)
 
@@ -246,7 +247,7 @@ class Codec:
       if origin is None:
         rows = np.asarray(compiled.rows(prior))
       else:
-        grids, rows = portable.choose_rows(places, origin)
+        grids, rows = portable.choose_rows(places, prior.mean, origin)
         encoders[-1].encode_grids(grids, rows.size)
       symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
       symbols, scale = selective.leave_out(symbols, prior.scale, rows, self.skipped)
