@@ -30,7 +30,7 @@ from mlic_jax.coding.tables import PRECISION, quantize_pmf
 from mlic_jax.model.scales import SCALE_LEVELS, SCALE_MIN, SCALE_STEP
 
 EPSILON_EXPONENT = 12  # epsilon = 2^-12 of the step from level to level
-DISTANCE_MAX = 1 / 64  # of any scale: a place of 0 has to be safe in the grid with the smallest shift
+DISTANCE_MAX = 1 / 57  # of any scale: below 1/56, so that a place of 0 is safe in the grid with the smallest shift
 # How much of the distance goes with the magnitude of a position, and of a channel: fitted to the differences that
 # benchmarks/portability.py finds, so that none takes more than a quarter of it, in few bytes.
 OF_POSITION, OF_CHANNEL = 1.25, 0.3
@@ -116,7 +116,7 @@ def choose(places: np.ndarray, wanted: np.ndarray) -> Grids:
 def _taken(places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
   """(blocks of the smallest size, GRIDS) bool, whether a place of the block lies within its distance of an edge.
 
-  Edges of different grids lie 1/28 apart, and a distance is at most 1/64: no place is near those of two grids."""
+  Edges of different grids lie 1/28 apart, and a distance is below 1/56: no place is near those of two grids."""
   nearest = _NEAREST[np.minimum((GRIDS * (np.ceil(places) - places)).astype(np.int32), GRIDS - 1)]
   shifted = places + SHIFTS[nearest]
   near = np.flatnonzero(np.abs(shifted - np.rint(shifted)) <= wanted)
