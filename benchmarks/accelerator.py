@@ -123,7 +123,8 @@ def across(args: argparse.Namespace) -> dict[str, Any]:
     results[f"{writer} to {reader}"] = summary
     say(f"{writer} to {reader}: {summary['portable_decode']} of {len(images)} pictures decode, "
         f"{summary['share_of_kept_distance']:.1%} of the distance, {len(levels)} files")
-  return dict(results, epsilon=2.0**-portable.EPSILON_EXPONENT, checkpoint=args.ckpt.name)
+  epsilon = 2.0**-portable.epsilon_exponent(codecs["cpu"].config)
+  return dict(results, epsilon=epsilon, checkpoint=args.ckpt.name)
 
 
 # --- how fast is it ----------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def codec_times(args: argparse.Namespace, left: Callable[[], float]) -> list[dic
 
       def push(k, anchors, places, prior, y=latents.y, symbols=symbols):
         symbols.append(np.asarray(compiled.symbols(y, k, prior.mean, anchors)))
-        portable.choose(np.asarray(places), 2.0**-portable.EPSILON_EXPONENT)
+        portable.choose_rows(places, prior.mean, portable.here())
         return symbols[-1]
 
       z_symbols = codec._z_symbols(latents)

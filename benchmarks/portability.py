@@ -1,7 +1,7 @@
 """How far two ways of computing differ in what a decoder needs: another jax, instruction set, device, batch.
 
     python benchmarks/portability.py record  --ckpt checkpoints/nano --data KODAK --out DIR [--limit N] [--quality Q]
-    python benchmarks/portability.py compare --ckpt checkpoints/nano DIR [--batch 2] [--json FILE]
+    python benchmarks/portability.py compare --ckpt checkpoints/nano DIR [--batch 2] [--plain] [--json FILE]
     python benchmarks/portability.py record  --config configs/mlic_plus_plus.py --fill --data KODAK --limit 3 --out DIR
 
 `record` walks the passes of the encoder and writes one .npz for each picture. `compare` walks them again, under other
@@ -14,8 +14,9 @@ The conditions are those of the caller:
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" python ...
     taskset -c 0 python ...                                  OTHER_VENV/bin/python ...
 
---fill gives the model of the config the weights of tests/golden_fill.py, at its full size. The cache of compiled
-functions is off, unless MLIC_JAX_CACHE names one: what was compiled under other conditions would hide them.
+--plain computes 3x3 convolutions as other backends than CPU do, without Winograd's products. --fill gives the model of
+the config the weights of tests/golden_fill.py, at its full size. The cache of compiled functions is off, unless
+MLIC_JAX_CACHE names one: what was compiled under other conditions would hide them.
 """
 import argparse
 import json
@@ -37,18 +38,22 @@ from mlic_jax.coding import compiled, portable
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.model_directory import Model
 from mlic_jax.coding.tables import build_table
+from mlic_jax.compute import winograd
 from mlic_jax.data.images import list_images, load_image
 from mlic_jax.files import write_whole
+from mlic_jax.model.scales import SCALE_LEVELS
+from mlic_jax.model.slices import Prior
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 OF_SLICE = re.compile(r"((?:local|channel|global_\w+)_context|entropy_parameters_\w+|lrp_\w+)\.(\d+)\.(.*)")
 
 
-class Pass(NamedTuple):
-  """What was recorded of one pass, (1, h, w/2, Cs) each."""
+class Choice(NamedTuple):
+  """What is chosen for the elements of a pass by floats, (1, h, w/2, Cs) each: a row of the coding table, and for a
+  model with a map whether they are coded, as row 0 or 1."""
   places: np.ndarray   # float32
+  wanted: np.ndarray   # distances that the encoder keeps, but in blocks without a safe grid
   index: np.ndarray    # int32 rows without shifts
-  symbols: np.ndarray
 
 
 def parse() -> argparse.Namespace:
@@ -66,6 +71,7 @@ def parse() -> argparse.Namespace:
   record.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for one .npz a picture")
   compare.add_argument("recorded", type=Path, metavar="DIR", help="what `record` wrote")
   compare.add_argument("--batch", type=int, default=1, help="the picture so many times; the first is compared")
+  compare.add_argument("--plain", action="store_true", help="3x3 convolutions as on other backends than CPU")
   compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
   args = parser.parse_args()
   if args.fill != bool(args.config):
@@ -143,50 +149,69 @@ def record_picture(codec: Codec, image: np.ndarray, quality: float | None) -> di
   quality = codec.choose_quality(quality)
   latents = codec.latents(image, quality)
   z_symbols = codec._z_symbols(latents)
-  passes = []
+  made, all_symbols = [], []
 
   def push(k, anchors, places, prior):
-    symbols = np.asarray(compiled.symbols(latents.y, k, prior.mean, anchors))
-    passes.append(Pass(np.asarray(places), np.asarray(compiled.rows(prior)), symbols))
-    return symbols
+    all_symbols.append(np.asarray(compiled.symbols(latents.y, k, prior.mean, anchors)))
+    made.extend(choices_of(codec, places, prior))
+    return all_symbols[-1]
 
   last_pass = codec._walk(z_symbols, push)
   y_hat, picture = reconstruct(codec, last_pass, quality, *image.shape[:2])
-  grids = [portable.choose(each.places, 2.0**-portable.EPSILON_EXPONENT) for each in passes]
-  rows = [portable.rows(each.places, of_pass) for each, of_pass in zip(passes, grids)]
-  fields = {field: np.stack([getattr(each, field) for each in passes]) for field in Pass._fields}
-  of_passes = [np.array(each) for each in zip(*((each.size, len(each.choices)) for each in grids))]
-  return dict(fields, block_size=of_passes[0], num_blocks=of_passes[1], rows=np.stack(rows), z_symbols=z_symbols,
-              choices=np.concatenate([each.choices for each in grids]), y_hat=y_hat, picture=picture,
-              quality=np.float32(np.nan if quality is None else quality), conditions=json.dumps(conditions()))
+  grids = [portable.choose(each.places, each.wanted) for each in made]
+  rows = [portable.rows(each.places, of_pass) for each, of_pass in zip(made, grids)]
+  fields = {field: np.stack([getattr(each, field) for each in made]) for field in Choice._fields}
+  sizes, counts = (np.array(each) for each in zip(*((each.size, len(each.choices)) for each in grids)))
+  return dict(fields, block_size=sizes, num_blocks=counts, rows=np.stack(rows), z_symbols=z_symbols,
+              symbols=np.stack(all_symbols), choices=np.concatenate([each.choices for each in grids]), y_hat=y_hat,
+              picture=picture, quality=np.float32(np.nan if quality is None else quality),
+              conditions=json.dumps(conditions()))
+
+
+def choices_of(codec: Codec, places: np.ndarray, prior: Prior) -> list[Choice]:
+  """Those of a pass."""
+  epsilon, places = 2.0**-portable.epsilon_exponent(codec.config), np.asarray(places)
+  found = [Choice(places, portable.distances(places, np.asarray(prior.mean), epsilon),
+                  np.asarray(compiled.rows(prior)))]
+  if codec.mapped:
+    of_map = portable.places_of_map(prior.keep)
+    found.append(Choice(of_map, np.full(of_map.shape, epsilon), np.int32(of_map > 0)))
+  return found
 
 
 def compare_picture(codec: Codec, recorded: dict[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
   """Differences from the record: arrays whose first axis is the pass or the slice, and counts."""
   repeated = lambda array: np.repeat(array, batch, axis=0)
-  places, index = [], []
+  made, all_symbols = [], iter(recorded["symbols"])
 
-  def pull(k, anchors, of_pass, prior):
-    symbols = recorded["symbols"][len(places)]
-    places.append(np.asarray(of_pass)[:1])
-    index.append(np.asarray(compiled.rows(prior))[:1])
-    return repeated(symbols)
+  def pull(k, anchors, places, prior):
+    first = lambda array: np.asarray(array)[:1]
+    made.extend(choices_of(codec, first(places), jax.tree.map(first, prior)))
+    return repeated(next(all_symbols))
 
   quality = None if np.isnan(recorded["quality"]) else recorded["quality"]
   last_pass = codec._walk(repeated(recorded["z_symbols"]), pull)
   y_hat, picture = reconstruct(codec, last_pass, quality, *recorded["picture"].shape[:2])
   choices = np.split(recorded["choices"], np.cumsum(recorded["num_blocks"])[:-1])
-  rows = [portable.rows(of_pass, portable.Grids(size, portable.SAFE_SHARES[0], chosen))
-          for of_pass, size, chosen in zip(places, recorded["block_size"], choices)]
+  grids = [portable.Grids(size, portable.SAFE_SHARES[0], chosen)
+           for size, chosen in zip(recorded["block_size"], choices)]
+  rows = [portable.rows(each.places, of_choice) for each, of_choice in zip(made, grids)]
   in_slices = lambda array: array.reshape(codec.config.num_slices, -1)  # two passes each
   levels = np.abs(picture.astype(int) - recorded["picture"])
   y_error = np.abs(y_hat - recorded["y_hat"]).reshape(-1, codec.config.num_slices, codec.config.slice_channels)
-  off = np.abs(np.stack(places) - recorded["places"])
-  kept = np.stack([portable.distances(each, 2.0**-portable.EPSILON_EXPONENT) for each in recorded["places"]])
+  off = np.abs(np.stack([each.places for each in made]) - recorded["places"])
+  kept = np.minimum(recorded["wanted"], list(map(distances_to_edges, recorded["places"], grids)))
   return dict(off=in_slices(off), share=in_slices(off / kept).max(axis=1),
               portable=in_slices(np.stack(rows) != recorded["rows"]).sum(axis=1),
-              plain=in_slices(np.stack(index) != recorded["index"]).sum(axis=1),
+              plain=in_slices(np.stack([each.index for each in made]) != recorded["index"]).sum(axis=1),
               y_hat=y_error.max(axis=(0, 2)), levels=np.bincount(levels.ravel(), minlength=3))
+
+
+def distances_to_edges(places: np.ndarray, grids: portable.Grids) -> np.ndarray:
+  """Those that the places of a pass have in their grids."""
+  shifts = np.repeat(portable.SHIFTS[grids.choices], grids.size)[:places.size].reshape(places.shape)
+  shifted = np.minimum(places, SCALE_LEVELS - 1) + shifts
+  return np.abs(shifted - np.rint(shifted))
 
 
 # --- the commands -----------------------------------------------------------------------------
@@ -204,6 +229,8 @@ def record(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
+  if args.plain:
+    winograd.suits = lambda *_: False
   codec, found = load_codec(args), []
   paths = sorted(args.recorded.glob("*.npz"))
   if not paths:
@@ -212,8 +239,9 @@ def compare(args: argparse.Namespace) -> None:
     with np.load(path) as arrays:
       recorded = dict(arrays)
     found.append(compare_picture(codec, recorded, args.batch))
-  summary = dict(recorded=json.loads(str(recorded["conditions"])), compared=conditions() | {"batch": args.batch},
-                 pictures=len(found), epsilon=2.0**-portable.EPSILON_EXPONENT,
+  compared = conditions() | {"batch": args.batch, "plain": args.plain}
+  summary = dict(recorded=json.loads(str(recorded["conditions"])), compared=compared, pictures=len(found),
+                 epsilon=2.0**-portable.epsilon_exponent(codec.config),
                  slices=[of_slice(found, k) for k in range(codec.config.num_slices)], **of_pictures(found))
   report(summary)
   if args.json:

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.nano import get_config
 from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream, compiled, portable
 from mlic_jax.coding import codec as codec_module
@@ -23,17 +25,19 @@ from mlic_jax.coding.portable import (
   SHIFTS,
   Grids,
   choose,
+  choose_rows,
   distances,
   largest,
   num_blocks,
   rows,
 )
+from mlic_jax.config import VARIANTS, CodecConfig
 from mlic_jax.data.images import save_image
 from mlic_jax.model.priors import scale_index, scale_place
 from mlic_jax.model.scales import SCALE_LEVELS, SCALE_MAX, SCALE_MIN, SCALE_STEP, scale_table
 from mlic_jax.model.slices import Prior
 
-EPSILON = 2.0**-portable.EPSILON_EXPONENT
+EPSILON = 2.0**-portable.epsilon_exponent(TINY)
 SMALLEST = BLOCK_SIZES[0]
 
 
@@ -46,6 +50,11 @@ def random_places(seed, size, spread=8.0, at_minimum=0.8):
   """Places as trained models have them: most scales are the smallest there is."""
   rng = np.random.default_rng(seed)
   return (rng.exponential(spread, size) * (rng.uniform(size=size) > at_minimum)).astype(np.float32)
+
+
+def spread(places, epsilon):
+  """Distances as those of a pass with scales of all sizes: epsilon at the large ones, and up to the largest below."""
+  return np.minimum(epsilon * np.exp2(np.maximum(20 - np.minimum(places, 63), 0) / 3), DISTANCE_MAX)
 
 
 def kept(places, wanted, grid):
@@ -98,9 +107,9 @@ def test_a_shift_moves_no_row_by_more_than_one():
 @pytest.mark.parametrize("place, row", [(-1e-6, 0), (0, 0), (0.5, 1), (63, 63), (1e9, 63), (np.inf, 63), (np.nan, 63)])
 def test_rows_stay_in_the_table_whatever_the_place_is(place, row):
   places = np.full((1, 2, 3, 4), place, np.float32)
-  grids = choose(places, EPSILON)
+  grids, found = choose_rows(places, np.zeros_like(places), portable.here())
   np.testing.assert_array_equal(grids.choices, [0])
-  np.testing.assert_array_equal(rows(places, grids), np.full(places.shape, row))
+  np.testing.assert_array_equal(found, np.full(places.shape, row))
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
@@ -113,13 +122,13 @@ def test_blocks_follow_c_order_and_the_last_may_be_short(size):
 
 def test_a_pass_is_one_block_where_one_grid_is_safe_for_all_and_many_where_each_needs_its_own():
   places = np.zeros((1, 3, 5, 350), np.float32)
-  grids = choose(places, EPSILON)
+  grids = choose(places, spread(places, EPSILON))
   assert (grids.size, grids.share) == (8192, portable.SINGLE_SHARE)
   np.testing.assert_array_equal(grids.choices, [0])
   for grid in range(GRIDS):                                # at an edge of each grid, all in one half of the pass
     places.ravel()[10 * grid] = 5 - SHIFTS[grid]
-  grids = choose(places, EPSILON)
-  wanted = distances(places, EPSILON).ravel()
+  wanted = spread(places, EPSILON).ravel()
+  grids = choose(places, wanted)
   assert grids.size < 280
   for block, chosen in enumerate(grids.choices):
     of_block = slice(block * grids.size, (block + 1) * grids.size)
@@ -132,7 +141,8 @@ def test_a_pass_is_one_block_where_one_grid_is_safe_for_all_and_many_where_each_
 def test_what_is_off_by_less_than_its_distance_takes_the_same_rows_where_a_choice_is_safe(
     seed, size, exponent, at_minimum):
   epsilon, places = 2.0**-exponent, random_places(seed, size, at_minimum=at_minimum)
-  grids, wanted = choose(places, epsilon), distances(places, epsilon)
+  wanted = spread(places, epsilon).astype(np.float32)
+  grids = choose(places, wanted)
   shifted = np.minimum(places, 63) + np.repeat(SHIFTS[grids.choices], grids.size)[:size]
   safe = np.repeat([block.all() for block in np.split(np.abs(shifted - np.rint(shifted)) > wanted,
                                                       range(grids.size, size, grids.size))], grids.size)[:size]
@@ -141,19 +151,49 @@ def test_what_is_off_by_less_than_its_distance_takes_the_same_rows_where_a_choic
   assert safe.all() or exponent < 15 or not at_minimum    # nearly always there is a safe one
 
 
-def test_the_distance_is_epsilon_and_for_small_scales_that_of_an_error_which_all_scales_share():
-  scales = np.float32([0.5, 1, 2, 4, 8])
-  found = distances(np.asarray(scale_place(scales)), 2.0**-13)
-  typical = np.sqrt(np.mean(scales**2))
-  np.testing.assert_allclose(found * scales, 2.0**-13 * np.maximum(typical, scales), rtol=1e-3)
-  np.testing.assert_array_equal(distances(np.float32([0, 63]), 2.0**-13), np.float32([DISTANCE_MAX, 2.0**-13]))
+def as_pass(scales, means):
+  """Places and means (1, 1, positions, Cs), from rows of the same lengths."""
+  scales, means = (np.float32(rows_of_positions)[None, None] for rows_of_positions in (scales, means))
+  return np.asarray(scale_place(scales)), np.broadcast_to(means, scales.shape)
+
+
+def test_the_distance_of_a_large_scale_is_epsilon_and_none_is_larger_than_the_largest():
+  places, means = as_pass([[200, 0.11]], [[0, 0]])
+  np.testing.assert_allclose(distances(places, means, 2.0**-12), 2.0**-12 * 1.3, rtol=1e-4)
+  places, means = as_pass([[200, 0.11], [200, 100]], [[0, 0.01]])
+  np.testing.assert_allclose(distances(places, means, 2.0**-12)[0, 0, 0, 1], DISTANCE_MAX)
+
+
+def test_the_distance_is_that_of_an_error_which_goes_with_position_and_channel_and_not_with_the_scale():
+  """(distance - epsilon) * scale is that error. It is the same for a small scale and a large one."""
+  rng, epsilon = np.random.default_rng(0), 2.0**-16
+  scales, means = rng.uniform(0.2, 9, (30, 7)), rng.normal(0, 4, (30, 7)) * rng.uniform(0.1, 2, (30, 1))
+  error = (distances(*as_pass(scales, means), epsilon)[0, 0] / epsilon - 1) * scales
+  of_position = np.sqrt(np.sqrt((scales**2).mean(1)) * np.sqrt((means**2).mean(1)))
+  of_channel = np.sqrt((scales**2).mean(0))
+  np.testing.assert_allclose(error, 1.25 * of_position[:, None] + 0.3 * of_channel, rtol=1e-4)
+
+
+def test_narrow_models_keep_half_the_distance_of_those_of_the_papers():
+  exponents = {name: portable.here(config).epsilon_exponent for name, config in VARIANTS.items()}
+  assert set(exponents.values()) == {12} and "mlic" in exponents
+  nano = CodecConfig.from_dict(get_config().model.to_dict())
+  assert portable.here(nano).epsilon_exponent == portable.here(TINY).epsilon_exponent == 13
+
+
+def test_means_that_are_no_numbers_leave_every_row_as_it_is():
+  places = random_places(0, 5000, at_minimum=0.5).reshape(1, 5, 10, 100)
+  for mean in (np.nan, np.inf):
+    grids, found = choose_rows(places, np.full_like(places, mean), portable.here())
+    np.testing.assert_array_equal(found, rows(places, grids))
 
 
 def test_the_first_safe_grid_is_taken_and_without_any_the_one_that_keeps_most_of_the_distances():
   for seed, size in ((0, 300), (1, 1500), (2, 5000)):
     places = np.minimum(random_places(seed, size, at_minimum=0.0), 63)
     for epsilon in (2.0**-14, 2.0**-12, 2.0**-7, 2.0**-6):
-      grids, wanted = choose(places, epsilon), distances(places, epsilon).astype(float)
+      wanted = spread(places, epsilon)
+      grids = choose(places, wanted)
       for block, chosen in enumerate(grids.choices):
         of_block = slice(block * grids.size, (block + 1) * grids.size)
         shares = np.array([kept(places[of_block], wanted[of_block], grid) for grid in range(GRIDS)])
@@ -172,7 +212,7 @@ def test_of_the_sizes_that_are_safe_and_the_shares_the_cheapest_is_taken():
   """Safe in all blocks, as every size of 256 and many a larger one is here."""
   for seed in range(8):
     places = random_places(seed, 40_000)
-    wanted, costs = distances(places, 2.0**-13), []
+    wanted, costs = spread(places, 2.0**-13), []
     for size in BLOCK_SIZES:
       shares = [[kept(places[at:at + size], wanted[at:at + size], grid) for grid in range(GRIDS)]
                 for at in range(0, places.size, size)]
@@ -182,7 +222,7 @@ def test_of_the_sizes_that_are_safe_and_the_shares_the_cheapest_is_taken():
         costs += [bits_of(Grids(size, share, choices), places.size) for share in shares]
       if len(choices) == 1:
         break
-    assert len(costs) > 8 and bits_of(choose(places, 2.0**-13), places.size) == pytest.approx(min(costs))
+    assert len(costs) > 8 and bits_of(choose(places, wanted), places.size) == pytest.approx(min(costs))
 
 
 @pytest.mark.parametrize("elements, size", [(0, 256), (1, 256), (256, 256), (257, 512), (512, 512), (513, 1024),
@@ -278,11 +318,11 @@ def test_both_kinds_of_file_decode_to_the_same_picture_and_being_portable_costs_
   np.testing.assert_array_equal(codec.decode(portable_file), codec.decode(plain))
   assert abs(len(portable_file) - len(plain) - (6 + 2 * 2)) <= 5 + 0.002 * len(plain)
   assert bitstream.parse(plain).origin is None and not bitstream.parse(plain).symbol_checksums
-  assert bitstream.parse(portable_file).origin == portable.here()
+  assert bitstream.parse(portable_file).origin == portable.here(TINY)
 
 
 def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photograph, monkeypatch):
-  monkeypatch.setattr(portable, "EPSILON_EXPONENT", 6)
+  monkeypatch.setattr(portable, "EPSILON_EXPONENT", 5)  # 6 for a narrow model
   blob, predicted = codec.encode_with_reconstruction(photograph)
   assert bitstream.parse(blob).origin.epsilon == "2^-6"
   np.testing.assert_array_equal(codec.decode(blob), predicted)
@@ -290,8 +330,8 @@ def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photogra
 
 def as_version_2(codec, image, monkeypatch):
   """The file that programs wrote before blocks had sizes of their own; of version 3 where elements are left out."""
-  def choose_fixed(places, epsilon):
-    places, wanted = places.ravel(), distances(places, epsilon).ravel()
+  def choose_fixed(places, wanted):
+    places, wanted = places.ravel(), wanted.ravel()
     shares = [[kept(places[at:at + 2048], wanted[at:at + 2048], grid) for grid in range(GRIDS)]
               for at in range(0, places.size, 2048)]
     return Grids(2048, 0.7, (np.array(shares) > 1).argmax(axis=1).astype(np.int32))
@@ -370,7 +410,7 @@ def test_info_says_where_a_file_was_written_and_no_portable_leaves_it_out(
     tmp_path, photograph, tiny_checkpoint, capsys):
   source, coded = tmp_path / "photo.png", tmp_path / "photo.mlic"
   save_image(source, photograph)
-  for options, line in (([], rf"portable, epsilon 2\^-{portable.EPSILON_EXPONENT}, written on {portable.here()}\n"),
+  for options, line in (([], rf"portable, epsilon 2\^-13, written on {portable.here(TINY)}\n"),
                         (["--no-portable"], "where it was written, or where arithmetic is the same bit for bit\n")):
     assert main(["encode", str(source), str(coded), "--ckpt", str(tiny_checkpoint), *options]) == 0
     capsys.readouterr()

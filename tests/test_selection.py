@@ -164,7 +164,7 @@ def off_by(size: float, keep):
 
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_map_that_is_off_in_its_last_bits_decodes_to_the_same_picture(codec, photograph, monkeypatch, chunked):
-  epsilon, kept = 2.0**-portable.EPSILON_EXPONENT / portable.MAP_STEP, portable.kept
+  epsilon, kept = 2.0**-portable.epsilon_exponent(MAPPED) / portable.MAP_STEP, portable.kept
   blob, predicted = codec.encode_with_reconstruction(photograph, 2, chunked=chunked)
   with monkeypatch.context() as elsewhere:
     elsewhere.setattr(portable, "kept", lambda keep, grids: kept(off_by(epsilon / 2, keep), grids))
@@ -177,7 +177,7 @@ def test_a_map_that_is_off_in_its_last_bits_decodes_to_the_same_picture(codec, p
 def test_a_map_lies_on_one_edge_whatever_grid_is_chosen():
   """Log-odds far from 0 are safe in all grids, so that nothing else decides about the choice."""
   far = np.where(np.arange(5000) % 3 > 0, np.float32(9), np.float32(-7)).reshape(1, 10, 10, 50)
-  origin = portable.here()
+  origin = portable.here(MAPPED)
   grids, kept = portable.choose_map(far, origin)
   assert not grids.choices.any() and np.array_equal(kept, far > 0)
   for shift in range(portable.GRIDS):

@@ -128,7 +128,7 @@ class Codec:
     """The .mlic file of given latents, such as `latents` returns, or better ones for the same picture.
 
     Arguments as in `encode`; LatentError when the arrays are not those of this codec or not finite."""
-    return self._encode(latents, icc_profile, chunked, here() if portable else None)[0]
+    return self._encode(latents, icc_profile, chunked, here(self.config) if portable else None)[0]
 
   def encode_with_reconstruction(self, image: AnyPicture, quality: float | None = None,
                                  icc_profile: bytes | None = None, chunked: bool = True,
@@ -141,7 +141,7 @@ class Codec:
   def encode_latents_with_reconstruction(self, latents: Latents, icc_profile: bytes | None = None, chunked: bool = True,
                                          portable: bool = True) -> tuple[bytes, np.ndarray]:
     """The same of given latents."""
-    blob, finish = self._encode(latents, icc_profile, chunked, here() if portable else None)
+    blob, finish = self._encode(latents, icc_profile, chunked, here(self.config) if portable else None)
     return blob, finish()
 
   def encode_with_bits(self, image: AnyPicture, quality: float | None = None,
@@ -149,7 +149,7 @@ class Codec:
     """The file, the picture that `decode` will make of it, and what gives the bits of `estimate`, from the passes of
     the encoder."""
     latents, passes = self.latents(image, quality), []
-    blob, finish = self._encode(latents, None, True, here(), passes)
+    blob, finish = self._encode(latents, None, True, here(self.config), passes)
     return blob, finish(), lambda: _sum(*self._bits(self._z_symbols(latents), passes))
 
   def has_compiled(self, height: int, width: int) -> bool:
@@ -209,7 +209,7 @@ class Codec:
     def count(k, anchors, places, prior):
       symbols, scale = compiled.symbols(latents.y, k, prior.mean, anchors), prior.scale
       if self.skipped or self.mapped:
-        chosen = selective.choose(places, prior, here(), self.skipped, self.mapped)
+        chosen = selective.choose(places, prior, here(self.config), self.skipped, self.mapped)
         symbols, scale = selective.leave_out(symbols, scale, chosen)
       passes.append((symbols, scale))
       return np.asarray(symbols)

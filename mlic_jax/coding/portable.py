@@ -10,9 +10,9 @@ It takes the first shift for which no t of the block lies near an edge, and the 
 off by less than the distance that was kept then takes the same rows. Only + and ceil touch t, in float32 on the host:
 both are exact everywhere.
 
-The distance is epsilon, and more for the small scales of a pass with large ones: rounding errors go with the largest
-numbers of a sum, so within a pass they are about equally large in all scales, and t is their logarithm
-(benchmarks/portability.py measures them). Only the encoder needs the distance.
+The distance is epsilon and more, the smaller a scale is beside what the same sums hold: their rounding errors do not
+shrink with the scale that comes out, and t is its logarithm (see `distances`; benchmarks/portability.py measures the
+errors). Only the encoder needs the distance.
 
 A pass (1, h, w/2, Cs) is cut into blocks in C order; the last one may be short. Large blocks have fewer choices to
 write, small ones are safe sooner: the encoder takes the size that costs the fewest bits, pass by pass.
@@ -27,10 +27,15 @@ import numpy as np
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import Bitstream, Origin, PortabilityError
 from mlic_jax.coding.tables import PRECISION, quantize_pmf
-from mlic_jax.model.scales import SCALE_LEVELS, SCALE_STEP
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.scales import SCALE_LEVELS, SCALE_MIN, SCALE_STEP
 
-EPSILON_EXPONENT = 13  # epsilon = 2^-13 of the step from level to level
-DISTANCE_MAX = 1 / 64  # of any scale: a place of 0 has to be safe in the grid with the smallest shift
+EPSILON_EXPONENT = 12  # epsilon = 2^-12 of the step from level to level
+NARROW = 240           # channels of h_s, half of MLIC++'s, up to which epsilon is half of that
+DISTANCE_MAX = 1 / 57  # of any scale: below 1/56, so that a place of 0 is safe in the grid with the smallest shift
+# How much of the distance goes with the magnitude of a position, and of a channel: fitted to the differences that
+# benchmarks/portability.py finds, so that none takes more than a quarter of it, in few bytes.
+OF_POSITION, OF_CHANNEL = 1.25, 0.3
 GRIDS = 28             # shifts to choose from
 BLOCK_SIZES = tuple(256 << doubled for doubled in range(10))  # elements that share a shift, 256 to 131072
 
@@ -72,21 +77,27 @@ def largest(elements: int) -> int:
   return min(max(num_blocks(elements, BLOCK_SIZES[0]) - 1, 0).bit_length(), len(BLOCK_SIZES) - 1)
 
 
-def distances(places: np.ndarray, epsilon: float) -> np.ndarray:
-  """The distance to the edges of rows that each place of a pass should keep, in the shape of `places`."""
-  scale = np.exp(SCALE_STEP * _bounded(places))  # over SCALE_MIN
-  typical = np.sqrt(np.mean(scale**2))
-  return np.minimum(epsilon * np.maximum(typical / scale, 1), DISTANCE_MAX)
+def distances(places: np.ndarray, means: np.ndarray, epsilon: float) -> np.ndarray:
+  """The distance to the edges of rows that each place of a pass should keep, in the shape of `places` and `means`.
+
+  Scale and mean of an element are sums over the same features of its position, of which neither says how large they
+  are: scales end at SCALE_MIN and have a bias, means may cancel. The geometric mean of both, over the position, follows
+  the errors best. Channels, the last axis, have weights of their own: those of large scales have large errors."""
+  scale = SCALE_MIN * np.exp(SCALE_STEP * _bounded(places).astype(np.float64))
+  rms = lambda x, axis: np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=axis, keepdims=True))
+  of_position = np.sqrt(rms(scale, -1) * rms(means, -1))
+  of_channel = rms(scale, tuple(range(scale.ndim - 1)))
+  return np.minimum(epsilon * (1 + (OF_POSITION * of_position + OF_CHANNEL * of_channel) / scale), DISTANCE_MAX)
 
 
-def choose(places: np.ndarray, epsilon: float) -> Grids:
-  """The grids of a pass with the fewest bits: in each block the first in which all places keep their distances.
+def choose(places: np.ndarray, wanted: np.ndarray) -> Grids:
+  """The grids of a pass with the fewest bits: in each block the first in which all places keep the distances `wanted`.
 
   Where there is none in a block of any size, blocks are of the size that leaves the fewest elements in such blocks, and
   there the grid is taken in which the worst place keeps the most of its distance. `places` are those of a pass,
-  float32; epsilon is at most DISTANCE_MAX.
+  float32; distances are at most DISTANCE_MAX.
   """
-  places, wanted = _bounded(places).ravel(), distances(places, epsilon).ravel()
+  places, wanted = _bounded(places).ravel(), wanted.ravel()
   taken, most = _taken(places, wanted), largest(places.size)
   candidates = []
   for doubled, size in enumerate(BLOCK_SIZES[:most + 1]):
@@ -109,7 +120,7 @@ def choose(places: np.ndarray, epsilon: float) -> Grids:
 def _taken(places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
   """(blocks of the smallest size, GRIDS) bool, whether a place of the block lies within its distance of an edge.
 
-  Edges of different grids lie 1/28 apart, and a distance is at most 1/64: no place is near those of two grids."""
+  Edges of different grids lie 1/28 apart, and a distance is below 1/56: no place is near those of two grids."""
   nearest = _NEAREST[np.minimum((GRIDS * (np.ceil(places) - places)).astype(np.int32), GRIDS - 1)]
   shifted = places + SHIFTS[nearest]
   near = np.flatnonzero(np.abs(shifted - np.rint(shifted)) <= wanted)
@@ -118,25 +129,27 @@ def _taken(places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
   return taken
 
 
-def choose_rows(places: np.ndarray | jax.Array, origin: Origin) -> tuple[Grids, np.ndarray]:
+def choose_rows(places: np.ndarray | jax.Array, means: np.ndarray | jax.Array, origin: Origin,
+                ) -> tuple[Grids, np.ndarray]:
   """The grids of a pass, as `choose` has them, and the rows that they make."""
   places = np.asarray(places)
-  grids = choose(places, 2.0**-origin.epsilon_exponent)
+  grids = choose(places, distances(places, np.asarray(means), 2.0**-origin.epsilon_exponent))
   return grids, rows(places, grids)
 
 
 def choose_map(keep: np.ndarray | jax.Array, origin: Origin) -> tuple[Grids, np.ndarray]:
   """The grids of a pass for the map of its elements, of which `keep` are the log-odds, and what it keeps."""
-  grids = choose(_places_of(keep), 2.0**-origin.epsilon_exponent)
+  places = places_of_map(keep)
+  grids = choose(places, np.full(places.shape, 2.0**-origin.epsilon_exponent))
   return grids, kept(keep, grids)
 
 
 def kept(keep: np.ndarray | jax.Array, grids: Grids) -> np.ndarray:
   """bool, in the shape of `keep`, which elements are coded: the row of a map is 0 or 1."""
-  return rows(_places_of(keep), grids) > 0
+  return rows(places_of_map(keep), grids) > 0
 
 
-def _places_of(keep: np.ndarray | jax.Array) -> np.ndarray:
+def places_of_map(keep: np.ndarray | jax.Array) -> np.ndarray:
   """Log-odds as places around 0, the one edge that there is."""
   return np.clip(np.asarray(keep) * np.float32(MAP_STEP), -MAP_PLACE_MAX, MAP_PLACE_MAX)
 
@@ -147,12 +160,19 @@ def rows(places: np.ndarray, grids: Grids) -> np.ndarray:
   return np.clip(np.ceil(_bounded(places) + shifts), 0, SCALE_LEVELS - 1).astype(np.int32)
 
 
-def here() -> Origin:
-  """This machine, as the files that it writes name it."""
+def epsilon_exponent(config: CodecConfig) -> int:
+  """e of the files of a model, whose epsilon is 2^-e. The error of a sum grows with the number of its terms, and most
+  of the error of the first scales comes from the sums of h_s, so that narrow models need half the distance."""
+  return EPSILON_EXPONENT + (max(config.hyper_synthesis_widths) <= NARROW)
+
+
+def here(config: CodecConfig | None = None) -> Origin:
+  """This machine, as the files that it writes name it, with the epsilon of a model."""
   known = lambda names, name: name if name in names else names[0]
   machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-  return Origin(EPSILON_EXPONENT, known(bitstream.PLATFORMS, jax.default_backend()),
-                known(bitstream.MACHINES, machine), jax.__version_info__[:3])
+  exponent = epsilon_exponent(config) if config else EPSILON_EXPONENT
+  return Origin(exponent, known(bitstream.PLATFORMS, jax.default_backend()), known(bitstream.MACHINES, machine),
+                jax.__version_info__[:3])
 
 
 def check_symbols(content: Bitstream, k: int, symbols: Sequence[np.ndarray]) -> None:

@@ -64,7 +64,7 @@ def choose(places: jax.Array, prior: Prior, origin: Origin | None, skipped: int,
   `mapped` what the map of the model leaves out."""
   if origin is None:
     return _chosen(np.asarray(compiled.rows(prior)), np.asarray(prior.keep) > 0 if mapped else None, (), skipped)
-  grids, rows = portable.choose_rows(places, origin)
+  grids, rows = portable.choose_rows(places, prior.mean, origin)
   if not mapped:
     return _chosen(rows, None, (grids,), skipped)
   of_map, kept = portable.choose_map(prior.keep, origin)
