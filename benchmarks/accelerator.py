@@ -217,7 +217,7 @@ def codec_times(args: argparse.Namespace, left: Callable[[], float]) -> list[dic
 
       def push(k, anchors, places, prior, y=latents.y, symbols=symbols):
         symbols.append(np.asarray(compiled.symbols(y, k, prior.mean, anchors)))
-        portable.choose_rows(places, prior.mean, portable.here())
+        portable.choose_rows(places, prior.mean, portable.here(codec.config))
         return symbols[-1]
 
       z_symbols = codec._z_symbols(latents)

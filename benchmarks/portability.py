@@ -41,7 +41,6 @@ from mlic_jax.coding.tables import build_table
 from mlic_jax.compute import winograd
 from mlic_jax.data.images import list_images, load_image
 from mlic_jax.files import write_whole
-from mlic_jax.model.scales import SCALE_LEVELS
 from mlic_jax.model.slices import Prior
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -209,8 +208,7 @@ def compare_picture(codec: Codec, recorded: dict[str, np.ndarray], batch: int) -
 
 def distances_to_edges(places: np.ndarray, grids: portable.Grids) -> np.ndarray:
   """Those that the places of a pass have in their grids."""
-  shifts = np.repeat(portable.SHIFTS[grids.choices], grids.size)[:places.size].reshape(places.shape)
-  shifted = np.minimum(places, SCALE_LEVELS - 1) + shifts
+  shifted = portable.moved(places, grids)
   return np.abs(shifted - np.rint(shifted))
 
 

@@ -20,5 +20,5 @@ def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
   c.num_steps = 100_000
   c.schedule = "cosine"
   c.final_learning_rate = 1e-6
-  c.crop_schedule = ()
+  del c.decay_steps, c.decay_factors  # of another schedule
   return c

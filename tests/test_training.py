@@ -26,6 +26,7 @@ from mlic_jax.training.configuration import check_fields
 from mlic_jax.training.metric_rows import NonFiniteLoss
 from mlic_jax.training.muon import COEFFICIENTS, REPETITIONS, orthogonalize
 from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule, make_optimizer
+from mlic_jax.training.run_log import CsvLog
 from mlic_jax.training.step import create_state, make_train_step
 from mlic_jax.training.validation import Validation
 
@@ -357,3 +358,13 @@ def test_an_evaluation_that_is_no_number_does_not_stop_later_exports(config, tmp
       validation.run(state, step, loop.RunLog(tmp_path, 0, 5, 0, quiet=True), None)
     assert exported == [1, 4] and validation.best_loss == 2.0
     exported.clear()
+
+
+def test_figures_of_a_run_that_had_other_columns_are_kept(tmp_path):
+  path = tmp_path / "metrics.csv"
+  path.write_text("step,loss,forgotten\n1,2.5,7\n2,2.25,8\n3,2.125,9\n3,2")
+  log = CsvLog(path, ("step", "loss", "new"), step=2)
+  log.write({"step": 3, "loss": 2.0, "new": 1.0})
+  log.close()
+  with path.open(newline="") as file:
+    assert list(csv.reader(file)) == [["step", "loss", "new"], ["1", "2.5", ""], ["2", "2.25", ""], ["3", "2", "1"]]

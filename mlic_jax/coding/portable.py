@@ -90,14 +90,14 @@ def distances(places: np.ndarray, means: np.ndarray, epsilon: float) -> np.ndarr
   return np.minimum(epsilon * (1 + (OF_POSITION * of_position + OF_CHANNEL * of_channel) / scale), DISTANCE_MAX)
 
 
-def choose(places: np.ndarray, wanted: np.ndarray) -> Grids:
+def choose(places: np.ndarray, wanted: np.ndarray | float) -> Grids:
   """The grids of a pass with the fewest bits: in each block the first in which all places keep the distances `wanted`.
 
   Where there is none in a block of any size, blocks are of the size that leaves the fewest elements in such blocks, and
   there the grid is taken in which the worst place keeps the most of its distance. `places` are those of a pass,
   float32; distances are at most DISTANCE_MAX.
   """
-  places, wanted = _bounded(places).ravel(), wanted.ravel()
+  places, wanted = _bounded(places).ravel(), np.broadcast_to(wanted, places.shape).ravel()
   taken, most = _taken(places, wanted), largest(places.size)
   candidates = []
   for doubled, size in enumerate(BLOCK_SIZES[:most + 1]):
@@ -140,7 +140,7 @@ def choose_rows(places: np.ndarray | jax.Array, means: np.ndarray | jax.Array, o
 def choose_map(keep: np.ndarray | jax.Array, origin: Origin) -> tuple[Grids, np.ndarray]:
   """The grids of a pass for the map of its elements, of which `keep` are the log-odds, and what it keeps."""
   places = places_of_map(keep)
-  grids = choose(places, np.full(places.shape, 2.0**-origin.epsilon_exponent))
+  grids = choose(places, 2.0**-origin.epsilon_exponent)
   return grids, kept(keep, grids)
 
 
@@ -156,8 +156,13 @@ def places_of_map(keep: np.ndarray | jax.Array) -> np.ndarray:
 
 def rows(places: np.ndarray, grids: Grids) -> np.ndarray:
   """int32 rows of the coding table, in the shape of `places`."""
+  return np.clip(np.ceil(moved(places, grids)), 0, SCALE_LEVELS - 1).astype(np.int32)
+
+
+def moved(places: np.ndarray, grids: Grids) -> np.ndarray:
+  """The places of a pass, moved by the grids of their blocks: edges of rows are then at integers."""
   shifts = np.repeat(SHIFTS[grids.choices], grids.size)[:places.size].reshape(places.shape)
-  return np.clip(np.ceil(_bounded(places) + shifts), 0, SCALE_LEVELS - 1).astype(np.int32)
+  return _bounded(places) + shifts
 
 
 def epsilon_exponent(config: CodecConfig) -> int:

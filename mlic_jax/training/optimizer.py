@@ -78,7 +78,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
   labels = functools.partial(jax.tree_util.tree_map_with_path, label)
   transforms = dict(main=optax.chain(clip, step), aux=aux)
-  if config.get("trained", "all") == "map":
+  if config.get("trained", "all") == "map":  # only then, as every transform has a place in the state of a checkpoint
     transforms["frozen"] = optax.set_to_zero()
   return optax.multi_transform(transforms, labels)
 
