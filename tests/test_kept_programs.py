@@ -72,6 +72,12 @@ def test_a_program_that_is_found_is_not_traced(folder, scaled):
   assert traced == [3.0] and len(programs(folder)) == 1
 
 
+def test_a_part_of_another_program_is_traced_there(folder):
+  tripled = kept_programs.kept(lambda x: 3 * x, "triple", "")
+  assert tripled(np.float32(2)) == 6          # whose program is at hand now
+  assert jax.eval_shape(tripled, np.float32(2)).shape == () and jax.jit(lambda x: tripled(x) + 1)(np.float32(3)) == 10
+
+
 def test_what_it_is_traced_from_tells_programs_apart(folder, scaled, monkeypatch):
   scaled, traced = scaled
   x = np.ones(4, np.float32)

@@ -72,6 +72,8 @@ class _Kept:
   def __call__(self, *args):
     dynamic = [each for place, each in enumerate(args) if place not in self._static]
     leaves, tree = jax.tree.flatten(dynamic)
+    if any(isinstance(each, jax.core.Tracer) for each in leaves):   # a part of another program
+      return self._jitted(*args)
     shapes = tuple((np.shape(each), getattr(each, "dtype", type(each))) for each in leaves)
     signature = tree, shapes, tuple(args[place] for place in self._static)
     program = self._programs.get(signature)
