@@ -90,9 +90,14 @@ def conditions() -> dict[str, Any]:
 def load_codec(args: argparse.Namespace) -> Codec:
   if args.ckpt:
     return Codec.load(args.ckpt)
+  return filled_codec(args.config)
+
+
+def filled_codec(path: str) -> Codec:
+  """The codec of a configuration, at its full size, with the weights of tests/golden_fill.py."""
   from mlic_jax.training.configuration import load_config, model_config
-  config, variables = filled(model_config(load_config(args.config), args.config))
-  return Codec(Model(Path(args.config).stem, config, variables, build_table(variables), bytes(8), None))
+  config, variables = filled(model_config(load_config(path), path))
+  return Codec(Model(Path(path).stem, config, variables, build_table(variables), bytes(8), None))
 
 
 def filled(config) -> tuple[Any, dict[str, Any]]:

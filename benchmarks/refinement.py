@@ -2,7 +2,9 @@
 
     python benchmarks/refinement.py --ckpt CKPT --data PHOTOGRAPHS [--images 8] [--crop 256] [--qualities 1,3,6]
                                     [--relaxations atanh,linear,sigmoid,noise] [--steps 25,50,100,200,500] [--keep FILE]
+                                    [--learning_rate 0.03] [--hot 1] [--cold 0.3]
     python benchmarks/refinement.py --cost --config configs/nano.py [--crop 256] [--batch 1]
+    python benchmarks/refinement.py --watch 10 --config configs/mlic_plus_plus.py [--crop 256]
 
 The first prints a table on held-out photographs, the middle of each: how the loss of the file changes, bpp + lmbda *
 distortion, mean over photographs and qualities; then bits and PSNR apart. Unlike in `encode`, a file that is worse than
@@ -10,7 +12,8 @@ the plain one counts as it is. "noise" refines under the noise of training, with
 in FILE, a line of JSON each, and not measured again. --holdout_every has to be that of the training.
 
 --cost prints seconds per pixel of a step of refining, compiled once, and of a training step, timed in turn, and their
-ratio. Run it with nothing beside it.
+ratio. Run it with nothing beside it. --watch prints the loss of the rounded latents of a picture step by step, for the
+weights of tests/golden_fill.py, and the peak memory of the process.
 """
 import argparse
 import dataclasses
@@ -48,6 +51,7 @@ def noise(temperature):
   return NOISE
 
 
+SCHEDULE = ("learning_rate", "hot", "cold")  # of the fields of a Schedule
 RELAXATIONS = {**{name: name for name in ADVANTAGES}, "noise": noise}
 
 
@@ -62,17 +66,19 @@ def parse(argv=None) -> argparse.Namespace:
   parser.add_argument("--qualities", type=numbers(float), help="default: all")
   parser.add_argument("--relaxations", type=lambda text: text.split(","), default=list(RELAXATIONS))
   parser.add_argument("--steps", type=numbers(int), default=[25, 50, 100, 200, 500])
-  parser.add_argument("--learning_rate", type=float, default=Schedule.learning_rate)
+  for name in SCHEDULE:
+    parser.add_argument(f"--{name}", type=float, default=getattr(Schedule, name))
   parser.add_argument("--keep", type=Path, metavar="FILE")
   parser.add_argument("--cost", action="store_true")
+  parser.add_argument("--watch", type=int, metavar="STEPS")
   parser.add_argument("--config", default="configs/nano.py")
   parser.add_argument("--batch", type=int, default=1, help="training crops a step")
   parser.add_argument("--repeats", type=int, default=5)
   args = parser.parse_args(argv)
   if unknown := set(args.relaxations) - set(RELAXATIONS):
     parser.error(f"--relaxations {','.join(unknown)}; wanted some of {','.join(RELAXATIONS)}")
-  if not args.cost and not (args.ckpt and args.data):
-    parser.error("wanted --ckpt and --data, or --cost")
+  if not (args.cost or args.watch or args.ckpt and args.data):
+    parser.error("wanted --ckpt and --data, or --cost, or --watch")
   return args
 
 
@@ -99,20 +105,20 @@ def table(args: argparse.Namespace) -> None:
   images, known = batches.eval_images(others, args.crop, args.images), {}
   if args.keep and args.keep.exists():
     known = {json.dumps(key): row for key, row in map(json.loads, args.keep.read_text().splitlines())}
-  rows = {}
+  rows, schedule = {}, {name: getattr(args, name) for name in SCHEDULE}
   for image, quality, kind, steps in itertools.product(images, args.qualities or codec.qualities, args.relaxations,
                                                        args.steps):
-    key = json.dumps([codec.fingerprint.hex(), digest(image), quality, kind, steps, args.learning_rate])
+    key = json.dumps([codec.fingerprint.hex(), digest(image), quality, kind, steps, schedule])
     if key not in known:
-      schedule = Schedule(steps, learning_rate=args.learning_rate, relaxation=RELAXATIONS[kind])
-      known[key] = measure(codec, image, quality, schedule)
+      known[key] = measure(codec, image, quality, Schedule(steps, relaxation=RELAXATIONS[kind], **schedule))
       print(f"{quality} {kind} {steps}: {known[key]}", file=sys.stderr, flush=True)
       if args.keep:
         with args.keep.open("a") as file:
           file.write(json.dumps([json.loads(key), known[key]]) + "\n")
     rows.setdefault((kind, steps), []).append(known[key])
   print(f"{codec.name}, {len(images)} held-out photographs, {args.crop}x{args.crop}, qualities "
-        f"{', '.join(map(str, args.qualities or codec.qualities))}")
+        f"{', '.join(map(str, args.qualities or codec.qualities))}; "
+        f"{', '.join(f'{name} {value:g}' for name, value in schedule.items())}")
   change = lambda field: lambda row: 100 * (row[f"refined_{field}"] / row[f"plain_{field}"] - 1)
   for title, figure, form in (("loss, %", change("loss"), "+.2f"), ("bits, %", change("bpp"), "+.2f"),
                               ("PSNR, dB", lambda row: row["refined_psnr"] - row["plain_psnr"], "+.3f"),
@@ -135,16 +141,13 @@ def cost(args: argparse.Namespace) -> float:
   state, compiled = [((latents.y, latents.z), refinement.first_moments((latents.y, latents.z)))], refinement._step._kept
 
   def refining():
-    state[0] = refinement._step(*state[0], gradient, jax.random.key(0), 0.5, 1e-2, "atanh")
+    state[0] = refinement._step(*state[0], gradient, jax.random.key(0), 0.5, 1e-2, Schedule.relaxation)
     return state[0]
 
-  def memory():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
   print(f"{args.config} on {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
-  before, first = memory(), timed(refining)
+  before, first = peak_memory(), timed(refining)
   print(f"refining {args.crop}x{args.crop}: first step {first:.1f} s, "
-        f"peak memory of the process {memory():.2f} GB, {before:.2f} GB before", flush=True)
+        f"peak memory of the process {peak_memory():.2f} GB, {before:.2f} GB before", flush=True)
   step = training(config, build(model_config(config, args.config)), args.crop, args.batch)[0]
   print(f"training {args.batch} x {args.crop}x{args.crop}: first step {timed(step):.1f} s", flush=True)
   for run in step, refining:
@@ -161,11 +164,38 @@ def cost(args: argparse.Namespace) -> float:
   return ratio
 
 
+def watch(args: argparse.Namespace) -> list[float]:
+  """Prints, and returns, the loss of the rounded latents before the first step and after each share of the steps."""
+  from benchmarks.codec import smooth_noise
+  from benchmarks.portability import filled_codec
+  image, codec = smooth_noise(args.crop, args.crop), filled_codec(args.config).refining(args.watch, 0.01)
+  quality, losses = codec.choose_quality(None), []
+  latents = codec.plain.latents(image, quality)
+  print(f"{args.config}, weights by formula, {args.crop}x{args.crop}; peak memory so far {peak_memory():.2f} GB")
+
+  def told(done: float, loss: float):
+    losses.append(loss)
+    print(f"step {round(done * args.watch)}: loss {loss:.4f}, {time.perf_counter() - start:.1f} s", flush=True)
+
+  start = time.perf_counter()
+  refine((latents.y, latents.z), codec.loss_of_latents(image, quality), jax.random.key(0), codec.schedule, told,
+         codec.gradient_of_latents(image, quality))
+  print(f"peak memory of the process {peak_memory():.2f} GB")
+  return losses
+
+
+def peak_memory() -> float:
+  """Of this process, in GB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
 def main(argv=None) -> None:
   args = parse(argv)
   compilation_cache.enable()
   if args.cost:
     cost(args)
+  elif args.watch:
+    watch(args)
   else:
     table(args)
 

@@ -101,7 +101,17 @@ def test_a_relaxation_of_ones_own_is_a_function_of_the_temperature():
 
   refine(START, mixed_loss, jax.random.key(0), Schedule(steps=4, hot=0.8, cold=0.05, relaxation=soft))
   jax.effects_barrier()
-  np.testing.assert_allclose(temperatures, [0.8, 0.4, 0.2, 0.1], rtol=1e-5)
+  np.testing.assert_allclose(temperatures, [0.8, 0.6125, 0.425, 0.2375], rtol=1e-5)
+
+
+def test_steps_become_ten_times_smaller_and_their_length_is_that_of_the_schedule():
+  steepness = jnp.full(START[0].shape, 2.0)
+  loss = lambda y, z, quantiser, key: (steepness * y).sum() + 0 * z.sum()   # whose slope means nothing to Adam
+  schedule = Schedule(steps=10, learning_rate=0.5)
+  best, _ = refine(START, loss, jax.random.key(0), schedule)
+  rates = [schedule.rate(number / 10) for number in range(10)]
+  assert rates[0] == 0.5 and schedule.rate(1.0) == pytest.approx(0.05)
+  np.testing.assert_allclose(START[0] - best, sum(rates), rtol=1e-4)
 
 
 def test_it_stops_when_the_colder_half_brings_nothing_and_when_the_loss_is_not_finite():

@@ -19,6 +19,7 @@ from mlic_jax.model.quantisers import ROUNDING, Quantiser
 from mlic_jax.model.relaxations import ADVANTAGES, annealed
 
 CHECKS = 10    # how often latents are rounded on the way, to keep the best, and to stop when nothing is gained
+FINAL_RATE = 0.1  # of the learning rate, where the schedule ends
 PATIENCE = 3   # checks in a row without a better one, in the colder half, after which it stops
 
 _ADAM = optax.scale_by_adam()
@@ -36,16 +37,18 @@ class RefineError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """How latents are refined. The temperature falls geometrically from `hot` to `cold`. RefineError for what cannot be.
+  """How latents are refined. The temperature falls on a straight line from `hot` to `cold`, and the rate from
+  `learning_rate` to FINAL_RATE of it. RefineError for what cannot be.
 
-  `relaxation` is a name of model/relaxations.py, or a function of the temperature that gives a Quantiser: the same
-  object every time, as another one is compiled anew."""
+  These are what did best in 100 steps of nano on held-out photographs (docs/research.md); the temperatures are for
+  "sigmoid", and other relaxations want others. `relaxation` is a name of model/relaxations.py, or a function of the
+  temperature that gives a Quantiser: the same object every time, as another one is compiled anew."""
   steps: int | None = 100
   seconds: float | None = None   # in place of steps; what has to be compiled does not count
-  learning_rate: float = 1e-2    # of Adam, on y and z
-  hot: float = 0.5
-  cold: float = 0.05
-  relaxation: str | Callable[[jax.Array], Quantiser] = "atanh"
+  learning_rate: float = 3e-2    # of Adam, on y and z
+  hot: float = 1.0
+  cold: float = 0.3
+  relaxation: str | Callable[[jax.Array], Quantiser] = "sigmoid"
 
   def __post_init__(self):
     if (self.steps is None) == (self.seconds is None) or not 0 < (self.steps or self.seconds or 0) < math.inf:
@@ -70,7 +73,11 @@ class Schedule:
 
   def temperature(self, done: float) -> float:
     """When a share of 0 to 1 is done."""
-    return self.hot * (self.cold / self.hot)**done
+    return self.hot + (self.cold - self.hot) * done
+
+  def rate(self, done: float) -> float:
+    """Of Adam, when a share of 0 to 1 is done."""
+    return self.learning_rate * (1 - (1 - FINAL_RATE) * done)
 
 
 def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Schedule(),
@@ -91,7 +98,7 @@ def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Sched
   loss = loss if isinstance(loss, jax.tree_util.Partial) else jax.tree_util.Partial(loss)
   gradient = gradient or jax.tree_util.Partial(_gradient_of, loss)
   step = lambda state, number, done: jax.block_until_ready(
-      _step(*state, gradient, jax.random.fold_in(key, number), schedule.temperature(done), schedule.learning_rate,
+      _step(*state, gradient, jax.random.fold_in(key, number), schedule.temperature(done), schedule.rate(done),
             schedule.relaxation))
   state, best, lowest = (latents, first_moments(latents)), latents, float(_loss_of_rounded(latents, loss))
   progress(0.0, lowest)
