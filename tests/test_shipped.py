@@ -58,3 +58,24 @@ def test_the_bd_rates_of_the_readme_are_those_of_the_results(results):
   readme = (ROOT / "README.md").read_text()
   for anchor, before in (("JPEG 4:2:0", ""), ("WebP", "`--anchor WebP` "), ("AVIF 4:4:4", '`--anchor "AVIF 4:4:4"` ')):
     assert f"{before}{bd_rate(of['nano'], of[anchor])['percent']:.1f} %" in readme
+
+
+def test_refining_saves_what_the_readme_says_and_no_picture_loses():
+  found = json.loads((ROOT / "docs" / "results" / "nano_kodak_refined.json").read_text())
+  curves = {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
+            for curve in found["curves"] if curve["metric"] == "psnr"}
+  percent = bd_rate(curves["nano, refined 100"], curves["nano"])["percent"]
+  assert percent <= -8 and f"{percent:.1f} %" in (ROOT / "README.md").read_text()
+  of = {(entry["name"], entry["quality"]): entry for entry in found["checkpoints"]}
+  table = rows("docs/evaluation.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$")
+  for quality in QUALITIES:
+    (bpp, psnr), (fewer, better) = [(of[name, quality]["mean"]["bpp"], of[name, quality]["mean"]["psnr"])
+                                    for name in ("nano", "nano, refined 100")]
+    assert table[quality] == [f"{bpp:.4f}", f"{fewer:.4f}", f"{100 * (fewer / bpp - 1):+.1f} %",
+                              f"{psnr:.2f}", f"{better:.2f}", f"{better - psnr:+.2f}"]
+  pairs = [(of["nano, refined 100", quality]["refine"]["lmbda"], *images) for quality in QUALITIES
+           for images in zip(of["nano, refined 100", quality]["images"], of["nano", quality]["images"], strict=True)]
+  loss = lambda lmbda, image: image["bpp"] + lmbda * image["mse"]
+  assert len(pairs) == 144
+  for lmbda, refined, plain in pairs:
+    assert refined["name"] == plain["name"] and loss(lmbda, refined) <= loss(lmbda, plain)
