@@ -3,7 +3,8 @@ import pytest
 
 from mlic_jax.__main__ import main
 from mlic_jax.commands.train import main as train
-from mlic_jax.training.configuration import FIELDS, load_config
+from mlic_jax.errors import ConfigError
+from mlic_jax.training.configuration import FIELDS, load_config, model_config
 
 NANO = "from configs import nano\ndef get_config():\n  c = nano.get_config()\n  {}\n  return c\n"
 READERS = {
@@ -42,6 +43,9 @@ def test_a_file_that_describes_no_codec_is_refused_in_one_line_by_all(tmp_path, 
     ("--config.model.contexts=('foo',)", "no context 'foo'"),
     ("--config.model.num_slice=3", "unknown configuration field 'model.num_slice'; the nearest known one is"),
     ("--config.model.N=many", "model.N"),
+    ("--config.model.options.rotary=3", "options has rotary=3; wanted True or False"),
+    ("--config.model.options.rotory=True", "options has 'rotory', which no part of this codec reads"),
+    ("--config.lmbda=0.01", "lmbda came, which is for single-rate models"),
     ("--confg.seed=1", "unexpected argument '--confg.seed=1'"),
     ("stray", "unexpected argument 'stray'")])
 def test_a_bad_change_is_refused_in_one_line_by_all(tmp_path, capsys, reader, override, message):
@@ -62,3 +66,14 @@ def test_every_field_of_a_config_file_is_in_the_one_list_and_can_be_changed():
   config = load_config("configs/nano.py", ["--config.seed=3", "--config.model.N=32", "--config.flip=False"])
   assert set(config) <= set(FIELDS)
   assert (config.seed, config.model.N, config.flip) == (3, 32, False)
+
+
+def test_a_field_that_a_file_does_not_name_is_taken_where_something_reads_it():
+  model = model_config(load_config("mlic_plus_plus:mse:3", ["--config.model.options.rotary", "True"]))
+  assert dict(model.options) == {"rotary": True}
+  adam = load_config("configs/optimizers/adam.py")
+  assert "muon_learning_rate" not in adam
+  changes = ["--config.muon_learning_rate=1e-3", "--config.optimizer=muon"]
+  assert load_config("configs/optimizers/adam.py", changes).muon_learning_rate == 1e-3
+  with pytest.raises(ConfigError, match=r"^muon_learning_rate came, which is for optimizer='muon'$"):
+    load_config("configs/optimizers/adam.py", changes[:1])

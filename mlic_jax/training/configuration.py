@@ -4,6 +4,7 @@ FIELDS names each field once: what it may be, whether a run can be continued wit
 where it is not for every run. train.py, `describe` and `ablate` read configurations by `load_config` and nothing else.
 """
 
+import ast
 import contextlib
 import difflib
 import inspect
@@ -64,6 +65,7 @@ class Field(NamedTuple):
   needed_for: str = ""   # in words, where it is not needed by all
 
 
+OPTIONS = "model.options."  # settings of parts, each with its default (model/parts.py)
 PRECISIONS = ("highest", "high", "default")  # of jax.default_matmul_precision
 ROUNDING = "the steps from here on round otherwise"
 of_one_rate = lambda config: not config.model.get("num_rates", 0)
@@ -178,11 +180,14 @@ def _locate(name: str) -> tuple[Path, str, contextlib.AbstractContextManager]:
 
 
 def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_collections.ConfigDict:
-  known = list(_names(config))
-  for before, each in zip(["", *overrides], overrides):
+  known, added = list(_names(config)), []
+  for before, each, after in zip(["", *overrides], overrides, [*overrides[1:], ""]):
     field, is_value = each.removeprefix("--config.").split("=")[0], before.startswith("--") and "=" not in before
     if each.startswith("--config."):
-      if field not in known:
+      if field not in known and (field in FIELDS or field.startswith(OPTIONS) and field.count(".") == 2):
+        _add(config, field, each.partition("=")[2] if "=" in each else after)
+        added.append(field)
+      elif field not in known:
         near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)[0]
         raise ConfigError(f"unknown configuration field {field!r}; the nearest known one is {near!r}")
     elif not is_value:
@@ -193,7 +198,24 @@ def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_c
     values(argv)
   except (flags.Error, TypeError, ValueError) as error:
     raise ConfigError(" ".join(str(error).split())) from error
+  for field in added:
+    if field in FIELDS and not FIELDS[field].needed(flag.value):
+      raise ConfigError(f"{field} came, which is for {FIELDS[field].needed_for}")
   return flag.value
+
+
+def _add(config: ml_collections.ConfigDict, field: str, text: str) -> None:
+  """A field that there is, and that this configuration does not name, so that it has the type that came."""
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  if field.startswith(OPTIONS):
+    if "options" not in config.model:
+      config.model.options = ml_collections.ConfigDict()
+    config.model.options[field.removeprefix(OPTIONS)] = value   # whether a part reads it, check_options says
+  else:
+    config[field] = value
 
 
 def _names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
