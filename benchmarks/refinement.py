@@ -164,24 +164,22 @@ def cost(args: argparse.Namespace) -> float:
   return ratio
 
 
-def watch(args: argparse.Namespace) -> list[float]:
-  """Prints, and returns, the loss of the rounded latents before the first step and after each share of the steps."""
+def watch(args: argparse.Namespace) -> None:
+  """Prints the loss of the rounded latents before the first step and after each share of the steps."""
   from benchmarks.codec import smooth_noise
   from benchmarks.portability import filled_codec
   image, codec = smooth_noise(args.crop, args.crop), filled_codec(args.config).refining(args.watch, 0.01)
-  quality, losses = codec.choose_quality(None), []
+  quality = codec.choose_quality(None)
   latents = codec.plain.latents(image, quality)
   print(f"{args.config}, weights by formula, {args.crop}x{args.crop}; peak memory so far {peak_memory():.2f} GB")
 
   def told(done: float, loss: float):
-    losses.append(loss)
     print(f"step {round(done * args.watch)}: loss {loss:.4f}, {time.perf_counter() - start:.1f} s", flush=True)
 
   start = time.perf_counter()
   refine((latents.y, latents.z), codec.loss_of_latents(image, quality), jax.random.key(0), codec.schedule, told,
          codec.gradient_of_latents(image, quality))
   print(f"peak memory of the process {peak_memory():.2f} GB")
-  return losses
 
 
 def peak_memory() -> float:

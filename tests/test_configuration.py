@@ -68,12 +68,17 @@ def test_every_field_of_a_config_file_is_in_the_one_list_and_can_be_changed():
   assert (config.seed, config.model.N, config.flip) == (3, 32, False)
 
 
-def test_a_field_that_a_file_does_not_name_is_taken_where_something_reads_it():
+def test_a_field_that_a_file_does_not_name_is_taken_where_something_reads_it(tmp_path):
   model = model_config(load_config("mlic_plus_plus:mse:3", ["--config.model.options.rotary", "True"]))
   assert dict(model.options) == {"rotary": True}
   adam = load_config("configs/optimizers/adam.py")
   assert "muon_learning_rate" not in adam
   changes = ["--config.muon_learning_rate=1e-3", "--config.optimizer=muon"]
   assert load_config("configs/optimizers/adam.py", changes).muon_learning_rate == 1e-3
+  (tmp_path / "locked.py").write_text(NANO.format("c.lock()"))
+  assert model_config(load_config(tmp_path / "locked.py", ["--config.model.options.rotary=True"])).options
+  (tmp_path / "three.py").write_text(NANO.format("del c.model; c.model = 3"))
+  with pytest.raises(ConfigError, match="unknown configuration field 'model.options.rotary'"):
+    load_config(tmp_path / "three.py", ["--config.model.options.rotary=True"])
   with pytest.raises(ConfigError, match=r"^muon_learning_rate came, which is for optimizer='muon'$"):
     load_config("configs/optimizers/adam.py", changes[:1])

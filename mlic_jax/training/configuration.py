@@ -8,6 +8,7 @@ import ast
 import contextlib
 import difflib
 import inspect
+import re
 import runpy
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -181,10 +182,11 @@ def _locate(name: str) -> tuple[Path, str, contextlib.AbstractContextManager]:
 
 def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_collections.ConfigDict:
   known, added = list(_names(config)), []
+  has_parts = isinstance(config.get("model"), ml_collections.ConfigDict)
   for before, each, after in zip(["", *overrides], overrides, [*overrides[1:], ""]):
     field, is_value = each.removeprefix("--config.").split("=")[0], before.startswith("--") and "=" not in before
     if each.startswith("--config."):
-      if field not in known and (field in FIELDS or field.startswith(OPTIONS) and field.count(".") == 2):
+      if field not in known and (field in FIELDS or has_parts and re.fullmatch(rf"{OPTIONS}\w+", field)):
         _add(config, field, each.partition("=")[2] if "=" in each else after)
         added.append(field)
       elif field not in known:
@@ -210,12 +212,11 @@ def _add(config: ml_collections.ConfigDict, field: str, text: str) -> None:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):
     value = text
-  if field.startswith(OPTIONS):
-    if "options" not in config.model:
-      config.model.options = ml_collections.ConfigDict()
-    config.model.options[field.removeprefix(OPTIONS)] = value   # whether a part reads it, check_options says
-  else:
-    config[field] = value
+  with config.unlocked():
+    if field.startswith(OPTIONS):   # whether a part reads it, check_options says
+      config.model.options = {**config.model.get("options", {}), field.removeprefix(OPTIONS): value}
+    else:
+      config[field] = value
 
 
 def _names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
