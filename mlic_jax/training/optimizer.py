@@ -7,6 +7,7 @@ import jax
 import optax
 
 from mlic_jax.model import selection
+from mlic_jax.training.clipping import clip_by_norm
 from mlic_jax.training.muon import scale_by_muon
 from mlic_jax.training.soap import scale_by_soap
 
@@ -56,7 +57,7 @@ def is_kernel(path: tuple, p: Any) -> bool:
   return getattr(path[-1], "key", None) == "kernel" and p.ndim >= 4 and p.shape[-2] > 1
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
+def make_optimizer(config) -> optax.GradientTransformationExtraArgs:
   """The optimiser of config on the clipped gradient (global norm grad_clip, 0: not clipped); Adam for the quantiles.
 
   "adam": learning_rate for everything. "muon": muon_learning_rate for the kernels of convolutions (Jordan et al.,
@@ -70,7 +71,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
     step = _with_kernels(scale_by_muon(), learning_rate_schedule(config, config.muon_learning_rate), optax.nadam(rate))
   else:
     step = _with_kernels(scale_by_soap(), rate, optax.adam(rate))
-  clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
+  clip = clip_by_norm(config.grad_clip) if config.grad_clip else optax.identity()
   aux = optax.adam(config.aux_learning_rate)
 
   def label(path, _):

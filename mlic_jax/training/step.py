@@ -11,6 +11,7 @@ import optax
 from mlic_jax.compute.kept_programs import kept
 from mlic_jax.model import parts
 from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
+from mlic_jax.training.clipping import global_norm
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_frozen, is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
@@ -161,20 +162,22 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
       metrics["stop"] = stop
     grads, metrics = mean_over_devices((grads, metrics))
     main_grads = [g for path, g in jax.tree_util.tree_leaves_with_path(grads) if not is_quantiles(path)]
-    metrics["grad_norm"] = optax.global_norm(main_grads)
+    aux_grads = [g for path, g in jax.tree_util.tree_leaves_with_path(grads) if is_quantiles(path)]
+    metrics["grad_norm"] = norm = global_norm(main_grads)
     metrics["learning_rate"] = schedule(state.step)
 
-    finite = jnp.isfinite(metrics["loss"] + metrics["aux_loss"] + optax.global_norm(grads))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    if state.ema_params is None:
-      ema_params = None
-    else:  # an average over the steps so far while these are few, as in TensorFlow's ExponentialMovingAverage
-      decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
-      ema_params = jax.tree.map(lambda ema, p: ema + (1 - decay) * (p - ema), state.ema_params, params)
-    new = (params, opt_state, ema_params)
+    def take(grads, params, opt_state, ema_params):
+      updates, opt_state = optimizer.update(grads, opt_state, params, norm=norm)
+      params = optax.apply_updates(params, updates)
+      if ema_params is not None:  # over the steps so far while these are few, as TensorFlow's ExponentialMovingAverage
+        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = jax.tree.map(lambda ema, p: ema + (1 - decay) * (p - ema), ema_params, params)
+      return params, opt_state, ema_params
+
+    # Taken or not as a whole: to select array by array, XLA for CPUs copies most of the old ones first.
+    finite = jnp.isfinite(metrics["loss"] + metrics["aux_loss"] + norm + global_norm(aux_grads))
     old = (state.params, state.opt_state, state.ema_params)
-    params, opt_state, ema_params = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    params, opt_state, ema_params = jax.lax.cond(finite, take, lambda _, *old: old, grads, *old)
     metrics["finite"] = finite.astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
 
