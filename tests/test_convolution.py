@@ -7,6 +7,7 @@ import pytest
 
 from mlic_jax.compute import convolution, winograd
 from mlic_jax.compute.convolution import conv2d, depthwise_conv
+from mlic_jax.compute.padding import zeros_around
 
 # (B, H, W, C), size, stride: one block, several images a block, several blocks an image, rows longer than a block.
 CASES = [((1, 8, 8, 3), 3, 1), ((8, 4, 4, 5), 1, 1), ((2, 12, 6, 3), 5, 1), ((1, 4, 40, 2), 3, 1), ((2, 6, 5, 3), 3, 1),
@@ -42,6 +43,14 @@ def test_values_and_gradients_of_a_depthwise_convolution_are_those_of_xla(size):
   wanted, got = (jax.value_and_grad(lambda args: (weights * conv(*args)).sum())(args)
                  for conv in (grouped, depthwise_conv))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), wanted, got)
+
+
+@pytest.mark.parametrize("rows, columns", [((1, 3), (0, 0)), ((0, 0), (2, 2)), ((1, 0), (0, 2))])
+def test_zeros_around_are_those_of_one_pad(rows, columns):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 5, 4, 3)), jnp.float32)
+  padded, transposed = jax.vjp(lambda x: zeros_around(x, rows, columns), x)
+  np.testing.assert_array_equal(padded, jnp.pad(x, ((0, 0), (0, 0), rows, columns, (0, 0))))
+  np.testing.assert_array_equal(transposed(padded)[0], x)
 
 
 def test_a_strided_convolution_pads_on_both_sides():

@@ -300,3 +300,16 @@ def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_pat
   assert encode() == (first, True)
   taken = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
   assert taken < kept
+
+
+def test_the_collector_of_python_rests_while_a_program_is_traced_and_no_longer(folder):
+  seen = []
+
+  def traced(x, fails):
+    seen.append(gc.isenabled())
+    return x.no_such_attribute if fails else x / 2
+
+  assert kept_programs.kept(lambda x: traced(x, False), "works", "")(np.float32(2)) == 1
+  with pytest.raises(AttributeError):
+    kept_programs.kept(lambda x: traced(x, True), "fails", "")(np.float32(2))
+  assert seen == [False, False] and gc.isenabled()

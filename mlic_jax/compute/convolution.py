@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mlic_jax.compute import winograd
+from mlic_jax.compute.padding import zeros_around
 
 # Positions that one matrix product sums over: its operands then stay in the cache of a core.
 BLOCK = 1024
@@ -71,8 +72,8 @@ def _shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _padded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  pad = padding(kernel.shape[0])
-  return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  around = (padding(kernel.shape[0]),) * 2
+  return zeros_around(x, around, around)
 
 
 @jax.jit
@@ -146,7 +147,7 @@ def _kernel_gradient(x: jax.Array, size: tuple[int, int], dy: jax.Array, stride:
   rows = _divisor(h, BLOCK // w)
   images = _divisor(batch, BLOCK // (h * w)) if rows == h else 1
   read = [(count - 1) * stride + 1 for count in (rows, w)]  # by one tap
-  x = jnp.pad(x, ((0, 0), *((padding(side),) * 2 for side in size), (0, 0)))
+  x = zeros_around(x, *((padding(side),) * 2 for side in size))
 
   def products(image, row):
     of_y = jax.lax.dynamic_slice(dy, (image, row, 0, 0), (images, rows, w, features)).reshape(-1, features)

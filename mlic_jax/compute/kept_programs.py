@@ -13,6 +13,7 @@ processes: it was tried nowhere else.
 """
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import os
@@ -21,7 +22,7 @@ import platform
 import re
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -85,7 +86,8 @@ class _Kept:
     link = self._path(self._described, self._options, signature, _surroundings(), program_start.code)
     if link and (program := _read(link)):
       return program
-    lowered = self._jitted.lower(*args)
+    with _uncollected():
+      lowered = self._jitted.lower(*args)
     if link is None:
       return lowered.compile()
     file = self._path(self._options, signature, lowered.out_tree, _used(lowered), lowered.as_text(), _surroundings())
@@ -110,6 +112,19 @@ class _Kept:
     if re.search(r" at 0x[0-9a-f]+", text, re.IGNORECASE):
       return None
     return os.path.join(self._folder, hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+  """Python's collector rests. Tracing a model makes millions of objects that are needed until its end, and a fifth of
+  its time is the search among them for some that are not."""
+  was_on = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if was_on:
+      gc.enable()
 
 
 def _used(lowered: jax.stages.Lowered) -> list[int] | None:

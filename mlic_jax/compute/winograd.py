@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlic_jax.compute.padding import zeros_around
+
 ROWS = 4          # of the output at a time
 ROWS_IN = ROWS + 2
 # Where the product of polynomials that stands for the convolution is sampled, and at infinity. With the usual 0, +-1,
@@ -55,7 +57,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def input_rows(x: jax.Array) -> list[jax.Array]:
   """INPUT x: six times (B, H/4, W, C)."""
   b, h, w, c = x.shape
-  x = jnp.pad(x, ((0, 0), (1, ROWS - 1), (0, 0), (0, 0))).reshape(b, h // ROWS + 1, ROWS, w, c)
+  x = zeros_around(x, (1, ROWS - 1), (0, 0)).reshape(b, h // ROWS + 1, ROWS, w, c)
   return _combine(INPUT, [x[:, i // ROWS:i // ROWS + h // ROWS, i % ROWS] for i in range(ROWS_IN)])
 
 

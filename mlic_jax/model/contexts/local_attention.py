@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mlic_jax.compute.padding import zeros_around
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
 from mlic_jax.model.checkerboard import anchor_mask, pack, places
@@ -30,8 +31,8 @@ def relative_position_index(size: int) -> np.ndarray:
 def nonanchor_windows(x: jax.Array, size: int) -> jax.Array:
   """(..., h, w, C) -> (..., h, w/2, size^2, C): the window around each non-anchor, zeros outside the picture."""
   h, w = x.shape[-3:-1]
-  pad = size // 2
-  padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)])
+  around = (size // 2,) * 2
+  padded = zeros_around(x, around, around)
   shifted = [padded[..., i:i + h, j:j + w, :] for i in range(size) for j in range(size)]
   return jnp.stack([pack(s, anchors=False) for s in shifted], axis=-2)
 
