@@ -82,6 +82,12 @@ def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(traced, platform):
   assert sum(reduced) == 1 if platform == "cpu" else sum(reduced) > 1
 
 
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_step_is_taken_or_left_as_a_whole_on_cpu_alone(traced, platform):
+  choices = named(kept(traced["training"][2], platform), "cond")
+  assert len(choices) == (1 if platform == "cpu" else 0)
+
+
 def test_parts_of_a_batch_are_a_loop_that_is_unrolled_on_cpu(config):
   config = config.copy_and_resolve_references()
   config.model, config.accumulate_steps, config.batch_size = dict(N=4, M=8, num_slices=2, num_rates=2), 5, 5

@@ -174,10 +174,12 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
         ema_params = jax.tree.map(lambda ema, p: ema + (1 - decay) * (p - ema), ema_params, params)
       return params, opt_state, ema_params
 
-    # Taken or not as a whole: to select array by array, XLA for CPUs copies most of the old ones first.
     finite = jnp.isfinite(metrics["loss"] + metrics["aux_loss"] + norm + global_norm(aux_grads))
-    old = (state.params, state.opt_state, state.ema_params)
-    params, opt_state, ema_params = jax.lax.cond(finite, take, lambda _, *old: old, grads, *old)
+    # As a whole, or array by array: for that, XLA for CPUs copies most of the old ones first.
+    whole = lambda grads, *old: jax.lax.cond(finite, take, lambda _, *old: old, grads, *old)
+    by_array = lambda grads, *old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), take(grads, *old), old)
+    params, opt_state, ema_params = jax.lax.platform_dependent(
+        grads, state.params, state.opt_state, state.ema_params, cpu=whole, default=by_array)
     metrics["finite"] = finite.astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
 
