@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax
@@ -314,29 +313,3 @@ def test_the_collector_of_python_rests_while_a_program_is_traced_and_no_longer(f
   with pytest.raises(AttributeError):
     kept_programs.kept(lambda x: traced(x, True), "fails", "")(np.float32(2))
   assert seen == [False, False] and gc.isenabled()
-
-
-def test_a_program_is_found_meanwhile_and_a_call_waits_for_it(folder):
-  traced, go_on = [], threading.Event()
-
-  def double(x):
-    traced.append(threading.current_thread())
-    assert go_on.wait(60)
-    return 2 * x
-
-  kept = kept_programs.kept(double, "double", "")
-  with kept_programs.found_meanwhile(kept, lambda: (jax.ShapeDtypeStruct((3,), np.float32),)):
-    go_on.set()
-    np.testing.assert_array_equal(kept(np.ones(3, np.float32)), np.full(3, 2.0))
-  assert len(traced) == 1
-
-
-def test_what_cannot_be_found_meanwhile_is_told_by_the_call(folder):
-  def shapes():
-    raise MemoryError("in another thread")
-
-  kept = kept_programs.kept(lambda x: x.no_such_attribute, "fails", "")
-  with kept_programs.found_meanwhile(kept, shapes), pytest.raises(AttributeError, match="no_such_attribute"):
-    kept(np.float32(2))
-  with kept_programs.found_meanwhile(jax.jit(lambda x: 2 * x), shapes):   # not kept: nothing is asked for
-    pass

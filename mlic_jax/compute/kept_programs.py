@@ -11,8 +11,6 @@ programs of the command line (program_start.py) alone: the same functions called
 process. (A configuration file is code as well, and has no business with changing the package.) And on CPUs, in single
 processes: it was tried nowhere else.
 """
-import collections
-import concurrent.futures
 import contextlib
 import functools
 import gc
@@ -28,6 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import serialize_executable
 
 from mlic_jax.compute import compilation_cache, program_start
@@ -59,17 +58,6 @@ def kept(function: Callable, name: str, described: str | None, jit: Callable = j
   return _Kept(function, name, described, jit, options, folder) if folder else jit(function, **options)
 
 
-@contextlib.contextmanager
-def found_meanwhile(function: Callable, shapes: Callable[[], tuple]) -> Iterator[None]:
-  """The program of a `kept` function for arguments of these shapes is found in another thread, while the block runs and
-  after it; a call waits for that. Where no programs are kept, the first call compiles, as ever."""
-  if isinstance(function, _Kept):
-    executor = concurrent.futures.ThreadPoolExecutor(1)
-    executor.submit(lambda: function.program(*shapes()))  # of an error there the call will hear, as it tries again
-    executor.shutdown(wait=False)
-  yield
-
-
 class _Kept:
   """A compiled program for every signature of the arguments."""
 
@@ -81,27 +69,18 @@ class _Kept:
     of_its_own.__name__ = of_its_own.__qualname__ = f"kept_{name.rpartition('.')[2]}"
     self._jitted, self._described, self._options = jit(of_its_own, **options), (name, described), options
     self._folder, self._static, self._programs = folder, options.get("static_argnums", ()), {}
-    self._finding = collections.defaultdict(threading.Lock)
 
   def __call__(self, *args):
-    dynamic = self._dynamic(args)
-    if any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(dynamic)):   # a part of another program
+    dynamic = [each for place, each in enumerate(args) if place not in self._static]
+    leaves, tree = jax.tree.flatten(dynamic)
+    if any(isinstance(each, jax.core.Tracer) for each in leaves):   # a part of another program
       return self._jitted(*args)
-    return self.program(*args)(*dynamic)
-
-  def program(self, *args) -> Callable:
-    """What takes arguments like these, of which shapes will do, but for the static ones."""
-    leaves, tree = jax.tree.flatten(self._dynamic(args))
-    shapes = tuple((getattr(each, "shape", ()), getattr(each, "dtype", type(each))) for each in leaves)
+    shapes = tuple((np.shape(each), getattr(each, "dtype", type(each))) for each in leaves)
     signature = tree, shapes, tuple(args[place] for place in self._static)
-    if signature not in self._programs:
-      with self._finding[signature]:   # once, whoever asks
-        if signature not in self._programs:
-          self._programs[signature] = self._find(args, signature)
-    return self._programs[signature]
-
-  def _dynamic(self, args: tuple) -> list:
-    return [each for place, each in enumerate(args) if place not in self._static]
+    program = self._programs.get(signature)
+    if program is None:
+      program = self._programs[signature] = self._find(args, signature)
+    return program(*dynamic)
 
   def _find(self, args: tuple, signature: tuple) -> Callable:
     link = self._path(self._described, self._options, signature, _surroundings(), program_start.code)

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ import jax
 import numpy as np
 
 from mlic_jax.compute import compilation_cache
-from mlic_jax.compute.kept_programs import found_meanwhile
 from mlic_jax.compute.waiting import compiling
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import batches as data
@@ -23,7 +21,7 @@ from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.processes import MOST_SECONDS, Processes, connect
 from mlic_jax.training.profile import Profile
 from mlic_jax.training.run_log import RunLog
-from mlic_jax.training.step import TrainState, create_state, make_train_step, state_shapes
+from mlic_jax.training.step import TrainState, create_state, make_train_step
 from mlic_jax.training.stopping import Interrupted, Stop, signals
 from mlic_jax.training.transfer import load_teacher, start_from
 from mlic_jax.training.validation import Validation
@@ -92,7 +90,7 @@ def prepare(config) -> Prepared:
 class Start(NamedTuple):
   """Where a run begins."""
   checkpoints: Checkpoints
-  train_step: Callable     # of on_devices.training
+  optimizer: Any
   state: TrainState
   best_loss: float | None
   evaluated: int           # step of the last evaluation
@@ -101,25 +99,17 @@ class Start(NamedTuple):
 def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
   """The newest whole state in the workdir, or a new one; `run` is that of the lock of process 0."""
   start.find_lock(workdir, run)
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+  optimizer = make_optimizer(config)
+  state, checkpoints = create_state(config, prepared.model, optimizer), Checkpoints(workdir, config.keep_checkpoints)
   if checkpoints.latest_step is not None:
     check_config(config, workdir / "config.json")
-  optimizer = make_optimizer(config)
-  train_step = on_devices.training(make_train_step(config, prepared.model, optimizer, prepared.teacher),
-                                   described=on_devices.described(config, prepared.model, prepared.teacher))
-  crop_size = data.crop_size_at(prepared.sizes, checkpoints.latest_step or 0)
-  shapes = lambda: on_devices.training_arguments(
-      config, state_shapes(config, prepared.model, optimizer), crop_size=crop_size)
-  with found_meanwhile(train_step, shapes):
-    state = create_state(config, prepared.model, optimizer)
-  if checkpoints.latest_step is not None:
-    return Start(checkpoints, train_step, *checkpoints.restore(state))
-  return Start(checkpoints, train_step, start_from(config.init_from, state) if config.init_from else state, None, 0)
+    return Start(checkpoints, optimizer, *checkpoints.restore(state))
+  return Start(checkpoints, optimizer, start_from(config.init_from, state) if config.init_from else state, None, 0)
 
 
 def train(config, workdir: Path, processes: Processes, prepared: Prepared, restored: Start, lock: WorkdirLock) -> None:
   """The steps, and what comes between them."""
-  checkpoints, train_step, state, best_loss, evaluated = restored
+  checkpoints, optimizer, state, best_loss, evaluated = restored
   main_process, first = jax.process_index() == 0, int(state.step)
   if main_process:
     checkpoints.set_aside_after(first)
@@ -127,6 +117,8 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   num_params = sum(x.size for x in jax.tree.leaves(state.params))
   state, teacher_variables = parallel.replicate((state, prepared.teacher_variables))
   rows = MetricRows()
+  train_step = on_devices.training(make_train_step(config, prepared.model, optimizer, prepared.teacher),
+                                   described=on_devices.described(config, prepared.model, prepared.teacher))
   validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, best_loss, evaluated)
   reader = contextlib.closing(data.training_batches(
       prepared.photographs, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,

@@ -61,16 +61,10 @@ def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] |
   model, optimizer = build(codec, **precision_of(config)), make_optimizer(config)
   teacher, teacher_variables = load_teacher(config, codec)
   step = training(make_train_step(config, model, optimizer, teacher), devices)
-  parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps, _count(devices))
-  return step, training_arguments(config, state_shapes(config, model, optimizer), teacher_variables, devices)
-
-
-def training_arguments(config, state: Any, teacher_variables: Any = None,
-                       devices: Sequence[jax.Device] | None = None, crop_size: int | None = None) -> tuple:
-  """What a step takes, as shapes: `state` and `teacher_variables` are those of one device."""
   count = _count(devices)
-  x = _pictures(config.batch_size // count, crop_size or config.crop_size)
-  return *_on_each(count, state, x, teacher_variables), NOTHING
+  parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps, count)
+  x = _pictures(config.batch_size // count, config.crop_size)
+  return step, (*_on_each(count, state_shapes(config, model, optimizer), x, teacher_variables), NOTHING)
 
 
 def evaluation_program(config, codec: CodecConfig, devices: Sequence[jax.Device] | None = None) -> Program:
