@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-NUM_ROWS = 16  # of the matrices that arrays of this many elements or more are taken as
-FEW = 4096
+NUM_ROWS = 16      # of the matrix that an array is taken as for its norm
+WORTH_IT = 4096    # elements; fewer are multiplied as they are
 
 
 def global_norm(tree: Any) -> jax.Array:
   """What optax.global_norm gives, (): the root of the sum of the squares of all elements of all arrays.
 
-  On CPU it takes a third of the time, and a tenth of the time to compile. XLA sums up an array there in a kernel made
+  On CPU it takes less than half of the time, and an eighth of it to compile (MLIC++). XLA sums up an array there in a kernel made
   for its shape, and multiplies matrices with what is compiled already and keeps all cores busy. So the squares of an
   array are summed as the trace of a product: of its elements as NUM_ROWS long rows, with the same transposed."""
   return jax.lax.platform_dependent(tree, cpu=_by_products, default=optax.global_norm)
@@ -21,7 +21,7 @@ def global_norm(tree: Any) -> jax.Array:
 
 def _by_products(tree: Any) -> jax.Array:
   def square(x):
-    if x.size < FEW or x.size % NUM_ROWS:
+    if x.size < WORTH_IT or x.size % NUM_ROWS:
       return jnp.vdot(x, x)
     rows = x.reshape(NUM_ROWS, -1)
     return jnp.trace(rows @ rows.T)

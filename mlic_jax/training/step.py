@@ -161,8 +161,8 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     if stop is not None:
       metrics["stop"] = stop
     grads, metrics = mean_over_devices((grads, metrics))
-    main_grads = [g for path, g in jax.tree_util.tree_leaves_with_path(grads) if not is_quantiles(path)]
-    aux_grads = [g for path, g in jax.tree_util.tree_leaves_with_path(grads) if is_quantiles(path)]
+    main_grads, aux_grads = ([g for path, g in jax.tree_util.tree_leaves_with_path(grads) if is_quantiles(path) == aux]
+                             for aux in (False, True))
     metrics["grad_norm"] = norm = global_norm(main_grads)
     metrics["learning_rate"] = schedule(state.step)
 
