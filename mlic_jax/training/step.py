@@ -161,9 +161,9 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     if stop is not None:
       metrics["stop"] = stop
     grads, metrics = mean_over_devices((grads, metrics))
-    main_grads, aux_grads = ([g for path, g in jax.tree_util.tree_leaves_with_path(grads) if is_quantiles(path) == aux]
-                             for aux in (False, True))
-    metrics["grad_norm"] = norm = global_norm(main_grads)
+    paths_and_grads = jax.tree_util.tree_leaves_with_path(grads)
+    metrics["grad_norm"] = norm = global_norm([g for path, g in paths_and_grads if not is_quantiles(path)])
+    aux_norm = global_norm([g for path, g in paths_and_grads if is_quantiles(path)])
     metrics["learning_rate"] = schedule(state.step)
 
     def take(grads, params, opt_state, ema_params):
@@ -174,7 +174,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
         ema_params = jax.tree.map(lambda ema, p: ema + (1 - decay) * (p - ema), ema_params, params)
       return params, opt_state, ema_params
 
-    finite = jnp.isfinite(metrics["loss"] + metrics["aux_loss"] + norm + global_norm(aux_grads))
+    finite = jnp.isfinite(metrics["loss"] + metrics["aux_loss"] + norm + aux_norm)
     # As a whole, or array by array: for that, XLA for CPUs copies most of the old ones first.
     whole = lambda grads, *old: jax.lax.cond(finite, take, lambda _, *old: old, grads, *old)
     by_array = lambda grads, *old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), take(grads, *old), old)
