@@ -13,9 +13,9 @@ WORTH_IT = 4096    # elements; fewer are multiplied as they are
 def global_norm(tree: Any) -> jax.Array:
   """What optax.global_norm gives, (): the root of the sum of the squares of all elements of all arrays.
 
-  On CPU it takes less than half of the time, and an eighth of it to compile (MLIC++). XLA sums up an array there in a kernel made
-  for its shape, and multiplies matrices with what is compiled already and keeps all cores busy. So the squares of an
-  array are summed as the trace of a product: of its elements as NUM_ROWS long rows, with the same transposed."""
+  On CPU it takes less than half of the time, and an eighth of it to compile (MLIC++). XLA sums up an array there in a
+  kernel made for its shape, and multiplies matrices with what is compiled already and keeps all cores busy. So the
+  squares of an array are summed as the trace of a product: of NUM_ROWS long rows with the same transposed."""
   return jax.lax.platform_dependent(tree, cpu=_by_products, default=optax.global_norm)
 
 
