@@ -123,11 +123,18 @@ def test_a_step_that_is_told_how_to_walk_is_not_traced_twice():
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_taps_of_a_depthwise_gradient_are_a_loop_on_cpu_alone(platform):
-  traced = jax.make_jaxpr(jax.grad(lambda x, kernel: depthwise_conv(x, kernel).sum(), argnums=(0, 1)))(
-      np.zeros((1, 4, 4, 2), np.float32), np.zeros((3, 3, 1, 2), np.float32))
-  loops = [each.params["length"] for each in named(kept(traced, platform), "scan")]
-  assert loops == ([9] if platform == "cpu" else [])
+def test_a_depthwise_convolution_is_a_sum_of_taps_on_cpu_and_grouped_elsewhere(platform):
+  def response(x, kernel):
+    with jax.default_matmul_precision("highest"):
+      return depthwise_conv(x, kernel).sum()
+
+  traced = jax.make_jaxpr(jax.value_and_grad(response, argnums=(0, 1)))(np.zeros((1, 4, 4, 2)), np.zeros((3, 3, 1, 2)))
+  equations = list(kept(traced, platform))
+  loops = [each.params["length"] for each in named(equations, "scan")]
+  convolutions = [(max(each.params["feature_group_count"], each.params["batch_group_count"]), each.params["precision"])
+                  for each in named(equations, "conv_general_dilated")]
+  in_full = (jax.lax.Precision.HIGHEST,) * 2
+  assert (loops, convolutions) == (([9], []) if platform == "cpu" else ([], 3 * [(2, in_full)]))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -27,14 +27,14 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) ->
   return _conv2d(x, kernel, bias, stride, jax.config.jax_default_matmul_precision)
 
 
-@jax.custom_vjp
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """(B, H, W, C), each channel convolved with its own kernel (size, size, 1, C), padded to the same height and width.
 
-  A sum of shifted products: XLA's grouped convolution runs on one channel at a time on CPU. There the gradient of the
+  On CPU a sum of shifted products: XLA's grouped convolution runs on one channel at a time there. The gradient of the
   input is such a sum as well, and the taps of the kernel follow in a loop: 5x5 taps of their own compile in five times
-  the time and run in three times (8 x 16 x 16 positions, 192 channels, one core)."""
-  return _shifted_sum(x, kernel)
+  the time and run in three times (8 x 16 x 16 positions, 192 channels, one core). A TPU would read the picture again
+  for every tap of such a sum, and has grouped convolutions of its own."""
+  return _depthwise_conv(x, kernel, jax.config.jax_default_matmul_precision)
 
 
 def padding(size: int) -> int:
@@ -62,8 +62,22 @@ def _backward(stride: int, precision: str | None, saved: tuple[jax.Array, jax.Ar
 _conv2d.defvjp(_forward, _backward)
 
 
-depthwise_conv.defvjp(lambda x, kernel: (_shifted_sum(x, kernel), (x, kernel)),
-                      lambda saved, dy: _depthwise_gradients(*saved, dy))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise_conv(x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
+  return _depthwise_by_platform(x, kernel)
+
+
+def _depthwise_backward(precision: str | None, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
+  with jax.default_matmul_precision(precision):
+    return _depthwise_gradients(*saved, dy)
+
+
+_depthwise_conv.defvjp(lambda x, kernel, _: (_depthwise_by_platform(x, kernel), (x, kernel)), _depthwise_backward)
+
+
+@jax.jit
+def _depthwise_by_platform(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return jax.lax.platform_dependent(x, kernel, cpu=_shifted_sum, default=functools.partial(_conv, stride=1))
 
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -79,7 +93,7 @@ def _padded(x: jax.Array, kernel: jax.Array) -> jax.Array:
 @jax.jit
 def _depthwise_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Those of the input and the kernel."""
-  of_xla = lambda x, kernel, dy: jax.vjp(_shifted_sum, x, kernel)[1](dy)
+  of_xla = lambda x, kernel, dy: _gradients_of_xla(x, kernel, dy, stride=1)[:2]
   return jax.lax.platform_dependent(x, kernel, dy, cpu=_depthwise_gradients_on_cpu, default=of_xla)
 
 
@@ -91,9 +105,10 @@ def _depthwise_gradients_on_cpu(x: jax.Array, kernel: jax.Array, dy: jax.Array) 
 
 
 def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  pad = padding(kernel.shape[0])
+  pad, groups = padding(kernel.shape[0]), x.shape[-1] // kernel.shape[2]
   return jax.lax.conv_general_dilated(
-      x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups)
 
 
 @jax.jit  # traced once for each shape, as a model has the same ones again and again
