@@ -10,7 +10,7 @@ from flax import linen as nn
 from mlic_jax.compute.padding import zeros_around
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
-from mlic_jax.model.checkerboard import anchor_mask, pack, places
+from mlic_jax.model.checkerboard import anchor_mask, places
 from mlic_jax.model.contexts import Refs
 from mlic_jax.model.layers import gelu
 from mlic_jax.model.parts import options
@@ -29,12 +29,17 @@ def relative_position_index(size: int) -> np.ndarray:
 
 
 def nonanchor_windows(x: jax.Array, size: int) -> jax.Array:
-  """(..., h, w, C) -> (..., h, w/2, size^2, C): the window around each non-anchor, zeros outside the picture."""
-  h, w = x.shape[-3:-1]
-  around = (size // 2,) * 2
-  padded = zeros_around(x, around, around)
-  shifted = [padded[..., i:i + h, j:j + w, :] for i in range(size) for j in range(size)]
-  return jnp.stack([pack(s, anchors=False) for s in shifted], axis=-2)
+  """(..., h, w, C) -> (..., h, w/2, size^2, C): the window around each non-anchor, zeros outside. w is even.
+
+  A TPU is slow at reading every second position. So the picture is taken apart once, by the parities of row and column,
+  and a place of the window is two slices: those of the non-anchors of even rows and of odd ones."""
+  *batch, h, w, c = x.shape
+  around, odd, rows = size // 2, h % 2, (h + 1) // 2
+  padded = zeros_around(x, (around, around + odd), (around, around))
+  parts = padded.reshape(*batch, rows + around, 2, w // 2 + around, 2, c)
+  read = lambda i, j: parts[..., i // 2:i // 2 + rows, i % 2, j // 2:j // 2 + w // 2, j % 2, :]
+  window = [jnp.stack([read(i, j), read(i + 1, j + 1)], axis=-3) for i in range(size) for j in range(size)]
+  return jnp.stack(window, axis=-2).reshape(*batch, 2 * rows, w // 2, size**2, c)[..., :h, :, :, :]
 
 
 class Context(nn.Module):
@@ -59,19 +64,21 @@ class Context(nn.Module):
     hidden = is_anchor[..., :, None] & ~is_anchor[..., None, :]                     # (h, w/2, query, key)
 
     qkv = nn.Dense(3 * c, name="qkv")(nn.LayerNorm(epsilon=1e-5, name="norm1")(refs.anchor))
-    # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS.
-    windows = nonanchor_windows(qkv, size).reshape(b, h, w // 2, size**2, 3, c // NUM_HEADS, NUM_HEADS)
-    q, k, v = (windows[..., i, :, :] for i in range(3))
+    # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS. The heads are parted before the windows
+    # are made of them, which are size^2 times as large.
+    qkv = qkv.reshape(b, h, w, 3, c // NUM_HEADS, NUM_HEADS).swapaxes(-2, -1).reshape(b, h, w, 3, c)
+    q, k, v = (nonanchor_windows(qkv[..., i, :], size).reshape(b, h, w // 2, size**2, NUM_HEADS, c // NUM_HEADS)
+               for i in range(3))
     if rotary:
       turn, window = Rotary(name="rotary"), places(size, size, None)
-      q, k = (turn(t.swapaxes(-2, -1), window).swapaxes(-2, -1) for t in (q, k))
-    scores = jnp.einsum("byxqdh,byxkdh->byxhqk", q * (c // NUM_HEADS)**-0.5, k)
+      q, k = (turn(t, window) for t in (q, k))
+    scores = jnp.einsum("byxqhd,byxkhd->byxhqk", q * (c // NUM_HEADS)**-0.5, k)
     if not rotary:
       table = self.param("relative_position_table", nn.initializers.truncated_normal(0.02),
                          ((2 * size - 1)**2, NUM_HEADS))
       scores = scores + jnp.moveaxis(table[relative_position_index(size)], -1, 0)   # (head, query, key)
     scores = scores + jnp.where(hidden, HIDDEN, 0.0)[None, :, :, None]
-    attended = jnp.einsum("byxhqk,byxkdh->byxqhd", nn.softmax(scores), v)
+    attended = jnp.einsum("byxhqk,byxkhd->byxqhd", nn.softmax(scores), v)
 
     x = nn.Dense(self.features, name="fusion")(attended.reshape(b, h, w // 2, size**2 * c))
     x = nn.Dense(self.features, name="proj")(x)
