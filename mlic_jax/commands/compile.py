@@ -134,12 +134,15 @@ def _report(name: str, footprint, seconds: float, topology_name: str, room: floa
   collectives = ", ".join(f"{count} {kind} of {size / 1e6:.1f} MB"
                           for kind, (count, size) in sorted(footprint.collectives.items())) or "none"
   versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "libtpu"))
-  say(f"{name}, on each chip")
-  for title, text in (
-      ("memory", f"{in_bytes(footprint.total)} of {in_bytes(room)}: {parts}"),
-      ("work", f"{footprint.flops / 1e12:.3f} TFLOP, {footprint.accessed / 1e9:.2f} GB to and from memory"),
-      ("collectives", collectives),
-      ("takes at least", f"{max(flops, moving):.2f} ms: {flops:.2f} ms at {chip.peak_flops / 1e12:.0f} TFLOP/s "
-                         f"(bfloat16), {moving:.2f} ms at {chip.bandwidth / 1e9:.0f} GB/s"),
-      ("compiled", f"in {seconds:.0f} s by {versions}")):
+  rows = {"memory": f"{in_bytes(footprint.total)} of {in_bytes(room)}: {parts}",
+          "work": f"{footprint.flops / 1e12:.3f} TFLOP, {footprint.accessed / 1e9:.2f} GB read and written; of a loop "
+                  f"those of one turn",
+          "collectives": collectives,
+          "takes at least": f"{max(flops, moving):.2f} ms: {flops:.2f} ms at {chip.peak_flops / 1e12:.0f} TFLOP/s "
+                            f"(bfloat16), {moving:.2f} ms at {chip.bandwidth / 1e9:.0f} GB/s",
+          "expected": f"{footprint.cycles / 1e6:.1f} million cycles, by the compiler's estimate; every turn of a loop",
+          "compiled": f"in {seconds:.0f} s by {versions}"}
+  if not footprint.cycles:
+    del rows["expected"]
+  for title, text in rows.items():
     say(f"  {title:<15} {text}")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mlic_jax.compute import compiled_text
 from mlic_jax.errors import ConfigError
 
 OLDEST_JAX = (0, 8)  # from here on jax.pmap takes devices that are not there
@@ -33,8 +34,6 @@ class Chip(NamedTuple):
 # A v4 has two cores, which run one program together unless one asks for two devices.
 CHIPS = {"v4": Chip(275e12, 1228e9, {"chip_config_name": "megacore"}), "v5e": Chip(197e12, 819e9),
          "v5p": Chip(459e12, 2765e9), "v6e": Chip(918e12, 1640e9)}
-COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
-ARRAY = re.compile(r"\b(pred|bf16|[suf](\d+))\[([\d,]*)\]")
 SIZE = r"([\d.]+)([KMGT]?)"
 # As libtpu 0.0.52 says it, and as older ones do.
 TOO_LARGE = re.compile(rf"\({SIZE}\) exceeds available HBM \({SIZE}\)|Used {SIZE} of {SIZE} hbm")
@@ -59,8 +58,9 @@ class Footprint(NamedTuple):
   output: int
   aliased: int      # of the output, in the memory of arguments
   code: int
-  flops: float
-  accessed: float   # to and from the memory of the chip
+  flops: float      # of a loop those of one turn, as the next
+  accessed: float   # read and written, in the memory of the chip and in the fast one that its operations share
+  cycles: int       # expected of all operations one after the other, loops as often as they turn; 0: the text has none
   collectives: dict[str, tuple[int, int]]  # kind: how many, and their bytes
 
   @property
@@ -69,10 +69,10 @@ class Footprint(NamedTuple):
 
   @classmethod
   def of(cls, compiled: jax.stages.Compiled) -> "Footprint":
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     return cls(memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes,
                memory.alias_size_in_bytes, memory.generated_code_size_in_bytes, cost["flops"], cost["bytes accessed"],
-               collectives(compiled.as_text()))
+               compiled_text.cycles(text), compiled_text.collectives(text))
 
 
 def chip_of(topology: str) -> Chip:
@@ -149,16 +149,6 @@ def largest_batch(takes: Callable[[int], float], room: float) -> tuple[int, dict
   return low, tried
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-  """{kind: (how many, bytes of their results)} in the text of a compiled program."""
-  found: dict[str, tuple[int, int]] = {}
-  for line in text.splitlines():
-    if match := COLLECTIVE.search(line):
-      count, size = found.get(match[2], (0, 0))
-      found[match[2]] = count + 1, size + sum(map(_size, ARRAY.findall(match[1])))
-  return found
-
-
 def in_bytes(count: float) -> str:
   """With its unit: GiB, and MiB for what is small."""
   return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.2f} MiB"
@@ -166,12 +156,6 @@ def in_bytes(count: float) -> str:
 
 def first_line(error: Exception) -> str:
   return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _size(array: tuple[str, str, str]) -> int:
-  """Bytes of "f32[8,128]", as ARRAY finds it."""
-  kind, bits, sides = array
-  return math.prod(int(side) for side in sides.split(",") if side) * (int(bits) // 8 if bits else 1 + (kind == "bf16"))
 
 
 def _bytes(number: Any, unit: str) -> float:
