@@ -32,14 +32,18 @@ def nonanchor_windows(x: jax.Array, size: int) -> jax.Array:
   """(..., h, w, C) -> (..., h, w/2, size^2, C): the window around each non-anchor, zeros outside. w is even.
 
   A TPU is slow at reading every second position. So the picture is taken apart once, by the parities of row and column,
-  and a place of the window is two slices: those of the non-anchors of even rows and of odd ones."""
+  and windows are slices of its parts, for the non-anchors of even rows and for those of odd ones: first the rows of a
+  window, then of these its columns, which are 4 size slices in all."""
   *batch, h, w, c = x.shape
-  around, odd, rows = size // 2, h % 2, (h + 1) // 2
+  around, odd, rows, columns = size // 2, h % 2, (h + 1) // 2, w // 2
   padded = zeros_around(x, (around, around + odd), (around, around))
-  parts = padded.reshape(*batch, rows + around, 2, w // 2 + around, 2, c)
-  read = lambda i, j: parts[..., i // 2:i // 2 + rows, i % 2, j // 2:j // 2 + w // 2, j % 2, :]
-  window = [jnp.stack([read(i, j), read(i + 1, j + 1)], axis=-3) for i in range(size) for j in range(size)]
-  return jnp.stack(window, axis=-2).reshape(*batch, 2 * rows, w // 2, size**2, c)[..., :h, :, :, :]
+  parts = padded.reshape(*batch, rows + around, 2, columns + around, 2, c)
+  of_parity = []
+  for parity in range(2):
+    starts = [divmod(parity + i, 2) for i in range(size)]
+    tall = jnp.stack([parts[..., i:i + rows, part, :, :, :] for i, part in starts], axis=-2)
+    of_parity.append(jnp.stack([tall[..., j:j + columns, part, :, :] for j, part in starts], axis=-2))
+  return jnp.stack(of_parity, axis=-5).reshape(*batch, 2 * rows, columns, size**2, c)[..., :h, :, :, :]
 
 
 class Context(nn.Module):
@@ -66,9 +70,9 @@ class Context(nn.Module):
     qkv = nn.Dense(3 * c, name="qkv")(nn.LayerNorm(epsilon=1e-5, name="norm1")(refs.anchor))
     # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS. The heads are parted before the windows
     # are made of them, which are size^2 times as large.
-    qkv = qkv.reshape(b, h, w, 3, c // NUM_HEADS, NUM_HEADS).swapaxes(-2, -1).reshape(b, h, w, 3, c)
-    q, k, v = (nonanchor_windows(qkv[..., i, :], size).reshape(b, h, w // 2, size**2, NUM_HEADS, c // NUM_HEADS)
-               for i in range(3))
+    qkv = qkv.reshape(b, h, w, 3, c // NUM_HEADS, NUM_HEADS).swapaxes(-2, -1).reshape(b, h, w, 3 * c)
+    windows = nonanchor_windows(qkv, size).reshape(b, h, w // 2, size**2, 3, NUM_HEADS, c // NUM_HEADS)
+    q, k, v = (windows[..., i, :, :] for i in range(3))
     if rotary:
       turn, window = Rotary(name="rotary"), places(size, size, None)
       q, k = (turn(t, window) for t in (q, k))
