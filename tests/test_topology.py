@@ -5,6 +5,7 @@ import jax
 import pytest
 
 from mlic_jax.__main__ import main
+from mlic_jax.commands import compile
 from mlic_jax.compute import topology
 
 GIB = 2**30
@@ -50,6 +51,18 @@ def test_what_does_not_fit_is_one_line_with_what_it_takes_and_what_there_is(said
   with pytest.raises(topology.DoesNotFit, match="^it takes 18.00 GiB on a chip, where there are 15.75 GiB$") as refusal:
     topology.compiled(SimpleNamespace(compile=refuse))
   assert refusal.value.takes == 18 * GIB and refusal.value.there_is == 15.75 * GIB
+
+
+@pytest.mark.parametrize("cycles", [0, 2_500_000])
+def test_a_report_names_its_program_and_says_what_the_compiler_said(monkeypatch, capsys, cycles):
+  monkeypatch.setattr("importlib.metadata.version", lambda package: "1.0")
+  found = topology.Footprint(arguments=2 * GIB, temporaries=3 * GIB, output=2 * GIB, aliased=GIB, code=0, flops=197e9,
+                             accessed=819e9, cycles=cycles, collectives={"all-reduce": (2, 5_000_000)})
+  compile._report("a step", found, 61.0, "v5e:2x4", 16 * GIB)
+  said = capsys.readouterr().out
+  assert said.startswith("a step, on each chip\n  memory          6.00 GiB of 16.00 GiB: 2.00 GiB arguments")
+  assert "2 all-reduce of 5.0 MB" in said and "1000.00 ms: 1.00 ms at 197 TFLOP/s" in said
+  assert ("2.5 million cycles" in said) == (cycles > 0)
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -144,5 +144,6 @@ def _report(name: str, footprint, seconds: float, topology_name: str, room: floa
           "compiled": f"in {seconds:.0f} s by {versions}"}
   if not footprint.cycles:
     del rows["expected"]
+  say(f"{name}, on each chip")
   for title, text in rows.items():
     say(f"  {title:<15} {text}")
