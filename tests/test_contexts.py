@@ -158,3 +158,13 @@ def test_a_window_holds_the_neighbours_of_its_nonanchor_and_zeros_outside():
   windows = nonanchor_windows(jnp.asarray(x), 3)[..., 0]
   np.testing.assert_array_equal(windows[0, 0], [0, 0, 0, 0, 1, 2, 0, 5, 6])       # around (0, 0)
   np.testing.assert_array_equal(windows[1, 0], [1, 2, 3, 5, 6, 7, 9, 10, 11])     # around (1, 1)
+
+
+@pytest.mark.parametrize("h, w, size", [(6, 8, 5), (5, 4, 3), (1, 2, 7)])
+def test_windows_are_those_around_the_nonanchors_row_by_row(h, w, size):
+  x = np.random.default_rng(0).normal(size=(2, h, w, 3)).astype(np.float32)
+  around = size // 2
+  padded = np.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
+  wanted = [[padded[:, row:row + size, column:column + size].reshape(2, size**2, 3) for column in range(row % 2, w, 2)]
+            for row in range(h)]
+  np.testing.assert_array_equal(nonanchor_windows(jnp.asarray(x), size), np.moveaxis(np.asarray(wanted), 2, 0))
