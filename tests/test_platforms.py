@@ -99,6 +99,12 @@ def test_parts_of_a_batch_are_a_loop_that_is_unrolled_on_cpu(config):
   unrolled = {platform: [each.params["unroll"] for each in named(kept(traced, platform), "scan")
                          if each.params["length"] == 5] for platform in PLATFORMS}
   assert unrolled == {"cpu": [5], "cuda": [1], "tpu": [1]}
+  for platform, unroll in unrolled.items():  # a step that is told where it will run has chosen before it is lowered
+    step = on_devices.training(make_train_step(config, model, optimizer, None, platform))
+    traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NOTHING)
+    for lowered_for in PLATFORMS:
+      loops = named(kept(traced, lowered_for), "scan")
+      assert [each.params["unroll"] for each in loops if each.params["length"] == 5] == unroll
 
 
 @pytest.mark.parametrize("scan_unroll, loops_on_cpu, loops_elsewhere", [(0, 0, 2), (1, 2, 2), (3, 0, 0)])

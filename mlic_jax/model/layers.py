@@ -1,6 +1,7 @@
 """Convolutions with PyTorch's padding, there and back, GDN, residual blocks. Arrays are NHWC."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.compute.convolution import conv2d, depthwise_conv, padding
+from mlic_jax.model.drawing import normal
 from mlic_jax.model.gradients import lower_bound
 
 # The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
@@ -29,11 +31,10 @@ def live_lecun_normal(live: jax.Array | None, scale: float = 1.0):
     scale: of the standard deviation.
   """
   def init(key, shape, dtype=jnp.float32):
-    if live is None:
-      return scale * nn.initializers.lecun_normal()(key, shape, dtype)
-    fan_in = jnp.maximum(live.sum(), 1) * functools.reduce(lambda a, b: a * b, shape[:-2], 1)
-    kernel = jax.random.truncated_normal(key, -2, 2, shape, dtype) / 0.87962566103423978
-    return scale * kernel * live[:, None] * jax.lax.rsqrt(fan_in.astype(dtype))
+    inputs = jnp.ones(shape[-2], bool) if live is None else live
+    fan_in = jnp.maximum(inputs.sum(), 1) * math.prod(shape[:-2])
+    deviation = scale * jax.lax.rsqrt(fan_in.astype(dtype)) * inputs[:, None]
+    return normal(key, jnp.broadcast_to(deviation, shape))
   return init
 
 
@@ -87,10 +88,9 @@ class CheckerboardConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     size = self.kernel_size
     taps = (np.indices((size, size)).sum(0) % 2 == 1)[..., None, None]
-    # The fan-in is that of the taps: 12 of 25.
-    scale = (taps.size / taps.sum())**0.5
-    init = lambda *args: nn.initializers.lecun_normal()(*args) * scale * taps
-    kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features)) * taps
+    fan_in = int(taps.sum()) * x.shape[-1]  # 12 of 25 taps
+    shape = size, size, x.shape[-1], self.features
+    kernel = self.param("kernel", lambda key: normal(key, jnp.broadcast_to(taps * fan_in**-0.5, shape))) * taps
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     return conv2d(x, kernel, bias)
 

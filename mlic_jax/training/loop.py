@@ -100,7 +100,8 @@ def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
   """The newest whole state in the workdir, or a new one; `run` is that of the lock of process 0."""
   start.find_lock(workdir, run)
   optimizer = make_optimizer(config)
-  state, checkpoints = create_state(config, prepared.model, optimizer), Checkpoints(workdir, config.keep_checkpoints)
+  state = create_state(config, prepared.model, optimizer, on_devices.described(config, prepared.model))
+  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   if checkpoints.latest_step is not None:
     check_config(config, workdir / "config.json")
     return Start(checkpoints, optimizer, *checkpoints.restore(state))
@@ -117,8 +118,9 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   num_params = sum(x.size for x in jax.tree.leaves(state.params))
   state, teacher_variables = parallel.replicate((state, prepared.teacher_variables))
   rows = MetricRows()
-  train_step = on_devices.training(make_train_step(config, prepared.model, optimizer, prepared.teacher),
-                                   described=on_devices.described(config, prepared.model, prepared.teacher))
+  train_step = on_devices.training(
+      make_train_step(config, prepared.model, optimizer, prepared.teacher, jax.devices()[0].platform),
+      described=on_devices.described(config, prepared.model, prepared.teacher))
   validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, best_loss, evaluated)
   reader = contextlib.closing(data.training_batches(
       prepared.photographs, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,

@@ -57,10 +57,12 @@ def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
 
 
 def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] | None = None) -> Program:
-  """What a training of `config` does in a step, for batches of config.batch_size crops of config.crop_size."""
+  """What a training of `config` does in a step, for batches of config.batch_size crops of config.crop_size. Without
+  devices it is for as many as there are here, and for every platform."""
   model, optimizer = build(codec, **precision_of(config)), make_optimizer(config)
   teacher, teacher_variables = load_teacher(config, codec)
-  step = training(make_train_step(config, model, optimizer, teacher), devices)
+  platform = devices[0].platform if devices else None
+  step = training(make_train_step(config, model, optimizer, teacher, platform), devices)
   count = _count(devices)
   parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps, count)
   x = _pictures(config.batch_size // count, config.crop_size)

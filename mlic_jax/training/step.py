@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from mlic_jax.compute.kept_programs import kept
-from mlic_jax.model import parts
+from mlic_jax.model.drawing import initial_variables
 from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
 from mlic_jax.training.clipping import global_norm
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_frozen, is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
 
-# For what runs once: optimising the random numbers of all initialisers takes four times as long as drawing them.
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # what runs once
 
 
 @flax.struct.dataclass
@@ -35,24 +34,26 @@ class TrainState:
     return self.params if self.ema_params is None else self.ema_params
 
 
-def create_state(config, model, optimizer: optax.GradientTransformation) -> TrainState:
-  """The state before the first step, drawn from config.seed."""
-  init = kept(model.init, f"{__name__}.init", parts.described(model), compiler_options=COMPILE_QUICKLY)
-  return _state(config, model, optimizer, init)
+def create_state(config, model, optimizer: optax.GradientTransformation, described: str | None = None) -> TrainState:
+  """The state before the first step, drawn from config.seed. `described` as for programs on disk (kept_programs.py)."""
+  # At level 0 it would take 1.4 s to compile and not 2.7 s (nano), and ten times as long to draw the numbers.
+  options = dict(COMPILE_QUICKLY, xla_backend_optimization_level=1)
+  return kept(lambda: _first_state(config, model, optimizer), f"{__name__}.create_state", described,
+              compiler_options=options)()
 
 
 def state_shapes(config, model, optimizer: optax.GradientTransformation) -> TrainState:
   """The same, as shapes."""
-  return jax.eval_shape(lambda: _state(config, model, optimizer, model.init))
+  return jax.eval_shape(lambda: _first_state(config, model, optimizer))
 
 
-def _state(config, model, optimizer: optax.GradientTransformation, init: Callable) -> TrainState:
+def _first_state(config, model, optimizer: optax.GradientTransformation) -> TrainState:
   init_key, step_key = jax.random.split(jax.random.PRNGKey(config.seed))
   side = side_multiple(model.config)
   x = jnp.zeros((1, side, side, 3))  # no parameter depends on the size of the pictures
   quality = 1.0 if model.config.num_rates else None
-  params = init(init_key, x, quality)["params"]
-  ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None
+  params = initial_variables(lambda key: model.init(key, x, quality), init_key)["params"]
+  ema_params = params if config.ema_decay else None
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema_params, step_key)
 
 
@@ -86,7 +87,8 @@ def _of_this_device(key: jax.Array, batch_size: int, draw: Callable) -> jax.Arra
   return jax.lax.dynamic_slice(draw(key, (num_devices * batch_size,)), (device * batch_size,), (batch_size,))
 
 
-def make_train_step(config, model, optimizer: optax.GradientTransformation, teacher=None) -> Callable:
+def make_train_step(config, model, optimizer: optax.GradientTransformation, teacher=None,
+                    platform: str | None = None) -> Callable:
   """train_step(state, x, teacher_variables, stop) -> (state, metrics); it runs under the axis "batch".
 
   x is (B, H, W, 3) uint8, of one device. The objective is rd_loss, its samples weighted by rate_weights, and aux_loss,
@@ -96,7 +98,9 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   devices nor accumulate_steps changes what it computes, but for the order of sums.
   metrics["stop"] is the mean of `stop`, the flags of each process, or left out without them (stopping.py).
   `teacher` is a codec without variable rate, or with the rates of `model`, whose reconstructions are mixed into the
-  target of the distortion by config.distillation_weight; without one teacher_variables is None."""
+  target of the distortion by config.distillation_weight; without one teacher_variables is None.
+  `platform` is the one that the step will run on, such as "cpu". None: the one that it is lowered for, and what is
+  quick on each is traced."""
   schedule = learning_rate_schedule(config)
   rates, num_slices, steps = model.config.num_rates, model.config.num_slices, config.accumulate_steps
 
@@ -142,8 +146,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   if at_once is rolled and steps == 1:
     gradient = gradient_of(model, 1)
   else:
-    of = dict(cpu=gradient_of(at_once, steps), default=gradient_of(rolled, 1))
-    gradient = lambda *arguments: jax.lax.platform_dependent(*arguments, **of)
+    gradient = _by_platform(platform, cpu=gradient_of(at_once, steps), default=gradient_of(rolled, 1))
 
   def train_step(state: TrainState, x: jax.Array, teacher_variables=None,
                  stop: jax.Array | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -178,12 +181,18 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     # As a whole, or array by array: for that, XLA for CPUs copies most of the old ones first.
     whole = lambda grads, *old: jax.lax.cond(finite, take, lambda _, *old: old, grads, *old)
     by_array = lambda grads, *old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), take(grads, *old), old)
-    params, opt_state, ema_params = jax.lax.platform_dependent(
-        grads, state.params, state.opt_state, state.ema_params, cpu=whole, default=by_array)
+    take_if_finite = _by_platform(platform, cpu=whole, default=by_array)
+    params, opt_state, ema_params = take_if_finite(grads, state.params, state.opt_state, state.ema_params)
     metrics["finite"] = finite.astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
 
   return train_step
+
+
+def _by_platform(platform: str | None, cpu: Callable, default: Callable) -> Callable:
+  if platform:
+    return cpu if platform == "cpu" else default
+  return lambda *arguments: jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
 
 
 def make_eval_step(config, model) -> Callable:
