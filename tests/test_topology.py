@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from mlic_jax.__main__ import main
 from mlic_jax.commands import compile
@@ -63,6 +64,25 @@ def test_a_report_names_its_program_and_says_what_the_compiler_said(monkeypatch,
   assert said.startswith("a step, on each chip\n  memory          6.00 GiB of 16.00 GiB: 2.00 GiB arguments")
   assert "2 all-reduce of 5.0 MB" in said and "1000.00 ms: 1.00 ms at 197 TFLOP/s" in said
   assert ("2.5 million cycles" in said) == (cycles > 0)
+  assert "it fits" not in said
+  compile._report("a step", found, 61.0, "v5e:2x4", 5 * GIB)
+  assert "6.00 GiB of 5.00 GiB" in (said := capsys.readouterr().out) and "it fits, as not all" in said
+
+
+def test_what_compiles_fits_also_where_its_parts_are_more_than_there_is(monkeypatch, capsys):
+  def compiled(lower, name):
+    pictures = int(name.split()[0])
+    if pictures > 7:
+      raise topology.DoesNotFit(20 * GIB, 16 * GIB)
+    return topology.Footprint(0, 3 * GIB * pictures, 0, 0, 0, 1.0, 1.0, 0, {}), 1.0
+
+  monkeypatch.setattr(compile, "_compiled", compiled)
+  args = SimpleNamespace(what="train", config="nano", topology="v5e:2x4")
+  config = ConfigDict(dict(batch_size=8, crop_size=64, accumulate_steps=1))
+  compile._find_batch(args, config, None, range(8), 16 * GIB)
+  said = capsys.readouterr().out.splitlines()
+  assert said[-1].endswith("7 pictures on a chip, 56 on v5e:2x4")
+  assert any("21.00 GiB, compiled" in line for line in said)
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -67,7 +67,7 @@ def test_the_codec_learns_a_batch_by_heart():
   small = dict(TINY.to_dict(), widths=(8, 16, 16), contexts=(), entropy_widths=(8,))
   model, optimizer = build(CodecConfig.from_dict(small)), make_optimizer(c)
   state = parallel.replicate(create_state(c, model, optimizer))
-  step = parallel.on_all_devices(make_train_step(c, model, optimizer), donate_state=True)
+  step = parallel.on_all_devices(make_train_step(c, model, optimizer, None, "cpu"), donate_state=True)
   x = np.kron(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), np.ones((1, 8, 8, 1), np.uint8))
   losses = []
   for _ in range(30):

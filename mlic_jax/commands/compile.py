@@ -109,11 +109,11 @@ def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -
     name = f"{batch * parts} pictures on a chip"
     try:
       footprint, seconds = _compiled(_of_training(args.what, config, codec, devices), name)
-      total, verdict = footprint.total, f"compiled in {seconds:.0f} s"
     except DoesNotFit as refusal:
-      total, verdict = refusal.takes, "too much"
-    say(f"{name:<24} {in_bytes(total)}, {verdict}")
-    return total if verdict != "too much" else max(total, room + 1)
+      say(f"{name:<24} {in_bytes(refusal.takes)}, too much")
+      return max(refusal.takes, room + 1)
+    say(f"{name:<24} {in_bytes(footprint.total)}, compiled in {seconds:.0f} s")
+    return min(footprint.total, room)  # what compiles fits, also where its parts, added up, are more
 
   largest, _ = largest_batch(takes, room)
   if not largest:
@@ -130,6 +130,8 @@ def _report(name: str, footprint, seconds: float, topology_name: str, room: floa
   parts = f"{in_bytes(footprint.arguments)} arguments + {in_bytes(footprint.temporaries)} temporaries + " \
           f"{in_bytes(footprint.output)} output - {in_bytes(footprint.aliased)} aliased + " \
           f"{in_bytes(footprint.code)} code"
+  if footprint.total > room:
+    parts += "; it fits, as not all temporaries are there at the same time"
   flops, moving = 1e3 * footprint.flops / chip.peak_flops, 1e3 * footprint.accessed / chip.bandwidth
   collectives = ", ".join(f"{count} {kind} of {size / 1e6:.1f} MB"
                           for kind, (count, size) in sorted(footprint.collectives.items())) or "none"
