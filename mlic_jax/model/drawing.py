@@ -49,12 +49,12 @@ def normal(key: jax.Array, deviation: jax.Array) -> jax.Array | Undrawn:
   return drawn / DEVIATION * deviation
 
 
-def initial_variables(init: Callable, key: jax.Array, *args) -> dict:
-  """What init(key, *args) of a module gives, with other random numbers for the kernels that `normal` makes: from one
-  generator. To be compiled: what init computes beside the variables is not run then."""
+def initial_variables(init: Callable, key: jax.Array) -> dict:
+  """The variables that init(key) of a module gives, with other random numbers for the kernels that `normal` makes: from
+  one generator. To be compiled: what init computes beside the variables is not run then."""
   of_init, of_kernels = jax.random.split(key)
   with _postponing():
-    variables = init(of_init, *args)
+    variables = init(of_init)
   leaves, tree = jax.tree.flatten(variables, is_leaf=lambda leaf: isinstance(leaf, Undrawn))
   kernels = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Undrawn)]
   ends = np.cumsum([0, *(leaves[place].deviation.size for place in kernels)])
