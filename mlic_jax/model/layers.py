@@ -12,6 +12,7 @@ from flax import linen as nn
 from mlic_jax.compute.convolution import conv2d, depthwise_conv, padding
 from mlic_jax.model.drawing import normal
 from mlic_jax.model.gradients import lower_bound
+from mlic_jax.model.parameters import parameter
 
 # The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
 # with full-size branches the first reconstructions of a training are many times too bright.
@@ -59,9 +60,9 @@ class Conv(nn.Module):
                live_outputs: int | None = None) -> jax.Array:
     x, size = x.astype(self.dtype or x.dtype), self.kernel_size
     groups = x.shape[-1] if self.depthwise else 1
-    kernel = self.param("kernel", live_lecun_normal(live, self.init_scale),
-                        (size, size, x.shape[-1] // groups, self.features))
-    bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.features,))
+    kernel = parameter(self, "kernel", live_lecun_normal(live, self.init_scale),
+                       (size, size, x.shape[-1] // groups, self.features))
+    bias = parameter(self, "bias", nn.initializers.constant(self.init_bias), (self.features,))
     if live_outputs is not None:
       kernel, bias = kernel[..., :live_outputs], bias[:live_outputs]
     if self.depthwise:
@@ -89,9 +90,9 @@ class CheckerboardConv(nn.Module):
     size = self.kernel_size
     taps = (np.indices((size, size)).sum(0) % 2 == 1)[..., None, None]
     fan_in = int(taps.sum()) * x.shape[-1]  # 12 of 25 taps
-    shape = size, size, x.shape[-1], self.features
-    kernel = self.param("kernel", lambda key: normal(key, jnp.broadcast_to(taps * fan_in**-0.5, shape))) * taps
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    init = lambda key, shape: normal(key, jnp.broadcast_to(taps * fan_in**-0.5, shape))
+    kernel = parameter(self, "kernel", init, (size, size, x.shape[-1], self.features)) * taps
+    bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
     return conv2d(x, kernel, bias)
 
 
@@ -134,9 +135,9 @@ class ConvTranspose(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     x = x.astype(self.dtype or x.dtype)
     # An element of the output meets one tap in four, so that the fan-in is a quarter of the nominal one.
-    kernel = self.param("kernel", live_lecun_normal(None, 2 * self.init_scale),
-                        (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.constant(self.init_bias), (self.features,))
+    kernel = parameter(self, "kernel", live_lecun_normal(None, 2 * self.init_scale),
+                       (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
+    bias = parameter(self, "bias", nn.initializers.constant(self.init_bias), (self.features,))
     return pixel_shuffle(conv2d(x, subpixel_kernel(kernel).astype(x.dtype), jnp.repeat(bias, 4).astype(x.dtype)))
 
 
@@ -166,8 +167,8 @@ class GDN(nn.Module):
     channels = x.shape[-1]
     pedestal = 2.0**-36
     stored = lambda value: jnp.sqrt(jnp.maximum(value + pedestal, pedestal))
-    beta = self.param("beta", lambda _: stored(jnp.ones(channels)))
-    gamma = self.param("gamma", lambda _: stored(0.1 * jnp.eye(channels)))  # (out, in)
+    beta = parameter(self, "beta", lambda _, shape: stored(jnp.ones(shape)), (channels,))
+    gamma = parameter(self, "gamma", lambda _, shape: stored(0.1 * jnp.eye(*shape)), (channels, channels))  # (out, in)
     beta = lower_bound(beta, (1e-6 + pedestal)**0.5)**2 - pedestal
     gamma = lower_bound(gamma, pedestal**0.5)**2 - pedestal
     norm = jnp.einsum("bhwi,oi->bhwo", x**2, gamma.astype(x.dtype)) + beta.astype(x.dtype)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.model.layers import RESIDUAL_INIT, Conv, Gate
+from mlic_jax.model.parameters import parameter
 
 EPSILON = 1e-6  # of the squared length of a channel, which is zero where a context is silent
 
@@ -22,7 +23,7 @@ class Reweighting(nn.Module):
     flat = lambda name: Conv(channels, 1, name=name)(u).reshape(b, h * w, channels)
     unit = lambda t: t * jax.lax.rsqrt(jnp.square(t).sum(1, keepdims=True) + EPSILON)
     q, k, v = unit(flat("queries")), unit(flat("keys")), flat("values")
-    scores = self.param("temperature", nn.initializers.ones, ()) * jnp.einsum("bni,bnj->bij", q, k)
+    scores = parameter(self, "temperature", nn.initializers.ones, ()) * jnp.einsum("bni,bnj->bij", q, k)
     mixed = jnp.einsum("bij,bnj->bni", nn.softmax(scores), v).reshape(c.shape)
     start = nn.initializers.constant(RESIDUAL_INIT)
     out = nn.LayerNorm(scale_init=start, name="norm_out")(Conv(channels, 1, name="out")(mixed))

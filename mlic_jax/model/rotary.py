@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mlic_jax.model.parameters import parameter
+
 THETA = 10000.0        # of rows and of columns, to start from
 
 
@@ -17,7 +19,7 @@ class Rotary(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, places: jax.Array) -> jax.Array:
-    log_theta = self.param("log_theta", nn.initializers.constant(np.log(THETA)), (2,))
+    log_theta = parameter(self, "log_theta", nn.initializers.constant(np.log(THETA)), (2,))
     pairs = x.shape[-1] // 2
     side, rank = np.arange(pairs) % 2, np.arange(pairs) // 2
     angles = (places[:, side] * jnp.exp(-rank / ((pairs + 1) // 2) * log_theta[side]))[:, None]

@@ -13,6 +13,7 @@ from mlic_jax.model import attention
 from mlic_jax.model.checkerboard import anchor_mask, places
 from mlic_jax.model.contexts import Refs
 from mlic_jax.model.layers import gelu
+from mlic_jax.model.parameters import parameter
 from mlic_jax.model.parts import options
 from mlic_jax.model.rotary import Rotary
 
@@ -78,8 +79,8 @@ class Context(nn.Module):
       q, k = (turn(t, window) for t in (q, k))
     scores = jnp.einsum("byxqhd,byxkhd->byxhqk", q * (c // NUM_HEADS)**-0.5, k)
     if not rotary:
-      table = self.param("relative_position_table", nn.initializers.truncated_normal(0.02),
-                         ((2 * size - 1)**2, NUM_HEADS))
+      table = parameter(self, "relative_position_table", nn.initializers.truncated_normal(0.02),
+                        ((2 * size - 1)**2, NUM_HEADS))
       scores = scores + jnp.moveaxis(table[relative_position_index(size)], -1, 0)   # (head, query, key)
     scores = scores + jnp.where(hidden, HIDDEN, 0.0)[None, :, :, None]
     attended = jnp.einsum("byxhqk,byxkhd->byxqhd", nn.softmax(scores), v)

@@ -20,6 +20,7 @@ from flax import linen as nn
 from mlic_jax.compute.convolution import conv2d
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.layers import Conv, pixel_shuffle
+from mlic_jax.model.parameters import parameter
 from mlic_jax.model.parts import options
 from mlic_jax.model.transforms.token_mixing import TokenMixing
 
@@ -110,9 +111,9 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     inputs, features = self.start.shape
-    init = lambda key: self.start + NOISE * inputs**-0.5 * jax.random.normal(key, (1, 1, inputs, features))
-    kernel = self.param("kernel", init)
-    bias = self.param("bias", nn.initializers.zeros, (features,))
+    init = lambda key, shape: self.start + NOISE * inputs**-0.5 * jax.random.normal(key, shape)
+    kernel = parameter(self, "kernel", init, (1, 1, inputs, features))
+    bias = parameter(self, "bias", nn.initializers.zeros, (features,))
     return conv2d(x, kernel.astype(x.dtype), bias.astype(x.dtype))
 
 
