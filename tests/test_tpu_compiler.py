@@ -55,6 +55,8 @@ def test_a_training_step_compiles_and_its_state_takes_the_memory_of_the_old_one(
   footprint = topology.Footprint.of(compiled)
   assert 0 < footprint.aliased <= footprint.output
   assert footprint.aliased > 0.9 * footprint.arguments   # what is not is the batch, and a vector of figures
+  whole = footprint.arguments + footprint.temporaries + footprint.output - footprint.aliased + footprint.code
+  assert footprint.arguments < footprint.peak <= whole
   assert footprint.flops > 0 and footprint.accessed > 0 and footprint.cycles > 0
 
 

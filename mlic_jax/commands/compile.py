@@ -112,8 +112,8 @@ def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -
     except DoesNotFit as refusal:
       say(f"{name:<24} {in_bytes(refusal.takes)}, too much")
       return max(refusal.takes, room + 1)
-    say(f"{name:<24} {in_bytes(footprint.total)}, compiled in {seconds:.0f} s")
-    return min(footprint.total, room)  # what compiles fits, also where its parts, added up, are more
+    say(f"{name:<24} {in_bytes(footprint.peak)}, compiled in {seconds:.0f} s")
+    return min(footprint.peak, room)  # what compiles fits
 
   largest, _ = largest_batch(takes, room)
   if not largest:
@@ -130,13 +130,11 @@ def _report(name: str, footprint, seconds: float, topology_name: str, room: floa
   parts = f"{in_bytes(footprint.arguments)} arguments + {in_bytes(footprint.temporaries)} temporaries + " \
           f"{in_bytes(footprint.output)} output - {in_bytes(footprint.aliased)} aliased + " \
           f"{in_bytes(footprint.code)} code"
-  if footprint.total > room:
-    parts += "; it fits, as not all temporaries are there at the same time"
   flops, moving = 1e3 * footprint.flops / chip.peak_flops, 1e3 * footprint.accessed / chip.bandwidth
   collectives = ", ".join(f"{count} {kind} of {size / 1e6:.1f} MB"
                           for kind, (count, size) in sorted(footprint.collectives.items())) or "none"
   versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "libtpu"))
-  rows = {"memory": f"{in_bytes(footprint.total)} of {in_bytes(room)}: {parts}",
+  rows = {"memory": f"{in_bytes(footprint.peak)} of {in_bytes(room)} at the same time; in all {parts}",
           "work": f"{footprint.flops / 1e12:.3f} TFLOP, {footprint.accessed / 1e9:.2f} GB read and written; of a loop "
                   f"those of one turn",
           "collectives": collectives,

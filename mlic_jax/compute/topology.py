@@ -58,21 +58,18 @@ class Footprint(NamedTuple):
   output: int
   aliased: int      # of the output, in the memory of arguments
   code: int
+  peak: int         # arguments, output and temporaries where most of them are there at the same time
   flops: float      # of a loop those of one turn, as the next
   accessed: float   # read and written, in the memory of the chip and in the fast one that its operations share
   cycles: int       # expected of all operations one after the other, loops as often as they turn; 0: the text has none
   collectives: dict[str, tuple[int, int]]  # kind: how many, and their bytes
 
-  @property
-  def total(self) -> int:
-    return self.arguments + self.temporaries + self.output - self.aliased + self.code
-
   @classmethod
   def of(cls, compiled: jax.stages.Compiled) -> "Footprint":
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     return cls(memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes,
-               memory.alias_size_in_bytes, memory.generated_code_size_in_bytes, cost["flops"], cost["bytes accessed"],
-               compiled_text.cycles(text), compiled_text.collectives(text))
+               memory.alias_size_in_bytes, memory.generated_code_size_in_bytes, memory.peak_memory_in_bytes,
+               cost["flops"], cost["bytes accessed"], compiled_text.cycles(text), compiled_text.collectives(text))
 
 
 def chip_of(topology: str) -> Chip:
