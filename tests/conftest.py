@@ -4,6 +4,7 @@ A test, or a fixture of tests, that needs TensorFlow says so by asking for `tfc`
 requirements/ leave the package out for this Python and machine, or where `make test-latest` leaves it out, and nowhere
 else: a package that should be there and is not is a failure.
 """
+import gc
 import importlib
 import importlib.util
 import os
@@ -23,6 +24,10 @@ from packaging.requirements import Requirement
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build
+
+# Tracing makes millions of objects that stay: to look through them as often as is usual was a tenth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_widths=(16, 16), lrp_widths=(16, 16),
                    num_rates=3)

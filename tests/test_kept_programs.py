@@ -259,7 +259,7 @@ def test_a_training_step_comes_back_with_the_names_of_its_figures(folder, config
     changed = config.copy_and_resolve_references()
     changed.update(changes)
     model, optimizer = StandIn(codec), make_optimizer(changed)
-    step = make_train_step(changed, model, optimizer)
+    step = make_train_step(changed, model, optimizer, None, "cpu")
     count = jax.device_count()
     state = jax.tree.map(lambda leaf: np.full((count, *leaf.shape), 0.1).astype(leaf.dtype),
                          state_shapes(changed, model, optimizer))

@@ -24,7 +24,7 @@ from mlic_jax.model.mlic import build
 from mlic_jax.training.checkpoints import Checkpoints
 from mlic_jax.training.configuration import load_config
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.step import create_state
+from mlic_jax.training.step import state_shapes
 
 ROOT = Path(__file__).parent.parent
 WORKER = ROOT / "tests" / "pod_worker.py"
@@ -90,7 +90,7 @@ def end(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
 
 def state_of(workdir):
   config = load_config("configs/nano.py", [each for each in arguments(workdir, "") if each.startswith("--config.")])
-  like = create_state(config, build(CodecConfig(**MODEL)), make_optimizer(config))
+  like = state_shapes(config, build(CodecConfig(**MODEL)), make_optimizer(config))
   restored = Checkpoints(workdir, 2).restore(like)
   return jax.device_get((restored.state, restored.best_loss, restored.evaluated))
 

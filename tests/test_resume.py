@@ -28,7 +28,7 @@ from mlic_jax.training.checkpoints import (
 )
 from mlic_jax.training.configuration import load_config
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.step import create_state, make_train_step
+from mlic_jax.training.step import create_state, make_train_step, state_shapes
 from mlic_jax.training.stopping import Interrupted, signals
 from mlic_jax.training.validation import Validation
 from mlic_jax.training.workdir_lock import WorkdirInUse, WorkdirLock
@@ -54,7 +54,7 @@ def cut():
 
 
 def final_state(config, workdir, model=StandIn):
-  like = create_state(config, model(CodecConfig(**config.model)), make_optimizer(config))
+  like = state_shapes(config, model(CodecConfig(**config.model)), make_optimizer(config))
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   restored = checkpoints.restore(like)
   checkpoints.close()
@@ -107,7 +107,7 @@ def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, sta
 
 def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, tmp_path):
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
-  step = parallel.on_all_devices(make_train_step(config, model, optimizer), donate_state=True)
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
   state = parallel.replicate(create_state(config, model, optimizer))
   kept = parallel.unreplicate(state)
   copy = jax.tree.map(np.copy, kept)

@@ -64,7 +64,8 @@ def test_the_codec_learns_a_batch_by_heart():
   c = nano.get_config()
   c.muon_learning_rate, c.learning_rate, c.warmup_steps, c.num_steps = 1e-2, 2e-3, 1, 100
   c.lmbdas = c.lmbdas[:TINY.num_rates]
-  small = dict(TINY.to_dict(), widths=(8, 16, 16), contexts=(), entropy_widths=(8,))
+  small = dict(TINY.to_dict(), transforms="unshuffled", widths=(16, 16), hyper_widths=(16, 16), contexts=(),
+               entropy_widths=(8,))
   model, optimizer = build(CodecConfig.from_dict(small)), make_optimizer(c)
   state = parallel.replicate(create_state(c, model, optimizer))
   step = parallel.on_all_devices(make_train_step(c, model, optimizer, None, "cpu"), donate_state=True)
@@ -80,7 +81,7 @@ def test_the_auxiliary_loss_trains_the_quantiles_and_nothing_else(config):
   config.optimizer, config.learning_rate, config.final_learning_rate = "adam", 1e-30, 0.0  # moves by about the rate
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   state = create_state(config, model, optimizer)
-  step = parallel.on_all_devices(make_train_step(config, model, optimizer))
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"))
   after, _ = step(parallel.replicate(state), parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
   moved = jax.tree_util.tree_map_with_path(
       lambda path, a, b: (is_quantiles(path), np.abs(a - b).max()), state.params, parallel.unreplicate(after.params))
@@ -92,7 +93,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(config):
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   state = create_state(config, model, optimizer)
   bad = state.replace(params=dict(state.params, log_scale=jnp.full(8, jnp.nan)))
-  step = parallel.on_all_devices(make_train_step(config, model, optimizer))
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"))
   after, metrics = step(parallel.replicate(bad), parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
   after = parallel.unreplicate(after)
   assert metrics["finite"][0] == 0 and after.step == 1
