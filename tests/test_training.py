@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -196,6 +197,25 @@ def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standi
   assert list((workdir / "tensorboard").iterdir())
   printed = capsys.readouterr().out
   assert "step 12/12" in printed and "9 photographs, 3 held out" in printed
+
+
+def test_the_state_is_in_the_memory_of_a_device_once(config, standin, tmp_path, monkeypatch):
+  config.num_steps, config.eval_every, first, still_there = 2, 2, [], []
+  usual = loop.RunLog.step
+
+  def created(*args):
+    state = create_state(*args)
+    first.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(state))
+    return state
+
+  def step(self, done):
+    still_there.append([leaf() for leaf in first if leaf() is not None])
+    usual(self, done)
+
+  monkeypatch.setattr(loop, "create_state", created)
+  monkeypatch.setattr(loop.RunLog, "step", step)
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert len(first) > 5 and still_there == [[], []]
 
 
 def test_the_exported_model_is_that_of_the_best_evaluation(config, standin, tmp_path):

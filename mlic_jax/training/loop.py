@@ -1,6 +1,8 @@
 """The training program: train_and_evaluate(config, workdir), from photographs to a model directory."""
 
 import contextlib
+import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +52,7 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
     lock = processes.together(lambda: stack.enter_context(WorkdirLock(workdir)) if processes.index == 0 else None)
     run = processes.exchange("lock", lock and lock.run)[0]
     restored = processes.together(lambda: restore(config, workdir, run, prepared))
-    processes.check_alike(start.record(config, int(restored.state.step), len(prepared.photographs), prepared.held_out))
+    processes.check_alike(start.record(config, restored.step, len(prepared.photographs), prepared.held_out))
     if processes.count > 1:
       parallel.meet()
     try:
@@ -87,13 +89,20 @@ def prepare(config) -> Prepared:
                   *load_teacher(config, model_config))
 
 
-class Start(NamedTuple):
+@dataclasses.dataclass
+class Start:
   """Where a run begins."""
   checkpoints: Checkpoints
   optimizer: Any
-  state: TrainState
+  state: TrainState | None
   best_loss: float | None
   evaluated: int           # step of the last evaluation
+  step: int                # of the state, known before the state is there: tracing need not wait until that is drawn
+
+  def take_state(self) -> TrainState:
+    """The state, which is no longer held here: it takes memory of the first device, and is copied to each of them."""
+    state, self.state = self.state, None
+    return state
 
 
 def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
@@ -104,31 +113,32 @@ def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   if checkpoints.latest_step is not None:
     check_config(config, workdir / "config.json")
-    return Start(checkpoints, optimizer, *checkpoints.restore(state))
-  return Start(checkpoints, optimizer, start_from(config.init_from, state) if config.init_from else state, None, 0)
+    newest = checkpoints.restore(state)
+    return Start(checkpoints, optimizer, *newest, int(newest.state.step))
+  return Start(checkpoints, optimizer, start_from(config.init_from, state) if config.init_from else state, None, 0, 0)
 
 
 def train(config, workdir: Path, processes: Processes, prepared: Prepared, restored: Start, lock: WorkdirLock) -> None:
   """The steps, and what comes between them."""
-  checkpoints, optimizer, state, best_loss, evaluated = restored
-  main_process, first = jax.process_index() == 0, int(state.step)
+  checkpoints, first, main_process = restored.checkpoints, restored.step, jax.process_index() == 0
   if main_process:
     checkpoints.set_aside_after(first)
     write_config(config, workdir / "config.json", start.environment())
-  num_params = sum(x.size for x in jax.tree.leaves(state.params))
-  state, teacher_variables = parallel.replicate((state, prepared.teacher_variables))
+  state, teacher_variables = parallel.replicate((restored.take_state(), prepared.teacher_variables))
+  num_params = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(state.params))
   rows = MetricRows()
   train_step = on_devices.training(
-      make_train_step(config, prepared.model, optimizer, prepared.teacher, jax.devices()[0].platform),
+      make_train_step(config, prepared.model, restored.optimizer, prepared.teacher, jax.devices()[0].platform),
       described=on_devices.described(config, prepared.model, prepared.teacher))
-  validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, best_loss, evaluated)
+  validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, restored.best_loss,
+                          restored.evaluated)
   reader = contextlib.closing(data.training_batches(
       prepared.photographs, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,
       downscale_probability=config.downscale_probability, downscale=config.downscale, flip=config.flip, start=first,
       process_index=jax.process_index(), process_count=jax.process_count(),
       threads=config.data_threads, workers=config.data_workers))
 
-  with RunLog(workdir, first, config.num_steps, evaluated, quiet=not main_process) as run_log, \
+  with RunLog(workdir, first, config.num_steps, restored.evaluated, quiet=not main_process) as run_log, \
       signals() as received, reader as batches:
     stop, profile = Stop(received, STEPS_IN_FLIGHT), Profile(config.profile_steps, run_log.folder / "profile")
     run_log.say(f"{num_params / 1e6:.2f} M parameters, {len(prepared.photographs)} photographs, "
