@@ -1,6 +1,5 @@
 """Convolutions with PyTorch's padding, there and back, GDN, residual blocks. Arrays are NHWC."""
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -18,7 +17,15 @@ from mlic_jax.model.parameters import parameter
 # with full-size branches the first reconstructions of a training are many times too bright.
 RESIDUAL_INIT, RESAMPLING_INIT = 0.1, 0.3
 
-gelu = functools.partial(nn.gelu, approximate=False)  # the authors' weights want the exact one
+
+def gelu(x: jax.Array) -> jax.Array:
+  """x times the normal distribution's share below x, exactly, as the authors' weights want it; in float32 at least.
+
+  By erf, as PyTorch has it. Flax takes erfc, to be right in every digit far below zero, where next to nothing is left:
+  on CPU these are two polynomials in every kernel, and an eighth of the time to compile a training step.
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return (0.5 * wide * (1 + jax.lax.erf(0.5**0.5 * wide))).astype(x.dtype)
 
 
 def live_lecun_normal(live: jax.Array | None, scale: float = 1.0):
