@@ -223,10 +223,10 @@ class Slices(nn.Module):
     def at_once(y_hat, inputs):
       """With a k that is known, which saves the multiplications of what is not decoded yet."""
       steps = []
-      for k in range(count):
+      for k, of_step in enumerate(_apart(inputs, count)):
         known = lambda decoded, inputs, k=k: body(decoded, (inputs[0], k, *inputs[2:]))
-        y_hat, of_step = (jax.checkpoint(known) if remat else known)(y_hat, jax.tree.map(lambda t: t[k], inputs))
-        steps.append(of_step)
+        y_hat, coded = (jax.checkpoint(known) if remat else known)(y_hat, of_step)
+        steps.append(coded)
       return y_hat, jax.tree.map(lambda *each: jnp.stack(each), *steps)
 
     inputs = (self.get_variable("params", "steps"), jnp.arange(count), split(y), jax.tree.map(split, draws),
@@ -248,3 +248,11 @@ class Slices(nn.Module):
     """The state before the first pass of the first slice."""
     decoded = jnp.zeros((*hyper.shape[:-1], self.config.M))
     return self.step.apply({}, decoded, method="empty_state")
+
+
+def _apart(stacked: Any, count: int) -> list[Any]:
+  """Trees of the `count` elements of the first axes of a tree. Split: the gradient is one concatenation, where that of
+  indexing is a sum of `count` arrays, each of them zero in all places but one."""
+  leaves, tree = jax.tree.flatten(stacked)
+  elements = [[jax.lax.squeeze(part, (0,)) for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
+  return [tree.unflatten(each) for each in zip(*elements)]
