@@ -90,19 +90,18 @@ class SliceStep(nn.Module):
         in progressive decoding; None when all do.
 
     Returns:
-      decoded with slice k filled in; the bits of its elements and their Prior, (B, h, w, Cs) each.
+      decoded with slice k filled in; for each element what its bits are counted for, and its Prior, (B, h, w, Cs) each.
     """
     state, found = self.empty_state(decoded), []
     for anchors, prior_of in ((True, self.anchor_prior), (False, self.nonanchor_prior)):
       prior, state = prior_of(k, hyper, state)
       of_pass = lambda of_slice: pack(of_slice, anchors)
       symbols, counted = quantiser.quantise(of_pass(y_slice) - prior.mean, jax.tree.map(of_pass, draws))
-      bits = gaussian_bits(counted, 0.0, prior.scale)
       if prior.keep is not None:
-        symbols, bits = (jnp.where(prior.keep > 0, each, 0.0) for each in (symbols, bits))
+        symbols = jnp.where(prior.keep > 0, symbols, 0.0)
       if arrived is not None:
-        symbols, bits = (jnp.where(arrived[:, None, None, None], each, 0.0) for each in (symbols, bits))
-      found.append(jax.tree.map(lambda one, anchors=anchors: unpack(one, anchors), (bits, prior)))
+        symbols = jnp.where(arrived[:, None, None, None], symbols, 0.0)
+      found.append(jax.tree.map(lambda one, anchors=anchors: unpack(one, anchors), (counted, prior)))
       state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, symbols)
     return state.decoded, jax.tree.map(jnp.add, *found)
 
@@ -235,9 +234,13 @@ class Slices(nn.Module):
     if walk is rolled and not self.config.scan_unroll and quantiser is not ROUNDING:
       # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
       walk = lambda *args: jax.lax.platform_dependent(*args, cpu=at_once, default=rolled)
-    y_hat, found = walk(jnp.zeros_like(y), inputs)
-    bits, prior = jax.tree.map(lambda t: jnp.moveaxis(t, 0, -2).reshape(y.shape), found)
-    return Coded(y_hat, bits, *prior)
+    y_hat, (counted, prior) = walk(jnp.zeros_like(y), inputs)
+    bits = gaussian_bits(counted, 0.0, prior.scale)  # of all slices at once, which compiles once
+    if prior.keep is not None:
+      bits = jnp.where(prior.keep > 0, bits, 0.0)
+    if num_arrived is not None:
+      bits = jnp.where(inputs[-1][:, :, None, None, None], bits, 0.0)
+    return Coded(y_hat, *jax.tree.map(lambda t: jnp.moveaxis(t, 0, -2).reshape(y.shape), (bits, *prior)))
 
   def run(self, method: str, k, *args):
     """One pass of step k, by the name of its method in SliceStep; k may be traced."""
