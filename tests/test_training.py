@@ -23,10 +23,8 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.model.mlic import build
 from mlic_jax.training import loop, parallel
-from mlic_jax.training.clipping import clip_by_norm, global_norm
 from mlic_jax.training.configuration import check_fields
 from mlic_jax.training.metric_rows import NonFiniteLoss
-from mlic_jax.training.muon import COEFFICIENTS, REPETITIONS, orthogonalize
 from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule, make_optimizer
 from mlic_jax.training.run_log import CsvLog
 from mlic_jax.training.step import create_state, make_train_step
@@ -162,29 +160,6 @@ def test_a_gradient_longer_than_grad_clip_counts_as_one_of_that_length(config, n
 
   np.testing.assert_allclose(update(2.0, 100.0), update(2.0, 2.0), rtol=1e-3, atol=1e-9)
   assert np.abs(update(0.0, 100.0) / update(0.0, 2.0) - 1).max() > 0.1
-
-
-@pytest.mark.parametrize("shapes", [[(3, 3, 48, 32), (48,), ()], [(5, 7), (4097,), (64, 65)]])
-def test_the_norm_of_a_gradient_and_what_it_is_clipped_to_are_those_of_optax(shapes):
-  rng = np.random.default_rng(0)
-  tree = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-  norm = optax.global_norm(tree)
-  assert float(jax.jit(global_norm)(tree)) == pytest.approx(float(norm), rel=2e-6)
-  for max_norm in (0.5 * norm, 2 * norm):
-    expected = optax.clip_by_global_norm(max_norm).update(tree, optax.EmptyState())[0]
-    for known in (dict(norm=norm), {}):
-      clipped, _ = clip_by_norm(max_norm).update(tree, optax.EmptyState(), **known)
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-6), clipped, expected)
-  bad = [*tree, jnp.asarray([1.0, np.nan])]
-  assert np.isnan(global_norm(bad)) and np.isinf(global_norm([*tree, jnp.full(3, np.inf)]))
-
-
-@pytest.mark.parametrize("shape", [(2, 24, 72), (1, 24, 30)])
-def test_the_step_of_muon_is_the_same_by_way_of_the_gram_matrix(shape):
-  x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-  expected = optax.contrib._muon.orthogonalize_via_newton_schulz(
-      x, jnp.array(COEFFICIENTS), REPETITIONS, dimension_numbers=optax.contrib.MuonDimensionNumbers(1, 2))
-  np.testing.assert_allclose(orthogonalize(x), expected, atol=1e-5)
 
 
 def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standin, tmp_path, capsys):
