@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.model.activation import gelu
 from mlic_jax.model.checkerboard import anchor_mask, pack, places, unpack
-from mlic_jax.model.layers import Conv, gelu
+from mlic_jax.model.layers import Conv
 from mlic_jax.model.parts import options
 from mlic_jax.model.reweighting import Reweighting
 from mlic_jax.model.rotary import Rotary

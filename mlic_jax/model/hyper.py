@@ -4,7 +4,8 @@ import jax
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.layers import Conv, SubpixelConv, gelu
+from mlic_jax.model.activation import gelu
+from mlic_jax.model.layers import Conv, SubpixelConv
 
 
 class HyperAnalysis(nn.Module):

@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.compute.convolution import conv2d, depthwise_conv, padding
+from mlic_jax.model.activation import gelu
 from mlic_jax.model.drawing import normal
 from mlic_jax.model.gradients import lower_bound
 from mlic_jax.model.parameters import parameter
@@ -16,16 +17,6 @@ from mlic_jax.model.parameters import parameter
 # The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
 # with full-size branches the first reconstructions of a training are many times too bright.
 RESIDUAL_INIT, RESAMPLING_INIT = 0.1, 0.3
-
-
-def gelu(x: jax.Array) -> jax.Array:
-  """x times the normal distribution's share below x, exactly, as the authors' weights want it; in float32 at least.
-
-  By erfc. XLA's erf compiles quicker, and is less exact: two versions of XLA then differ by more than portable files
-  are to keep (docs/design.md, "What is waited for").
-  """
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  return (0.5 * wide * jax.lax.erfc(-(0.5**0.5) * wide)).astype(x.dtype)
 
 
 def live_lecun_normal(live: jax.Array | None, scale: float = 1.0):

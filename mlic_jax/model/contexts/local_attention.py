@@ -10,9 +10,9 @@ from flax import linen as nn
 from mlic_jax.compute.padding import zeros_around
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
+from mlic_jax.model.activation import gelu
 from mlic_jax.model.checkerboard import anchor_mask, places
 from mlic_jax.model.contexts import Refs
-from mlic_jax.model.layers import gelu
 from mlic_jax.model.parameters import parameter
 from mlic_jax.model.parts import options
 from mlic_jax.model.rotary import Rotary

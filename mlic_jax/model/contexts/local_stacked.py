@@ -4,9 +4,10 @@ import jax
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.model.activation import gelu
 from mlic_jax.model.checkerboard import pack
 from mlic_jax.model.contexts import Refs
-from mlic_jax.model.layers import CheckerboardConv, gelu
+from mlic_jax.model.layers import CheckerboardConv
 
 # Each convolution carries what one parity knows to the other; after an odd number it has left the anchors and
 # arrives at the non-anchors, from three times as far as by one convolution.

@@ -13,7 +13,8 @@ import jax
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.layers import RESIDUAL_INIT, Conv, Gate, gelu
+from mlic_jax.model.activation import gelu
+from mlic_jax.model.layers import RESIDUAL_INIT, Conv, Gate
 from mlic_jax.model.parts import options
 from mlic_jax.model.transforms import cheng2020, refuse_unread
 
