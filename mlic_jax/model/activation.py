@@ -22,8 +22,11 @@ def _polynomial(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
 
 
 def _share_below(x: jax.Array) -> jax.Array:
-  x = jnp.clip(x, -LIMIT, LIMIT)
-  return 0.5 + x * _polynomial(P, x * x) / _polynomial(Q, x * x)
+  near = jnp.clip(x, -LIMIT, LIMIT)
+  share = 0.5 + near * _polynomial(P, near * near) / _polynomial(Q, near * near)
+  # Far from zero exactly 0 or 1: inputs of minus some hundreds occur, and what rounding leaves of 0 is the same for all
+  # of them, with and without fused multiplications another number, and adds up.
+  return jnp.where(jnp.abs(x) < LIMIT, share, (x > 0).astype(x.dtype))
 
 
 @jax.custom_vjp
