@@ -1,7 +1,7 @@
-"""GELU of additions, multiplications and one division, so that every compiler and device computes the same of it.
+"""GELU of additions, multiplications and one division, so that compilers and devices differ in its rounding alone.
 
 Versions of XLA, and processors, have an erf and an erfc of their own each, and portable files have to survive where
-they differ (docs/coding.md). Here nothing but the rounding of a few operations can differ.
+they differ (docs/coding.md).
 """
 import jax
 import jax.numpy as jnp
