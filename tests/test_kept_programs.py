@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -219,6 +222,24 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(folder, scaled, monk
   assert not traced
   scaled(np.ones(2, np.float32))
   assert len(traced) == 1
+
+
+def test_of_threads_that_want_a_program_one_compiles_it_and_the_others_wait(folder, monkeypatch):
+  written, together = [], threading.Barrier(2)
+  monkeypatch.setattr(kept_programs, "_write", lambda path, _: written.append(path))
+
+  @of_sizes.of_sizes(size=0, static=1)
+  def powers(x, steps):
+    time.sleep(0.1)                                 # who does not wait begins here
+    return functools.reduce(lambda power, _: x @ power, range(steps), x)
+
+  def work():
+    together.wait()
+    np.testing.assert_array_equal(powers(np.eye(3, dtype=np.float32), 20), np.eye(3))
+
+  with ThreadPoolExecutor(2) as threads:
+    [each.result() for each in [threads.submit(work) for _ in range(2)]]
+  assert len(written) == 1
 
 
 def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monkeypatch):

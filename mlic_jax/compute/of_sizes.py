@@ -59,7 +59,24 @@ class OfSizes:
     def function(*args):
       return self._function(*args)
     function.__name__ = function.__qualname__ = self.__name__
-    return kept(function, f"{self.__module__}.{self.__name__}", self._describe(module), static_argnums=self._static)
+    function = kept(function, f"{self.__module__}.{self.__name__}", self._describe(module), static_argnums=self._static)
+    return _OneAtFirst(function, self._static)
+
+
+class _OneAtFirst:
+  """A function that compiles when it is called first: of threads that come then, one compiles, and the others wait."""
+
+  def __init__(self, function: Callable, static: tuple[int, ...]):
+    self._function, self._static, self._met, self._lock = function, static, set(), threading.Lock()
+
+  def __call__(self, *args):
+    static = tuple(args[place] for place in self._static)
+    if static in self._met:
+      return self._function(*args)
+    with self._lock:
+      result = self._function(*args)
+    self._met.add(static)
+    return result
 
 
 def of_sizes(**places: Any) -> Callable[[Callable], OfSizes]:

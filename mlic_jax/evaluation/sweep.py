@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL
 
+from mlic_jax.coding.ahead import decoder_compiled_beside
 from mlic_jax.evaluation import measure
 from mlic_jax.evaluation.baselines import Baseline
 from mlic_jax.evaluation.image_set import ImageSet
@@ -70,7 +71,7 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
 
   def submit(name, image, missing):
     if not estimated and not codec.has_compiled(*image.shape[:2]):
-      with compiling(codec, *image.shape[:2]):
+      with compiling(codec, *image.shape[:2]), decoder_compiled_beside(codec, *image.shape[:2]):
         first = measure.code(codec.of_one_step() if refines(codec) else codec, name, image, qualities[0])
       journal.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],
                                   "encode_s": first.encode_s, "decode_s": first.decode_s})
