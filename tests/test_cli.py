@@ -9,6 +9,8 @@ from PIL import Image, ImageCms
 
 from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream
+from mlic_jax.coding.codec import Codec
+from mlic_jax.compute import waiting
 from mlic_jax.data.images import load_image, load_picture, save_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -71,7 +73,10 @@ def test_info_says_what_a_file_holds(folder, capsys):
     ("decode {f}/photo.mlic {o}.png --ckpt {f}/nowhere", "no such directory"),
     ("info {f}/cut.mlic", "cut short"),
 ])
-def test_a_user_error_is_one_line_and_status_2_and_leaves_no_file(arguments, message, folder, tiny_checkpoint, capsys):
+def test_a_user_error_is_one_line_and_status_2_and_leaves_no_file(arguments, message, folder, tiny_checkpoint, capsys,
+                                                                  monkeypatch):
+  monkeypatch.setattr(Codec, "has_compiled", lambda *_: False)
+  monkeypatch.setattr(waiting, "_read", dict)   # that compilers would be waited for is not said
   before = sorted(folder.rglob("*"))
   arguments = arguments.format(f=folder, c=tiny_checkpoint, o=folder / "out_of_error")
   assert run(*arguments.split()) == 2
@@ -80,13 +85,17 @@ def test_a_user_error_is_one_line_and_status_2_and_leaves_no_file(arguments, mes
   assert sorted(folder.rglob("*")) == before
 
 
-def test_a_file_of_another_checkpoint_is_refused_with_both_fingerprints(folder, tiny_checkpoint, tmp_path, capsys):
+def test_a_file_of_another_checkpoint_is_refused_with_both_fingerprints(folder, tiny_checkpoint, tmp_path, capsys,
+                                                                        monkeypatch):
+  monkeypatch.setattr(Codec, "has_compiled", lambda *_: False)
+  monkeypatch.setattr(waiting, "_read", dict)
   from mlic_jax.coding.model_directory import load_model, save_model
   model = load_model(tiny_checkpoint)
   params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] + 1e-6)
   save_model(tmp_path / "other", model.config, {"params": params})
   assert run("decode", folder / "photo.mlic", tmp_path / "out.png", "--ckpt", tmp_path / "other") == 2
   err = capsys.readouterr().err
+  assert err.count("\n") == 1
   assert model.fingerprint.hex() in err and load_model(tmp_path / "other").fingerprint.hex() in err
   assert not (tmp_path / "out.png").exists()
 

@@ -1,5 +1,6 @@
 """decode: .mlic files to pictures."""
 import argparse
+import contextlib
 import functools
 import time
 from pathlib import Path
@@ -38,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     blob, content = read_mlic(source, pixels_max, args.partial)
     codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
     start = time.perf_counter()
-    with first_picture(codec, content.height, content.width):
+    refused = codec.fingerprint != content.fingerprint   # by decode, before anything compiles
+    with contextlib.nullcontext() if refused else first_picture(codec, content.height, content.width):
       image = codec.decode(blob, args.slices, args.partial, pixels_max)
     seconds = time.perf_counter() - start
     if content.icc_profile is not None and output.suffix.lower() == ".bmp":

@@ -69,12 +69,15 @@ def run(args: argparse.Namespace) -> int:
       complain(f"{source}: left out: {other_colour}; of colour a .mlic file carries an ICC profile of RGB alone")
     options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk,
                    portable=not args.no_portable)
+    codec = codecs()[0]
+    if not target:
+      codec.choose_quality(args.quality)  # before it is said that something compiles
     start = time.perf_counter()
-    with first_picture(codecs()[0], *image.shape[:2]):
+    with first_picture(codec, *image.shape[:2]):
       if target:
         blob, note = _encode_to_target(codecs(), image, args, options)
       else:
-        blob, note = codecs()[0].encode(image, args.quality, **options), ""
+        blob, note = codec.encode(image, args.quality, **options), ""
     seconds = time.perf_counter() - start
     write(output, blob)
     height, width = image.shape[:2]
