@@ -21,6 +21,8 @@ from standin_codec import StandIn
 from test_platforms import small_config  # noqa: F401  a fixture
 
 from mlic_jax.coding import compiled
+from mlic_jax.coding.ahead import decoder_compiled_beside
+from mlic_jax.coding.codec import Codec
 from mlic_jax.compute import kept_programs, of_sizes, program_start
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import parts
@@ -240,6 +242,47 @@ def test_of_threads_that_want_a_program_one_compiles_it_and_the_others_wait(fold
   with ThreadPoolExecutor(2) as threads:
     [each.result() for each in [threads.submit(work) for _ in range(2)]]
   assert len(written) == 1
+
+
+def test_a_decoder_is_compiled_in_a_thread_and_not_again(folder, tiny_checkpoint, photograph, monkeypatch):
+  codec, image, traced, here = Codec.load(tiny_checkpoint), photograph[:64, :64], [], threading.get_ident()
+  functions = {name: getattr(compiled, name) for name in ("start", "nonanchors", "advance", "finish")}
+
+  def noted(name, function):
+    def call(*args):
+      traced.append((name, threading.get_ident() == here))
+      return function(*args)
+    return call
+
+  def as_in_a_new_process():
+    for function in vars(compiled).values():
+      if isinstance(function, of_sizes.OfSizes):
+        monkeypatch.setattr(function, "_kept", collections.OrderedDict())
+
+  for name, function in functions.items():
+    monkeypatch.setattr(function, "_function", noted(name, function._function))
+  as_in_a_new_process()
+  with decoder_compiled_beside(codec, 64, 64):
+    pass
+  assert traced == [(name, False) for name in functions]
+  blob, picture = codec.encode_with_reconstruction(image, 2)
+  np.testing.assert_array_equal(codec.decode(blob), picture)
+  as_in_a_new_process()
+  with decoder_compiled_beside(codec, 64, 64):          # which has nothing to do
+    np.testing.assert_array_equal(codec.decode(blob), picture)
+  assert len(traced) == 4
+
+
+def test_what_fails_in_that_thread_is_said_of_the_picture():
+  class Failing:
+    @property
+    def config(self):
+      raise MemoryError("for the decoder")
+
+  with pytest.raises(MemoryError, match="for the picture"), decoder_compiled_beside(Failing(), 64, 64):
+    raise MemoryError("for the picture")
+  with decoder_compiled_beside(Failing(), 64, 64):      # that alone stops nothing
+    pass
 
 
 def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monkeypatch):

@@ -14,7 +14,6 @@ from PIL import Image
 from test_measure import photographs
 
 from mlic_jax.coding import compiled
-from mlic_jax.coding.ahead import decoder_compiled_beside
 from mlic_jax.coding.codec import Codec
 from mlic_jax.compute import of_sizes
 from mlic_jax.evaluation import measure, sweep
@@ -75,38 +74,6 @@ def test_what_another_thread_is_using_is_not_taken_from_it(monkeypatch):
   [each.start() for each in threads]
   [each.join() for each in threads]
   assert not wrong
-
-
-def test_what_decodes_is_compiled_in_another_thread_and_not_again(tiny_checkpoint, photograph, monkeypatch):
-  codec, traced = Codec.load(tiny_checkpoint), []
-  here = threading.get_ident()
-
-  def noted(function):
-    def call(*args):
-      traced.append((function.__name__, threading.get_ident() == here))
-      return function(*args)
-    return call
-
-  for name in ("start", "nonanchors", "advance", "finish"):
-    monkeypatch.setattr(getattr(compiled, name), "_function", noted(getattr(compiled, name)._function))
-    monkeypatch.setattr(getattr(compiled, name), "_kept", collections.OrderedDict())
-  image = photograph[:64, :64]
-  with decoder_compiled_beside(codec, 64, 64):
-    pass
-  assert traced == [("start", False), ("nonanchors", False), ("advance", False), ("finish", False)]
-  codec.decode(codec.encode(image, 2))
-  assert len(traced) == 4
-
-
-def test_what_fails_beside_is_said_of_the_picture():
-  class Failing(FakeCodec):
-    def _walk(self, *_):
-      raise MemoryError("no memory for the passes")
-
-  with pytest.raises(MemoryError, match="for the picture"), decoder_compiled_beside(Failing(), 64, 64):
-    raise MemoryError("no memory for the picture")
-  with decoder_compiled_beside(Failing(), 64, 64):       # that alone stops nothing
-    pass
 
 
 def test_a_codec_holds_what_is_compiled_for_a_few_sizes_however_many_come(tiny_checkpoint, photograph, monkeypatch):

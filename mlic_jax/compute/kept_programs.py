@@ -65,29 +65,51 @@ class _Kept:
                folder: str):
     def of_its_own(*args):
       return function(*args)
-    # Another name, so that jax's cache does not have it from a process that keeps no programs: see _find.
+    # Another name, so that jax's cache does not have it from a process that keeps no programs: see _compiled.
     of_its_own.__name__ = of_its_own.__qualname__ = f"kept_{name.rpartition('.')[2]}"
     self._jitted, self._described, self._options = jit(of_its_own, **options), (name, described), options
     self._folder, self._static, self._programs = folder, options.get("static_argnums", ()), {}
 
   def __call__(self, *args):
-    dynamic = [each for place, each in enumerate(args) if place not in self._static]
-    leaves, tree = jax.tree.flatten(dynamic)
+    dynamic, leaves, signature = self._taken_apart(args)
     if any(isinstance(each, jax.core.Tracer) for each in leaves):   # a part of another program
       return self._jitted(*args)
-    shapes = tuple((np.shape(each), getattr(each, "dtype", type(each))) for each in leaves)
-    signature = tree, shapes, tuple(args[place] for place in self._static)
     program = self._programs.get(signature)
     if program is None:
-      program = self._programs[signature] = self._find(args, signature)
+      program, _ = self._find(args, signature)
     return program(*dynamic)
 
-  def _find(self, args: tuple, signature: tuple) -> Callable:
+  def prepare(self, *args) -> Any:
+    """Has the program for such arguments, before there are any: jax.ShapeDtypeStruct stands for an array.
+
+    Returns:
+      What the function makes of them, in shapes; None when the program was there already, here or on disk.
+    """
+    *_, signature = self._taken_apart(args)
+    if signature in self._programs:
+      return None
+    _, lowered = self._find(args, signature)
+    return lowered and jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), lowered.out_info)
+
+  def _taken_apart(self, args: tuple) -> tuple[list, list, tuple]:
+    """The arguments that are not static, their arrays, and what a program is known by."""
+    dynamic = [each for place, each in enumerate(args) if place not in self._static]
+    leaves, tree = jax.tree.flatten(dynamic)
+    shapes = tuple((np.shape(each), getattr(each, "dtype", type(each))) for each in leaves)
+    return dynamic, leaves, (tree, shapes, tuple(args[place] for place in self._static))
+
+  def _find(self, args: tuple, signature: tuple) -> tuple[Callable, jax.stages.Lowered | None]:
+    """The program, which is there from now on, and what it was compiled from unless it was on disk."""
     link = self._path(self._described, self._options, signature, _surroundings(), program_start.code)
-    if link and (program := _read(link)):
-      return program
-    with _uncollected():
-      lowered = self._jitted.lower(*args)
+    program, lowered = _read(link) if link else None, None
+    if program is None:
+      with _uncollected():
+        lowered = self._jitted.lower(*args)
+      program = self._compiled(lowered, signature, link)
+    self._programs[signature] = program
+    return program, lowered
+
+  def _compiled(self, lowered: jax.stages.Lowered, signature: tuple, link: str | None) -> Callable:
     if link is None:
       return lowered.compile()
     file = self._path(self._options, signature, lowered.out_tree, _used(lowered), lowered.as_text(), _surroundings())

@@ -38,6 +38,13 @@ class OfSizes:
     self._kept, self._lock = collections.OrderedDict(), threading.Lock()
 
   def __call__(self, *args):
+    return self._for(args)(*args)
+
+  def prepare(self, *args) -> Any:
+    """Compiles for such arguments, where programs are kept on disk; as kept_programs.py has it, None elsewhere."""
+    return self._for(args).prepare(*args)
+
+  def _for(self, args: tuple) -> "_OneAtFirst":
     of_size = args[self._size]
     shape = np.shape(of_size[0] if isinstance(of_size, tuple) else of_size)
     key = shape, None if self._module is None else args[self._module]
@@ -48,13 +55,13 @@ class OfSizes:
     if dropped:
       dropped.clear()  # which frees them, unless a thread is inside
       _give_back()
-    return compiled(*args)
+    return compiled
 
   def is_kept(self, shape: tuple[int, ...], module=None) -> bool:
     """Whether it was called for that size lately."""
     return (shape, module) in self._kept
 
-  def _new(self, module: Any) -> Callable:
+  def _new(self, module: Any) -> "_OneAtFirst":
     """A function object of its own: jax holds what it compiles for as long as that."""
     def function(*args):
       return self._function(*args)
@@ -77,6 +84,10 @@ class _OneAtFirst:
       result = self._function(*args)
     self._met.add(static)
     return result
+
+  def prepare(self, *args) -> Any:
+    with self._lock:
+      return self._function.prepare(*args) if hasattr(self._function, "prepare") else None
 
 
 def of_sizes(**places: Any) -> Callable[[Callable], OfSizes]:
