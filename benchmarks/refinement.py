@@ -138,7 +138,7 @@ def cost(args: argparse.Namespace) -> float:
   image, codec = smooth_noise(args.crop, args.crop), fresh_codec(args.config).refining(1, 0.01)
   quality = codec.choose_quality(None)
   latents, gradient = codec.plain.latents(image, quality), codec.gradient_of_latents(image, quality)
-  state, compiled = [((latents.y, latents.z), refinement.first_moments((latents.y, latents.z)))], refinement._step._kept
+  state = [((latents.y, latents.z), refinement.first_moments((latents.y, latents.z)))]
 
   def refining():
     state[0] = refinement._step(*state[0], gradient, jax.random.key(0), 0.5, 1e-2, Schedule.relaxation)
@@ -156,10 +156,10 @@ def cost(args: argparse.Namespace) -> float:
   for _ in range(args.repeats):
     for run, of_run in seconds.items():
       of_run.append(timed(run))
-  pixels, steps = args.crop**2, sum(each._cache_size() for each in compiled.values())
+  pixels = args.crop**2
   of_training, of_refining = statistics.median(seconds[step]), statistics.median(seconds[refining])
   ratio = of_refining / pixels / (of_training / (args.batch * pixels))
-  print(f"a step of refining: {of_refining:.3f} s, {of_refining / pixels * 1e6:.2f} us a pixel, {steps} compiled; of "
+  print(f"a step of refining: {of_refining:.3f} s, {of_refining / pixels * 1e6:.2f} us a pixel; of "
         f"training: {of_training:.3f} s, {of_training / args.batch / pixels * 1e6:.2f} us a pixel; ratio {ratio:.2f}")
   return ratio
 
