@@ -34,7 +34,7 @@ test-latest:  ## the suite on the newest releases of everything, coding by numba
 test-tpu:  ## real programs through the compiler for TPUs, without a TPU; Linux on x86-64
 	test -x $(TPU) || $(PYTHON) -m venv .venv-tpu
 	$(TPU) $(PIP) --upgrade --upgrade-strategy eager -r requirements-tpu.txt
-	JAX_PLATFORMS=cpu $(TPU) -m pytest -q -rs -m tpu --durations=0 tests/test_tpu_compiler.py
+	JAX_PLATFORMS=cpu $(TPU) -m pytest -q -rs -m tpu --durations=0 tests/runtime/test_tpu_compiler.py
 
 docs: .venv/.dev  ## the reference, from the docstrings: out/reference/index.html
 	$(RUN) docs/reference.py out/reference

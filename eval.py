@@ -3,7 +3,7 @@
 python eval.py --help lists the arguments; the program is mlic_jax/commands/evaluate.py."""
 import sys
 
-from mlic_jax.commands import programs
+from mlic_jax.commands import entry_points
 
 if __name__ == "__main__":
-  sys.exit(programs.run("mlic_jax.commands.evaluate", "eval.py"))
+  sys.exit(entry_points.run("mlic_jax.commands.evaluate", "eval.py"))

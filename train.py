@@ -5,7 +5,7 @@
 mlic_jax/commands/train.py has the command line, mlic_jax/training/loop.py the program."""
 import sys
 
-from mlic_jax.commands import programs
+from mlic_jax.commands import entry_points
 
 if __name__ == "__main__":
-  sys.exit(programs.run("mlic_jax.commands.train", "train.py"))
+  sys.exit(entry_points.run("mlic_jax.commands.train", "train.py"))

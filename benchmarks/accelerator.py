@@ -2,9 +2,9 @@
 
     python benchmarks/accelerator.py --json RESULT.json [--minutes 8] [--only parity across training codec]
 
-* parity: the authors' recorded arrays (tests/data/golden), in the precision that the device chooses and in full.
+* parity: the authors' recorded arrays (tests/fixtures/golden), in the precision that the device chooses and in full.
 * across: what --ckpt codes on CPU is decoded on the device, and the other way round: symbols, rows of the coding table,
-  levels of the picture, and how much of the distance that portable files keep is used (benchmarks/portability.py).
+  levels of the picture, and how much of the distance that portable files keep is used (benchmarks/cross_platform.py).
 * training: steps a second and share of the peak, of nano and of MLIC++, in float32 and with transforms in bfloat16; the
   batch doubles until the memory or the time is full.
 * codec: seconds of the networks for a picture, as encoder and as decoder.
@@ -28,29 +28,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import config_fields  # noqa: F401 (before configs)
-import golden_fill
+import cross_platform
 import jax
 import jax.numpy as jnp
 import numpy as np
-import portability
+from helpers import golden_fill
 
 from configs import mlic_plus_plus, nano
-from mlic_jax.coding import compiled, portable
+from mlic_jax.atomic_io import write_whole
+from mlic_jax.coding import jit_functions, portable_cdf
+from mlic_jax.coding.cdf_tables import build_table
+from mlic_jax.coding.checkpoint_io import Model, load_model
 from mlic_jax.coding.codec import Codec
-from mlic_jax.coding.model_directory import Model, load_model
-from mlic_jax.coding.tables import build_table
 from mlic_jax.config import CodecConfig
-from mlic_jax.files import write_whole
-from mlic_jax.interop.official import from_state_dict
-from mlic_jax.model.describe import describe
+from mlic_jax.interop.reference_weights import from_state_dict
+from mlic_jax.model.complexity import describe
 from mlic_jax.model.mlic import build
-from mlic_jax.training import on_devices
+from mlic_jax.training import pmap_programs
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import COMPILE_QUICKLY, create_state
+from tools import config_fields  # noqa: F401 (before configs)
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "data" / "golden"
+GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 PARTS = ("parity", "across", "training", "codec")
 # Dense bfloat16 products and sums a second, by the makers' data sheets; longer names first.
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
@@ -110,20 +110,20 @@ def across(args: argparse.Namespace) -> dict[str, Any]:
     found, levels = [], []
     for image in images:
       with jax.default_device(places[writer]):
-        recorded = portability.record_picture(codecs[writer], image, None)
+        recorded = cross_platform.record_picture(codecs[writer], image, None)
         blob, own = codecs[writer].encode_with_reconstruction(image) if has_coder else (None, None)
       with jax.default_device(places[reader]):
-        found.append(portability.compare_picture(codecs[reader], recorded, batch=1))
+        found.append(cross_platform.compare_picture(codecs[reader], recorded, batch=1))
         if has_coder:
           levels.append(int(np.abs(codecs[reader].decode(blob).astype(int) - own).max()))
-    summary = dict(portability.of_pictures(found), pictures=len(images),
+    summary = dict(cross_platform.of_pictures(found), pictures=len(images),
                    share_of_kept_distance=float(max(each["share"].max() for each in found)),
                    largest_difference_of_places=float(max(each["off"].max() for each in found)),
                    files_decoded=len(levels), levels_off_in_files=max(levels, default=None))
     results[f"{writer} to {reader}"] = summary
     say(f"{writer} to {reader}: {summary['portable_decode']} of {len(images)} pictures decode, "
         f"{summary['share_of_kept_distance']:.1%} of the distance, {len(levels)} files")
-  epsilon = 2.0**-portable.epsilon_exponent(codecs["cpu"].config)
+  epsilon = 2.0**-portable_cdf.epsilon_exponent(codecs["cpu"].config)
   return dict(results, epsilon=epsilon, checkpoint=args.ckpt.name)
 
 
@@ -164,7 +164,7 @@ def training(args: argparse.Namespace, left: Callable[[], float]) -> list[dict[s
 def timed_steps(config, count: int) -> dict[str, Any]:
   """Steps a second, of the program that train.py runs, on one device."""
   codec, devices = CodecConfig.from_dict(dict(config.model)), jax.devices()[:1]
-  step, (_, x, *others) = on_devices.training_program(config, codec, devices)
+  step, (_, x, *others) = pmap_programs.training_program(config, codec, devices)
   state = create_state(config, build(codec), make_optimizer(config))
   state = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], state)
   batch = np.random.default_rng(0).integers(0, 256, x.shape, np.uint8)
@@ -216,8 +216,8 @@ def codec_times(args: argparse.Namespace, left: Callable[[], float]) -> list[dic
       latents = codec.latents(image, quality)
 
       def push(k, anchors, places, prior, y=latents.y, symbols=symbols):
-        symbols.append(np.asarray(compiled.symbols(y, k, prior.mean, anchors)))
-        portable.choose_rows(places, prior.mean, portable.here(codec.config))
+        symbols.append(np.asarray(jit_functions.symbols(y, k, prior.mean, anchors)))
+        portable_cdf.choose_rows(places, prior.mean, portable_cdf.here(codec.config))
         return symbols[-1]
 
       z_symbols = codec._z_symbols(latents)
@@ -255,7 +255,7 @@ def say(line: str) -> None:
 def main(argv: list[str] | None = None) -> None:
   args, began = parse(argv), time.monotonic()
   left = lambda: 60 * args.minutes - (time.monotonic() - began)
-  results = dict(portability.conditions(), small=args.small, peak_flops=peak_flops())
+  results = dict(cross_platform.conditions(), small=args.small, peak_flops=peak_flops())
   say(f"{results['device']}, jax {results['jax']}")
   run = dict(parity=lambda: parity(args), across=lambda: across(args), codec=lambda: codec_times(args, left),
              training=lambda: training(args, left))

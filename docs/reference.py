@@ -1,6 +1,6 @@
 """The reference, from the docstrings: python docs/reference.py OUT. A warning of pdoc is an error.
 
-Its contents are the floors of the package, as docs/design.md has them.
+Its contents are the import layers of the package, as docs/design.md has them.
 """
 import pkgutil
 import re
@@ -18,10 +18,10 @@ import mlic_jax.coding
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def floors() -> str:
-  """The table under "The floors" of docs/design.md, with the names of modules that pdoc makes links of."""
-  text = (ROOT / "docs" / "design.md").read_text().split("## The floors\n", 1)[1].split("\n## ", 1)[0]
-  table = text[text.index("| floor"):]
+def layers() -> str:
+  """The table under "Import layers" of docs/design.md, with the names of modules that pdoc makes links of."""
+  text = (ROOT / "docs" / "design.md").read_text().split("## Import layers\n", 1)[1].split("\n## ", 1)[0]
+  table = text[text.index("| layer"):]
   return re.sub(r"`(\w+)(?:\.py|/)`", r"`mlic_jax.\1`", table).replace("`mlic_jax.__main__`", "`mlic-jax`")
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     setattr(mlic_jax, name, getattr(mlic_jax, name))
   mlic_jax.__all__ += modules(mlic_jax, but="__main__")
   mlic_jax.coding.__all__ = modules(mlic_jax.coding, but="rangecoder_tfc")  # which cannot be imported everywhere
-  mlic_jax.__doc__ += "\n## The floors\nA floor imports those below it only.\n\n" + floors()
+  mlic_jax.__doc__ += "\n## Import layers\nA layer imports only layers below it.\n\n" + layers()
   pdoc.render.configure(docformat="markdown", show_source=False)
   pdoc.pdoc("mlic_jax", output_directory=Path(sys.argv[1]))
 

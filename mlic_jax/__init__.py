@@ -18,8 +18,8 @@ _PUBLIC = {
     "CodecConfig": "mlic_jax.config",
     "build": "mlic_jax.model.mlic",
     "entropy_model": "mlic_jax.model",
-    "load_image": "mlic_jax.data.images",
-    "load_model": "mlic_jax.coding.model_directory",
+    "load_image": "mlic_jax.data.image_io",
+    "load_model": "mlic_jax.coding.checkpoint_io",
 }
 __all__ = sorted(_PUBLIC)
 

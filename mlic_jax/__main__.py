@@ -11,9 +11,9 @@ import importlib
 import sys
 
 import mlic_jax
-from mlic_jax.commands.outcome import outcome
-from mlic_jax.compute import program_start
+from mlic_jax.commands.exit_codes import outcome
 from mlic_jax.console import printable
+from mlic_jax.runtime import startup
 
 COMMANDS = ("encode", "decode", "info", "describe", "compile", "convert", "shrink", "ablate")
 
@@ -48,5 +48,5 @@ def run(argv: list[str] | None, program: str) -> int | None:
 
 
 if __name__ == "__main__":
-  program_start.begin()
+  startup.begin()
   sys.exit(main())

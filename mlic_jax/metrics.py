@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax.compute.of_sizes import OfSizes
+from mlic_jax.runtime.shape_cache import ShapeCache
 
 # Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment", Asilomar 2003
 SCALE_WEIGHTS = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333], np.float32)
@@ -87,7 +87,7 @@ def ms_ssim(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.mean(jnp.prod(powers, axis=-1), axis=-1)
 
 
-_ms_ssim_of_sizes = OfSizes(ms_ssim, size=0)
+_ms_ssim_of_sizes = ShapeCache(ms_ssim, size=0)
 
 
 def _ssim_maps(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -33,7 +33,8 @@ TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_wi
                    num_rates=3)
 
 # Begun first where several processes share the work: the longest by far, and no other should wait for it at the end.
-LONG = ("test_pod.py", "test_training.py", "test_resume.py", "test_model.py", "test_research.py", "test_slices.py")
+LONG = ("test_multiprocess.py", "test_loop.py", "test_resume.py", "test_mlic.py", "test_entropy_model.py",
+        "test_slices.py")
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements"
 
@@ -144,7 +145,7 @@ def random_variables(config: CodecConfig, seed: int = 0) -> dict:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
   """The directory of a tiny variable-rate model with three rates."""
-  from mlic_jax.coding.model_directory import save_model
+  from mlic_jax.coding.checkpoint_io import save_model
   path = tmp_path_factory.mktemp("checkpoints") / "tiny"
   save_model(path, TINY, random_variables(TINY), training={"steps": 300})
   return path

@@ -13,7 +13,7 @@ import pytest
 from configs.mlic_plus_plus import LAMBDAS
 from mlic_jax.config import VARIANTS, CodecConfig
 from mlic_jax.model import contexts
-from mlic_jax.training.configuration import check_fields
+from mlic_jax.training.config_schema import check_fields
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.py"))
@@ -95,7 +95,7 @@ def test_every_row_of_the_ablation_of_mlic_v2_adds_one_setting_to_the_row_above_
 
 
 def test_the_second_phase_of_mlic_v2_trains_a_map_and_nothing_else_of_the_same_codec():
-  first, second = config_of("configs/mlic_v2.py", "mse:1"), config_of("configs/mlic_v2_map.py", "mse:1")
+  first, second = config_of("configs/mlic_v2.py", "mse:1"), config_of("configs/mlic_v2_selection.py", "mse:1")
   assert second.trained == "map" and second.lmbda == first.lmbda
   del second.model.options["selection_widths"]
   assert check_fields(first) == CodecConfig.from_dict(second.model.to_dict())

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from mlic_jax.metrics import (
-    MS_SSIM_DB_MAX,
-    MS_SSIM_MIN_SIDE,
-    PSNR_MAX,
-    ms_ssim,
-    ms_ssim_8bit,
-    ms_ssim_db,
-    mse,
-    psnr,
-    psnr_of_mse,
+  MS_SSIM_DB_MAX,
+  MS_SSIM_MIN_SIDE,
+  PSNR_MAX,
+  ms_ssim,
+  ms_ssim_8bit,
+  ms_ssim_db,
+  mse,
+  psnr,
+  psnr_of_mse,
 )
 
 rng = np.random.default_rng(0)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from mlic_jax import __version__, evaluation
-from mlic_jax.commands import programs
-from mlic_jax.compute import program_start
-from mlic_jax.data.images import load_image, save_image
+from mlic_jax.commands import entry_points
+from mlic_jax.data.image_io import load_image, save_image
 from mlic_jax.errors import ConfigError
-from mlic_jax.training import packaged
-from mlic_jax.training.configuration import load_config
+from mlic_jax.runtime import startup
+from mlic_jax.training import config_registry
+from mlic_jax.training.config_schema import load_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def test_configurations_that_come_along_are_found_by_name_from_anywhere(tmp_path
 
 def test_every_configuration_of_the_repository_comes_along():
   files = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.py"))
-  assert [f"{name}.py" for name in packaged.names()] == files
+  assert [f"{name}.py" for name in config_registry.names()] == files
 
 
 def test_an_extra_that_is_missing_is_one_line_that_names_it(monkeypatch, capsys):
@@ -45,8 +45,8 @@ def test_an_extra_that_is_missing_is_one_line_that_names_it(monkeypatch, capsys)
   monkeypatch.delitem(sys.modules, "mlic_jax.evaluation.plots", raising=False)
   monkeypatch.delattr(evaluation, "plots", raising=False)  # where another test has imported it
   monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-  monkeypatch.setattr(program_start, "begin", lambda: None)
-  assert programs.evaluate() == 2
+  monkeypatch.setattr(startup, "begin", lambda: None)
+  assert entry_points.evaluate() == 2
   assert capsys.readouterr().err == ("mlic-jax-eval: matplotlib is not installed; it comes with "
                                      "pip install 'mlic_jax[eval]'\n")
 
@@ -83,14 +83,14 @@ def test_a_wheel_holds_what_the_programs_read(installed):
   names = zipfile.ZipFile(installed.wheel).namelist()
   data = [path for folder in ("published", "report") for path in (ROOT / "mlic_jax/evaluation" / folder).iterdir()]
   assert {path.relative_to(ROOT).as_posix() for path in data} <= set(names)
-  assert {f"mlic_jax/packaged/configs/{name}.py" for name in packaged.names()} <= set(names)
+  assert {f"mlic_jax/packaged/configs/{name}.py" for name in config_registry.names()} <= set(names)
   modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mlic_jax").rglob("*.py")}
   assert modules <= set(names) and not any(name.startswith(("tests", "configs")) for name in names)
   assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 OWN_CONFIG = """
-from mlic_jax.training.configuration import load_config
+from mlic_jax.training.config_schema import load_config
 
 def get_config():
   c = load_config("nano")

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlic_jax.data.images import PIXELS_MAX
-from mlic_jax.model.scales import SCALE_LEVELS
+from mlic_jax.data.image_io import PIXELS_MAX
+from mlic_jax.model.scale_table import SCALE_LEVELS
 
 MAGIC = b"MLIC"
 VERSION_MIN, VERSION = 2, 4            # of what is read, and what is written

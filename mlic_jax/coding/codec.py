@@ -17,18 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from mlic_jax.coding import bitstream, compiled, portable, rangecoder, selective
+from mlic_jax.coding import bitstream, jit_functions, portable_cdf, rangecoder, skip_coding
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError
+from mlic_jax.coding.cdf_tables import z_rows
+from mlic_jax.coding.checkpoint_io import Model, load_model
 from mlic_jax.coding.latents import LatentError, Latents, QualityError, check_quality
-from mlic_jax.coding.memory import check_memory
-from mlic_jax.coding.model_directory import Model, load_model
-from mlic_jax.coding.portable import here
+from mlic_jax.coding.memory_estimate import check_memory
+from mlic_jax.coding.portable_cdf import here
 from mlic_jax.coding.rangecoder import Decoder, Encoder
-from mlic_jax.coding.tables import z_rows
-from mlic_jax.compute import compilation_cache
-from mlic_jax.data.images import AnyPicture, as_picture
-from mlic_jax.model import selection
+from mlic_jax.data.image_io import AnyPicture, as_picture
+from mlic_jax.model import selection_map
 from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.runtime import compilation_cache
 
 
 class Codec:
@@ -48,7 +48,7 @@ class Codec:
     self._module = build(model.config)
     self._variables, self._table = jax.device_put(model.variables), model.table
     self.skipped, self.skips_up_to = 0, None  # rows of it whose elements are left out, and their scale: selective.py
-    self.mapped = selection.has_map(model.config)  # elements that the model predicts as not worth it are left out, too
+    self.mapped = selection_map.has_map(model.config)  # elements that the model predicts as not worth it are left out
     self.training = model.training  # what the run was, or None
     self._side_multiple = side_multiple(model.config)
 
@@ -98,7 +98,7 @@ class Codec:
 
     One at a time, although a batch would fill an accelerator better: its floats differ in their last bits from those of
     one picture, and a file should not depend on what was coded beside it. What is compiled is kept for the padded sizes
-    that came last (compute/of_sizes.py): pictures of many sizes are best sorted by them.
+    that came last (runtime/shape_cache.py): pictures of many sizes are best sorted by them.
     """
     for image in images:
       yield self.encode(image, quality, chunked=chunked, portable=portable)
@@ -107,12 +107,12 @@ class Codec:
   def refining(self, *settings) -> "Codec":
     """The same codec, which optimises latents for each picture; RefinedCodec has the arguments. Its files decode as
     any others, and none is worse than without, by rate and distortion together."""
-    from mlic_jax.coding.refined_codec import RefinedCodec  # which needs optax
+    from mlic_jax.coding.latent_optimized_codec import RefinedCodec  # which needs optax
     return RefinedCodec(self, *settings)
 
   def skipping(self, scale: float) -> "Codec":
     """The same codec, whose files are without elements of y with a scale up to `scale`; see selective.py."""
-    return selective.skipping(self, scale)
+    return skip_coding.skipping(self, scale)
 
   def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
     """What the encoder network makes of a picture. Arguments and errors as in `encode`."""
@@ -121,7 +121,8 @@ class Codec:
     bitstream.check_size(height, width, pixels_max=2**64)
     quality = self.choose_quality(quality)
     check_memory(self.config, height, width)
-    return Latents(*compiled.analyse(self._module, self._variables, self._pad(image), quality), height, width, quality)
+    y, z = jit_functions.analyse(self._module, self._variables, self._pad(image), quality)
+    return Latents(y, z, height, width, quality)
 
   def encode_latents(self, latents: Latents, icc_profile: bytes | None = None, chunked: bool = True,
                      portable: bool = True) -> bytes:
@@ -156,8 +157,8 @@ class Codec:
     """Whether a picture of that padded size was encoded and decoded lately: then nothing is compiled for this one."""
     h, w = self._blocks(height, width)
     side, module = self._side_multiple, self._module
-    return (compiled.analyse.is_kept((1, h * side, w * side, 3), module)
-            and compiled.finish.is_kept((1, 4 * h, 4 * w, 2 * self.config.M), module))
+    return (jit_functions.analyse.is_kept((1, h * side, w * side, 3), module)
+            and jit_functions.finish.is_kept((1, 4 * h, 4 * w, 2 * self.config.M), module))
 
   def decode(self, blob: bytes, slices: int | None = None, partial: bool = False,
              pixels_max: int = bitstream.PIXELS_MAX) -> np.ndarray:
@@ -207,10 +208,10 @@ class Codec:
     z_symbols = self._z_symbols(latents)
 
     def count(k, anchors, places, prior):
-      symbols, scale = compiled.symbols(latents.y, k, prior.mean, anchors), prior.scale
+      symbols, scale = jit_functions.symbols(latents.y, k, prior.mean, anchors), prior.scale
       if self.skipped or self.mapped:
-        chosen = selective.choose(places, prior, here(self.config), self.skipped, self.mapped)
-        symbols, scale = selective.leave_out(symbols, scale, chosen)
+        chosen = skip_coding.choose(places, prior, here(self.config), self.skipped, self.mapped)
+        symbols, scale = skip_coding.leave_out(symbols, scale, chosen)
       passes.append((symbols, scale))
       return np.asarray(symbols)
 
@@ -219,9 +220,10 @@ class Codec:
 
   def _bits(self, z_symbols: np.ndarray, passes: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:
     """Bits of y and of z, from the symbols and the scales of all passes."""
-    of_passes = [np.asarray(compiled.y_bits(*each, i % 2 == 0))[0] for i, each in enumerate(passes)]
+    of_passes = [np.asarray(jit_functions.y_bits(*each, i % 2 == 0))[0] for i, each in enumerate(passes)]
     slices = [anchors + others for anchors, others in zip(of_passes[::2], of_passes[1::2])]
-    return np.concatenate(slices, axis=-1), np.asarray(compiled.z_bits(self._module, self._variables, z_symbols))[0]
+    z_bits = jit_functions.z_bits(self._module, self._variables, z_symbols)
+    return np.concatenate(slices, axis=-1), np.asarray(z_bits)[0]
 
   def _z_symbols(self, latents: Latents) -> np.ndarray:
     """The symbols of z. LatentError unless the latents are finite, and of this codec."""
@@ -230,7 +232,7 @@ class Codec:
     if (came := (latents.y.shape, latents.z.shape)) != wanted:
       raise LatentError(f"{self.name}: y and z of a picture of {latents.height}x{latents.width} are {wanted}; "
                         f"{came} came")
-    z_symbols, finite = compiled.round_z(self._module, self._variables, latents.y, latents.z)
+    z_symbols, finite = jit_functions.round_z(self._module, self._variables, latents.y, latents.z)
     if not finite:
       raise LatentError(f"{self.name}: the latents of the picture are not finite, it cannot be coded")
     return np.asarray(z_symbols)
@@ -246,9 +248,9 @@ class Codec:
     def push(k, anchors, places, prior):
       if chunked and anchors:
         encoders.append(Encoder(self._table, self.coder))
-      chosen = selective.choose(places, prior, origin, self.skipped, self.mapped)
-      symbols = np.asarray(compiled.symbols(y, k, prior.mean, anchors))
-      symbols, scale = selective.leave_out(symbols, prior.scale, chosen)
+      chosen = skip_coding.choose(places, prior, origin, self.skipped, self.mapped)
+      symbols = np.asarray(jit_functions.symbols(y, k, prior.mean, anchors))
+      symbols, scale = skip_coding.leave_out(symbols, prior.scale, chosen)
       if passes is not None:
         passes.append((symbols, scale))
       if origin is not None:
@@ -256,7 +258,7 @@ class Codec:
         if not anchors:
           checksums.append(bitstream.symbol_checksum(*of_slice))
           of_slice.clear()
-      selective.encode(encoders[-1], symbols, chosen)
+      skip_coding.encode(encoders[-1], symbols, chosen)
       return symbols
 
     last_pass = self._walk(z_symbols, push)
@@ -274,7 +276,7 @@ class Codec:
     if content.num_slices != self.config.num_slices:
       raise BitstreamError(f"the file is damaged: it has {content.num_slices} slices; "
                            f"{self.name} has {self.config.num_slices}")
-    if content.mapped and not selection.has_map(self.config):
+    if content.mapped and not selection_map.has_map(self.config):
       raise BitstreamError(f"the file is damaged: it goes by a map of coded elements, which {self.name} does not have")
     try:
       quality = self._check_quality(content.quality)
@@ -290,12 +292,12 @@ class Codec:
       if k >= slices:
         return np.zeros(places.shape, np.int32)
       decoder = decoders[0 if content.single_chunk else 1 + k]
-      symbols = selective.decode(decoder, selective.chosen_by(decoder, places, prior, content))
+      symbols = skip_coding.decode(decoder, skip_coding.chosen_by(decoder, places, prior, content))
       if content.origin is None:
         return symbols
       of_slice.append(symbols)
       if not anchors:
-        portable.check_symbols(content, k, of_slice)
+        portable_cdf.check_symbols(content, k, of_slice)
         of_slice.clear()
       return symbols
 
@@ -311,17 +313,17 @@ class Codec:
     What it returns is for `_finish`.
     """
     apply = self._module, self._variables
-    hyper, places, prior, state = compiled.start(*apply, z_symbols)
+    hyper, places, prior, state = jit_functions.start(*apply, z_symbols)
     for k in np.arange(self.config.num_slices, dtype=np.int32):
       symbols = exchange(k, True, places, prior)
-      places, prior, state = compiled.nonanchors(*apply, k, hyper, state, symbols)
+      places, prior, state = jit_functions.nonanchors(*apply, k, hyper, state, symbols)
       symbols = exchange(k, False, places, prior)
       if k < self.config.num_slices - 1:
-        places, prior, state = compiled.advance(*apply, k, hyper, state, symbols)
+        places, prior, state = jit_functions.advance(*apply, k, hyper, state, symbols)
     return k, hyper, state, symbols
 
   def _finish(self, last_pass: tuple, height: int, width: int, quality) -> np.ndarray:
-    return np.asarray(compiled.finish(self._module, self._variables, *last_pass, quality))[0, :height, :width]
+    return np.asarray(jit_functions.finish(self._module, self._variables, *last_pass, quality))[0, :height, :width]
 
   def _blocks(self, height: int, width: int) -> tuple[int, int]:
     """Height and width of z."""

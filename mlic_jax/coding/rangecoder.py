@@ -30,7 +30,8 @@ from types import ModuleType
 import numpy as np
 
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.portable import (
+from mlic_jax.coding.cdf_tables import PRECISION, CodingTable, quantize_pmf
+from mlic_jax.coding.portable_cdf import (
   BLOCK_SIZES,
   CHOICE_COUNTS,
   FIXED_SHARE,
@@ -43,7 +44,6 @@ from mlic_jax.coding.portable import (
   largest,
   num_blocks,
 )
-from mlic_jax.coding.tables import PRECISION, CodingTable, quantize_pmf
 
 LENGTHS = 29                      # of gamma codes, 0 .. 28
 DISTANCE_MAX = 2**28              # exclusive, so that sums stay within int32
@@ -95,7 +95,7 @@ class Encoder:
       self._push_gamma(cells[escaped], escape[escaped])
 
   def encode_grids(self, grids: Grids, elements: int) -> None:
-    """Appends the grids of a pass of so many elements (coding/portable.py): the size of its blocks, the share, choices.
+    """Appends the grids of a pass of so many elements (portable_cdf.py): the size of its blocks, the share, choices.
 
     The size is not written where there is but one, nor the share, SINGLE_SHARE, of a single block. SymbolError for
     choices that are none."""

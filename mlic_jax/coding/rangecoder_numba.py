@@ -14,7 +14,7 @@ the same.) All numbers are int64: the largest is size * count, 2**48.
 import numba
 import numpy as np
 
-from mlic_jax.compute import compilation_cache
+from mlic_jax.runtime import compilation_cache
 
 MASK = 2**32 - 1
 

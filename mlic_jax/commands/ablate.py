@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
   from rich.table import Table
 
   from mlic_jax.evaluation import ablation
-  from mlic_jax.training import packaged
-  files = args.configs or [name for name in packaged.names() if name.startswith("ablations/")]
+  from mlic_jax.training import config_registry
+  files = args.configs or [name for name in config_registry.names() if name.startswith("ablations/")]
   rows = ablation.ablate(files, args.data, args.steps, args.workdir, args.overrides, args.seeds, args.equal_time)
   (first, *others), *cells = ablation.table(rows)
   table = Table(first, title=ablation.budget(rows, args.steps), title_justify="left",

@@ -3,7 +3,7 @@ import argparse
 import math
 from pathlib import Path
 
-from mlic_jax.data.images import PIXELS_MAX
+from mlic_jax.data.image_io import PIXELS_MAX
 from mlic_jax.errors import ConfigError
 from mlic_jax.paths import PathError, as_path, local_path
 
@@ -91,7 +91,7 @@ def check_refine(args: argparse.Namespace) -> None:
 
 def _budget(text: str) -> str:
   """As Schedule.of reads it."""
-  from mlic_jax.coding.refinement import RefineError, Schedule
+  from mlic_jax.coding.latent_optimization import RefineError, Schedule
   try:
     Schedule.of(text)
   except RefineError as error:

@@ -12,14 +12,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """make a model directory of the authors' weights (needs PyTorch)"""
-  from mlic_jax.coding.model_directory import CheckpointError, save_model
-  from mlic_jax.interop import official
+  from mlic_jax.coding.checkpoint_io import CheckpointError, save_model
+  from mlic_jax.interop import reference_weights
   if args.ckpt.exists() and not (args.ckpt / "tables.npz").is_file():
     raise CheckpointError(f"{args.ckpt}: exists, and is no model directory that could be replaced")
-  state_dict = official.read_state_dict(args.weights)
+  state_dict = reference_weights.read_state_dict(args.weights)
   try:
-    config, variables = official.from_state_dict(state_dict)
-  except official.WeightsError as error:
-    raise official.WeightsError(f"{args.weights}: {error}") from error
+    config, variables = reference_weights.from_state_dict(state_dict)
+  except reference_weights.WeightsError as error:
+    raise reference_weights.WeightsError(f"{args.weights}: {error}") from error
   save_model(args.ckpt, config, variables)
   say(f"{args.ckpt}: N={config.N}, M={config.M}, {config.num_slices} slices, window of {config.window_size}")

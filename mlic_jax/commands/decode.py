@@ -5,13 +5,13 @@ import functools
 import time
 from pathlib import Path
 
-from mlic_jax.commands import batch
+from mlic_jax.commands import multi_file
 from mlic_jax.commands.arguments import ckpt_argument, coder_argument, path_arguments, whole
-from mlic_jax.commands.mlic_files import FirstPicture, load_codecs, read_mlic
-from mlic_jax.commands.streams import STREAM, is_a_stream, write
+from mlic_jax.commands.codec_io import FirstPicture, load_codecs, read_mlic
+from mlic_jax.commands.stdio import STREAM, is_a_stream, write
 from mlic_jax.console import complain, say
-from mlic_jax.data.folders import list_files
-from mlic_jax.data.images import check_lossless, picture_file
+from mlic_jax.data.file_listing import list_files
+from mlic_jax.data.image_io import check_lossless, picture_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """restore the pictures in .mlic files"""
-  pairs = batch.pair_up(args.paths, args.out_dir, ".png", _list_mlic)
+  pairs = multi_file.pair_up(args.paths, args.out_dir, ".png", _list_mlic)
   for _, output in pairs:
     check_lossless(_name(output))
   pixels_max = args.max_megapixels * 10**6
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     (complain if is_a_stream(pairs[0][1]) else say)(work(*pairs[0]))
     return 0
   codecs()
-  return batch.run(pairs, work, "decode", args.overwrite)
+  return multi_file.run(pairs, work, "decode", args.overwrite)
 
 
 def _name(output: Path) -> Path:
@@ -67,5 +67,5 @@ def _list_mlic(folder: Path) -> list[Path]:
   """The .mlic files in a folder and below; BatchError if there is none."""
   files = list_files(folder, lambda name: name.lower().endswith(".mlic"))
   if not files:
-    raise batch.BatchError(f"{folder}: holds no .mlic file")
+    raise multi_file.BatchError(f"{folder}: holds no .mlic file")
   return files

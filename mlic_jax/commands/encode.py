@@ -6,7 +6,7 @@ import math
 import time
 from pathlib import Path
 
-from mlic_jax.commands import batch
+from mlic_jax.commands import multi_file
 from mlic_jax.commands.arguments import (
   above_zero,
   check_refine,
@@ -17,10 +17,10 @@ from mlic_jax.commands.arguments import (
   refine_arguments,
   skip_argument,
 )
-from mlic_jax.commands.mlic_files import FirstPicture, load_codecs
-from mlic_jax.commands.streams import STREAM, is_a_stream, picture_source, refuse_another_ending, write
+from mlic_jax.commands.codec_io import FirstPicture, load_codecs
+from mlic_jax.commands.stdio import STREAM, is_a_stream, picture_source, refuse_another_ending, write
 from mlic_jax.console import complain, say
-from mlic_jax.data.images import list_images, load_picture
+from mlic_jax.data.image_io import list_images, load_picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,14 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """compress pictures"""
-  pairs = batch.pair_up(args.paths, args.out_dir, ".mlic", list_images)
+  pairs = multi_file.pair_up(args.paths, args.out_dir, ".mlic", list_images)
   for _, output in pairs:
     refuse_another_ending(output, ".mlic")
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
   if len(args.ckpt) > 1 and not target:
-    raise batch.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
+    raise multi_file.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
   check_refine(args)
-  under_way = batch.UnderWay()
+  under_way = multi_file.UnderWay()
 
   @functools.cache
   def codecs():
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
   if not target:
     codecs()[0].choose_quality(args.quality)  # which would otherwise fail with every picture
   codecs()
-  return batch.run(pairs, work, "encode", args.overwrite, under_way)
+  return multi_file.run(pairs, work, "encode", args.overwrite, under_way)
 
 
 def _encode_to_target(codecs: list, image, args: argparse.Namespace, options: dict) -> tuple[bytes, str]:

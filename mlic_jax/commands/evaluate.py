@@ -20,8 +20,9 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import mlic_jax
+from mlic_jax.atomic_io import write_whole
 from mlic_jax.coding import rangecoder
-from mlic_jax.coding.memory import check_memory
+from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.commands.arguments import (
   check_refine,
   coder_argument,
@@ -31,17 +32,27 @@ from mlic_jax.commands.arguments import (
   skip_argument,
   whole,
 )
-from mlic_jax.commands.mlic_files import FirstPicture
-from mlic_jax.commands.outcome import outcome
+from mlic_jax.commands.codec_io import FirstPicture
+from mlic_jax.commands.exit_codes import outcome
 from mlic_jax.console import complain, rich_console
-from mlic_jax.data.folders import MEASUREMENTS
-from mlic_jax.evaluation import baselines, bits, cost, image_set, plots, rd, references, report, results, sweep
-from mlic_jax.evaluation.arrivals import Arrivals, arrival_curves
-from mlic_jax.evaluation.journal import Journal
-from mlic_jax.evaluation.pictures import Pictures
-from mlic_jax.evaluation.terminal import say
+from mlic_jax.data.file_listing import MEASUREMENTS
+from mlic_jax.evaluation import (
+  baselines,
+  bd_rate,
+  bit_maps,
+  codec_cost,
+  dataset,
+  plots,
+  published_curves,
+  report,
+  results,
+  runner,
+)
+from mlic_jax.evaluation.console_tables import say
+from mlic_jax.evaluation.progressive import Arrivals, arrival_curves
+from mlic_jax.evaluation.report_images import Pictures
+from mlic_jax.evaluation.results_cache import Journal
 from mlic_jax.evaluation.workers import InThisProcess, Processes
-from mlic_jax.files import write_whole
 
 
 class UserError(ValueError):
@@ -74,10 +85,10 @@ def parse(argv: list[str] | None, program: str) -> argparse.Namespace:
                       help=f"conventional codecs: all, none, or some of {','.join(baselines.BASELINES)} "
                            f"(default: {','.join(baselines.DEFAULT)})")
   parser.add_argument("--published", metavar="DATASET[:NAMES]",
-                      help=f'published curves on {", ".join(references.DATASETS)}: the best known, or those named, as '
-                           '"kodak:MLIC++,VTM-17.0", or "kodak:all"')
+                      help=f'published curves on {", ".join(published_curves.DATASETS)}: the best known, or some, '
+                           'as in "kodak:MLIC++,VTM-17.0", or "kodak:all"')
   parser.add_argument("--anchor", help="curve that BD-rates are against (default: JPEG 4:2:0)")
-  parser.add_argument("--bd-method", choices=rd.BD_METHODS, default=rd.BD_METHOD,
+  parser.add_argument("--bd-method", choices=bd_rate.BD_METHODS, default=bd_rate.BD_METHOD,
                       help="how points are joined for BD-rates (default: pchip; cubic is what the papers use)")
   parser.add_argument("--report-images", type=whole, default=6, metavar="N",
                       help="how many images report.html shows (default: 6)")
@@ -111,7 +122,7 @@ def main(argv: list[str] | None = None, program: str = "eval.py") -> int:
 
 def evaluate(arguments: argparse.Namespace, program: str) -> None:
   """The order of events. Until everything is measured only OUT/measurements.jsonl and OUT/pictures are written."""
-  photographs = image_set.open_image_set(arguments.data, arguments.limit)
+  photographs = dataset.open_image_set(arguments.data, arguments.limit)
   conventional, missing = baselines.chosen(arguments.baselines)
   published = chosen_references(arguments.published)
   coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # that of the published results, where it is
@@ -127,7 +138,7 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
   if arguments.data and os.path.realpath(arguments.data) == os.path.realpath(out):
     raise UserError(f"--out {out} is the folder of the images; its plots would be among them the next time")
   # Meets every image that cannot be coded before the work.
-  pixels = image_set.survey(photographs, lambda image: [check_size(codec, *image.shape[:2]) for codec in codecs])
+  pixels = dataset.survey(photographs, lambda image: [check_size(codec, *image.shape[:2]) for codec in codecs])
   for line in missing:
     complain(f"{program}: {line}")
 
@@ -135,26 +146,26 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
   workers = Processes(arguments.workers) if arguments.workers else InThisProcess()
   try:
     with progress_bar() as progress:
-      measured = sweep.evaluate_baselines(
+      measured = runner.evaluate_baselines(
           conventional, photographs, journal=journal, workers=workers,
           advance=counter(progress, "baselines", photographs.size * len(conventional)),
           left_out=lambda line: complain(f"{program}: left out {line}; without a curve, which would be of other "
                                          "images"))
       shown = dict(list(pixels.items())[:arguments.report_images])
-      pictures = Pictures(out / "pictures", shown, conventional, sweep.by_image(measured), arguments.resume)
+      pictures = Pictures(out / "pictures", shown, conventional, runner.by_image(measured), arguments.resume)
       arriving = Arrivals(pixels, journal, workers) if arguments.progressive else None
       checkpoints, costs, drawn = [], [], []
       for (path, codec), each in zip(loaded, qualities):
-        key = sweep.codec_key(codec, arguments.estimate)
+        key = runner.codec_key(codec, arguments.estimate)
         lacks, seen = besides_results(codec, key, pictures, arriving)
-        entries = sweep.evaluate_codec(
+        entries = runner.evaluate_codec(
             codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
             advance=counter(progress, codec.name, photographs.size * len(each), codec), lacks=lacks, seen=seen,
-            compiling=FirstPicture("refining" if sweep.refines(codec) else "evaluating"))
+            compiling=FirstPicture("refining" if runner.refines(codec) else "evaluating"))
         if arriving:
           entries = arriving.of_entries(entries, key)
         checkpoints.append((path, entries))
-        costs.append(cost.cost(codec.name, codec.config, entries, journal.first_run(key)))
+        costs.append(codec_cost.cost(codec.name, codec.config, entries, journal.first_run(key)))
         drawn += pictures.records(entries, key)
   finally:
     workers.shutdown(cancel_futures=True)
@@ -163,8 +174,8 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
            "coder": None if arguments.estimate else coder, "skip": arguments.skip,
            "refine": arguments.refine, "device": jax.devices()[0].device_kind, "published": None}
   if published:
-    dataset = arguments.published.partition(":")[0]
-    about["published"] = {"dataset": dataset, "caution": references.caution(dataset, photographs.size)}
+    name = arguments.published.partition(":")[0]
+    about["published"] = {"dataset": name, "caution": published_curves.caution(name, photographs.size)}
   named, measured = results.families(checkpoints), results.by_name(measured)
   compared = results.of_all_images(measured, about)
   if arguments.anchor is None:
@@ -190,8 +201,8 @@ def variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_
 
 def besides_results(codec, key: str, pictures: Pictures, arriving: Arrivals | None):
   """What is made of a coded picture besides its results: `lacks` and `seen` of sweep.evaluate_codec."""
-  bits_of = functools.partial(bits.bits_map, codec)
-  beside = sweep.codec_key(codec.plain, key.endswith(" estimated")) if sweep.refines(codec) else None
+  bits_of = functools.partial(bit_maps.bits_map, codec)
+  beside = runner.codec_key(codec.plain, key.endswith(" estimated")) if runner.refines(codec) else None
 
   def lacks(name, quality):
     return pictures.lacks(key, name, quality) or (arriving is not None and arriving.lacks(key, name, quality))
@@ -242,25 +253,25 @@ def chosen_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | N
   return wanted
 
 
-def chosen_references(wanted: str | None) -> list[rd.Curve]:
+def chosen_references(wanted: str | None) -> list[bd_rate.Curve]:
   """The published curves that --published asks for, in every metric."""
   if wanted is None:
     return []
-  dataset, _, names = wanted.partition(":")
-  names = _names(names) if names else ()
-  return [curve for metric in rd.METRICS for curve in references.chosen(dataset, names, metric)]
+  name, _, curves = wanted.partition(":")
+  chosen = _names(curves) if curves else ()
+  return [curve for metric in bd_rate.METRICS for curve in published_curves.chosen(name, chosen, metric)]
 
 
 def check_size(codec, height: int, width: int) -> None:
   """An error of one line for a picture that cannot be coded, or not be refined."""
-  if sweep.refines(codec):
+  if runner.refines(codec):
     codec.check(height, width)
   check_memory(codec.config, height, width)
 
 
 def curve_names(loaded, conventional, published) -> list[str]:
   """What the curves will be called, before there are any."""
-  stubs = [(path, [sweep.of_entry(codec, codec.qualities[0])]) for path, codec in loaded]
+  stubs = [(path, [runner.of_entry(codec, codec.qualities[0])]) for path, codec in loaded]
   return [*(name for name, _ in results.families(stubs)), *(each.name for each in [*conventional, *published])]
 
 
@@ -290,6 +301,6 @@ def progress_bar() -> Progress:
 def counter(progress: Progress, description: str, total: int, codec=None):
   """What advances a bar; beside it stands how a refinement goes."""
   task = progress.add_task(escape(description), total=total)
-  if codec is not None and sweep.refines(codec):
+  if codec is not None and runner.refines(codec):
     codec.progress = lambda done, loss: progress.update(task, description=escape(f"{description}, loss {loss:.4f}"))
   return lambda: progress.advance(task)

@@ -2,9 +2,9 @@
 import argparse
 
 from mlic_jax.commands.arguments import limit_argument, local
-from mlic_jax.commands.mlic_files import read_mlic
+from mlic_jax.commands.codec_io import read_mlic
 from mlic_jax.console import say
-from mlic_jax.model.scales import scale_table
+from mlic_jax.model.scale_table import scale_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

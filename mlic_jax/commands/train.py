@@ -8,7 +8,7 @@ configuration or data, 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM wi
 """
 import argparse
 
-from mlic_jax.commands.outcome import outcome
+from mlic_jax.commands.exit_codes import outcome
 from mlic_jax.console import complain
 
 USAGE = "--config FILE[:ARGUMENT] --workdir DIR [--config.FIELD=VALUE ...]"
@@ -33,6 +33,6 @@ def train(argv: list[str] | None, program: str) -> None:
                       "along, such as nano; what follows a colon is its argument, as in mlic_plus_plus:mse:3")
   parser.add_argument("--workdir", required=True, help="where checkpoints, logs and the model go")
   args, overrides = parser.parse_known_args(argv)
-  from mlic_jax.training.configuration import load_config  # slow, as all that computes
+  from mlic_jax.training.config_schema import load_config  # slow, as all that computes
   from mlic_jax.training.loop import train_and_evaluate
   train_and_evaluate(load_config(args.config, overrides), args.workdir)

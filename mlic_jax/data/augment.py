@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from mlic_jax.data.photographs import REDUCTIONS, Photograph
+from mlic_jax.data.image_source import REDUCTIONS, Photograph
 
 
 def random_crop(photograph: Photograph, rng: np.random.Generator, crop_size: int, *, downscale_probability: float,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mlic_jax.data.images import ImageError, list_images
+from mlic_jax.data.image_io import ImageError, list_images
 from mlic_jax.errors import ConfigError
 from mlic_jax.paths import NamedBytes, as_path, is_remote, readable
 
@@ -36,7 +36,7 @@ class Folder:
     return len(self.paths)
 
   def file(self, index: int) -> Path | NamedBytes:
-    """What mlic_jax.data.images.load_image reads; ImageError when a remote file cannot be read."""
+    """What mlic_jax.data.image_io.load_image reads; ImageError when a remote file cannot be read."""
     try:
       return readable(self.paths[index])
     except OSError as error:
@@ -65,7 +65,7 @@ class Records:
     return len(self.indices)
 
   def file(self, index: int) -> NamedBytes:
-    """What mlic_jax.data.images.load_image reads; ImageError when the record is broken."""
+    """What mlic_jax.data.image_io.load_image reads; ImageError when the record is broken."""
     from tensorflow_datasets.proto import tf_example_pb2  # slow to import, and not for folders
     index = int(self.indices[index])
     name = f"{self.name}: image {index}"

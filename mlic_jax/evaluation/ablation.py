@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlic_jax.coding.model_directory import find_model
+from mlic_jax.atomic_io import write_whole
+from mlic_jax.coding.checkpoint_io import find_model
 from mlic_jax.console import printable, say
 from mlic_jax.errors import ConfigError
-from mlic_jax.evaluation.rd import Curve, bd_rate
-from mlic_jax.files import write_whole
+from mlic_jax.evaluation.bd_rate import Curve, bd_rate
 from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import check_config, config_to_dict, read_config
-from mlic_jax.training.configuration import check_fields, load_config
+from mlic_jax.training.config_schema import check_fields, load_config
 
 # What decides the figures beside the model: rows that differ here do not belong into one table.
 COMMON_FIELDS = ("distortion", "lmbda", "lmbdas", "batch_size", "crop_size",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, features
 
-from mlic_jax.data.pillow_pictures import open_picture
+from mlic_jax.data.pillow_decode import open_picture
 
 
 class BaselineError(ValueError):

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from mlic_jax.evaluation.rd import Curve
-from mlic_jax.files import whole_file
+from mlic_jax.atomic_io import whole_file
+from mlic_jax.evaluation.bd_rate import Curve
 
 # Okabe and Ito, "Color universal design", 2008: distinct for every kind of colour vision. Markers differ too.
 COLOURS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#56B4E9", "*"))

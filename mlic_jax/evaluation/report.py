@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.evaluation.pictures import ERROR_MAX
+from mlic_jax.evaluation.bd_rate import METRICS, Curve
 from mlic_jax.evaluation.plots import COLOURS, GREYS, PUBLISHED, Y_LABEL, of_plot, spread
-from mlic_jax.evaluation.rd import METRICS, Curve
+from mlic_jax.evaluation.report_images import ERROR_MAX
 from mlic_jax.evaluation.results import read_curves
 
 FOLDER = Path(__file__).parent / "report"

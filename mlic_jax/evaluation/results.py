@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from mlic_jax.evaluation.measure import ImageResult
-from mlic_jax.evaluation.pictures import readable
-from mlic_jax.evaluation.rd import METRICS, Curve, bd_rate
-from mlic_jax.files import write_whole
+from mlic_jax.atomic_io import write_whole
+from mlic_jax.evaluation.bd_rate import METRICS, Curve, bd_rate
+from mlic_jax.evaluation.image_metrics import ImageResult
+from mlic_jax.evaluation.report_images import readable
 
 # The end of the name of a checkpoint that tells its rate: mlicpp_q3, mlicpp-0.0130, mlicpp_lmbda0.05.
 RATE = re.compile(r"[-_. ]*(?:q|quality|rate|lambda|lmbda|l)?[-_=]?\d+(?:\.\d+)?$")

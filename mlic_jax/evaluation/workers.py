@@ -3,7 +3,7 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 
-from mlic_jax.children import deaf_children
+from mlic_jax.subprocess_signals import ignore_signals_in_children
 
 
 class InThisProcess(Executor):
@@ -28,7 +28,7 @@ class Processes(ProcessPoolExecutor):
     self.in_flight = 4 * number                          # enough that nobody waits, few enough to hold in memory
 
   def submit(self, *args, **kwargs) -> Future:
-    with deaf_children():                                # the first call starts the processes
+    with ignore_signals_in_children():                                # the first call starts the processes
       return super().submit(*args, **kwargs)
 
 

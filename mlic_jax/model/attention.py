@@ -14,11 +14,11 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.activation import gelu
+from mlic_jax.model.channel_reweighting import Reweighting
 from mlic_jax.model.checkerboard import anchor_mask, pack, places, unpack
 from mlic_jax.model.layers import Conv
-from mlic_jax.model.parts import options
-from mlic_jax.model.reweighting import Reweighting
-from mlic_jax.model.rotary import Rotary
+from mlic_jax.model.registry import options
+from mlic_jax.model.rope import Rotary
 
 OPTIONS = {"rotary": False, "reweighting": False}
 ROTARY_CHANNELS = 8  # of a slice: two heads with a pair for the row and one for the column

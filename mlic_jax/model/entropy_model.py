@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import PRECISION, build
-from mlic_jax.model.quantisers import NOISE, ROUNDING, Quantiser
+from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantiser
 from mlic_jax.model.slices import Coded, Slices
 
 

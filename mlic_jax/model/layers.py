@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mlic_jax.compute.convolution import conv2d, depthwise_conv, padding
+from mlic_jax.kernels.convolution import conv2d, depthwise_conv, padding
 from mlic_jax.model.activation import gelu
-from mlic_jax.model.drawing import normal
-from mlic_jax.model.gradients import lower_bound
-from mlic_jax.model.parameters import parameter
+from mlic_jax.model.initializers import normal
+from mlic_jax.model.lazy_params import parameter
+from mlic_jax.model.straight_through import lower_bound
 
 # The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
 # with full-size branches the first reconstructions of a training are many times too bright.

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import contexts, parts, selection, transforms
+from mlic_jax.model import contexts, registry, selection_map, transforms
 from mlic_jax.model.hyper import HyperAnalysis, HyperSynthesis
-from mlic_jax.model.priors import FactorizedPrior
-from mlic_jax.model.quantisers import NOISE, ROUNDING, Quantiser
+from mlic_jax.model.likelihoods import FactorizedPrior
+from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantiser
 from mlic_jax.model.slices import Prior, Slices, State
 
 # The entropy path is float32 throughout: TPUs and recent GPUs would otherwise multiply in fewer bits, and a prior that
@@ -91,7 +91,7 @@ class MLIC(nn.Module):
       coded = self.slices.walk(self.h_s(received + medians), y, quantiser, y_draws, num_arrived, self.remat)
     map_loss = None
     if coded.keep is not None:
-      map_loss = selection.cross_entropy(self.config, y - coded.mean, coded.keep).mean((1, 2, 3))
+      map_loss = selection_map.cross_entropy(self.config, y - coded.mean, coded.keep).mean((1, 2, 3))
     return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits, map_loss)
 
   def analyse(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
@@ -166,9 +166,9 @@ def build(config: CodecConfig, **options) -> MLIC:
 
   ValueError, in one line, when a part that the config names is not there, or cannot be built of it."""
   chosen, found = transforms.find(config.transforms), [contexts.find(name) for name in config.contexts]
-  parts.check_options(config, [chosen, *found, selection])
-  chosen.floats_per_pixel(config)
-  for module in (*found, selection):
+  registry.check_options(config, [chosen, *found, selection_map])
+  chosen.activation_floats_per_pixel(config)
+  for module in (*found, selection_map):
     getattr(module, "check", lambda _: None)(config)
   return MLIC(config, **options)
 

@@ -17,13 +17,13 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import contexts, selection
+from mlic_jax.model import contexts, selection_map
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
-from mlic_jax.model.gradients import lower_bound
 from mlic_jax.model.layers import ConvStack
-from mlic_jax.model.priors import gaussian_bits, scale_index, scale_place
-from mlic_jax.model.quantisers import ROUNDING, Quantiser
-from mlic_jax.model.scales import SCALE_MIN
+from mlic_jax.model.likelihoods import gaussian_bits, scale_index, scale_place
+from mlic_jax.model.quantizers import ROUNDING, Quantiser
+from mlic_jax.model.scale_table import SCALE_MIN
+from mlic_jax.model.straight_through import lower_bound
 
 
 class Prior(NamedTuple):
@@ -73,8 +73,8 @@ class SliceStep(nn.Module):
     if config.lrp_widths:
       self.lrp_anchor = ConvStack((*config.lrp_widths, config.slice_channels))
       self.lrp_nonanchor = ConvStack((*config.lrp_widths, config.slice_channels))
-    if selection.has_map(config):
-      self.map_anchor, self.map_nonanchor = selection.SelectionMap(config), selection.SelectionMap(config)
+    if selection_map.has_map(config):
+      self.map_anchor, self.map_nonanchor = selection_map.SelectionMap(config), selection_map.SelectionMap(config)
 
   def __call__(self, k, hyper, decoded, y_slice, quantiser: Quantiser = ROUNDING, draws=None, arrived=None):
     """The whole step, as training and the bit estimate run it.
@@ -145,26 +145,26 @@ class SliceStep(nn.Module):
     """The contexts that need no anchors: computed once in the anchor pass, and kept for the other."""
     return [c for c in self.contexts.values() if "anchor" not in c.needs]
 
-  def _refs(self, k, hyper, state: State) -> contexts.Refs:
+  def _refs(self, k, hyper, state: State) -> contexts.ContextInputs:
     cs = self.config.slice_channels
     previous = jax.lax.dynamic_slice_in_dim(state.decoded, jnp.maximum(k - 1, 0) * cs, cs, axis=-1)
     live = _numpy_if_known(k).arange(self.config.M) < k * cs
-    return contexts.Refs(k, hyper, state.decoded, live, previous, anchor=None)
+    return contexts.ContextInputs(k, hyper, state.decoded, live, previous, anchor=None)
 
-  def _speak(self, context: nn.Module, refs: contexts.Refs) -> jax.Array:
+  def _speak(self, context: nn.Module, refs: contexts.ContextInputs) -> jax.Array:
     """The features of a context; zeros for a slice of which it says nothing."""
-    speaks, (b, h, w, _) = contexts.speaks(context, refs.k), refs.hyper.shape
-    if speaks is False and not self.is_initializing():  # known while tracing
+    is_active, (b, h, w, _) = contexts.is_active(context, refs.k), refs.hyper.shape
+    if is_active is False and not self.is_initializing():  # known while tracing
       return jnp.zeros((b, h, w // 2 if "anchor" in context.needs else w, context.features))
-    return context(refs) if speaks is True else jnp.where(speaks, context(refs), 0.0)
+    return context(refs) if is_active is True else jnp.where(is_active, context(refs), 0.0)
 
   def _prior(self, of_pass: str, k, features: list[jax.Array], speakers: list[nn.Module]) -> Prior:
-    live = [jnp.broadcast_to(contexts.speaks(c, k), (c.features,)) for c in speakers]
+    live = [jnp.broadcast_to(contexts.is_active(c, k), (c.features,)) for c in speakers]
     live = jnp.concatenate([*live, jnp.ones(features[-1].shape[-1], bool)])
     out = getattr(self, f"entropy_{of_pass}")(jnp.concatenate(features, axis=-1), live)
     scale, mean = jnp.split(out, 2, axis=-1)
     scale, keep = lower_bound(scale, SCALE_MIN), None
-    if selection.has_map(self.config):
+    if selection_map.has_map(self.config):
       keep = getattr(self, f"map_{of_pass}")(features, mean, scale, live)
     return Prior(mean, scale, keep)
 

@@ -4,7 +4,7 @@
     WORKDIR/checkpoints/STEP/    TrainState of one device, and the best evaluation loss so far
 
 The position in the data is not among them: batch t is a function of the seed and t (data.py). What users load is
-WORKDIR/model, a model directory (mlic_jax/coding/model_directory.py).
+WORKDIR/model, a model directory (mlic_jax/coding/checkpoint_io.py).
 """
 
 import functools
@@ -20,11 +20,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mlic_jax.atomic_io import write_whole
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
-from mlic_jax.files import write_whole
 from mlic_jax.paths import as_path, is_remote, remove_folder
-from mlic_jax.training.configuration import FIELDS
+from mlic_jax.training.config_schema import FIELDS
 from mlic_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)

@@ -10,23 +10,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mlic_jax.compute import compilation_cache
-from mlic_jax.compute.waiting import compiling
 from mlic_jax.config import CodecConfig
-from mlic_jax.data import batches as data
+from mlic_jax.data import loader as data
 from mlic_jax.model.mlic import build, side_multiple
-from mlic_jax.training import on_devices, parallel, start
+from mlic_jax.runtime import compilation_cache
+from mlic_jax.runtime.compile_progress import compiling
+from mlic_jax.training import parallel, pmap_programs, preflight
 from mlic_jax.training.checkpoints import Checkpoints, check_config, config_to_dict, flatten, write_config
-from mlic_jax.training.configuration import FIELDS, check_fields
-from mlic_jax.training.metric_rows import MetricRows, NonFiniteLoss
+from mlic_jax.training.config_schema import FIELDS, check_fields
+from mlic_jax.training.metrics_buffer import MetricRows, NonFiniteLoss
+from mlic_jax.training.multihost import MOST_SECONDS, Processes, connect
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.processes import MOST_SECONDS, Processes, connect
+from mlic_jax.training.preemption import Interrupted, Stop, signals
 from mlic_jax.training.profile import Profile
 from mlic_jax.training.run_log import RunLog
 from mlic_jax.training.step import TrainState, create_state, make_train_step
-from mlic_jax.training.stopping import Interrupted, Stop, signals
-from mlic_jax.training.transfer import load_teacher, start_from
 from mlic_jax.training.validation import Validation
+from mlic_jax.training.warm_start import load_teacher, start_from
 from mlic_jax.training.workdir_lock import WorkdirLock
 
 STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: they stay busy, and a stop waits for little
@@ -47,12 +47,12 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   is lost, or ends by an error of its own, do the others end here, with a line and exit status 1."""
   connect(config.get("distributed", False))
   with Processes(_peer_timeout(config)) as processes, contextlib.ExitStack() as stack:
-    workdir = processes.together(lambda: start.checked_workdir(workdir))
+    workdir = processes.together(lambda: preflight.checked_workdir(workdir))
     prepared = processes.together(lambda: prepare(config))
     lock = processes.together(lambda: stack.enter_context(WorkdirLock(workdir)) if processes.index == 0 else None)
     run = processes.exchange("lock", lock and lock.run)[0]
     restored = processes.together(lambda: restore(config, workdir, run, prepared))
-    processes.check_alike(start.record(config, restored.step, len(prepared.photographs), prepared.held_out))
+    processes.check_alike(preflight.record(config, restored.step, len(prepared.photographs), prepared.held_out))
     if processes.count > 1:
       parallel.meet()
     try:
@@ -84,7 +84,7 @@ def prepare(config) -> Prepared:
   sources, others = data.split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir)
   photographs = data.Mixture(sources, sizes, int(config.cache_gigabytes * 1e9))
   held_out = data.eval_images(others, config.eval_crop_size, config.eval_images)
-  model = build(model_config, **on_devices.precision_of(config))
+  model = build(model_config, **pmap_programs.precision_of(config))
   return Prepared(model_config, model, photographs, sizes, held_out, data.names(others),
                   *load_teacher(config, model_config))
 
@@ -107,9 +107,9 @@ class Start:
 
 def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
   """The newest whole state in the workdir, or a new one; `run` is that of the lock of process 0."""
-  start.find_lock(workdir, run)
+  preflight.find_lock(workdir, run)
   optimizer = make_optimizer(config)
-  state = create_state(config, prepared.model, optimizer, on_devices.described(config, prepared.model))
+  state = create_state(config, prepared.model, optimizer, pmap_programs.described(config, prepared.model))
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   if checkpoints.latest_step is not None:
     check_config(config, workdir / "config.json")
@@ -123,13 +123,13 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   checkpoints, first, main_process = restored.checkpoints, restored.step, jax.process_index() == 0
   if main_process:
     checkpoints.set_aside_after(first)
-    write_config(config, workdir / "config.json", start.environment())
+    write_config(config, workdir / "config.json", preflight.environment())
   state, teacher_variables = parallel.replicate((restored.take_state(), prepared.teacher_variables))
   num_params = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(state.params))
   rows = MetricRows()
-  train_step = on_devices.training(
+  train_step = pmap_programs.training(
       make_train_step(config, prepared.model, restored.optimizer, prepared.teacher, jax.devices()[0].platform),
-      described=on_devices.described(config, prepared.model, prepared.teacher))
+      described=pmap_programs.described(config, prepared.model, prepared.teacher))
   validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, restored.best_loss,
                           restored.evaluated)
   reader = contextlib.closing(data.training_batches(
@@ -147,7 +147,7 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
     run_log.hyperparameters(flatten(config_to_dict(config)))
     if main_process:
       trained_on = data.names([part.source for part in prepared.photographs.parts])
-      if warning := start.keep_held_out(workdir, prepared.held_out_names, trained_on):
+      if warning := preflight.keep_held_out(workdir, prepared.held_out_names, trained_on):
         run_log.say(warning)
 
     def end(signum: int | None, step: int) -> None:

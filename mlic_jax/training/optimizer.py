@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from mlic_jax.model import selection
+from mlic_jax.model import selection_map
 from mlic_jax.training.clipping import clip_by_norm
 from mlic_jax.training.muon import scale_by_muon
 from mlic_jax.training.soap import scale_by_soap
@@ -46,8 +46,8 @@ def is_quantiles(path: tuple, _=None) -> bool:
 
 def is_frozen(config, path: tuple, _=None) -> bool:
   """Whether a training of config leaves a parameter as it is: with trained="map", all but those of the map of coded
-  elements (model/selection.py)."""
-  return config.get("trained", "all") == "map" and not selection.is_of_map(path)
+  elements (model/selection_map.py)."""
+  return config.get("trained", "all") == "map" and not selection_map.is_of_map(path)
 
 
 def is_kernel(path: tuple, p: Any) -> bool:

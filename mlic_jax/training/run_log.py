@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 from tensorboardX import SummaryWriter
 
+from mlic_jax.atomic_io import whole_file
 from mlic_jax.console import say
-from mlic_jax.files import whole_file
 from mlic_jax.paths import copy_files, is_remote
 from mlic_jax.training.checkpoints import storage_problem
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlic_jax.compute.kept_programs import kept
-from mlic_jax.model.drawing import initial_variables
+from mlic_jax.model.initializers import initial_variables
 from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
+from mlic_jax.runtime.executable_cache import kept
 from mlic_jax.training.clipping import global_norm
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_frozen, is_quantiles, learning_rate_schedule
@@ -92,7 +92,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   """train_step(state, x, teacher_variables, stop) -> (state, metrics); it runs under the axis "batch".
 
   x is (B, H, W, 3) uint8, of one device. The objective is rd_loss, its samples weighted by rate_weights, and aux_loss,
-  and the loss of a map of coded elements (model/selection.py); their gradients touch disjoint parameters. When the
+  and the loss of a map of coded elements (model/selection_map.py); their gradients touch disjoint parameters. When the
   loss or a gradient is not finite, the parameters, the optimiser and the average stay what they were and
   metrics["finite"] is 0. A step draws for each sample by its place in the global batch, so that neither the number of
   devices nor accumulate_steps changes what it computes, but for the order of sums.

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax.coding.model_directory import save_model
-from mlic_jax.compute.waiting import compiling
-from mlic_jax.training import on_devices, parallel
+from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.runtime.compile_progress import compiling
+from mlic_jax.training import parallel, pmap_programs
 from mlic_jax.training.checkpoints import config_to_dict, storage_problem
+from mlic_jax.training.preemption import NOTHING, Stop
 from mlic_jax.training.run_log import RunLog
 from mlic_jax.training.step import TrainState, make_eval_step
-from mlic_jax.training.stopping import NOTHING, Stop
 
 PATH_FIELDS = ("data_dir", "tfds_dir", "eval_dir", "init_from", "teacher")  # mean nothing where a model is used
 
@@ -30,7 +30,8 @@ class Validation:
     self.best_loss, self.evaluated = best_loss, evaluated
     rates = model.config.num_rates
     self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
-    self._step = on_devices.evaluation(make_eval_step(config, model), described=on_devices.described(config, model))
+    described = pmap_programs.described(config, model)
+    self._step = pmap_programs.evaluation(make_eval_step(config, model), described=described)
     self._compiled, self._pictures = False, {}
 
   def is_due(self, step: int) -> bool:

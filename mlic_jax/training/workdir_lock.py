@@ -16,8 +16,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from mlic_jax.atomic_io import write_whole
 from mlic_jax.errors import ConfigError
-from mlic_jax.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import parts
+from mlic_jax.model import registry
 
 
-class Refs(NamedTuple):
+class ContextInputs(NamedTuple):
   """What is known when a pass of slice k begins. k may be traced."""
   k: jax.Array | int
   hyper: jax.Array          # (B, h, w, 2M) from h_s: M channels about scales, then M about means
@@ -39,7 +39,7 @@ class Refs(NamedTuple):
     return int(self.live.sum()) or None if isinstance(self.live, np.ndarray) else None
 
 
-def speaks(context: nn.Module, k: jax.Array | int) -> jax.Array | bool:
+def is_active(context: nn.Module, k: jax.Array | int) -> jax.Array | bool:
   """Whether a context says something in the passes of slice k."""
   if getattr(context, "first_slice_only", False):
     return k == 0
@@ -48,12 +48,12 @@ def speaks(context: nn.Module, k: jax.Array | int) -> jax.Array | bool:
 
 def available() -> list[str]:
   """The names that need no path: the modules of this folder."""
-  return parts.available(__name__)
+  return registry.available(__name__)
 
 
 def find(name: str) -> ModuleType:
   """The module of the context of that name; PartError when there is none."""
-  return parts.find(name, __name__, ("Context",))
+  return registry.find(name, __name__, ("Context",))
 
 
 def make_context(name: str, config: CodecConfig) -> nn.Module:

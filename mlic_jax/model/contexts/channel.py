@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.contexts import Refs
+from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.layers import ConvStack
 
 
@@ -18,5 +18,5 @@ class Context(nn.Module):
     return 2 * self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: Refs) -> jax.Array:
+  def __call__(self, refs: ContextInputs) -> jax.Array:
     return ConvStack((*self.config.channel_widths, self.features), name="convs")(refs.decoded, refs.live)

@@ -7,7 +7,7 @@ from flax import linen as nn
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
 from mlic_jax.model.attention import Mixer, Projection, linear_attention, reweighted, turns
-from mlic_jax.model.contexts import Refs
+from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.layers import Conv
 
 OPTIONS, check = attention.OPTIONS, attention.check
@@ -24,7 +24,7 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: Refs) -> jax.Array:
+  def __call__(self, refs: ContextInputs) -> jax.Array:
     b, h, w, m = refs.decoded.shape
     heads = self.config.num_slices if refs.num_live is None else refs.num_live // self.config.slice_channels
     flat = lambda name: Projection(name=name)(refs.decoded, refs.live, refs.num_live).reshape(b, h * w, -1)

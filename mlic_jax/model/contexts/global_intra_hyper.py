@@ -14,9 +14,9 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
 from mlic_jax.model.attention import Projection, linear_attention, nonanchor_features, one_parity, reweighted, turns
 from mlic_jax.model.checkerboard import pack, unpack
-from mlic_jax.model.contexts import Refs
+from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.layers import Conv, Gate
-from mlic_jax.model.parts import options
+from mlic_jax.model.registry import options
 
 OPTIONS, check = attention.OPTIONS | {"hyper_values": True}, attention.check
 NUM_HEADS = 2
@@ -41,7 +41,7 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: Refs) -> jax.Array:
+  def __call__(self, refs: ContextInputs) -> jax.Array:
     guide = refs.hyper[..., self.config.M:]
     return self._of_anchors(guide, refs.anchor) if self.needs else self._of_hyper(guide)
 

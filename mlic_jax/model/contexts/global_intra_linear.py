@@ -6,7 +6,7 @@ from flax import linen as nn
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
 from mlic_jax.model.attention import linear_attention, nonanchor_features, one_parity, turns
-from mlic_jax.model.contexts import Refs
+from mlic_jax.model.contexts import ContextInputs
 
 OPTIONS, check = attention.OPTIONS, attention.check
 NUM_HEADS = 2
@@ -26,7 +26,7 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: Refs) -> jax.Array:
+  def __call__(self, refs: ContextInputs) -> jax.Array:
     h, w = refs.anchor.shape[1:3]
     q = one_parity("queries", refs.previous, anchors=False)
     k = one_parity("keys", refs.previous, anchors=True)

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mlic_jax.compute.padding import zeros_around
 from mlic_jax.config import CodecConfig
+from mlic_jax.kernels.padding import zero_pad
 from mlic_jax.model import attention
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.checkerboard import anchor_mask, places
-from mlic_jax.model.contexts import Refs
-from mlic_jax.model.parameters import parameter
-from mlic_jax.model.parts import options
-from mlic_jax.model.rotary import Rotary
+from mlic_jax.model.contexts import ContextInputs
+from mlic_jax.model.lazy_params import parameter
+from mlic_jax.model.registry import options
+from mlic_jax.model.rope import Rotary
 
 OPTIONS, check = {"rotary": False}, attention.check
 NUM_HEADS = 2
@@ -37,7 +37,7 @@ def nonanchor_windows(x: jax.Array, size: int) -> jax.Array:
   window, then of these its columns, which are 4 size slices in all."""
   *batch, h, w, c = x.shape
   around, odd, rows, columns = size // 2, h % 2, (h + 1) // 2, w // 2
-  padded = zeros_around(x, (around, around + odd), (around, around))
+  padded = zero_pad(x, (around, around + odd), (around, around))
   parts = padded.reshape(*batch, rows + around, 2, columns + around, 2, c)
   of_parity = []
   for parity in range(2):
@@ -62,7 +62,7 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: Refs) -> jax.Array:
+  def __call__(self, refs: ContextInputs) -> jax.Array:
     size, (b, h, w, c) = self.config.window_size, refs.anchor.shape
     rotary = options(self.config, sys.modules[__name__])["rotary"]
     is_anchor = nonanchor_windows(anchor_mask(h, w)[..., None], size)[..., 0]       # (h, w/2, place)

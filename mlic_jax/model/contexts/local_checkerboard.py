@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.checkerboard import pack
-from mlic_jax.model.contexts import Refs
+from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.layers import CheckerboardConv
 
 
@@ -19,6 +19,6 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: Refs) -> jax.Array:
+  def __call__(self, refs: ContextInputs) -> jax.Array:
     x = CheckerboardConv(self.features, self.config.window_size, name="conv")(refs.anchor)
     return pack(x, anchors=False)

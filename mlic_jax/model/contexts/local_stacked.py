@@ -6,7 +6,7 @@ from flax import linen as nn
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.checkerboard import pack
-from mlic_jax.model.contexts import Refs
+from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.layers import CheckerboardConv
 
 # Each convolution carries what one parity knows to the other; after an odd number it has left the anchors and
@@ -24,7 +24,7 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: Refs) -> jax.Array:
+  def __call__(self, refs: ContextInputs) -> jax.Array:
     x = refs.anchor
     for i in range(NUM_CONVS):
       x = CheckerboardConv(self.features, self.config.window_size, name=f"conv{i}")(gelu(x) if i else x)

@@ -5,7 +5,7 @@ A file has
   Analysis(config, remat)   g_a: x (B, H, W, 3) in [0, 1] -> y (B, H/STRIDE, W/STRIDE, M)
   Synthesis(config, remat)  g_s: y_hat (B, h, w, M) -> x_hat (B, STRIDE h, STRIDE w, 3), not clipped
                             both in the dtype of their input, but for the last layer, which should give float32
-  floats_per_pixel(config)  of the widest layer of the two: what memory a picture takes is computed from it; ValueError,
+  activation_floats_per_pixel(config)  of the widest layer of the two, for the memory estimate; ValueError,
                             in one line, for a config that the transforms cannot be built of
   OPTIONS                   where it has settings of its own: a dict of their names and defaults; see parts.options
 A name with a dot is an import path, so that transforms of one's own need not lie here.
@@ -14,19 +14,19 @@ A name with a dot is an import path, so that transforms of one's own need not li
 from types import ModuleType
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import parts
+from mlic_jax.model import registry
 
-WANTED = ("STRIDE", "Analysis", "Synthesis", "floats_per_pixel")
+WANTED = ("STRIDE", "Analysis", "Synthesis", "activation_floats_per_pixel")
 
 
 def available() -> list[str]:
   """The names that need no path: the modules of this folder."""
-  return parts.available(__name__)
+  return registry.available(__name__)
 
 
 def find(name: str) -> ModuleType:
   """The transforms of that name; PartError when there are none."""
-  return parts.find(name, __name__, WANTED)
+  return registry.find(name, __name__, WANTED)
 
 
 def three_widths(config: CodecConfig, default: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ def widths(config: CodecConfig) -> tuple[int, int, int]:
   return three_widths(config, (config.N,) * 3)
 
 
-def floats_per_pixel(config: CodecConfig) -> float:
+def activation_floats_per_pixel(config: CodecConfig) -> float:
   """Of the widest layer: the first one in most models, at half of the resolution."""
   return max(width / 4**(i + 1) for i, width in enumerate(widths(config)))
 

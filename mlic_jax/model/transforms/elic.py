@@ -18,7 +18,7 @@ STRIDE = 16
 BOTTLENECKS = 3  # after each of the three finer resamplings
 
 
-def floats_per_pixel(config: CodecConfig) -> float:
+def activation_floats_per_pixel(config: CodecConfig) -> float:
   """Of the layers at half of the resolution."""
   refuse_unread(config, "widths", "synthesis_width")
   if min(config.N, config.M) < 2:

@@ -26,7 +26,7 @@ def widths(config: CodecConfig) -> tuple[int, int, int]:
   return three_widths(config, WIDTHS)
 
 
-def floats_per_pixel(config: CodecConfig) -> float:
+def activation_floats_per_pixel(config: CodecConfig) -> float:
   """Of a block that is 4 times as wide inside, where XLA has less at once than for a layer that is as wide."""
   refuse_unread(config, "synthesis_width")
   if min(widths(config)) < 4:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.layers import RESIDUAL_INIT, Conv, Gate
-from mlic_jax.model.parts import options
+from mlic_jax.model.registry import options
 from mlic_jax.model.transforms import cheng2020, refuse_unread
 
 STRIDE = 16
@@ -32,7 +32,7 @@ def blocks(config: CodecConfig) -> tuple[int, int]:
   return chosen["token_blocks"], chosen["token_expansion"]
 
 
-def floats_per_pixel(config: CodecConfig) -> float:
+def activation_floats_per_pixel(config: CodecConfig) -> float:
   """Of the widest layer, which is inside of a block, and of what the block adds to."""
   refuse_unread(config, "synthesis_width")
   _, expansion = blocks(config)

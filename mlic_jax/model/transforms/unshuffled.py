@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mlic_jax.compute.convolution import conv2d
 from mlic_jax.config import CodecConfig
+from mlic_jax.kernels.convolution import conv2d
 from mlic_jax.model.layers import Conv, pixel_shuffle
-from mlic_jax.model.parameters import parameter
-from mlic_jax.model.parts import options
+from mlic_jax.model.lazy_params import parameter
+from mlic_jax.model.registry import options
 from mlic_jax.model.transforms.token_mixing import TokenMixing
 
 STRIDE = 16
@@ -76,7 +76,7 @@ def widths(config: CodecConfig) -> tuple[int, int]:
   return config.widths or (config.N, config.M)
 
 
-def floats_per_pixel(config: CodecConfig) -> float:
+def activation_floats_per_pixel(config: CodecConfig) -> float:
   """Of the widest layer: the pixels themselves, or the blocks."""
   fine, coarse = widths(config)
   expansion = options(config, sys.modules[__name__])["token_expansion"]

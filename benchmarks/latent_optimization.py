@@ -1,0 +1,202 @@
+"""What refining latents gains, by relaxation and number of steps, and what a step costs.
+
+    python benchmarks/latent_optimization.py --ckpt CKPT --data IMAGES [--images 8] [--crop 256] [--qualities 1,3,6]
+                                    [--relaxations atanh,linear,sigmoid,noise] [--steps 25,50,100,200,500] [--keep FILE]
+                                    [--learning_rate 0.03] [--hot 1] [--cold 0.3]
+    python benchmarks/latent_optimization.py --cost --config configs/nano.py [--crop 256] [--batch 1]
+    python benchmarks/latent_optimization.py --watch 10 --config configs/mlic_plus_plus.py [--crop 256]
+
+The first prints a table on held-out photographs, the middle of each: how the loss of the file changes, bpp + lmbda *
+distortion, mean over photographs and qualities; then bits and PSNR apart. Unlike in `encode`, a file that is worse than
+the plain one counts as it is. "noise" refines under the noise of training, without annealing. What is measured is kept
+in FILE, a line of JSON each, and not measured again. --holdout_every has to be that of the training.
+
+--cost prints seconds per pixel of a step of refining, compiled once, and of a training step, timed in turn, and their
+ratio. Run it with nothing beside it. --watch prints the loss of the rounded latents of a picture step by step, for the
+weights of tests/helpers/golden_fill.py, and the peak memory of the process.
+"""
+import argparse
+import dataclasses
+import itertools
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mlic_jax.runtime.huge_pages import use_huge_pages
+
+if __name__ == "__main__":
+  use_huge_pages()  # as train.py, eval.py and the command line do
+
+import jax
+import numpy as np
+
+from mlic_jax import Codec, build
+from mlic_jax.coding import latent_optimization
+from mlic_jax.coding.latent_optimization import Schedule, refine
+from mlic_jax.data import loader
+from mlic_jax.evaluation.results_cache import digest
+from mlic_jax.metrics import psnr
+from mlic_jax.model.quantizers import NOISE
+from mlic_jax.model.soft_rounding import ADVANTAGES
+from mlic_jax.runtime import compilation_cache
+
+
+def noise(temperature):
+  """No relaxation of rounding at all."""
+  return NOISE
+
+
+SCHEDULE = ("learning_rate", "hot", "cold")  # of the fields of a Schedule
+RELAXATIONS = {**{name: name for name in ADVANTAGES}, "noise": noise}
+
+
+def parse(argv=None) -> argparse.Namespace:
+  numbers = lambda kind: lambda text: [kind(each) for each in text.split(",")]
+  parser = argparse.ArgumentParser(description="Relaxations against steps on held-out photographs; the cost of a step.")
+  parser.add_argument("--ckpt")
+  parser.add_argument("--data", help="the photographs that were trained on; those held out are taken")
+  parser.add_argument("--holdout_every", type=int, default=24)
+  parser.add_argument("--images", type=int, default=8)
+  parser.add_argument("--crop", type=int, default=256)
+  parser.add_argument("--qualities", type=numbers(float), help="default: all")
+  parser.add_argument("--relaxations", type=lambda text: text.split(","), default=list(RELAXATIONS))
+  parser.add_argument("--steps", type=numbers(int), default=[25, 50, 100, 200, 500])
+  for name in SCHEDULE:
+    parser.add_argument(f"--{name}", type=float, default=getattr(Schedule, name))
+  parser.add_argument("--keep", type=Path, metavar="FILE")
+  parser.add_argument("--cost", action="store_true")
+  parser.add_argument("--watch", type=int, metavar="STEPS")
+  parser.add_argument("--config", default="configs/nano.py")
+  parser.add_argument("--batch", type=int, default=1, help="training crops a step")
+  parser.add_argument("--repeats", type=int, default=5)
+  args = parser.parse_args(argv)
+  if unknown := set(args.relaxations) - set(RELAXATIONS):
+    parser.error(f"--relaxations {','.join(unknown)}; wanted some of {','.join(RELAXATIONS)}")
+  if not (args.cost or args.watch or args.ckpt and args.data):
+    parser.error("wanted --ckpt and --data, or --cost, or --watch")
+  return args
+
+
+def measure(codec: Codec, image: np.ndarray, quality: float | None, schedule: Schedule) -> dict[str, float]:
+  """Loss, bpp and PSNR of the file of a picture, plain and refined, whichever is better."""
+  codec = codec.refining(schedule)
+  plain, loss = codec.plain.latents(image, quality), codec.loss_of_latents(image, quality)
+  gradient = codec.gradient_of_latents(image, quality)
+  run = lambda schedule: refine((plain.y, plain.z), loss, jax.random.key(0), schedule, gradient=gradient)
+  run(dataclasses.replace(schedule, steps=1))  # compiles
+  start = time.perf_counter()
+  y, z = jax.block_until_ready(run(schedule))
+  row = {"seconds": time.perf_counter() - start}
+  for name, latents in ("plain", plain), ("refined", plain._replace(y=y, z=z)):
+    blob, picture = codec.encode_latents_with_reconstruction(latents)
+    row |= {f"{name}_loss": codec.loss(image, quality, blob, picture), f"{name}_psnr": psnr(image, picture),
+            f"{name}_bpp": 8 * len(blob) / (image.shape[0] * image.shape[1])}
+  return row
+
+
+def table(args: argparse.Namespace) -> None:
+  codec = Codec.load(args.ckpt)
+  _, others = loader.split(args.data, "", args.holdout_every)
+  images, known = loader.eval_images(others, args.crop, args.images), {}
+  if args.keep and args.keep.exists():
+    known = {json.dumps(key): row for key, row in map(json.loads, args.keep.read_text().splitlines())}
+  rows, schedule = {}, {name: getattr(args, name) for name in SCHEDULE}
+  for image, quality, kind, steps in itertools.product(images, args.qualities or codec.qualities, args.relaxations,
+                                                       args.steps):
+    key = json.dumps([codec.fingerprint.hex(), digest(image), quality, kind, steps, schedule])
+    if key not in known:
+      known[key] = measure(codec, image, quality, Schedule(steps, relaxation=RELAXATIONS[kind], **schedule))
+      print(f"{quality} {kind} {steps}: {known[key]}", file=sys.stderr, flush=True)
+      if args.keep:
+        with args.keep.open("a") as file:
+          file.write(json.dumps([json.loads(key), known[key]]) + "\n")
+    rows.setdefault((kind, steps), []).append(known[key])
+  print(f"{codec.name}, {len(images)} held-out photographs, {args.crop}x{args.crop}, qualities "
+        f"{', '.join(map(str, args.qualities or codec.qualities))}; "
+        f"{', '.join(f'{name} {value:g}' for name, value in schedule.items())}")
+  change = lambda field: lambda row: 100 * (row[f"refined_{field}"] / row[f"plain_{field}"] - 1)
+  for title, figure, form in (("loss, %", change("loss"), "+.2f"), ("bits, %", change("bpp"), "+.2f"),
+                              ("PSNR, dB", lambda row: row["refined_psnr"] - row["plain_psnr"], "+.3f"),
+                              ("seconds", lambda row: row["seconds"], ".1f")):
+    print(f"\n| {title} | {' | '.join(f'{steps} steps' for steps in args.steps)} |\n|---{'|---:' * len(args.steps)}|")
+    for kind in args.relaxations:
+      cells = (format(statistics.mean(map(figure, rows[kind, steps])), form) for steps in args.steps)
+      print(f"| `{kind}` | {' | '.join(cells)} |")
+
+
+def cost(args: argparse.Namespace) -> float:
+  """Prints the cost of a step, and returns how many times that of a training step it is, per pixel."""
+  from benchmarks.codec_latency import fresh_codec, smooth_noise
+  from benchmarks.throughput import timed, training
+  from mlic_jax.training.config_schema import load_config, model_config
+  config = load_config(args.config)
+  image, codec = smooth_noise(args.crop, args.crop), fresh_codec(args.config).refining(1, 0.01)
+  quality = codec.choose_quality(None)
+  latents, gradient = codec.plain.latents(image, quality), codec.gradient_of_latents(image, quality)
+  state = [((latents.y, latents.z), latent_optimization.first_moments((latents.y, latents.z)))]
+
+  def refining():
+    state[0] = latent_optimization._step(*state[0], gradient, jax.random.key(0), 0.5, 1e-2, Schedule.relaxation)
+    return state[0]
+
+  print(f"{args.config} on {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
+  before, first = peak_memory(), timed(refining)
+  print(f"refining {args.crop}x{args.crop}: first step {first:.1f} s, "
+        f"peak memory of the process {peak_memory():.2f} GB, {before:.2f} GB before", flush=True)
+  step = training(config, build(model_config(config, args.config)), args.crop, args.batch)[0]
+  print(f"training {args.batch} x {args.crop}x{args.crop}: first step {timed(step):.1f} s", flush=True)
+  for run in step, refining:
+    timed(run)
+  seconds = {run: [] for run in (step, refining)}
+  for _ in range(args.repeats):
+    for run, of_run in seconds.items():
+      of_run.append(timed(run))
+  pixels = args.crop**2
+  of_training, of_refining = statistics.median(seconds[step]), statistics.median(seconds[refining])
+  ratio = of_refining / pixels / (of_training / (args.batch * pixels))
+  print(f"a step of refining: {of_refining:.3f} s, {of_refining / pixels * 1e6:.2f} us a pixel; of "
+        f"training: {of_training:.3f} s, {of_training / args.batch / pixels * 1e6:.2f} us a pixel; ratio {ratio:.2f}")
+  return ratio
+
+
+def watch(args: argparse.Namespace) -> None:
+  """Prints the loss of the rounded latents before the first step and after each share of the steps."""
+  from benchmarks.codec_latency import smooth_noise
+  from benchmarks.cross_platform import filled_codec
+  image, codec = smooth_noise(args.crop, args.crop), filled_codec(args.config).refining(args.watch, 0.01)
+  quality = codec.choose_quality(None)
+  latents = codec.plain.latents(image, quality)
+  print(f"{args.config}, weights by formula, {args.crop}x{args.crop}; peak memory so far {peak_memory():.2f} GB")
+
+  def told(done: float, loss: float):
+    print(f"step {round(done * args.watch)}: loss {loss:.4f}, {time.perf_counter() - start:.1f} s", flush=True)
+
+  start = time.perf_counter()
+  refine((latents.y, latents.z), codec.loss_of_latents(image, quality), jax.random.key(0), codec.schedule, told,
+         codec.gradient_of_latents(image, quality))
+  print(f"peak memory of the process {peak_memory():.2f} GB")
+
+
+def peak_memory() -> float:
+  """Of this process, in GB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def main(argv=None) -> None:
+  args = parse(argv)
+  compilation_cache.enable()
+  if args.cost:
+    cost(args)
+  elif args.watch:
+    watch(args)
+  else:
+    table(args)
+
+
+if __name__ == "__main__":
+  main()

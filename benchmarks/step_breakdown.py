@@ -1,0 +1,100 @@
+"""What the time of a training step is made of: the transforms, the optimiser, and the entropy model with all else.
+
+    python benchmarks/step_breakdown.py [--config configs/nano.py] [--crop 128] [--batch 8] [--config.FIELD=VALUE ...]
+
+Whole step, transforms (g_a and g_s one after the other, forward and backward) and optimiser (update and sum) are timed
+in turn, each as a function of its own; what is left of the step is h_a, h_s, the walk over the slices, the loss and the
+average of the parameters. Prints medians and asserts nothing. Run it with nothing beside it.
+"""
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mlic_jax.runtime.huge_pages import use_huge_pages
+
+if __name__ == "__main__":
+  use_huge_pages()  # as train.py does
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.throughput import timed, training
+from mlic_jax import build
+from mlic_jax.errors import ConfigError
+from mlic_jax.model.complexity import describe
+from mlic_jax.runtime import compilation_cache
+from mlic_jax.training.config_schema import load_config, model_config
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.step import create_state
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+  parser = argparse.ArgumentParser(description="Transforms, optimiser and the rest of a training step.")
+  parser.add_argument("--config", default="configs/nano.py")
+  parser.add_argument("--crop", type=int, default=128, help="side of the training crop")
+  parser.add_argument("--batch", type=int, default=8, help="training crops a step")
+  parser.add_argument("--repeats", type=int, default=9)
+  return parser.parse_known_args()
+
+
+def transforms(params, model, crop: int, batch: int) -> Callable:
+  """The gradient of what g_s makes of what g_a makes of a batch."""
+  x = jnp.asarray(np.random.default_rng(0).uniform(size=(batch, crop, crop, 3)), jnp.float32)
+  error = lambda params: jnp.mean((model.apply({"params": params}, x, method=lambda m, x: m.g_s(m.g_a(x))) - x)**2)
+  gradient = jax.jit(jax.grad(error))
+  return lambda: gradient(params)
+
+
+def optimizer_alone(config, params) -> Callable:
+  """A step of the optimiser, from a gradient that is there; its state goes from step to step."""
+  optimizer = make_optimizer(config)
+  state, gradient = [optimizer.init(params)], jax.tree.map(lambda p: 1e-3 * jnp.sign(p + 1e-9), params)
+
+  @jax.jit
+  def update(gradient, state, params):
+    steps, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, steps), state
+
+  def run():
+    changed, state[0] = update(gradient, state[0], params)
+    return changed
+  return run
+
+
+def main() -> None:
+  args, overrides = parse()
+  compilation_cache.enable()
+  try:
+    config = load_config(args.config, overrides)
+    model = build(model_config(config, args.config))
+  except ConfigError as error:
+    raise SystemExit(f"error: {error}") from error
+  params = create_state(config, model, make_optimizer(config)).params
+  step, _ = training(config, model, args.crop, args.batch)
+  runs = {"whole step": step, "transforms": transforms(params, model, args.crop, args.batch),
+          f"optimiser ({config.optimizer})": optimizer_alone(config, params)}
+  for run in runs.values():
+    timed(run), timed(run)
+  seconds = {name: [] for name in runs}
+  for _ in range(args.repeats):
+    for name, run in runs.items():
+      seconds[name].append(timed(run))
+  median = {name: statistics.median(each) for name, each in seconds.items()}
+  whole, *parts = median.values()
+  kmacs = sum(part.kmacs for part in describe(model.config, args.crop, args.crop))
+  print(f"{' '.join([args.config, *overrides])} on {jax.device_count()} x {jax.devices()[0].device_kind}, jax "
+        f"{jax.__version__}; {args.batch} crops of {args.crop}x{args.crop}, {kmacs:.1f} kMACs a pixel")
+  for name, each in (*median.items(), ("the rest", whole - sum(parts))):
+    print(f"{name:<20} {each:.3f} s  {each / whole:>4.0%}")
+  least, *_, most = sorted(seconds["whole step"])
+  print(f"{args.batch / whole:.1f} crops a second, {least:.3f} to {most:.3f} s a step")
+
+
+if __name__ == "__main__":
+  main()

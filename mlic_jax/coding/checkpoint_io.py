@@ -1,0 +1,243 @@
+"""A model directory: everything that evaluation and decoding need, and nothing of the training.
+
+    CKPT/config.json   {"format": 1, "model": fields of CodecConfig, "training": what the run was, or null,
+                        "fingerprint": 16 hexadecimal digits, of the fields, the parameters and the tables}
+    CKPT/params/       the parameters, written by Orbax
+    CKPT/tables.npz    the integer coding tables, see coding/cdf_tables.py
+
+In remote storage params/ and tables.npz lie in CKPT/PARTS, where PARTS is the entry "parts" of config.json.
+"""
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mlic_jax.atomic_io import write_whole
+from mlic_jax.coding.cdf_tables import PRECISION, CodingTable, build_table, z_rows
+from mlic_jax.config import CodecConfig
+from mlic_jax.console import printable
+from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.paths import as_path, copy_files, is_remote, local_copy, remove_folder
+
+FORMAT = 1
+REPLACED = "replaced"   # the ending of a model while another takes its place
+
+
+class CheckpointError(ValueError):
+  """A model directory that cannot be used; one line with the directory, what came and what was wanted."""
+
+
+class Model(NamedTuple):
+  """A trained model as it lies in a model directory."""
+  name: str                         # of the directory, for tables and plots
+  config: CodecConfig
+  variables: dict[str, Any]         # {"params": ...}, numpy arrays
+  table: CodingTable
+  fingerprint: bytes                # 8 bytes, of all that decides how a file decodes
+  training: dict[str, Any] | None
+
+
+def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[str, Any],
+               training: dict[str, Any] | None = None) -> None:
+  """Builds the coding tables and writes a model directory; one that was there is replaced once the new one is whole.
+
+  Args:
+    path: the model directory.
+    config: of the model.
+    variables: {"params": ...} of this config, of one device. With several processes, call it in each: the first writes.
+    training: what the run was, as JSON can hold it.
+
+  CheckpointError when a parameter is not finite.
+  """
+  if jax.process_index():
+    return
+  path = as_path(path)
+  params = jax.tree.map(np.asarray, jax.device_get(dict(variables["params"])))
+  for name, value in _flatten(params):
+    if not np.isfinite(value).all():
+      raise CheckpointError(f"parameter {name} is not finite, the model is not written to {path}")
+  fields = config.to_dict()
+  table = build_table({"params": params})
+  fingerprint = _fingerprint(fields, params, table).hex()
+  settings = {"format": FORMAT, "model": fields, "training": training, "fingerprint": fingerprint}
+  _json(settings)  # TypeError for what is no JSON, before anything is written
+  if is_remote(path):
+    _write_remote(path, settings, params, table)
+  else:
+    _write_local(Path(os.path.realpath(path)), settings, params, table)
+
+
+def _write_parts(folder: Path, params: dict[str, Any], table: CodingTable) -> None:
+  np.savez_compressed(folder / "tables.npz", lookup=table.lookup, offset=table.offset)
+  _checkpointer().save(folder / "params", params)
+
+
+def _write_local(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CodingTable) -> None:
+  """By renaming a whole directory; a link to a model stays one."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = _beside(path, f"{os.getpid()}.partial")
+  shutil.rmtree(partial, ignore_errors=True)             # of a process of the same number that was killed
+  try:
+    partial.mkdir()
+    (partial / "config.json").write_text(_json(settings), "utf-8")
+    _write_parts(partial, params, table)
+    _replace(path, partial)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(path: Path, new: Path) -> None:
+  """Puts a whole directory in the place of another. Between the two renames find_model finds the old one."""
+  old = _beside(path, REPLACED)
+  if path.exists():
+    shutil.rmtree(old, ignore_errors=True)             # of a run that was killed after its second rename
+    path.rename(old)
+  try:
+    new.rename(path)
+  except OSError:
+    if old.exists():
+      old.rename(path)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+  """A name for something of a model, beside it, and not made of its name, which may be as long as names can be."""
+  path = Path(os.path.realpath(path))
+  return path.parent / f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{what}"
+
+
+def _write_remote(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CodingTable) -> None:
+  """Where nothing can be renamed at once: the parts go into a folder of their own, which config.json, a single file,
+  names when all of it is there."""
+  parts = settings["fingerprint"]
+  with tempfile.TemporaryDirectory(prefix="mlic_jax_") as temporary:
+    _write_parts(Path(temporary), params, table)
+    copy_files(Path(temporary), path / parts)
+  write_whole(path / "config.json", _json(dict(settings, parts=parts)))
+  for older in path.iterdir():
+    if older.name not in (parts, "config.json"):
+      remove_folder(older)
+
+
+def _json(settings: dict[str, Any]) -> str:
+  return json.dumps(settings, indent=2) + "\n"
+
+
+def load_model(path: str | os.PathLike) -> Model:
+  """Reads a model directory, or the one in the workdir of a training run. CheckpointError if it is none."""
+  path, named = _find(as_path(path))
+  settings = _read_settings(path)
+  try:
+    config = CodecConfig.from_dict(settings["model"])
+    build(config)  # its parts may lie outside this package
+  except (ValueError, TypeError) as error:
+    raise CheckpointError(f"{path}: {error}") from None
+  with local_copy(path / settings.get("parts", "")) as parts:
+    try:
+      params = _checkpointer().restore(parts.absolute() / "params")  # Orbax wants absolute paths
+    except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
+      raise CheckpointError(f"{path}: the parameters cannot be read ({_one_line(error)})") from error
+    table = _read_table(path, parts)
+  fingerprint = _fingerprint(settings["model"], params, table)
+  written = settings.get("fingerprint")  # older directories have none
+  if written != fingerprint.hex():       # what was saved together needs no tracing of the model, of two seconds
+    _check_params(path, config, params)
+    _check_table(path, config, table)
+    if written is not None:
+      raise CheckpointError(f"{path}: the fingerprint of its parts is {fingerprint.hex()}, of those saved {written}")
+  folder = named if is_remote(named) else named.resolve()
+  name = printable(folder.parent.name if folder.name == "model" else folder.name)
+  return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"))
+
+
+def find_model(path: str | os.PathLike) -> Path:
+  """The model directory at `path`, or in the workdir at `path`. CheckpointError if there is none."""
+  return _find(as_path(path))[0]
+
+
+def _find(path: Path) -> tuple[Path, Path]:
+  """Where the model lies, and the path that it is named after: another one when it was being replaced by a run that was
+  killed."""
+  for named in (path / "model", path):  # a workdir has a config.json of its own
+    for folder in (named,) if is_remote(named) else (named, _beside(named, REPLACED)):
+      if (folder / "config.json").is_file():
+        return folder, named
+  came = "is no model directory (config.json is missing)" if path.exists() else "no such directory"
+  raise CheckpointError(f"{path}: {came}; wanted a model directory, or the workdir of a training run that has one")
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+  try:
+    settings = json.loads((path / "config.json").read_text("utf-8"))
+    version, fields = settings["format"], settings["model"]
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise CheckpointError(f"{path}: config.json cannot be read ({_one_line(error)})") from error
+  if version != FORMAT or not isinstance(fields, dict):
+    raise CheckpointError(f"{path}: format {version!r} of a model directory; this version reads format {FORMAT}")
+  return settings
+
+
+def _check_params(path: Path, config: CodecConfig, params: dict[str, Any]) -> None:
+  wanted = _param_shapes(config)
+  came = {name: value.shape for name, value in _flatten(params)}
+  for name in sorted(wanted.keys() | came.keys()):
+    if wanted.get(name) != came.get(name):
+      raise CheckpointError(f"{path}: parameter {name} has shape {came.get(name, 'none')}, "
+                            f"config.json wants {wanted.get(name, 'none')}")
+
+
+@functools.cache  # tracing takes a second or two
+def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
+  x = jax.ShapeDtypeStruct((1, *(side_multiple(config),) * 2, 3), np.float32)
+  quality = 1.0 if config.num_rates else None
+  variables = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality), x)
+  return {name: value.shape for name, value in _flatten(variables["params"])}
+
+
+def _read_table(path: Path, parts: Path) -> CodingTable:
+  try:
+    with np.load(parts / "tables.npz", allow_pickle=False) as arrays:
+      return CodingTable(arrays["lookup"].astype(np.int32), arrays["offset"].astype(np.int32))
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise CheckpointError(f"{path}: tables.npz cannot be read ({_one_line(error)})") from error
+
+
+def _check_table(path: Path, config: CodecConfig, table: CodingTable) -> None:
+  rows = int(z_rows(config.N)[-1]) + 1
+  ends = int((table.lookup == 2**PRECISION).sum())
+  if table.offset.shape != (rows,) or ends != rows:
+    raise CheckpointError(f"{path}: tables.npz has {ends} rows, the model wants {rows}")
+
+
+def _fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CodingTable) -> bytes:
+  digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+  for name, value in [*sorted(_flatten(params)), ("lookup", table.lookup), ("offset", table.offset)]:
+    digest.update(f"{name} {value.shape} {value.dtype}".encode())
+    digest.update(np.ascontiguousarray(value).data)
+  return digest.digest()[:8]
+
+
+def _flatten(params: Mapping[str, Any]) -> list[tuple[str, Any]]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  return [("/".join(key.key for key in keys), value) for keys, value in leaves]
+
+
+def _checkpointer():
+  import orbax.checkpoint as ocp  # a second to import, and most of the package does without
+  alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()},
+                                             primary_host=jax.process_index(), barrier_sync_key_prefix="mlic_jax_model")
+  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+def _one_line(error: BaseException) -> str:
+  return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,49 @@
+"""What a codec compiles, with the shapes of the arguments, for a picture that is not there."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import numpy as np
+
+from mlic_jax.coding import jit_functions, latent_optimization
+from mlic_jax.coding.latent_optimized_codec import rate_distortion_gradient
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import build, side_multiple
+
+ENCODER = ("analyse", "start", "nonanchors", "advance")
+DECODER = ("start", "nonanchors", "advance", "finish")
+REFINER = ("refine",)
+
+
+def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tuple[Callable, tuple]]:
+  """{name: (function of compiled.py without its module, its arguments as shapes)} for a picture, padded as by `Codec`,
+  and "refine", a step of refining its latents for the mean squared error.
+
+  What else is compiled for a picture is a line each."""
+  module, multiple = build(config), side_multiple(config)
+  image = jax.ShapeDtypeStruct((1, *(-(-side // multiple) * multiple for side in (height, width)), 3), np.uint8)
+  quality = jax.ShapeDtypeStruct((), np.float32) if config.num_rates else None
+  variables = jax.eval_shape(lambda x, quality: module.init(jax.random.key(0), x / 255, quality), image, quality)
+  k, programs = jax.ShapeDtypeStruct((), np.int32), {}
+
+  def result(name, *arguments):
+    function = partial(getattr(jit_functions, name), module)
+    programs[name] = function, (variables, *arguments)
+    return jax.eval_shape(function, variables, *arguments)
+
+  y, z = result("analyse", image, quality)
+  z_symbols, _ = jax.eval_shape(partial(jit_functions.round_z, module), variables, y, z)
+  hyper, _, prior, state = result("start", z_symbols)
+  symbols = jax.eval_shape(lambda *arrays: jit_functions.symbols(*arrays, True), y, k, prior.mean)
+  result("nonanchors", k, hyper, state, symbols)
+  result("advance", k, hyper, state, symbols)
+  result("finish", k, hyper, state, symbols, quality)
+
+  scalar, inside = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((), (*image.shape[:3], 1)))
+  gradient = jax.tree_util.Partial(rate_distortion_gradient(module, "mse"), variables, image, inside, quality, scalar)
+  programs["refine"] = partial(latent_optimization.step, relaxation=latent_optimization.Schedule.relaxation), (
+      (y, z), jax.eval_shape(latent_optimization.first_moments, (y, z)), gradient,
+      jax.eval_shape(lambda: jax.random.key(0)),
+      scalar, scalar)
+  return programs

@@ -1,0 +1,48 @@
+"""What the commands do with .mlic files and with the codecs for them."""
+import contextlib
+import sys
+from pathlib import Path
+
+from mlic_jax.coding import bitstream
+from mlic_jax.commands.stdio import STREAM
+from mlic_jax.console import complain
+
+
+def load_codecs(paths: list[Path], coder: str | None = None) -> list:
+  """The codecs of model directories; CheckpointError when one is none."""
+  from mlic_jax.coding import rangecoder
+  rangecoder.load_in_background(coder)
+  from mlic_jax.coding.codec import Codec
+  return [Codec.load(path, coder) for path in paths]
+
+
+def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:
+  """The bytes of a file, or of STREAM, and what they hold; BitstreamError names the file otherwise."""
+  with sys.stdin.buffer if path == STREAM else path.open("rb") as file:
+    blob = file.read(bitstream.HEADER_SIZE_MAX)
+    try:
+      bitstream.check_header(blob, pixels_max)  # before the rest is read, which may be of any size
+      blob += file.read()
+      return blob, bitstream.parse(blob, pixels_max, partial)
+    except bitstream.BitstreamError as error:
+      raise bitstream.BitstreamError(f"{'stdin' if path == STREAM else path}: {error}") from None
+
+
+class FirstPicture:
+  """Says on stderr that a command waits for compilers, before the first picture alone: many have a progress bar.
+
+  what: is done with pictures, such as "encoding"; it has times of its own."""
+
+  def __init__(self, what: str):
+    self._what, self._said = what, False
+
+  def __call__(self, codec, height: int, width: int):
+    """A context around the coding of a picture."""
+    if self._said or codec.has_compiled(height, width):
+      return contextlib.nullcontext()
+    from mlic_jax.model.mlic import side_multiple
+    from mlic_jax.runtime.compile_progress import compiling
+    self._said, multiple = True, side_multiple(codec.config)
+    blocks = -(-height // multiple), -(-width // multiple)
+    return compiling(f"for {width}x{height} pixels", [self._what, codec.config.to_dict(), blocks], complain,
+                     "some seconds to half a minute on a CPU")

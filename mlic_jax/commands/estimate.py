@@ -1,0 +1,149 @@
+"""compile: the programs of a configuration for TPUs that are not here, and what they will take there."""
+import argparse
+import time
+
+from mlic_jax.commands.arguments import positive, side
+from mlic_jax.console import rich_console, say
+
+READS_CONFIG = True
+PICTURES = {"train": ("batch_size", "crop_size"), "evaluate": ("eval_batch_size", "eval_crop_size")}  # fields
+CODEC = ("encode", "decode", "refine")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--config", required=True, metavar="FILE.py",
+                      help="or the name of one that comes along, such as mlic_plus_plus")
+  parser.add_argument("--topology", required=True, metavar="KIND:SIDES", help="the chips, such as v5e:2x4 or v4:2x2x1")
+  parser.add_argument("--what", choices=(*PICTURES, *CODEC), default="train",
+                      help="a step of a training, of its evaluation, or for one picture on one chip the functions of a "
+                           "codec, or a step of refining; default: train")
+  parser.add_argument("--batch_size", type=positive, metavar="N", help="of all chips together; default: the config's")
+  parser.add_argument("--find-batch", action="store_true", help="the largest batch that fits; compiles several times")
+  parser.add_argument("--height", type=side, default=512, help="of the picture of encode, decode and refine, in pixels")
+  parser.add_argument("--width", type=side, default=768)
+
+
+def run(args: argparse.Namespace) -> None:
+  """compile a training step, an evaluation or the codec for TPUs, without one, and say what a chip will need"""
+  from mlic_jax.errors import ConfigError
+  from mlic_jax.runtime import device_topology
+  if args.what in CODEC and (args.batch_size or args.find_batch):
+    raise ConfigError(f"--what={args.what} codes one picture at a time; --batch_size and --find-batch are for "
+                      f"{' and '.join(PICTURES)}")
+  if args.batch_size and args.find_batch:
+    raise ConfigError("--batch_size and --find-batch came; wanted one of them")
+  devices = device_topology.topology_devices(args.topology)
+  from mlic_jax.training.config_schema import check_fields, load_config, model_config
+  config = load_config(args.config, args.overrides)
+  room = device_topology.memory_of(devices[0])
+  if args.what in CODEC:
+    say(f"{args.config}: {args.what}, {args.width}x{args.height} pixels, on one chip of {args.topology}")
+    for name, program in _of_codec(args, model_config(config, args.config), devices[0]).items():
+      _report(name, *_compiled(program, name), args.topology, room)
+    return
+  codec = check_fields(config)
+  if args.find_batch:
+    _find_batch(args, config, codec, devices, room)
+    return
+  batch_field, _ = PICTURES[args.what]
+  config[batch_field] = args.batch_size or config[batch_field]
+  say(_title(args, config, devices))
+  _report("a step", *_compiled(_of_training(args.what, config, codec, devices), "a step"), args.topology, room)
+
+
+def _title(args: argparse.Namespace, config, devices) -> str:
+  batch_size, crop = (config[field] for field in PICTURES[args.what])
+  return (f"{args.config}: {args.what}, {batch_size} pictures of {crop}x{crop} on {args.topology}: {len(devices)} "
+          f"chips, {batch_size // len(devices)} pictures on each")
+
+
+def _of_training(what: str, config, codec, devices):
+  """lower() -> the step, lowered."""
+  from mlic_jax.training import pmap_programs
+  program = pmap_programs.training_program if what == "train" else pmap_programs.evaluation_program
+
+  def lower():
+    step, arguments = program(config, codec, devices)
+    return step.lower(*arguments)
+  return lower
+
+
+def _of_codec(args: argparse.Namespace, codec, device) -> dict:
+  import jax
+
+  from mlic_jax.coding.compile_specs import DECODER, ENCODER, REFINER, codec_programs
+  on_it = jax.sharding.SingleDeviceSharding(device)
+  place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_it)
+  programs = codec_programs(codec, args.height, args.width)
+  lowering = lambda function, arguments: lambda: jax.jit(function).lower(*jax.tree.map(place, arguments))
+  return {name: lowering(*programs[name])
+          for name in {"encode": ENCODER, "decode": DECODER, "refine": REFINER}[args.what]}
+
+
+def _compiled(lower, name: str):
+  """Its footprint, and the seconds that the compiler took. A line counts them meanwhile."""
+  from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+  from mlic_jax.runtime import device_topology
+  console = rich_console(stderr=True)
+  with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console,
+                transient=True) as progress:
+    task = progress.add_task(f"tracing {name}", total=None)
+    lowered = lower()
+    progress.update(task, description=f"compiling {name}")
+    before = time.monotonic()
+    footprint = device_topology.Footprint.of(device_topology.compiled(lowered))
+    return footprint, time.monotonic() - before
+
+
+def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -> None:
+  """Tries batches until one fits and the next one does not."""
+  from mlic_jax.runtime.device_topology import DoesNotFit, TopologyError, in_bytes, largest_batch
+  field, crop = PICTURES[args.what]
+  parts = config.accumulate_steps if args.what == "train" else 1
+  say(f"{args.config}: {args.what}, pictures of {config[crop]}x{config[crop]} on {args.topology}: {len(devices)} chips "
+      f"of {in_bytes(room)}")
+
+  def takes(batch: int) -> float:
+    config[field] = batch * parts * len(devices)
+    name = f"{batch * parts} pictures on a chip"
+    try:
+      footprint, seconds = _compiled(_of_training(args.what, config, codec, devices), name)
+    except DoesNotFit as refusal:
+      say(f"{name:<24} {in_bytes(refusal.takes)}, too much")
+      return max(refusal.takes, room + 1)
+    say(f"{name:<24} {in_bytes(footprint.peak)}, compiled in {seconds:.0f} s")
+    return min(footprint.peak, room)  # what compiles fits
+
+  largest, _ = largest_batch(takes, room)
+  if not largest:
+    raise TopologyError(f"not even {parts} pictures fit on a chip of {args.topology}")
+  say(f"{'the largest batch':<24} {largest * parts} pictures on a chip, {largest * parts * len(devices)} on "
+      f"{args.topology}")
+
+
+def _report(name: str, footprint, seconds: float, topology_name: str, room: float) -> None:
+  import importlib.metadata
+
+  from mlic_jax.runtime.device_topology import chip_of, in_bytes
+  chip = chip_of(topology_name)
+  parts = f"{in_bytes(footprint.arguments)} arguments + {in_bytes(footprint.temporaries)} temporaries + " \
+          f"{in_bytes(footprint.output)} output - {in_bytes(footprint.aliased)} aliased + " \
+          f"{in_bytes(footprint.code)} code"
+  flops, moving = 1e3 * footprint.flops / chip.peak_flops, 1e3 * footprint.accessed / chip.bandwidth
+  collectives = ", ".join(f"{count} {kind} of {size / 1e6:.1f} MB"
+                          for kind, (count, size) in sorted(footprint.collectives.items())) or "none"
+  versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "libtpu"))
+  rows = {"memory": f"{in_bytes(footprint.peak)} of {in_bytes(room)} at the same time; in all {parts}",
+          "work": f"{footprint.flops / 1e12:.3f} TFLOP, {footprint.accessed / 1e9:.2f} GB read and written; of a loop "
+                  f"those of one turn",
+          "collectives": collectives,
+          "takes at least": f"{max(flops, moving):.2f} ms: {flops:.2f} ms at {chip.peak_flops / 1e12:.0f} TFLOP/s "
+                            f"(bfloat16), {moving:.2f} ms at {chip.bandwidth / 1e9:.0f} GB/s",
+          "expected": f"{footprint.cycles / 1e6:.1f} million cycles, by the compiler's estimate; every turn of a loop",
+          "compiled": f"in {seconds:.0f} s by {versions}"}
+  if not footprint.cycles:
+    del rows["expected"]
+  say(f"{name}, on each chip")
+  for title, text in rows.items():
+    say(f"  {title:<15} {text}")

@@ -1,0 +1,141 @@
+"""One command for many files: what is written for each, a progress bar, and at the end a list of what failed."""
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlic_jax.atomic_io import check_output
+from mlic_jax.commands.stdio import STREAM, is_a_stream
+from mlic_jax.console import complain, rich_console, say
+from mlic_jax.errors import for_the_user
+
+
+class BatchError(ValueError):
+  """Files that cannot be worked on together; one line, before anything is done."""
+
+
+class OverwriteError(ValueError):
+  """A file that would be written over a file; one line with what allows it."""
+
+
+def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
+            list_folder: Callable[[Path], Sequence[Path]]) -> list[tuple[Path, Path]]:
+  """What is read and what is written for it.
+
+  Args:
+    paths: IN and OUT, each of which may be STREAM; with `out_dir` any number of files and folders, whose names
+      OUT_DIR/STEM + suffix are made of.
+    out_dir: made if it is missing.
+    list_folder: the files of a folder.
+
+  BatchError when the number is another, two files would become one, or one would be written that is read; OSError when
+  nothing can be written there.
+  """
+  if out_dir is None:
+    if len(paths) != 2:
+      raise BatchError(f"{len(paths)} paths came; IN and OUT are wanted before --ckpt, or --out-dir and any number of "
+                       "files and folders")
+    source, target = paths
+    if target != STREAM:
+      check_output(target)
+    _refuse_inputs([source], [target])
+    return [(source, target)]
+  if not paths:
+    raise BatchError("no path came; files or folders are wanted, before --ckpt and --out-dir")
+  if STREAM in paths:
+    raise BatchError("- came with --out-dir; stdin has no name to make one of: wanted files or folders, or IN and OUT")
+  sources = [each for path in paths for each in (list_folder(path) if path.is_dir() else [path])]
+  by_target = {}
+  for source in sources:
+    target = out_dir / f"{source.stem}{suffix}"
+    if target in by_target:
+      raise BatchError(f"{by_target[target]} and {source} would both become {target}")
+    by_target[target] = source
+  _refuse_inputs(sources, by_target)
+  out_dir.mkdir(parents=True, exist_ok=True)
+  return [(source, target) for target, source in by_target.items()]
+
+
+def _refuse_inputs(sources: Sequence[Path], targets) -> None:
+  """BatchError for a target that is one of the files that are read, under whatever name; devices are no files."""
+  read = {_identity(source): source for source in sources if not is_a_stream(source)}
+  for target in targets:
+    source = None if is_a_stream(target) else read.get(_identity(target))
+    if source is not None and target.exists():
+      came = f"{target} is" if source == target else f"{target} is {source}, which is"
+      raise BatchError(f"{came} read; wanted another file to write")
+
+
+def _identity(path: Path) -> tuple[int, int] | Path:
+  """The same for all names of a file."""
+  try:
+    status = path.stat()
+  except OSError:                                        # not there: who reads it will say so
+    return path
+  return status.st_dev, status.st_ino
+
+
+class UnderWay:
+  """A progress bar of files, on a terminal; with what is done of the one that takes long, and how it goes."""
+
+  def __init__(self):
+    self._progress = self._task = None
+    self._files = 0
+
+  @contextlib.contextmanager
+  def bar(self, title: str, total: int):
+    """The bar, which is gone afterwards."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    console = rich_console(stderr=True)
+    columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal,
+                  redirect_stdout=sys.stdout is not None and sys.stdout.isatty()) as self._progress:
+      self._task, self._title = self._progress.add_task(title, total=total), title
+      yield
+
+  def advance(self) -> None:
+    """A file is done."""
+    self._files += 1
+    self._progress.update(self._task, completed=self._files, description=self._title)
+
+  def of_file(self, done: float, loss: float) -> None:
+    """A share of 0 to 1 of refining a file is done, with this loss of what would be written."""
+    self._progress.update(self._task, completed=self._files + done, description=f"{self._title}, loss {loss:.4f}")
+
+
+def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], title: str,
+        overwrite: bool = False, under_way: UnderWay | None = None) -> int:
+  """Calls work(source, target) for each, and prints the line that it returns.
+
+  What goes wrong with one file (see errors.py) does not stop the others and is listed on stderr at the end; so is a
+  target that is there already, unless `overwrite`.
+
+  Returns:
+    The exit status: 0, or 1 when any failed; 130 after Ctrl-C.
+  """
+  under_way, failures, done, interrupted = under_way or UnderWay(), [], 0, False
+  try:
+    with under_way.bar(title, len(pairs)):
+      for source, target in pairs:
+        try:
+          if not overwrite and os.path.lexists(target):
+            raise OverwriteError(f"{target} is there already; --overwrite replaces it")
+          line = work(source, target)
+        except (OSError, ValueError) as error:
+          line = for_the_user(error)
+          if line is None:
+            raise
+          failures.append(line if str(source) in line else f"{source}: {line}")
+        else:
+          done += 1
+          say(line)
+        under_way.advance()
+  except KeyboardInterrupt:
+    interrupted = True
+  if failures:
+    complain(f"error: {len(failures)} of {len(pairs)} files failed:", *(f"  {each}" for each in failures))
+  if interrupted:
+    complain(f"interrupted: {done} of {len(pairs)} files are written")
+    return 130
+  return 1 if failures else 0

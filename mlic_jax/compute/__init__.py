@@ -1,1 +1,0 @@
-"""How things are computed, whatever the model: convolutions, compiled functions on disk, memory of the host."""

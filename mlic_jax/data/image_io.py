@@ -1,0 +1,159 @@
+"""Photographs from and to disk: (H, W, 3) uint8, RGB, and nothing else inside the project.
+
+What a file holds is brought to RGB where that loses nothing: greyscale, 1-bit and palette images become RGB,
+transparency (RGBA, LA, a transparent palette entry) is composited on white, and the EXIF orientation is
+applied. What 8-bit RGB cannot hold (16 bits a channel, floats, CMYK, Lab) is refused, so that nobody measures a codec
+on silently changed pixels. Of a file with several frames or pages the first is read.
+"""
+import contextlib
+import io
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mlic_jax.atomic_io import write_whole
+from mlic_jax.data.file_listing import list_files
+from mlic_jax.data.pillow_decode import (
+  FORMATS,
+  MODES,
+  ImageError,
+  colour_beside_the_profile,
+  is_of_rgb,
+  on_white,
+  open_picture,
+  reason,
+  refuse_what_rgb_cannot_hold,
+  scale_transparent_grey,
+  upright,
+)
+from mlic_jax.paths import as_path
+
+__all__ = ["AnyPicture", "EXTENSIONS", "FORMATS", "LOSSLESS", "MODES", "PIXELS_MAX", "ImageError", "Picture",
+           "as_picture", "check_lossless", "list_images", "load_image", "load_picture", "picture_file", "save_image"]
+
+PIXELS_MAX = 512 * 10**6  # of a picture, in a file of any format: a decoder needs some hundred bytes a pixel
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+# The formats save_image writes, all of them without loss.
+DEFLATED_TIFF = ("TIFF", {"compression": "tiff_deflate"})
+LOSSLESS = {".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".bmp": ("BMP", {}),
+            ".tif": DEFLATED_TIFF, ".tiff": DEFLATED_TIFF}
+
+
+AnyPicture = Image.Image | np.ndarray  # or an array of jax; see as_picture
+
+
+class Picture(NamedTuple):
+  """What a codec is given, and gives back."""
+  image: np.ndarray            # (H, W, 3) uint8
+  icc_profile: bytes | None    # the colour space of its RGB values, as the file had it; None is sRGB for most programs
+  other_colour: str = ""       # what else the file says of its colours, in words: "gAMA and cHRM"
+
+
+def load_image(path: str | os.PathLike) -> np.ndarray:
+  """The picture at `path`, (H, W, 3) uint8; ImageError when it is broken or holds more than 8-bit RGB."""
+  return load_picture(path).image
+
+
+def load_picture(path: str | os.PathLike, pixels_max: int = PIXELS_MAX) -> Picture:
+  """The picture at `path` (or in a file object) and its colour; ImageError as in `load_image`, and above `pixels_max`.
+
+  The profile of a greyscale picture does not describe the RGB that the picture becomes, and is left out.
+  """
+  with _one_line_errors(path), open_picture(path) as image:
+    return _picture(str(path), image, pixels_max)
+
+
+def as_picture(image: AnyPicture) -> Picture:
+  """A picture in memory: what PIL.Image.open gives, or an array (H, W, 3), uint8 or floats in [0, 1].
+
+  Pillow's are brought to RGB as those of files are, and keep their colour profile. Floats become the nearest of the 256
+  levels, round(255 x) with halves to even: an array of image / 255 becomes image again. ImageError for anything else.
+  """
+  if isinstance(image, Image.Image):
+    with _one_line_errors("the picture"):
+      return _picture("the picture", image, PIXELS_MAX)
+  array = np.asarray(image)
+  if array.ndim != 3 or array.shape[2] != 3 or not (array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)):
+    raise ImageError(f"got a picture {array.shape} {array.dtype}; wanted (H, W, 3), uint8 or floats in [0, 1], or one "
+                     "of Pillow's")
+  if array.dtype != np.uint8:
+    if array.size and not (0 <= array.min() and array.max() <= 1):
+      raise ImageError(f"got a picture of floats from {array.min():g} to {array.max():g}; wanted floats in [0, 1]")
+    array = np.rint(array.astype(np.promote_types(array.dtype, np.float32)) * 255).astype(np.uint8)
+  return Picture(array, None)
+
+
+def _picture(name: str, image: Image.Image, pixels_max: int) -> Picture:
+  refuse_what_rgb_cannot_hold(name, image)
+  if image.width * image.height > pixels_max:
+    raise ImageError(f"{name}: {image.width}x{image.height}, {image.width * image.height / 1e6:.0f} megapixels; "
+                     f"the limit is {pixels_max / 1e6:.0f}")
+  profile, other = image.info.get("icc_profile"), colour_beside_the_profile(image)
+  scale_transparent_grey(image)
+  return Picture(np.array(on_white(upright(image))), profile if is_of_rgb(profile) else None, other)
+
+
+@contextlib.contextmanager
+def _one_line_errors(name):
+  """Whatever goes wrong becomes an ImageError of that name."""
+  try:
+    yield
+  except ImageError:
+    raise
+  except FileNotFoundError:
+    raise ImageError(f"{name}: no such file; wanted an image ({' '.join(EXTENSIONS)})") from None
+  except Exception as error:   # Pillow's decoders raise OSError, SyntaxError, struct.error
+    raise ImageError(f"{name}: cannot be read as an image ({reason(name, error)})") from error
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+  """The images in `folder` and below (by extension, see list_files), sorted; ImageError if there is none."""
+  folder = as_path(folder)
+  if not folder.is_dir():
+    came = "is not a folder" if folder.exists() else "no such folder"
+    raise ImageError(f"{folder}: {came}; wanted a folder of images")
+  paths = list_files(folder, lambda name: name.lower().endswith(EXTENSIONS))
+  if not paths:
+    raise ImageError(f"{folder}: holds no image; wanted files ending in {' '.join(EXTENSIONS)}")
+  return paths
+
+
+def check_lossless(path: str | os.PathLike) -> None:
+  """ImageError unless `save_image` can write a file of this name; to be asked before the work."""
+  suffix = Path(path).suffix
+  if suffix.lower() not in LOSSLESS:
+    raise ImageError(f"{path}: cannot write {suffix or 'a file without extension'} without loss; "
+                     f"wanted {' '.join(LOSSLESS)}")
+
+
+def save_image(path: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> None:
+  """Writes (H, W, 3) uint8 without loss, in the format of the extension, whole or not at all; see `picture_file`."""
+  content = picture_file(path, image, icc_profile)
+  try:
+    write_whole(path, content)
+  except OSError as error:
+    raise ImageError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def picture_file(name: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> bytes:
+  """The file of (H, W, 3) uint8, without loss, in the format of the extension of `name`.
+
+  The colour profile goes into the file, except into a BMP. ImageError for a picture that the format cannot hold.
+  """
+  check_lossless(name)
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    raise ImageError(f"{name}: got an array {image.shape} {image.dtype}; wanted (H, W, 3) uint8")
+  image_format, options = LOSSLESS[Path(name).suffix.lower()]
+  if icc_profile is not None and image_format != "BMP":
+    options = options | {"icc_profile": icc_profile}
+  content = io.BytesIO()       # in memory, so that a full disk is met by write_whole, and by no plugin
+  try:
+    Image.fromarray(image).save(content, format=image_format, **options)
+  except (OSError, ValueError, struct.error) as error:
+    raise ImageError(f"{name}: cannot be written ({error})") from error
+  return content.getvalue()

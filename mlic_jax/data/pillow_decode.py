@@ -1,0 +1,197 @@
+"""What Pillow makes of a picture file, up to the RGB that it stands for; and what of it RGB cannot hold.
+
+Pillow opens more than it gets right. What it would get wrong is refused here by what the file says of itself;
+tools/image_formats.py tries all layouts of PNG and TIFF.
+"""
+import contextlib
+import struct
+import threading
+from collections.abc import Iterator
+
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # whatever the extension says
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
+
+ORIENTATION = 0x0112             # of EXIF
+TURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90}
+
+# Tags of TIFF, and its photometric interpretations with the number of their channels.
+BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES, PLANAR, COLOUR_MAP, EXTRA, SAMPLE_FORMAT = (
+    258, 259, 262, 266, 277, 284, 320, 338, 339)
+CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
+SEPARATE, UNCOMPRESSED, UNSIGNED, YCBCR = 2, 1, 1, 6
+TIFF_COLOUR = {301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities"}
+
+# What PNG's colour chunks say in a file whose values are sRGB: code points of H.273, 1/2.2, and x, y of white and RGB.
+SRGB_CICP, SRGB_GAMMA = bytes([1, 13, 0, 1]), 45455
+SRGB_CHROMATICITIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+
+
+class ImageError(ValueError):
+  """An image that cannot be read, held or written; one line with the file, what came and what was wanted."""
+
+
+_lock, _lifted, _limit = threading.Lock(), 0, None
+
+
+@contextlib.contextmanager
+def without_pillow_s_limit() -> Iterator[None]:
+  """Pillow warns from 89 megapixels on, and refuses from 179; the limit here is that of the file format.
+
+  It is a global of Pillow's, and whoever else uses Pillow has it back at the end, with threads at the last of them.
+  """
+  global _lifted, _limit
+  with _lock:
+    if not _lifted:
+      _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    _lifted += 1
+  try:
+    yield
+  finally:
+    with _lock:
+      _lifted -= 1
+      if not _lifted:
+        Image.MAX_IMAGE_PIXELS = _limit
+
+
+def open_picture(file, formats: tuple[str, ...] | None = FORMATS) -> Image.Image:
+  """Image.open, of a path or of a file object, with the limit lifted; what is decoded later, `load` decodes."""
+  with without_pillow_s_limit():
+    return Image.open(file, formats=formats)
+
+
+def load(image: Image.Image) -> None:
+  """Decodes it; TIFF asks for the limit again."""
+  with without_pillow_s_limit() if image.format == "TIFF" else contextlib.nullcontext():
+    image.load()
+
+
+def reason(file, error: Exception) -> str:
+  """Why Pillow did not read a file, in one line."""
+  if isinstance(error, UnidentifiedImageError):
+    return "of no known format, or of a layout that is not known"
+  return " ".join(str(error).replace(repr(str(file)), "the file").split()) or type(error).__name__
+
+
+def refuse_what_rgb_cannot_hold(name, image: Image.Image) -> None:
+  """ImageError for more than 8 bits, other colours than RGB, and layouts that Pillow gets wrong."""
+  wanted = "wanted an 8-bit RGB or greyscale image"
+  depth = _bits_per_channel(image)
+  if depth > 8:
+    raise ImageError(f"{name}: {depth} bits per channel; {wanted}")
+  if image.mode not in MODES:
+    raise ImageError(f"{name}: colour mode {image.mode}; {wanted}")
+  if hasattr(image, "tag_v2") and (what := _doubtful_in_tiff(image.mode, image.tag_v2)):
+    raise ImageError(f"{name}: {what}; {wanted}")
+
+
+def _bits_per_channel(image: Image.Image) -> int:
+  """Bits per channel in the file: Pillow opens 16-bit RGB as 8-bit without a word, but its raw mode or tag tells."""
+  if hasattr(image, "tag_v2"):                       # a TIFF, as it was opened
+    return max(image.tag_v2.get(BITS, (1,)))
+  if image.mode in ("I", "F"):
+    return 32
+  tiles = getattr(image, "tile", [])                 # which a picture that was made in memory does not have
+  raw_modes = [args if isinstance(args, str) else args[0] for *_, args in tiles if args]
+  # The 16 bits of a BMP are those of a pixel.
+  return 16 if image.format != "BMP" and any(";16" in str(mode) for mode in [image.mode, *raw_modes]) else 8
+
+
+def _doubtful_in_tiff(mode: str, tags) -> str | None:
+  """What Pillow would read wrongly, or nobody can know, by the tags of a TIFF file; None if there is nothing."""
+  photometric, samples, extra = tags.get(PHOTOMETRIC, 0), tags.get(SAMPLES, 1), tags.get(EXTRA, ())
+  if any(each != UNSIGNED for each in tags.get(SAMPLE_FORMAT, ())):
+    return "signed or floating-point samples"
+  if samples > CHANNELS.get(photometric, samples) + len(extra):
+    return f"{samples} channels, and no word of what the last means"
+  if photometric == 3 and max(tags.get(COLOUR_MAP, (0,))) in range(1, 256):
+    return "a palette of 8-bit values, where 16-bit ones are due"
+  if tags.get(PLANAR, 1) != SEPARATE:
+    return None
+  if tags.get(COMPRESSION, 1) == UNCOMPRESSED:       # Pillow then takes a plane for bytes as they are
+    if photometric == YCBCR:                         # and before its release 13 three of them for RGB
+      return "uncompressed planes of YCbCr"
+    plain = set(tags.get(BITS, (1,))) == {8} and tags.get(FILL_ORDER, 1) == 1 and photometric != 0
+    return None if plain else "uncompressed planes of other samples than bytes"
+  return "a plane of alpha beside a single one" if mode in ("LA", "La", "PA") else None
+
+
+def upright(image: Image.Image) -> Image.Image:
+  """The picture as its EXIF orientation wants it seen; 1 where EXIF cannot be read, for nothing else is wanted of it.
+
+  Not ImageOps.exif_transpose, which writes EXIF anew and fails on values that it cannot write.
+  """
+  load(image)                                        # TIFF is turned here
+  try:
+    orientation = image.getexif().get(ORIENTATION, 1)
+  except Exception:                                  # whatever the damage leads Pillow to
+    orientation = 1
+  return image.transpose(TURN[orientation]) if orientation in TURN else image
+
+
+def on_white(image: Image.Image) -> Image.Image:
+  """RGB, with what is transparent on white."""
+  if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+    return image.convert("RGB")                      # a fourth byte that nobody filled, and every viewer ignores
+  if image.mode == "La":
+    image = image.convert("LA")
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  return image.convert("RGB")
+
+
+def scale_transparent_grey(image: Image.Image) -> None:
+  """A transparent grey of a PNG with 2 or 4 bits is one of 4 or 16 levels, where Pillow has 256 of the picture."""
+  bits = {"L;2": 2, "L;4": 4}.get(next((args for *_, args in getattr(image, "tile", [])), None))
+  if image.format == "PNG" and bits and isinstance(image.info.get("transparency"), int):
+    image.info["transparency"] *= 255 // (2**bits - 1)
+
+
+# --- colour --------------------------------------------------------------------------
+
+def is_of_rgb(profile: bytes | None) -> bool:
+  """Whether the header of an ICC profile says that it is one, and of RGB (ICC.1:2022, 7.2)."""
+  return profile is not None and profile[36:40] == b"acsp" and profile[16:20] == b"RGB "
+
+
+def colour_beside_the_profile(image: Image.Image) -> str:
+  """What an opened file says of its colours that no ICC profile of RGB says, in words; "" if they are taken for sRGB.
+
+  A picture that says nothing is taken for sRGB by most programs, so nothing is lost of one that says sRGB.
+  """
+  profile = image.info.get("icc_profile")
+  said = [] if profile is None or is_of_rgb(profile) else ["a colour profile that is not of RGB"]
+  if hasattr(image, "tag_v2") and profile is None:
+    said = [name for tag, name in TIFF_COLOUR.items() if tag in image.tag_v2]
+  file = getattr(image, "fp", None)                  # None of a picture in memory
+  if image.format != "PNG" or file is None or file.closed:
+    return " and ".join(said)
+  chunks = _png_chunks(file)
+  if b"cICP" in chunks:                              # before all others, by the third edition of PNG (4.3)
+    return "" if chunks[b"cICP"] == SRGB_CICP else "cICP"
+  if profile is not None or b"sRGB" in chunks:
+    return " and ".join(said)
+  gamma, chromaticities = chunks.get(b"gAMA", b""), chunks.get(b"cHRM", b"")
+  said = ["gAMA"] if len(gamma) == 4 and abs(struct.unpack(">I", gamma)[0] - SRGB_GAMMA) > 500 else []
+  if len(chromaticities) == 32:
+    values = struct.unpack(">8I", chromaticities)
+    said += ["cHRM"] if any(abs(a - b) > 100 for a, b in zip(values, SRGB_CHROMATICITIES)) else []
+  return " and ".join(said)
+
+
+def _png_chunks(file) -> dict[bytes, bytes]:
+  """The chunks of a PNG before its data, the colour profile apart, by name; the file is left where it was."""
+  place, chunks = file.tell(), {}
+  file.seek(8)
+  while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+    size = int.from_bytes(head[:4], "big")
+    if size <= 1024:
+      chunks[head[4:]] = file.read(size)
+      size = 0
+    file.seek(size + 4, 1)
+  file.seek(place)
+  return chunks

@@ -1,0 +1,58 @@
+"""What a checkpoint costs: parameters, multiplications, memory, time."""
+import functools
+import os
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.complexity import ENCODER_ONLY, describe
+
+
+def cost(name: str, config: CodecConfig, entries: Sequence[dict[str, Any]],
+         first_run: dict[str, float] | None) -> dict[str, Any]:
+  """The cost block of a checkpoint; `entries` are its own in results.json.
+
+  Parameters are the live ones and kMACs those of a 768x512 picture, see describe.py. encode_s and decode_s are means
+  over images and qualities without compilation; first_run has those of the first picture, with it: or with the reading
+  of compiled functions from the cache on disk. peak_memory_bytes is that of this process so far, whatever it did;
+  peak_device_memory_bytes that of the accelerator, None where there is none.
+  """
+  means = {field: [entry["mean"][field] for entry in entries] for field in ("encode_s", "decode_s")}
+  average = lambda values: None if None in values else sum(values) / len(values)
+  return {"name": name, **_size(config), "encode_s": average(means["encode_s"]), "decode_s": average(means["decode_s"]),
+          "first_run": first_run, "peak_memory_bytes": _peak_memory(),
+          "peak_device_memory_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+          "device": device_name()}
+
+
+@functools.cache                                         # checkpoints of a family have one config
+def _size(config: CodecConfig) -> dict[str, float]:
+  parts = describe(config)
+  decoder = [part for part in parts if part.name not in ENCODER_ONLY]
+  return {"parameters": sum(part.parameters for part in parts),
+          "parameters_decoder": sum(part.parameters for part in decoder),
+          "kmacs_per_pixel": sum(part.kmacs for part in parts),
+          "kmacs_per_pixel_decoder": sum(part.kmacs for part in decoder)}
+
+
+def _peak_memory() -> int:
+  """The most memory that this process ever had, in bytes."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak   # macOS counts bytes, Linux KiB
+
+
+def device_name() -> str:
+  """The accelerator, or the processor and how many of its cores there are."""
+  device = jax.devices()[0]
+  if device.platform != "cpu":
+    return device.device_kind
+  info = Path("/proc/cpuinfo")
+  lines = info.read_text("utf-8").splitlines() if info.exists() else []
+  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+  return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,78 @@
+"""The photographs an evaluation runs on: the sample photographs, a folder, or a prepared TFDS dataset."""
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mlic_jax.console import printable
+from mlic_jax.data.image_io import ImageError, list_images, load_image
+from mlic_jax.data.sources import Folder, open_tfds
+from mlic_jax.evaluation.results_cache import digest
+from mlic_jax.paths import as_path, is_remote, readable
+
+# Colour photographs in the wheel of scikit-image: few, because every new padded size is compiled; and no
+# rocket.jpg, because what was a JPEG before flatters JPEG.
+SAMPLE_PHOTOGRAPHS = ("astronaut.png", "coffee.png")
+
+
+class ImageSet(NamedTuple):
+  """A set of images in a fixed order, read one at a time, as often as wanted."""
+  title: str
+  size: int
+  read: Callable[[], Iterator[tuple[str, np.ndarray]]]   # name, (H, W, 3) uint8; ImageError for a broken one
+
+  # Names are text for tables, files and pages: one line each, no two alike, whatever the files are called.
+
+
+def open_image_set(data: str | None, limit: int | None = None) -> ImageSet:
+  """The first `limit` images of `data`; ImageError, in one line, when there is nothing to read.
+
+  None: the sample photographs; "tfds:NAME[:SPLIT]": a prepared dataset; anything else: a folder.
+  """
+  if data is None:
+    samples = {name: _sample_folder() / name for name in SAMPLE_PHOTOGRAPHS[:limit]}
+    return _from_files("sample photographs of scikit-image", samples)
+  if data.startswith("tfds:"):
+    return _from_tfds(data, limit)
+  source, folder = Folder(data, list_images(data)[:limit]), as_path(data)
+  # Backslashes are doubled, so that what is written with one for a byte or a new line is nobody's own name.
+  names = [printable(source.key(i).replace("\\", "\\\\")) for i in range(len(source))]
+  title = folder.name if is_remote(folder) else folder.resolve().name
+  return _from_files(printable(title), dict(zip(names, source.paths)))
+
+
+def survey(photographs: ImageSet, check: Callable[[np.ndarray], None]) -> dict[str, str]:
+  """The digest of the pixels of every image, by name, from reading all.
+
+  ImageError for the first that is broken, or that `check` refuses with a ValueError.
+  """
+  digests = {}
+  for name, image in photographs.read():
+    try:
+      check(image)
+    except ValueError as error:
+      raise ImageError(f"{name}: {error}") from error
+    digests[name] = digest(image)
+  return digests
+
+
+def _from_files(title: str, paths: dict[str, Path]) -> ImageSet:
+  return ImageSet(title, len(paths), lambda: ((name, load_image(readable(path))) for name, path in paths.items()))
+
+
+def _sample_folder() -> Path:
+  """Where scikit-image keeps its images; not imported, which takes a second for nothing else."""
+  package = importlib.util.find_spec("skimage")
+  if package is None:
+    raise ImageError("the sample photographs come with scikit-image, which is not installed; wanted --data")
+  return Path(package.origin).parent / "data"
+
+
+def _from_tfds(data: str, limit: int | None) -> ImageSet:
+  """One split, in file order: without a name "test", or, where there is none, "validation", or the first."""
+  records = open_tfds(data, os.environ.get("TFDS_DATA_DIR", ""), splits=("test", "validation"))
+  size, name = len(records) if limit is None else min(len(records), limit), data.removeprefix("tfds:")
+  return ImageSet(data, size, lambda: ((f"{name}/{i:05d}", load_image(records.file(i))) for i in range(size)))

@@ -1,0 +1,160 @@
+"""Rate and distortion of one image, through a checkpoint or a conventional codec, and the means of many.
+
+A codec here is `mlic_jax.Codec`, or anything with its `encode_with_bits`, `decode` and `estimate`. What needs
+the codec runs in this process; distortions and baselines run in `workers` (an Executor: see workers.py).
+"""
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from typing import NamedTuple
+
+import numpy as np
+
+from mlic_jax.coding.bitstream import BitstreamError
+from mlic_jax.data.image_io import ImageError
+from mlic_jax.evaluation.baselines import Baseline, decode
+from mlic_jax.evaluation.workers import InThisProcess
+from mlic_jax.metrics import ms_ssim_8bit, ms_ssim_db, mse, psnr_of_mse
+
+
+class BaselineLimit(ImageError):
+  """A picture that a conventional codec cannot hold, as WebP more than 16383 pixels a side; one line."""
+
+
+class ReconstructionMismatch(ValueError):
+  """A file does not decode to the picture that its encoder predicted."""
+  status = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+  """One image through one codec at one quality. The fields of results.json, in its order."""
+  name: str
+  height: int
+  width: int
+  bytes: int | None                # of the complete file; None when the rate is only estimated
+  bpp: float | None                # 8 * bytes / (height * width)
+  bpp_estimated: float | None      # by the likelihood of the model; None for conventional codecs
+  mse: float                       # 8-bit RGB levels
+  psnr: float                      # dB, of that
+  ms_ssim: float | None            # None below 176 pixels, see metrics.py
+  ms_ssim_db: float | None
+  encode_s: float | None
+  decode_s: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrived:
+  """One image of whose file only z and the first slices have arrived. The fields of "progressive" in results.json."""
+  slices: int
+  bytes: int                       # received, with the header
+  bpp: float
+  psnr: float                      # dB
+  ms_ssim: float | None            # None below 176 pixels
+
+
+class Coded(NamedTuple):
+  """What a codec made of an image, before it is compared with the image."""
+  reconstruction: np.ndarray       # (H, W, 3) uint8
+  blob: bytes | None               # the complete file; None when the rate is only estimated
+  bits: float | None               # by the likelihood of the model
+  encode_s: float | None
+  decode_s: float | None
+
+
+def code(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
+  """Encodes and decodes (H, W, 3) uint8, and estimates.
+
+  encode_s contains the synthesis of the encoder's own reconstruction. ReconstructionMismatch when decoding gives
+  another picture.
+  """
+  start = time.perf_counter()
+  try:
+    blob, reconstruction, bits = codec.encode_with_bits(image, quality)
+    encoded = time.perf_counter()
+    decoded = codec.decode(blob)
+  except BitstreamError as error:
+    raise ReconstructionMismatch(f"{name} at quality {quality}: {error}") from error
+  end = time.perf_counter()
+  if decoded.shape != reconstruction.shape:
+    raise ReconstructionMismatch(f"{name} at quality {quality}: decodes to {decoded.shape}; "
+                                 f"the encoder predicted {reconstruction.shape}")
+  if not np.array_equal(decoded, reconstruction):
+    share = np.mean(np.any(decoded != reconstruction, axis=-1))
+    raise ReconstructionMismatch(f"{name} at quality {quality}: {share:.2%} of the decoded pixels "
+                                 "are not those that the encoder predicted")
+  return Coded(decoded, blob, bits(), encoded - start, end - encoded)
+
+
+def estimate(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
+  """The likelihood estimate for (H, W, 3) uint8: no file, so no bytes and no times."""
+  bits, reconstruction = codec.estimate(image, quality)
+  return Coded(reconstruction, None, float(bits), None, None)
+
+
+def code_baseline(baseline: Baseline, name: str, image: np.ndarray, quality: int) -> Coded:
+  """A conventional codec on the same terms; BaselineLimit when it cannot hold the image."""
+  start = time.perf_counter()
+  try:
+    blob = baseline.encode(image, quality)
+    encoded = time.perf_counter()
+    decoded = decode(blob)
+  except Exception as error:                             # each of the libraries has errors of its own
+    height, width = image.shape[:2]
+    raise BaselineLimit(f"{name}: {baseline.name} cannot hold {width}x{height} pixels "
+                        f"({' '.join(str(error).split())})") from error
+  return Coded(decoded, blob, None, encoded - start, time.perf_counter() - encoded)
+
+
+def compare(name: str, image: np.ndarray, coded: Coded) -> ImageResult:
+  """Rates by the pixels of the image (not of its padded version), and distortions of the reconstruction."""
+  height, width = image.shape[:2]
+  num_pixels, error = height * width, mse(image, coded.reconstruction)
+  similarity = ms_ssim_8bit(image, coded.reconstruction)
+  size = None if coded.blob is None else len(coded.blob)
+  return ImageResult(name, height, width, size, None if size is None else 8 * size / num_pixels,
+                     None if coded.bits is None else coded.bits / num_pixels, error, psnr_of_mse(error), similarity,
+                     None if similarity is None else ms_ssim_db(similarity), coded.encode_s, coded.decode_s)
+
+
+def measure_baseline(baseline: Baseline, name: str, image: np.ndarray, qualities: Sequence[int]) -> list[ImageResult]:
+  """One image at several qualities; runs in any process."""
+  baseline.check()                                       # which registers its plugin in this process
+  return [compare(name, image, code_baseline(baseline, name, image, quality)) for quality in qualities]
+
+
+def measure_codec(codec, name: str, image: np.ndarray, qualities: Sequence[float | None], *, estimated: bool = False,
+                  workers: Executor | None = None,
+                  seen: Callable[[float | None, Coded], None] | None = None) -> list[Future[ImageResult]]:
+  """One image at several qualities through a checkpoint: coded here, compared in `workers`.
+
+  seen: called with a quality and what was coded.
+  """
+  workers = workers or InThisProcess()
+  futures = []
+  for quality in qualities:
+    coded = (estimate if estimated else code)(codec, name, image, quality)
+    if seen:
+      seen(quality, coded)
+    futures.append(workers.submit(compare, name, image, coded))
+  return futures
+
+
+def mean(results: Sequence[ImageResult]) -> dict[str, float | None]:
+  """Means over images, each image counting once; over those that have the figure, None if none has.
+
+  "psnr" and "ms_ssim_mean_of_db" are means of the dB of every image. "psnr_of_pooled_mse" is the PSNR of the squared
+  error over all samples of all images, and "ms_ssim_db_of_mean" are the dB of the mean MS-SSIM.
+  """
+  def column(field):
+    values = [value for result in results if (value := getattr(result, field)) is not None]
+    return float(np.mean(values)) if values else None
+
+  figures = {field: column(field) for field in ("bytes", "bpp", "bpp_estimated", "psnr")}
+  figures["psnr_of_pooled_mse"] = psnr_of_mse(np.average([result.mse for result in results],
+                                                         weights=[result.height * result.width for result in results]))
+  figures["ms_ssim"] = column("ms_ssim")
+  figures["ms_ssim_db_of_mean"] = None if figures["ms_ssim"] is None else ms_ssim_db(figures["ms_ssim"])
+  figures["ms_ssim_mean_of_db"] = column("ms_ssim_db")
+  return figures | {field: column(field) for field in ("encode_s", "decode_s")}

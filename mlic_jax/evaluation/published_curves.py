@@ -1,0 +1,90 @@
+"""Published rate-distortion curves: numbers of papers and their repositories, each with its source.
+
+They lie in published/DATASET_METRIC.json, {codec: {"bpp", "psnr" | "ms_ssim", "ms_ssim_db", "source"}}. PSNR is in dB
+on RGB, the mean over the images. MS-SSIM in dB is published in two conventions that differ by about 0.35 dB (see
+metrics.py), and `db_convention` of a curve says which, where the source does.
+"""
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mlic_jax.evaluation.baselines import BASELINES
+from mlic_jax.evaluation.bd_rate import METRICS, Curve
+
+DATASETS = {"kodak": ("Kodak", 24), "clic": ("CLIC Professional Valid", 41), "tecnick": ("Tecnick", 100)}  # images
+
+# What a reader looks for first. Not every dataset has every one, and names differ a little between the datasets.
+FEATURED = ("BPG", "BPG 4:4:4", "VTM-9.1", "VTM-17.0", "Balle2018 hyperprior (paper)", "Minnen2018 (paper)",
+            "Cheng2020 (paper)", "Cheng2020 anchor (CompressAI)", "ELIC (paper)", "TCM (Large)", "MLIC", "MLIC+",
+            "MLIC++", "HPCM-Large", "DCAE")
+# MS-SSIM has other codecs than PSNR: most of its curves are of models that were trained for it.
+FEATURED_MS_SSIM = ("BPG 4:4:4", "VTM-9.1", "Balle2018 hyperprior MS-SSIM (paper)", "Minnen2018 MS-SSIM (paper)",
+                    "Balle2018 hyperprior MS-SSIM (CompressAI)", "Minnen2018 MS-SSIM (CompressAI)",
+                    "Cheng2020 anchor MS-SSIM (CompressAI)", "ELIC MS-SSIM (paper)", "HPCM-Large MS-SSIM")
+
+
+class ReferenceError(ValueError):
+  """A dataset or a curve that is not there; one line with what there is."""
+
+
+def published(dataset: str, metric: str = "psnr") -> dict[str, Curve]:
+  """Every published curve on "kodak", "clic" or "tecnick", by name, as printed, with its source.
+
+  metric: "psnr", or "ms_ssim", whose curves are in dB. Where a source gives MS-SSIM as a value, the dB are those of
+  that mean value; otherwise they are as published. A codec that is measured here too has " (published)" behind its
+  name.
+  """
+  if dataset not in DATASETS or metric not in METRICS:
+    raise ReferenceError(f"no published curves of {metric!r} on {dataset!r}; wanted one of {', '.join(METRICS)} on one "
+                         f"of {', '.join(DATASETS)}")
+  measured = {baseline.name for baseline in BASELINES.values()}
+  curves = {}
+  for codec, points in _read(dataset, metric).items():
+    name = f"{codec} (published)" if codec in measured else codec
+    rising = np.argsort(points["bpp"])
+    curves[name] = Curve(name, np.array(points["bpp"])[rising], _decibels(points, metric)[rising], "published", metric,
+                         points["source"])
+  return curves
+
+
+def chosen(dataset: str, names: Sequence[str], metric: str = "psnr") -> list[Curve]:
+  """The curves of those names; () means the featured ones, ("all",) all. ReferenceError for a name that is none.
+
+  A name that only the other metric has is left out.
+  """
+  curves = published(dataset, metric)
+  if tuple(names) == ("all",):
+    return list(curves.values())
+  if not names:
+    featured = FEATURED if metric == "psnr" else FEATURED_MS_SSIM
+    return [curves[name] for name in featured if name in curves]
+  known = {name for each in METRICS for name in published(dataset, each)}
+  for name in names:
+    if name not in known:
+      raise ReferenceError(f"no published curve {name!r} on {dataset}; there are {', '.join(sorted(known))}")
+  return [curves[name] for name in names if name in curves]
+
+
+def caution(dataset: str, number: int) -> str | None:
+  """Why curves on `dataset` do not belong beside those of so many images, if that is so."""
+  title, images = DATASETS[dataset]
+  if number == images:
+    return None
+  return (f"Published curves are means over the {images} images of {title}, the others over {number} of these: "
+          "do not compare them.")
+
+
+@functools.cache
+def _read(dataset: str, metric: str) -> dict[str, dict]:
+  return json.loads((Path(__file__).parent / "published" / f"{dataset}_{metric}.json").read_text("utf-8"))
+
+
+def _decibels(points: dict, metric: str) -> np.ndarray:
+  if metric == "psnr":
+    return np.array(points["psnr"])
+  if "ms_ssim" in points:
+    return -10 * np.log10(1 - np.array(points["ms_ssim"]))
+  return np.array(points["ms_ssim_db"])

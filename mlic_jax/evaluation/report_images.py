@@ -1,0 +1,221 @@
+"""The pictures of the report: an original, and per rate its reconstruction, where it errs, where its bits went, and
+what the best conventional codec makes of as many bytes.
+
+They lie in FOLDER/IMAGE/, with a record of their figures (.json) that is written last: pictures whose record is there
+are not made again. What is shown is WebP at quality 92, because a page of lossless pictures would have tens of
+megabytes; files of baselines that every browser can show are shown as they are. Pictures larger than SIDE pixels are
+shown by their middle.
+"""
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from mlic_jax.atomic_io import write_whole
+from mlic_jax.data.pillow_decode import open_picture
+from mlic_jax.evaluation.baselines import Baseline
+from mlic_jax.evaluation.bit_maps import BitsMap
+from mlic_jax.evaluation.image_metrics import Coded, ImageResult, code_baseline, compare
+
+SIDE = 768             # of a picture in the report, at most; a multiple of PLACE
+PLACE = 16             # pixels: what is cut out of a picture begins at a multiple, so that places of y stay whole
+ERROR_MAX = 32         # 8-bit levels that are white in an error map
+BROWSERS_SHOW = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif"}
+COLOURS = "cividis"    # Nunez, Anderton and Renslow, 2018: the same to every kind of colour vision
+
+
+class Pictures:
+  """Makes and remembers the pictures of some images.
+
+  Args:
+    folder: where they are written.
+    pixels: digests (journal.py) of the images that are wanted, by name.
+    baselines: what is compared at equal bytes.
+    sweep: results of these baselines, (name of the baseline, name of the image) -> {quality: ImageResult}.
+    resume: whether pictures of an earlier run are kept.
+  """
+
+  def __init__(self, folder: Path, pixels: Mapping[str, str], baselines: Sequence[Baseline],
+               sweep: Mapping[tuple[str, str], Mapping[int, ImageResult]], resume: bool = False):
+    self._folder, self._pixels, self._baselines, self._sweep = folder, pixels, baselines, sweep
+    self._resume, self._drawn = resume, set()
+
+  def lacks(self, codec_key: str, name: str, quality: float | None) -> bool:
+    """Whether a picture is wanted and not there."""
+    return name in self._pixels and self._read(codec_key, name, quality) is None
+
+  def draw(self, codec_key: str, name: str, image: np.ndarray, quality: float | None, coded: Coded,
+           bits_of: Callable[[np.ndarray, float | None], BitsMap], beside: str | None = None) -> None:
+    """Writes the pictures of one image at one quality, if they are wanted.
+
+    beside: key of the codec whose map of bits has been drawn, and with whose this one is to be compared.
+    """
+    if not self.lacks(codec_key, name, quality):
+      return
+    folder, stem = self._folder / slug(name), _stem(codec_key, quality)
+    folder.mkdir(parents=True, exist_ok=True)
+    window, bits = _middle(image), bits_of(image, quality)
+    size = int(np.ceil(coded.bits / 8)) if coded.blob is None else len(coded.blob)
+    other = beside and self._read(beside, name, quality)
+    tiles, scales = _bits_tiles(bits, window, other and other["bits_scale_bpp"])
+    record = {
+        "key": self._key(codec_key, name), "height": window[0].stop - window[0].start,
+        "width": window[1].stop - window[1].start, "cropped": image.shape[:2] != image[window].shape[:2],
+        "original": self._write(folder / "original.webp", _webp(image[window])),
+        "reconstruction": self._write(folder / f"{stem}.webp", _webp(coded.reconstruction[window])),
+        "error": self._write(folder / f"{stem}-error.webp", _error_map(image[window], coded.reconstruction[window])),
+        "bits": self._write(folder / f"{stem}-bits.png", _png(tiles)),
+        "bits_stride": bits.stride,
+        "bits_of_slices": [float(each) for each in bits.slices.sum((0, 1))], "bits_of_z": float(bits.z.sum()),
+        "bits_scale_bpp": scales, "bits_places": [tiles.shape[0] // (1 + bits.slices.shape[-1]), tiles.shape[1]],
+        "baseline": self._baseline(folder, stem, name, image, window, size)}
+    self._write(folder / f"{stem}.json", json.dumps(record).encode())
+    self._drawn.add((codec_key, name, quality))
+
+  def records(self, entries: Sequence[dict[str, Any]], codec_key: str) -> list[dict[str, Any]]:
+    """One record per picture of a checkpoint, of its entries in results.json; paths are relative to the folder."""
+    records = []
+    for entry in entries:
+      for result in entry["images"]:
+        if result["name"] in self._pixels:
+          record = self._read(codec_key, result["name"], entry["quality"])
+          figures = {field: result[field] for field in ("bytes", "bpp", "bpp_estimated", "psnr", "ms_ssim")}
+          records.append({"image": result["name"], "checkpoint": entry["name"], "quality": entry["quality"],
+                          "plain": (entry.get("refine") or {}).get("plain"), **figures,
+                          **{field: value for field, value in record.items() if field != "key"}})
+    return records
+
+  def _key(self, codec_key: str, name: str) -> list[str]:
+    return [codec_key, self._pixels[name], *(baseline.name for baseline in self._baselines)]
+
+  def _read(self, codec_key: str, name: str, quality: float | None) -> dict[str, Any] | None:
+    if not self._resume and (codec_key, name, quality) not in self._drawn:
+      return None
+    path = self._folder / slug(name) / f"{_stem(codec_key, quality)}.json"
+    try:
+      record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):                        # not there, or damaged: it is made again
+      return None
+    return record if record.get("key") == self._key(codec_key, name) else None
+
+  def _write(self, path: Path, content: bytes) -> str:
+    write_whole(path, content)
+    return path.relative_to(self._folder).as_posix()
+
+  def _baseline(self, folder, stem, name, image, window, size) -> dict[str, Any] | None:
+    """The baseline of the highest PSNR at `size` bytes, by the sweep, at its highest quality that needs no more."""
+    baselines = [each for each in self._baselines if (each.name, name) in self._sweep]   # which can hold the picture
+    sweeps = [self._sweep[baseline.name, name] for baseline in baselines]
+    reached = [_psnr_at(sweep, size) for sweep in sweeps]
+    if not reached:
+      return None
+    best = max(range(len(reached)), key=lambda i: (reached[i] is not None, reached[i] or -_smallest(sweeps[i])))
+    baseline = baselines[best]
+    quality, coded = _largest_within(baseline, sweeps[best], name, image, size)
+    result = compare(name, image, coded)
+    image_format = open_picture(io.BytesIO(coded.blob), formats=None).format
+    if image_format in BROWSERS_SHOW and image[window].shape == image.shape:
+      picture = self._write(folder / f"{stem}-baseline.{BROWSERS_SHOW[image_format]}", coded.blob)
+    else:
+      picture = self._write(folder / f"{stem}-baseline.webp", _webp(coded.reconstruction[window]))
+    return {"name": baseline.name, "quality": quality, "bytes": result.bytes, "bpp": result.bpp, "psnr": result.psnr,
+            "ms_ssim": result.ms_ssim, "picture": picture}
+
+
+def slug(name: str) -> str:
+  """A file name that is safe everywhere, made of a name: another one for another name, case or no case."""
+  safe = readable(name)
+  return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def readable(name: str) -> str:
+  """What of a name is safe everywhere, in lower case; of several names it may be the same."""
+  return re.sub(r"[^a-z0-9.+]+", "-", name.lower()).strip("-.")[:80] or "-"
+
+
+def _stem(codec_key: str, quality: float | None) -> str:
+  return slug(codec_key if quality is None else f"{codec_key} q{quality!r}")
+
+
+def _middle(image: np.ndarray) -> tuple[slice, slice]:
+  """What is shown of an image: all of it, or SIDE pixels of its middle, from a multiple of PLACE on."""
+  starts = [max(side - SIDE, 0) // 2 // PLACE * PLACE for side in image.shape[:2]]
+  return tuple(slice(start, min(start + SIDE, side)) for start, side in zip(starts, image.shape[:2]))
+
+
+def _webp(image: np.ndarray, quality: int = 92) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, "WEBP", quality=quality, method=4)
+  return buffer.getvalue()
+
+
+def _png(indices: np.ndarray) -> bytes:
+  """(H, W) uint8 in the colours of COLOURS."""
+  buffer, picture = io.BytesIO(), Image.fromarray(indices, "P")
+  picture.putpalette(_palette().ravel().tolist())
+  picture.save(buffer, "PNG", optimize=True)
+  return buffer.getvalue()
+
+
+def _palette() -> np.ndarray:
+  return matplotlib.colormaps[COLOURS](np.arange(256), bytes=True)[:, :3]
+
+
+def _error_map(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
+  """Mean absolute error of the channels and of 2x2 pixels, 0 to ERROR_MAX."""
+  error = np.abs(image.astype(np.float32) - reconstruction).mean(-1)
+  error = np.pad(error, [(0, side % 2) for side in error.shape], mode="edge")
+  error = error.reshape(error.shape[0] // 2, 2, error.shape[1] // 2, 2).mean((1, 3))
+  return _webp(_palette()[np.uint8(np.clip(error * 255 / ERROR_MAX, 0, 255))], quality=80)
+
+
+def _bits_tiles(bits: BitsMap, window: tuple[slice, slice],
+                scales: dict[str, float] | None = None) -> tuple[np.ndarray, dict[str, float]]:
+  """Maps of bits per pixel, one below the other: everything, then each slice; and how much is the brightest colour.
+
+  The slices share one scale, so that they compare. scales: those of another map, to compare with that.
+  """
+  rows, columns = (slice(each.start // bits.stride, -(-each.stop // bits.stride)) for each in window)
+  everything = bits.slices.sum(-1) + np.kron(bits.z, np.ones((4, 4))) / 16
+  maps = np.concatenate([everything[None], np.moveaxis(bits.slices, -1, 0)])[:, rows, columns] / bits.stride**2
+  scales = scales or {"all": _brightest(maps[0]), "slice": _brightest(maps[1:])}
+  shades = maps / np.array([scales["all"], *[scales["slice"]] * (len(maps) - 1)])[:, None, None]
+  return np.uint8(np.clip(255 * shades, 0, 255)).reshape(-1, maps.shape[-1]), scales
+
+
+def _brightest(values: np.ndarray) -> float:
+  """Not the maximum: one odd place would darken all others."""
+  return float(max(np.quantile(values, 0.995), 1e-6))
+
+
+def _psnr_at(sweep: Mapping[int, ImageResult], size: int) -> float | None:
+  """Interpolated over log(bytes); None outside the sweep."""
+  points = sorted((np.log(result.bytes), result.psnr) for result in sweep.values())
+  sizes, values = zip(*points)
+  return float(np.interp(np.log(size), sizes, values)) if sizes[0] <= np.log(size) <= sizes[-1] else None
+
+
+def _smallest(sweep: Mapping[int, ImageResult]) -> float:
+  return min(result.bytes for result in sweep.values())
+
+
+def _largest_within(baseline: Baseline, sweep: Mapping[int, ImageResult], name: str, image: np.ndarray,
+                    size: int) -> tuple[int, Coded]:
+  """The highest quality whose file has at most `size` bytes, or the lowest of all, and its file."""
+  low, high = baseline.all_qualities[0], baseline.all_qualities[-1]
+  low = max([low, *(quality for quality, result in sweep.items() if result.bytes <= size)])
+  high = min([high, *(quality - 1 for quality, result in sweep.items() if result.bytes > size)])
+  while low < high:                                      # the answer is in low..high, both included
+    middle = (low + high + 1) // 2
+    if len(baseline.encode(image, middle)) <= size:
+      low = middle
+    else:
+      high = middle - 1
+  return low, code_baseline(baseline, name, image, low)

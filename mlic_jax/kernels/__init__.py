@@ -1,0 +1,1 @@
+"""Convolutions that XLA computes slowly on CPU, computed in faster ways."""

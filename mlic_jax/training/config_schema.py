@@ -1,0 +1,276 @@
+"""Configurations: Python files with get_config(), such as configs/nano.py, and every field that a training reads.
+
+FIELDS names each field once: what it may be, whether a run can be continued with another value, and what it is for
+where it is not for every run. train.py, `describe` and `ablate` read configurations by `load_config` and nothing else.
+"""
+
+import ast
+import contextlib
+import difflib
+import inspect
+import re
+import runpy
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.data.loader import DOWNSCALE, crop_sizes
+from mlic_jax.errors import ConfigError
+from mlic_jax.metrics import MS_SSIM_MIN_SIDE
+from mlic_jax.model import selection_map
+from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.training import config_registry
+from mlic_jax.training.losses import DISTORTIONS
+from mlic_jax.training.multihost import MOST_SECONDS
+from mlic_jax.training.optimizer import OPTIMIZERS, SCHEDULES, TRAINED
+from mlic_jax.training.profile import steps_of_profile
+
+Check = Callable[[Any], str | None]  # what is wanted, in words, when a value is not that
+
+
+def at_least(lowest: int) -> Check:
+  return lambda value: None if type(value) is int and value >= lowest else f"an integer of at least {lowest}"
+
+
+def number(lowest: float, highest: float | None = None) -> Check:
+  """Between the two, or from the lowest on."""
+  wanted = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+  inside = lambda value: value >= lowest and (highest is None or value <= highest)
+  return lambda value: None if type(value) in (int, float) and inside(value) else wanted
+
+
+def one_of(names: Sequence[str]) -> Check:
+  return lambda value: None if value in names else f"one of {', '.join(names)}"
+
+
+def instance_of(kind: type, name: str) -> Check:
+  return lambda value: None if isinstance(value, kind) else name
+
+
+TEXT, FLAG = instance_of(str, "text"), instance_of(bool, "True or False")
+NUMBERS = lambda value: None if all(type(each) in (int, float) and each >= 0 for each in value) else "numbers from 0 on"
+
+
+class Field(NamedTuple):
+  """A field of a configuration."""
+  check: Check
+  is_free: bool = False  # a run may be continued with another value, as it does not change what a step computes
+  warning: str = ""      # what it changes after all
+  needed: Callable[[ml_collections.ConfigDict], bool] = lambda config: True
+  needed_for: str = ""   # in words, where it is not needed by all
+
+
+OPTIONS = "model.options."  # settings of parts, each with its default (model/registry.py)
+PRECISIONS = ("highest", "high", "default")  # of jax.default_matmul_precision
+ROUNDING = "the steps from here on round otherwise"
+of_one_rate = lambda config: not config.model.get("num_rates", 0)
+FIELDS = {
+    "model": Field(instance_of(ml_collections.ConfigDict, "the fields of CodecConfig")),
+    "seed": Field(at_least(0)),
+    "distributed": Field(FLAG, is_free=True),
+    "peer_timeout": Field(number(1, MOST_SECONDS), is_free=True),
+    # Photographs
+    "data_dir": Field(TEXT, is_free=True),
+    "tfds_dir": Field(TEXT, is_free=True),
+    "eval_dir": Field(TEXT),
+    "holdout_every": Field(at_least(0)),
+    "crop_size": Field(at_least(1)),
+    "crop_schedule": Field(instance_of((tuple, list), "pairs of a step and a crop size"), is_free=True),
+    "downscale": Field(one_of(DOWNSCALE)),
+    "downscale_probability": Field(number(0, 1)),
+    "flip": Field(FLAG),
+    "batch_size": Field(at_least(1)),
+    "data_threads": Field(at_least(1), is_free=True),
+    "data_workers": Field(at_least(0), is_free=True),
+    "cache_gigabytes": Field(number(0), is_free=True),
+    # Objective
+    "distortion": Field(one_of(DISTORTIONS)),
+    "lmbda": Field(number(0), needed=of_one_rate, needed_for="single-rate models"),
+    "lmbdas": Field(NUMBERS, needed=lambda config: not of_one_rate(config), needed_for="variable-rate models"),
+    "rate_weighting": Field(number(0, 1), is_free=True, warning="the steps from here on weigh the rates otherwise",
+                            needed=lambda config: not of_one_rate(config), needed_for="variable-rate models"),
+    "partial_probability": Field(number(0, 1)),
+    "init_from": Field(TEXT),
+    "trained": Field(one_of(TRAINED), needed=lambda config: "selection_widths" in config.model.get("options", {}),
+                     needed_for="a map of coded elements"),
+    "teacher": Field(TEXT),
+    "distillation_weight": Field(number(0, 1), needed=lambda config: config.get("teacher"), needed_for="a teacher"),
+    # Optimiser. num_steps, decay_start and crop_schedule are free so that a run can go on for longer, and end when its
+    # time has come; it then follows the new schedule.
+    "num_steps": Field(at_least(1), is_free=True),
+    "optimizer": Field(one_of(OPTIMIZERS)),
+    "learning_rate": Field(number(0)),
+    "muon_learning_rate": Field(number(0), needed=lambda config: config.get("optimizer") == "muon",
+                                needed_for="optimizer='muon'"),
+    "warmup_steps": Field(at_least(0)),
+    "schedule": Field(one_of(SCHEDULES)),
+    "final_learning_rate": Field(number(0), needed=lambda config: config.get("schedule") in ("cosine", "wsd"),
+                                 needed_for="schedule='cosine' or 'wsd'"),
+    "decay_start": Field(at_least(0), is_free=True, needed=lambda config: config.get("schedule") == "wsd",
+                         needed_for="schedule='wsd'"),
+    "decay_steps": Field(NUMBERS, needed=lambda config: config.get("schedule") == "step",
+                         needed_for="schedule='step'"),
+    "decay_factors": Field(NUMBERS, needed=lambda config: config.get("schedule") == "step",
+                           needed_for="schedule='step'"),
+    "aux_learning_rate": Field(number(0)),
+    "grad_clip": Field(number(0)),
+    "ema_decay": Field(number(0, 1)),
+    "accumulate_steps": Field(at_least(1), is_free=True),
+    "bfloat16_transforms": Field(FLAG, is_free=True, warning=ROUNDING),
+    "entropy_precision": Field(one_of(PRECISIONS), is_free=True, warning=ROUNDING),
+    "remat": Field(FLAG, is_free=True),
+    # Figures, checkpoints, evaluation
+    "log_every": Field(at_least(1), is_free=True),
+    "checkpoint_every": Field(at_least(1), is_free=True),
+    "keep_checkpoints": Field(at_least(1), is_free=True),
+    "eval_every": Field(at_least(1), is_free=True),
+    "eval_images": Field(at_least(0)),
+    "eval_crop_size": Field(at_least(1)),
+    "eval_batch_size": Field(at_least(1), is_free=True),
+    "eval_pictures": Field(at_least(0), is_free=True),
+    "profile_steps": Field(TEXT, is_free=True),
+}
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+  """What get_config() of a file returns, with fields changed.
+
+  Args:
+    name: the file, or the name of one that comes along, as "nano" (packaged.py); with ":ARGUMENT" behind it,
+      get_config(ARGUMENT) is called. A file may import from the folder that the program was started in.
+    overrides: "--config.FIELD=VALUE" each, as on the command line.
+
+  ConfigError in one line when there is no such file, it does not run, gives no configuration, or has no such field.
+  """
+  path, argument, surroundings = _locate(str(name))
+  try:
+    with surroundings:
+      get_config = runpy.run_path(str(path)).get("get_config")
+      if argument and isinstance(get_config, types.FunctionType) and not inspect.signature(get_config).parameters:
+        raise ConfigError(f"{path} takes no argument, {argument!r} came")
+      config = get_config and get_config(*([argument] if argument else []))
+  except ConfigError:
+    raise
+  except Exception as error:  # the file is code of the user's
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    raise ConfigError(f"{name}: {kind}{' '.join(str(error).split())}") from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ConfigError(f"{name}: wanted a function get_config() that returns a ConfigDict, as in configs/nano.py")
+  return _overridden(config, list(overrides))
+
+
+def _locate(name: str) -> tuple[Path, str, contextlib.AbstractContextManager]:
+  """The file of a name, its argument, and what it is run in."""
+  path, _, argument = name.partition(".py:")
+  path = Path(f"{path}.py" if argument else path)
+  if path.is_file():
+    return path, argument, contextlib.nullcontext()
+  known, _, argument = name.partition(":")
+  if (found := config_registry.path(known)) is not None:
+    return found, argument, config_registry.importable()
+  if path.is_dir():  # runpy takes it for a package
+    raise ConfigError(f"{name}: is a folder")
+  raise ConfigError(f"{name}: no such configuration file, and none of those that come along: "
+                    f"{', '.join(config_registry.names())}")
+
+
+def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_collections.ConfigDict:
+  known, added = list(_names(config)), []
+  has_parts = isinstance(config.get("model"), ml_collections.ConfigDict)
+  for before, each, after in zip(["", *overrides], overrides, [*overrides[1:], ""]):
+    field, is_value = each.removeprefix("--config.").split("=")[0], before.startswith("--") and "=" not in before
+    if each.startswith("--config."):
+      if field not in known and (field in FIELDS or has_parts and re.fullmatch(rf"{OPTIONS}\w+", field)):
+        _add(config, field, each.partition("=")[2] if "=" in each else after)
+        added.append(field)
+      elif field not in known:
+        near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown configuration field {field!r}; the nearest known one is {near!r}")
+    elif not is_value:
+      raise ConfigError(f"unexpected argument {each!r}; wanted --config.FIELD=VALUE")
+  values, argv = flags.FlagValues(), ["", *overrides]
+  flag = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except (flags.Error, TypeError, ValueError) as error:
+    raise ConfigError(" ".join(str(error).split())) from error
+  for field in added:
+    if field in FIELDS and not FIELDS[field].needed(flag.value):
+      raise ConfigError(f"{field} came, which is for {FIELDS[field].needed_for}")
+  return flag.value
+
+
+def _add(config: ml_collections.ConfigDict, field: str, text: str) -> None:
+  """A field that there is, and that this configuration does not name, so that it has the type that came."""
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  with config.unlocked():
+    if field.startswith(OPTIONS):   # whether a part reads it, check_options says
+      config.model.options = {**config.model.get("options", {}), field.removeprefix(OPTIONS): value}
+    else:
+      config[field] = value
+
+
+def _names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from _names(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name
+
+
+def model_config(config: ml_collections.ConfigDict, name: str | Path = "") -> CodecConfig:
+  """The codec that a configuration describes; ConfigError in one line, which begins with `name`, for one that there
+  cannot be, or whose parts are not there."""
+  try:
+    if "model" not in config:
+      raise ValueError("the configuration lacks the field 'model'")
+    codec = CodecConfig.from_dict(config.model.to_dict())
+    build(codec)
+  except (ValueError, TypeError) as error:
+    raise ConfigError(f"{name}: {error}" if name else str(error)) from error
+  return codec
+
+
+def check_fields(config: ml_collections.ConfigDict) -> CodecConfig:
+  """The model's configuration; ConfigError in one line for a missing, an unknown, a bad or a contradictory field."""
+  for name in config:
+    if name not in FIELDS:
+      near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)[0]
+      raise ConfigError(f"the configuration has a field {name!r} that nothing reads; the nearest known one is {near!r}")
+  codec = model_config(config)
+  for name, field in FIELDS.items():
+    if field.needed(config):
+      if name not in config:
+        why = f" (for {field.needed_for})" if field.needed_for else ""
+        raise ConfigError(f"the configuration lacks the field {name!r}{why}")
+      if wanted := field.check(config[name]):
+        raise ConfigError(f"{name}={config[name]!r}; wanted {wanted}")
+  if codec.num_rates and len(config.lmbdas) != codec.num_rates:
+    raise ConfigError(f"{len(config.lmbdas)} values in lmbdas; wanted model.num_rates={codec.num_rates}")
+  multiple = side_multiple(codec)
+  sizes = crop_sizes(config.crop_size, config.crop_schedule, multiple)
+  if config.eval_crop_size % multiple:
+    raise ConfigError(f"eval_crop_size={config.eval_crop_size}; wanted a multiple of {multiple} pixels")
+  smallest = min(config.eval_crop_size, *(size for _, size in sizes))
+  if config.distortion == "ms_ssim" and smallest < MS_SSIM_MIN_SIDE:
+    raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; MS-SSIM wants "
+                      f"at least {MS_SSIM_MIN_SIDE} pixels")
+  if config.get("trained") == "map" and not selection_map.has_map(codec):
+    raise ConfigError("trained='map' came for a model without one; wanted selection_widths in its options")
+  if config.schedule == "step" and len(config.decay_steps) != len(config.decay_factors):
+    raise ConfigError(f"decay_steps={config.decay_steps} and decay_factors={config.decay_factors} differ in length")
+  if config.schedule == "wsd" and config.decay_start:
+    if not config.warmup_steps <= config.decay_start < config.num_steps:
+      raise ConfigError(f"decay_start={config.decay_start}; wanted 0, or a step from "
+                        f"warmup_steps={config.warmup_steps} on and before num_steps={config.num_steps}")
+  steps_of_profile(config.profile_steps)
+  return codec

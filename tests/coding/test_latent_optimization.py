@@ -1,0 +1,286 @@
+"""Refined latents: what is gained, what never gets worse, and what is refused."""
+import collections
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_variables
+
+from mlic_jax.__main__ import main
+from mlic_jax.coding import latent_optimization, latent_optimized_codec, memory_estimate
+from mlic_jax.coding.checkpoint_io import Model, save_model
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.compile_specs import codec_programs
+from mlic_jax.coding.latent_optimization import CHECKS, RefineError, Schedule, refine
+from mlic_jax.coding.memory_estimate import MemoryLimitError
+from mlic_jax.commands import evaluate
+from mlic_jax.config import CodecConfig
+from mlic_jax.data.image_io import save_image
+from mlic_jax.metrics import ms_ssim_8bit, mse
+from mlic_jax.model.quantizers import ROUNDING, Quantiser
+from mlic_jax.model.soft_rounding import ADVANTAGES, annealed
+
+SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=("channel",),
+                    channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
+TRAINING = {"config": {"distortion": "mse", "lmbdas": [0.002, 0.05]}}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+  path = tmp_path_factory.mktemp("checkpoints") / "small"
+  save_model(path, SMALL, random_variables(SMALL), training=TRAINING)
+  return path
+
+
+@pytest.fixture(scope="module")
+def codec(checkpoint):
+  return Codec.load(checkpoint)
+
+
+def trained(codec, training):
+  """The same codec, of another training."""
+  return Codec(Model("other", SMALL, codec.variables, codec._table, b"12345678", training))
+
+
+# --- relaxations ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ADVANTAGES)
+def test_a_cold_relaxation_chooses_the_nearer_integer_and_a_hot_one_does_not_always(kind):
+  v = jnp.linspace(-3, 3, 1000) + 0.001
+  clear = np.abs(v - jnp.round(v)) < 0.45
+  cold, _ = annealed(kind, 0.01).quantise(v, jnp.zeros(v.shape))
+  np.testing.assert_allclose(cold[clear], jnp.round(v)[clear], atol=1e-3)
+  hot, counted = annealed(kind, 0.5).quantise(v, jax.random.logistic(jax.random.key(0), v.shape))
+  assert (jnp.abs(hot - v) <= 1).all() and (jnp.round(hot) != jnp.round(v)).mean() > 0.05
+  np.testing.assert_array_equal(hot, counted)
+
+
+@pytest.mark.parametrize("kind, chance", [("atanh", lambda u: np.exp(-np.arctanh(1 - u))),
+                                          ("linear", lambda u: u),
+                                          ("sigmoid", lambda u: 1 / (1 + np.exp(-2.3 * np.log(u / (1 - u)))))])
+def test_the_upper_integer_is_chosen_as_often_as_the_paper_says(kind, chance):
+  u, temperature = 0.3, 0.5
+  weight = lambda u: chance(u)**(1 / temperature)
+  expected = weight(u) / (weight(u) + weight(1 - u))
+  noise = jax.random.logistic(jax.random.key(1), (20_000,))
+  above = annealed(kind, temperature).quantise(jnp.full(20_000, 2 + u), noise)[0] > 2.5
+  assert above.mean() == pytest.approx(expected, abs=0.012)
+
+
+@pytest.mark.parametrize("kind", ADVANTAGES)
+def test_the_gradient_of_a_relaxation_is_finite_and_never_negative(kind):
+  v = jnp.concatenate([jnp.linspace(-2, 2, 401), jnp.array([0.0, 1.0, -1.0])])
+  slope = jax.vmap(jax.grad(lambda v: annealed(kind, 0.3).quantise(v, 0.1)[0]))(v)
+  assert np.isfinite(slope).all() and (slope >= 0).all() and slope.max() > 0
+
+
+# --- refine, alone -------------------------------------------------------------------
+
+MIXTURE, TARGET = jnp.array([[1.0, 0.6], [0.6, 1.0]]), jnp.array([1.2, 0.95])  # where rounding each is not the best
+START = jnp.array([0.45, 0.45]), jnp.zeros(1)
+
+
+def mixed_loss(y, z, quantiser, key):
+  received, _ = quantiser.quantise(y, quantiser.draw(key, y.shape) if quantiser.draw else None)
+  return jnp.square(MIXTURE @ received - TARGET).sum() + 0 * z.sum()
+
+
+def test_refining_finds_integers_that_plain_rounding_misses():
+  best, _ = refine(START, mixed_loss, jax.random.key(0), Schedule(steps=60, learning_rate=0.05))
+  assert mixed_loss(best, START[1], ROUNDING, None) < mixed_loss(*START, ROUNDING, None)
+
+
+def test_a_relaxation_of_ones_own_is_a_function_of_the_temperature():
+  temperatures = []
+
+  def soft(temperature):
+    jax.debug.callback(lambda value: temperatures.append(float(value)), temperature)
+    return Quantiser(lambda residual, _: (residual, residual))
+
+  refine(START, mixed_loss, jax.random.key(0), Schedule(steps=4, hot=0.8, cold=0.05, relaxation=soft))
+  jax.effects_barrier()
+  np.testing.assert_allclose(temperatures, [0.8, 0.6125, 0.425, 0.2375], rtol=1e-5)
+
+
+def test_steps_become_ten_times_smaller_and_their_length_is_that_of_the_schedule():
+  steepness = jnp.full(START[0].shape, 2.0)
+  loss = lambda y, z, quantiser, key: (steepness * y).sum() + 0 * z.sum()   # whose slope means nothing to Adam
+  schedule = Schedule(steps=10, learning_rate=0.5)
+  best, _ = refine(START, loss, jax.random.key(0), schedule)
+  rates = [schedule.rate(number / 10) for number in range(10)]
+  assert rates[0] == 0.5 and schedule.rate(1.0) == pytest.approx(0.05)
+  np.testing.assert_allclose(START[0] - best, sum(rates), rtol=1e-4)
+
+
+def test_it_stops_when_the_colder_half_brings_nothing_and_when_the_loss_is_not_finite():
+  flat = lambda y, z, quantiser, key: 0 * y.sum() + 0 * z.sum() + 1
+  shares = []
+  refine(START, flat, jax.random.key(0), Schedule(steps=100), lambda done, loss: shares.append(done))
+  assert shares == [each / CHECKS for each in range(9)]      # 0.6, 0.7 and 0.8 in vain
+  broken = lambda y, z, quantiser, key: jnp.log(0.45 - y).sum() + 0 * z.sum()
+  shares.clear()
+  best = refine(START, broken, jax.random.key(0), Schedule(steps=100), lambda done, loss: shares.append(done))
+  assert len(shares) == 2
+  np.testing.assert_array_equal(best[0], START[0])
+
+
+def test_a_time_is_kept_to():
+  start = time.perf_counter()
+  shares = []
+  refine(START, mixed_loss, jax.random.key(0), Schedule.of("0.2s"), lambda done, loss: shares.append(done))
+  assert time.perf_counter() - start >= 0.2 * shares[-1] and 0.5 < shares[-1] <= 1
+
+
+# --- files ---------------------------------------------------------------------------
+
+def test_a_refined_file_decodes_as_any_other_and_its_loss_is_lower(codec, photograph):
+  true_loss = lambda blob: 8 * len(blob) / photograph[..., 0].size + 0.05 * mse(photograph, codec.decode(blob))
+  refined = codec.refining(20)
+  blob, predicted = refined.encode_with_reconstruction(photograph, 2)
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+  plain = codec.encode(photograph, 2)
+  assert true_loss(blob) == pytest.approx(refined.loss(photograph, 2, blob, predicted))
+  assert true_loss(blob) < true_loss(plain)
+  assert codec.encode(photograph, 2, refine=20) == blob      # the same again, and by the other way
+
+
+def test_its_estimate_and_its_bits_are_those_of_the_file_without_another_refinement(codec, photograph, monkeypatch):
+  refined = codec.refining(5)
+  blob, predicted = refined.encode_with_reconstruction(photograph, 2)
+  monkeypatch.setattr(latent_optimized_codec, "refine", lambda *args: pytest.fail("refined again"))
+  bits, picture = refined.estimate(photograph, 2)
+  np.testing.assert_array_equal(picture, predicted)
+  assert 0.8 * bits < 8 * len(blob) < 1.01 * bits + 8 * 80 and bits < codec.estimate(photograph, 2)[0]
+  assert sum(each.sum() for each in refined.element_bits(photograph, 2)) == pytest.approx(bits, rel=1e-4)
+
+
+def test_refining_that_makes_it_worse_gives_the_plain_file(codec, photograph, monkeypatch):
+  moved = lambda latents, *_: jax.tree.map(lambda each: each + 3, latents)
+  monkeypatch.setattr(latent_optimized_codec, "refine", moved)
+  for options in {}, {"chunked": False}, {"portable": False}:
+    assert codec.encode(photograph, 1, refine=1, **options) == codec.encode(photograph, 1, **options)
+
+
+def test_all_pictures_and_qualities_of_a_size_share_one_compiled_step(codec, photograph, monkeypatch):
+  traced, step = [], latent_optimization._step._function
+  monkeypatch.setattr(latent_optimization._step, "_function", lambda *args: (traced.append(1), step(*args))[1])
+  monkeypatch.setattr(latent_optimization._step, "_kept", collections.OrderedDict())
+  codec.encode(photograph, 1, refine=1)
+  codec.encode(photograph[:, :-1], 1.5, refine=2, lmbda=0.01)
+  assert len(traced) == 1
+
+
+def test_lambda_is_that_of_the_quality_and_geometric_between_two_rates(codec):
+  refined = codec.refining(1)
+  assert refined.objective(1) == ("mse", pytest.approx(0.002)) and refined.objective(2)[1] == pytest.approx(0.05)
+  assert refined.objective(1.5)[1] == pytest.approx(0.01) and codec.refining(1, 0.7).objective(1.5) == ("mse", 0.7)
+
+
+def test_a_codec_of_ms_ssim_refines_for_ms_ssim_and_refuses_what_is_too_small_for_it(codec, photograph):
+  refined = trained(codec, {"config": {"distortion": "ms_ssim", "lmbdas": [2.0, 60.0]}}).refining(10)
+  picture = np.tile(photograph, (3, 2, 1))[:180, :180]
+  plain, loss = refined.plain.latents(picture, 2), refined.loss_of_latents(picture, 2)
+  losses = []
+  refine((plain.y, plain.z), loss, jax.random.key(0), refined.schedule, lambda done, loss: losses.append(loss))
+  assert min(losses) < losses[0]
+  worse = picture // 2 + 60
+  assert refined.loss(picture, 2, bytes(405), worse) == pytest.approx(0.1 + 60 * (1 - ms_ssim_8bit(picture, worse)))
+  with pytest.raises(RefineError, match="65x130; other was trained for MS-SSIM, which wants at least 176 pixels"):
+    refined.encode(photograph, 2)
+
+
+# --- refusals ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text", ["-3", "0", "0s", "soon", "5m", "1.5", "", "9" * 5000, "1e9s", "١"])
+def test_a_budget_that_is_none_is_refused_in_one_line(text):
+  with pytest.raises(RefineError, match="wanted a number of steps from 1 on, as 100, or a time, as 50s") as error:
+    Schedule.of(text)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [dict(steps=0), dict(steps=None), dict(seconds=3.0), dict(steps=None, seconds=-1.0),
+                                    dict(cold=0.0), dict(learning_rate=float("nan")), dict(relaxation="warm")])
+def test_a_schedule_that_cannot_be_is_refused_with_what_came(fields):
+  with pytest.raises(RefineError, match=str([*fields.values()][-1])):
+    Schedule(**fields)
+
+
+def test_a_time_too_short_for_one_step_is_refused_with_what_one_takes(codec, photograph):
+  with pytest.raises(RefineError, match=r"refine=1e-06s; a step takes .* s here"):
+    codec.encode(photograph, 1, refine="0.000001s")
+
+
+def test_a_model_that_does_not_say_its_lambda_wants_one(codec, photograph):
+  for training in None, {"steps": 300}, {"config": {"lmbda": 0.1, "distortion": "mse"}}, {"config": {"lmbdas": [0.1]}}:
+    with pytest.raises(RefineError, match="other: its model directory does not say for which lmbda it was trained"):
+      trained(codec, training).encode(photograph, 1, refine=3)
+  assert trained(codec, None).refining(3, 0.01).objective(1) == ("mse", 0.01)
+  with pytest.raises(RefineError, match="lmbda=-1; wanted a number above 0"):
+    codec.refining(3, -1)
+
+
+def test_a_picture_that_fits_only_without_refining_is_refused_before_the_work(codec, photograph, monkeypatch):
+  needed = [memory_estimate.bytes_needed(SMALL, 65, 130, refining) for refining in (False, True)]
+  assert needed[0] < needed[1]
+  monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed[1] - 1)
+  monkeypatch.setattr(latent_optimized_codec, "refine", lambda *args: pytest.fail("work was begun"))
+  codec.encode(photograph, 1)
+  with pytest.raises(MemoryLimitError, match="the picture is 65x130 and takes about 0.0 GB of memory to refine"):
+    codec.encode(photograph, 1, refine=3)
+
+
+def test_the_memory_it_asks_for_covers_what_xla_reports_and_is_no_more_than_eight_times_that():
+  step, arguments = codec_programs(SMALL, 64, 128)["refine"]
+  report = jax.jit(step).lower(*arguments).compile().memory_analysis()
+  reported = report.temp_size_in_bytes + report.output_size_in_bytes
+  assert reported <= memory_estimate.bytes_needed(SMALL, 64, 128, refining=True) <= 8 * reported
+
+
+# --- the command ---------------------------------------------------------------------
+
+def test_the_command_refines_and_refuses_in_one_line(codec, checkpoint, photograph, tmp_path, capsys):
+  save_image(tmp_path / "a.png", photograph)
+  encode = lambda *arguments: main(["encode", str(tmp_path / "a.png"), str(tmp_path / "a.mlic"), "--ckpt",
+                                    str(checkpoint), "--quality", "2", *arguments])
+  for arguments, line in ((["--refine", "-3"], "refine='-3'; wanted a number of steps"),
+                          (["--refine", "0.000001s"], "a step takes"),
+                          (["--lmbda", "1"], "--lmbda came without --refine"),
+                          (["--refine", "5", "--lmbda", "0"], "0 came, a number above 0 is wanted")):
+    try:
+      status = encode(*arguments)
+    except SystemExit as error:                          # of argparse
+      status = error.code
+    said = capsys.readouterr().err
+    told = [each for each in said.splitlines() if not each.startswith("compiling for")]
+    assert status == 2 and line in said and len(told) == 1 and not (tmp_path / "a.mlic").exists()
+  assert encode("--refine", "5") == 0
+  assert (tmp_path / "a.mlic").read_bytes() == codec.encode(photograph, 2, refine=5)
+
+
+def test_a_folder_is_refined_file_by_file(codec, checkpoint, photograph, tmp_path):
+  (tmp_path / "in").mkdir()
+  save_image(tmp_path / "in" / "a.png", photograph)
+  save_image(tmp_path / "in" / "b.png", photograph[::-1])
+  assert main(["encode", str(tmp_path / "in"), "--out-dir", str(tmp_path / "out"), "--ckpt", str(checkpoint),
+               "--quality", "2", "--refine", "5"]) == 0
+  assert (tmp_path / "out" / "a.mlic").read_bytes() == codec.encode(photograph, 2, refine=5)
+  assert (tmp_path / "out" / "b.mlic").read_bytes() == codec.encode(photograph[::-1], 2, refine=5)
+
+
+def test_an_evaluation_has_the_plain_and_the_refined_files_and_their_bits(codec, checkpoint, photograph, tmp_path):
+  (tmp_path / "in").mkdir()
+  save_image(tmp_path / "in" / "a.png", photograph)
+  assert evaluate.main(["--ckpt", str(checkpoint), "--data", str(tmp_path / "in"), "--out", str(tmp_path / "out"),
+                        "--qualities", "2", "--refine", "5", "--baselines", "none", "--progressive"]) == 0
+  found = json.loads((tmp_path / "out" / "results.json").read_text())
+  assert [entry["name"] for entry in found["checkpoints"]] == ["small", "small, refined 5"]
+  plain, refined = (entry["images"][0] for entry in found["checkpoints"])
+  assert plain["bytes"] == len(codec.encode(photograph, 2))
+  assert refined["bytes"] == refined["progressive"][-1]["bytes"] == len(codec.encode(photograph, 2, refine=5))
+  assert refined["bpp"] + 0.05 * refined["mse"] < plain["bpp"] + 0.05 * plain["mse"]
+  bits = [sum(record["bits_of_slices"]) + record["bits_of_z"] for record in found["pictures"]]
+  estimated = [image["bpp_estimated"] * photograph[..., 0].size for image in (plain, refined)]
+  assert bits == pytest.approx(estimated, rel=1e-3)

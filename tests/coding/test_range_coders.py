@@ -1,0 +1,202 @@
+"""The two range coders: one format, so that each reads what the other wrote, and bytes that are equal."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mlic_jax.coding import rangecoder, rangecoder_numba
+from mlic_jax.coding.bitstream import BitstreamError
+from mlic_jax.coding.cdf_tables import CodingTable, gaussian_table
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.portable_cdf import BLOCK_SIZES, SAFE_SHARES, SINGLE_SHARE, Grids
+from mlic_jax.coding.rangecoder import PACKAGES, CoderMissingError, Decoder, Encoder, SymbolError, TableError
+
+TABLE = gaussian_table(np.array([0.11, 0.5, 2.0, 9.0, 60.0]))
+
+
+@st.composite
+def tables(draw):
+  """Rows of any counts, from those with nothing but an escape on."""
+  inner = draw(st.lists(st.lists(st.integers(1, 2**16 - 1), unique=True, max_size=12), min_size=1, max_size=6))
+  rows = [[16, 0, *sorted(counts), 2**16] for counts in inner]
+  offset = draw(st.lists(st.integers(-2**20, 2**20), min_size=len(rows), max_size=len(rows)))
+  return CodingTable(np.concatenate(rows).astype(np.int32), np.array(offset, np.int32))
+
+
+# Runs of 0xFF and 0x00 are where a carry goes through.
+streams = st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b"\xff" * 30, b"\0" * 30, b"\xff\xfe"])),
+                   max_size=8).map(b"".join)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(tables(), streams, st.integers(0, 150), st.integers(0, 2**32))
+@example(TABLE, b"", 0, 0)
+def test_both_read_any_stream_alike_and_write_what_they_read_alike(tfc, table, stream, count, seed):
+  every = rangecoder._Rows(table)
+  rows = np.random.default_rng(seed).integers(0, len(every.starts) - 1, count).astype(np.int32)
+  ours, theirs = (module.Reader(stream, every.lookup, every.starts) for module in (rangecoder_numba, tfc))
+  cells = theirs.pull(rows)
+  np.testing.assert_array_equal(ours.pull(rows), cells)
+  assert ours.finish() == theirs.finish()
+  writers = [module.Writer(every.lookup, every.starts) for module in (rangecoder_numba, tfc)]
+  for writer in writers:
+    writer.push(rows[:count // 3], cells[:count // 3])
+    writer.push(rows[count // 3:], cells[count // 3:])
+  written = [writer.finish() for writer in writers]
+  assert written[0] == written[1]
+  for module in rangecoder_numba, tfc:
+    reader = module.Reader(written[0], every.lookup, every.starts)
+    np.testing.assert_array_equal(reader.pull(rows), cells)
+    assert reader.finish()
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables(), st.lists(st.lists(st.integers(-2**27, 2**27), max_size=60), max_size=5),
+       st.lists(st.integers(0, 27), max_size=30), st.sampled_from(BLOCK_SIZES), st.sampled_from(SAFE_SHARES))
+def test_passes_of_any_integers_are_the_same_bytes_and_each_decodes_the_other(tfc, table, passes, choices, size, share):
+  passes = [np.array(symbols, np.int32) for symbols in passes]
+  rows = [np.arange(symbols.size) % len(table.offset) for symbols in passes]
+  written = {}
+  for coder in PACKAGES:
+    encoder = Encoder(table, coder)
+    encoder.encode_grids(Grids(size, share if len(choices) > 1 else SINGLE_SHARE, np.array(choices, np.int32)),
+                         len(choices) * size)
+    for symbols, each in zip(passes, rows):
+      encoder.encode(symbols, each)
+    written[coder] = encoder.finish()
+  assert written["numba"] == written["tfc"]
+  for coder in PACKAGES:
+    decoder = Decoder(table, written["numba"], coder)
+    grids = decoder.decode_grids(len(choices) * size)
+    assert list(grids.choices) == choices
+    assert (grids.size, grids.share) == (size, share) or len(choices) < 2
+    for symbols, each in zip(passes, rows):
+      np.testing.assert_array_equal(decoder.decode(each), symbols)
+    decoder.finish()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(min_size=1, max_size=200), st.integers(0, 400), st.integers(0, 4))
+def test_a_damaged_stream_gives_the_same_symbols_or_the_same_error(tfc, stream, count, row):
+  found = []
+  for coder in PACKAGES:
+    decoder = Decoder(TABLE, stream, coder)
+    symbols = decoder.decode(np.full(count, row)).tolist()
+    try:
+      decoder.finish()
+      found.append((symbols, None))
+    except BitstreamError as error:
+      found.append((symbols, str(error)))
+  assert found[0] == found[1]
+
+
+def test_a_carry_runs_back_through_what_was_written():
+  """The interval stays around 2**32 for 200 symbols, and then falls to one side of it, or the stream ends there."""
+  thirds = CodingTable(np.array([16, 0, 2**15 - 1, 2**15 + 1, 2**16], np.int32), np.array([0], np.int32))
+  every = rangecoder._Rows(thirds)
+  for last in ([], [0], [1], [2]):
+    cells = np.array([1] * 200 + last, np.int32)
+    writer = rangecoder_numba.Writer(every.lookup, every.starts)
+    writer.push(np.zeros_like(cells), cells)
+    stream = writer.finish()
+    reader = rangecoder_numba.Reader(stream, every.lookup, every.starts)
+    np.testing.assert_array_equal(reader.pull(np.zeros_like(cells)), cells)
+    assert reader.finish()
+    assert stream.startswith(b"\x7f\xff\xff" if last == [0] else b"\x80")
+
+
+def test_a_file_of_one_coder_is_that_of_the_other(tfc, tiny_checkpoint, photograph):
+  codecs = [Codec.load(tiny_checkpoint, coder=coder) for coder in PACKAGES]
+  assert [codec.coder for codec in codecs] == ["numba", "tfc"] and Codec.load(tiny_checkpoint).coder == "numba"
+  blobs = [codec.encode(photograph, 2.0) for codec in codecs]
+  assert blobs[0] == blobs[1]
+  pictures = [codec.decode(blobs[0]) for codec in codecs]
+  np.testing.assert_array_equal(*pictures)
+
+
+def test_the_first_of_those_that_are_installed_is_taken_and_a_name_is_checked(monkeypatch):
+  installed = {"numba", "tensorflow_compression_ops"}
+  monkeypatch.setattr(rangecoder.importlib.util, "find_spec", lambda name: name in installed or None)
+  assert rangecoder.choose() == "numba" and rangecoder.choose(order=("tfc", "numba")) == "tfc"
+  assert rangecoder.choose("tfc") == "tfc"
+  installed.remove("tensorflow_compression_ops")
+  assert rangecoder.choose(order=("tfc", "numba")) == "numba"
+  with pytest.raises(CoderMissingError, match="^no range coder 'huffman'; there are numba, tfc$"):
+    rangecoder.choose("huffman")
+
+
+@pytest.mark.parametrize("coder", PACKAGES)
+def test_a_missing_coder_is_one_line_that_says_where_it_comes_from(monkeypatch, coder):
+  monkeypatch.delitem(sys.modules, f"mlic_jax.coding.rangecoder_{coder}", raising=False)
+  monkeypatch.setitem(sys.modules, PACKAGES[coder], None)  # as if it were not installed
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  with pytest.raises(CoderMissingError, match=f"^files want a range coder, and {coder} .*see requirements.txt$"):
+    Encoder(TABLE, coder)
+
+
+@pytest.mark.parametrize("place, value", [(1, 5), (0, 12), (4, 2**16 + 1), (5, 0), (-1, 7)])
+def test_a_table_that_is_damaged_is_refused_before_a_coder_reads_past_a_row(place, value):
+  lookup = TABLE.lookup.copy()
+  lookup[place] = value
+  with pytest.raises(TableError, match="^the coding table is damaged"):
+    Encoder(CodingTable(lookup, TABLE.offset))
+
+
+@pytest.mark.parametrize("row", [-1, len(TABLE.offset)])
+def test_a_row_that_the_table_does_not_have_is_refused(row):
+  with pytest.raises(SymbolError, match="the coding table has 0 to 4"):
+    Encoder(TABLE).encode(np.zeros(2, np.int32), np.array([0, row]))
+  with pytest.raises(SymbolError, match="the coding table has 0 to 4"):
+    Decoder(TABLE, b"").decode(np.array([0, row]))
+
+
+@pytest.mark.parametrize("choice", [-1, 28])
+def test_a_grid_that_there_is_not_is_refused(choice):
+  with pytest.raises(SymbolError, match="there are 0 to 27"):
+    Encoder(TABLE).encode_grids(Grids(2048, 0.7, np.array([0, choice])), 4096)
+
+
+IN_TWO_THREADS = """
+import os, threading
+from mlic_jax.coding.rangecoder import _module
+before, modules = dict(os.environ), []
+threads = [threading.Thread(target=lambda: modules.append(_module("tfc"))) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert dict(os.environ) == before, "the environment changed"
+assert modules[0] is modules[1]
+"""
+FAKE_TENSORFLOW = """
+import os, time
+open(os.environ["LOG"], "a").write(os.environ["TF_USE_LEGACY_KERAS"] + os.environ["TF_CPP_MIN_LOG_LEVEL"] + " ")
+time.sleep(0.2)
+class config: set_visible_devices = staticmethod(lambda devices, kind: None)
+"""
+
+
+@pytest.mark.parametrize("before, during", [({}, "13 "),
+                                            ({"TF_CPP_MIN_LOG_LEVEL": "0", "TF_USE_LEGACY_KERAS": "0"}, "10 ")])
+def test_two_threads_import_tensorflow_once_and_the_environment_is_left_as_it_was(tmp_path, before, during):
+  (tmp_path / "tensorflow.py").write_text(FAKE_TENSORFLOW)
+  (tmp_path / "tensorflow_compression_ops.py").write_text("")
+  env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | before
+  env |= {"LOG": str(tmp_path / "log"), "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+  subprocess.run([sys.executable, "-c", IN_TWO_THREADS], check=True, timeout=120, env=env)
+  assert (tmp_path / "log").read_text() == during
+
+
+def test_machine_code_is_kept_beside_what_jax_compiled_and_numba_is_left_as_it_was(tmp_path):
+  program = ("import numba; numba.config.CACHE_DIR = ''; from mlic_jax.coding import rangecoder_numba as coder;"
+             "assert numba.config.CACHE_DIR == '';"
+             "print(*(len(f.stats.cache_hits) for f in (coder._push, coder._pull)))")
+  run = lambda folder: subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True,
+                                      timeout=300, env=os.environ | {"MLIC_JAX_CACHE": folder}).stdout.split()
+  assert run(str(tmp_path)) == ["0", "0"]
+  kept = sorted(path.suffix for path in tmp_path.rglob("rangecoder_numba.*"))
+  assert kept == [".nbc", ".nbc", ".nbi", ".nbi"]
+  assert run(str(tmp_path)) == ["1", "1"]
+  assert run("") == ["0", "0"]  # nothing is kept, and it works

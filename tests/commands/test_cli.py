@@ -1,0 +1,269 @@
+"""The command line: a round trip, and one line with exit status 2 for everything that a user can get wrong."""
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from mlic_jax.__main__ import main
+from mlic_jax.coding import bitstream
+from mlic_jax.coding.codec import Codec
+from mlic_jax.data.image_io import load_image, load_picture, save_image
+from mlic_jax.runtime import compile_progress
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, photograph, tiny_checkpoint):
+  """photo.png, photo.mlic at quality 2, and what else may be lying about."""
+  folder = tmp_path_factory.mktemp("cli")
+  save_image(folder / "photo.png", photograph)
+  assert run("encode", folder / "photo.png", folder / "photo.mlic", "--ckpt", tiny_checkpoint) == 0
+  blob = (folder / "photo.mlic").read_bytes()
+  (folder / "cut.mlic").write_bytes(blob[:-10])
+  (folder / "altered.mlic").write_bytes(blob[:40] + b"?" + blob[41:])
+  (folder / "text.mlic").write_text("some text")
+  (folder / "broken.png").write_bytes((folder / "photo.png").read_bytes()[:100])
+  Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "deep.png")
+  return folder
+
+
+def run(*arguments):
+  return main([str(a) for a in arguments])
+
+
+def test_decode_gives_the_picture_that_the_codec_gives(folder, tiny_checkpoint, capsys):
+  from mlic_jax import Codec
+  assert run("decode", folder / "photo.mlic", folder / "out.png", "--ckpt", tiny_checkpoint) == 0
+  assert "130x65" in capsys.readouterr().out
+  decoded = Codec.load(tiny_checkpoint).decode((folder / "photo.mlic").read_bytes())
+  np.testing.assert_array_equal(load_image(folder / "out.png"), decoded)
+
+
+def test_encode_reports_bytes_and_bpp_of_the_file(folder, tiny_checkpoint, capsys):
+  assert run("encode", folder / "photo.png", folder / "again.mlic", "--ckpt", tiny_checkpoint, "--quality", 1.5) == 0
+  size = (folder / "again.mlic").stat().st_size
+  assert f"{size} bytes, {8 * size / (65 * 130):.4f} bpp" in capsys.readouterr().out
+
+
+def test_info_says_what_a_file_holds(folder, capsys):
+  assert run("info", folder / "photo.mlic") == 0
+  out = capsys.readouterr().out
+  assert "130x65" in out and re.search(r"quality +2\n", out) and re.search(r"checkpoint +[0-9a-f]{16}\n", out)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("encode {f}/none.png {o}.mlic --ckpt {c}", "none.png"),
+    ("encode {f}/broken.png {o}.mlic --ckpt {c}", "broken.png"),
+    ("encode {f}/deep.png {o}.mlic --ckpt {c}", "16 bits"),
+    ("encode {f}/photo.png {o}.mlic --ckpt {f}/nowhere", "nowhere: no such directory"),
+    ("encode {f}/photo.png {o}.mlic --ckpt {f}", "config.json is missing"),
+    ("encode {f}/photo.png {o}.mlic --ckpt {c} --quality 9", "quality 9.0 came, tiny has 1 to 3"),
+    ("encode {f}/photo.png {o}.mlic --ckpt {c} --quality nan", "quality nan"),
+    ("encode {f}/photo.png {f}/none/{o}.mlic --ckpt {c}", "No such file or directory"),
+    ("decode {f}/none.mlic {o}.png --ckpt {c}", "none.mlic: No such file"),
+    ("decode {f} {o}.png --ckpt {c}", "Is a directory"),
+    ("decode {f}/cut.mlic {o}.png --ckpt {c}", "cut.mlic: the file is cut short"),
+    ("decode {f}/altered.mlic {o}.png --ckpt {c}", "altered.mlic: the file is damaged"),
+    ("decode {f}/text.mlic {o}.png --ckpt {c}", "not a .mlic file"),
+    ("decode {f}/photo.mlic {o}.jpg --ckpt {c}", ".jpg without loss"),
+    ("decode {f}/photo.mlic {o}.png --ckpt {f}/nowhere", "no such directory"),
+    ("info {f}/cut.mlic", "cut short"),
+])
+def test_a_user_error_is_one_line_and_status_2_and_leaves_no_file(arguments, message, folder, tiny_checkpoint, capsys,
+                                                                  monkeypatch):
+  monkeypatch.setattr(Codec, "has_compiled", lambda *_: False)
+  monkeypatch.setattr(compile_progress, "_read", dict)   # that compilers would be waited for is not said
+  before = sorted(folder.rglob("*"))
+  arguments = arguments.format(f=folder, c=tiny_checkpoint, o=folder / "out_of_error")
+  assert run(*arguments.split()) == 2
+  out, err = capsys.readouterr()
+  assert not out and err.count("\n") == 1 and message in err
+  assert sorted(folder.rglob("*")) == before
+
+
+def test_a_file_of_another_checkpoint_is_refused_with_both_fingerprints(folder, tiny_checkpoint, tmp_path, capsys,
+                                                                        monkeypatch):
+  monkeypatch.setattr(Codec, "has_compiled", lambda *_: False)
+  monkeypatch.setattr(compile_progress, "_read", dict)
+  from mlic_jax.coding.checkpoint_io import load_model, save_model
+  model = load_model(tiny_checkpoint)
+  params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] + 1e-6)
+  save_model(tmp_path / "other", model.config, {"params": params})
+  assert run("decode", folder / "photo.mlic", tmp_path / "out.png", "--ckpt", tmp_path / "other") == 2
+  err = capsys.readouterr().err
+  assert err.count("\n") == 1
+  assert model.fingerprint.hex() in err and load_model(tmp_path / "other").fingerprint.hex() in err
+  assert not (tmp_path / "out.png").exists()
+
+
+def test_the_command_answers_without_importing_jax_or_tensorflow(folder):
+  code = ("import sys; from mlic_jax.__main__ import main; status = main(['info', sys.argv[1]]);"
+          "assert not {'jax', 'tensorflow'} & set(sys.modules); sys.exit(status)")
+  assert subprocess.run([sys.executable, "-c", code, str(folder / "photo.mlic")], capture_output=True).returncode == 0
+
+
+# --- several files -----------------------------------------------------------------------
+
+@pytest.fixture
+def pictures(tmp_path, photograph):
+  """pictures/: two photographs of one size, one of them with a colour profile."""
+  (tmp_path / "pictures" / "below").mkdir(parents=True)
+  save_image(tmp_path / "pictures" / "a.png", photograph)
+  save_image(tmp_path / "pictures" / "below" / "b.png", photograph[::-1], SRGB)
+  return tmp_path / "pictures"
+
+
+def test_folders_and_files_are_coded_into_a_folder(pictures, tmp_path, photograph, tiny_checkpoint, capsys):
+  save_image(tmp_path / "c.png", photograph)
+  here = tmp_path / "coded" / "here"
+  assert run("encode", pictures, tmp_path / "c.png", "--ckpt", tiny_checkpoint, "--out-dir", here) == 0
+  out, err = capsys.readouterr()
+  assert "error" not in err
+  assert [line.split(":")[0].split("/")[-1] for line in out.splitlines()] == ["a.mlic", "b.mlic", "c.mlic"]
+  assert (here / "c.mlic").read_bytes() == (here / "a.mlic").read_bytes()
+  assert run("decode", tmp_path / "coded", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "decoded") == 0
+  assert sorted(path.name for path in (tmp_path / "decoded").iterdir()) == ["a.png", "b.png", "c.png"]
+  assert load_picture(tmp_path / "decoded/b.png").icc_profile == SRGB
+  assert load_picture(tmp_path / "decoded/a.png").icc_profile is None
+
+
+def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(pictures, tmp_path, tiny_checkpoint, capsys):
+  (pictures / "aa.png").write_bytes(b"no picture")
+  assert run("encode", pictures, pictures / "none.png", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "coded") == 1
+  out, err = capsys.readouterr()
+  assert len(out.splitlines()) == 2
+  first, *failed = err.splitlines()
+  assert first == "error: 2 of 4 files failed:" and len(failed) == 2
+  assert "aa.png: cannot be read" in failed[0] and "none.png: no such file" in failed[1]
+  assert sorted(path.name for path in (tmp_path / "coded").iterdir()) == ["a.mlic", "b.mlic"]
+
+  (tmp_path / "coded/a.mlic").write_bytes((tmp_path / "coded/a.mlic").read_bytes()[:-1])
+  assert run("decode", tmp_path / "coded", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "decoded") == 1
+  assert "a.mlic: the file is cut short" in capsys.readouterr().err
+  assert [path.name for path in (tmp_path / "decoded").iterdir()] == ["b.png"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("encode {p} {p}/twin/a.png --ckpt {c} --out-dir {o}", "a.png and .*twin/a.png would both become .*out/a.mlic"),
+    ("encode {p} --ckpt {c} --out-dir {o} --quality 7", "quality 7.0 came, tiny has 1 to 3"),
+    ("encode {p} --ckpt {c}", "1 paths came; IN and OUT are wanted"),
+    ("encode {p}/a.png {p}/twin/a.png {o}.mlic --ckpt {c}", "3 paths came"),
+    ("encode --ckpt {c} --out-dir {o}", "no path came"),
+    ("encode {p}/empty --ckpt {c} --out-dir {o}", "empty: holds no image"),
+    ("decode {p} --ckpt {c} --out-dir {o}", "holds no .mlic file"),
+    ("encode {p}/a.png {o}.mlic --ckpt {c} {c}", "2 checkpoints came; one is wanted, or one of the --target"),
+    ("encode {p}/a.png {o}.mlic --ckpt {c} --target-bytes 100", "100 bytes are wanted; tiny makes"),
+    ("encode {p}/a.png {o}.mlic --ckpt {c} --target-psnr 90", "90 dB are wanted; tiny reaches"),
+    ("encode {p}/a.png {o}.mlic --ckpt {c} --max-megapixels 0", "a positive integer"),
+    ("encode {p}/a.png {o}.mlic --ckpt {c} --target-bpp nan", "a number above 0"),
+    ("encode {p}/a.png {o}.mlic --ckpt {c} --target-bpp 1 --quality 2", "not allowed with"),
+])
+def test_what_cannot_work_for_any_file_is_said_before_anything_is_written(
+    arguments, message, pictures, tmp_path, photograph, tiny_checkpoint, capsys):
+  (pictures / "empty").mkdir()
+  (pictures / "twin").mkdir()
+  if "twin" in arguments:
+    save_image(pictures / "twin" / "a.png", photograph)
+  arguments = arguments.format(p=pictures, o=tmp_path / "out", c=tiny_checkpoint)
+  try:
+    assert run(*arguments.split()) == 2
+  except SystemExit as stop:  # argparse
+    assert stop.code == 2
+  out, err = capsys.readouterr()
+  assert not out and err.count("\n") == 1 and re.search(message, err)
+  assert not (tmp_path / "out.mlic").exists() and not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+def test_help_lists_the_arguments(command, capsys):
+  with pytest.raises(SystemExit) as stop:
+    run(command, "--help")
+  assert stop.value.code == 0 and "--max-megapixels" in capsys.readouterr().out
+
+
+# --- rate control, chunks, profiles ----------------------------------------------------------
+
+def test_a_target_is_reached_and_what_was_reached_is_printed(folder, tmp_path, tiny_checkpoint, capsys):
+  sizes = {}
+  for quality in (1, 3):
+    run("encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint, "--quality", quality)
+    sizes[quality] = (tmp_path / "out.mlic").stat().st_size
+  target = sum(sizes.values()) // 2
+  command = "encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint
+  capsys.readouterr()
+  assert run(*command, "--target-bytes", target) == 0
+  size = (tmp_path / "out.mlic").stat().st_size
+  assert 0.99 * target < size <= target
+  out = capsys.readouterr().out
+  quality = float(re.search(r"quality ([0-9.]+), ", out).group(1))
+  assert f"{size} bytes" in out and 1 < quality < 3
+  assert run(*command, "--target-bpp", 8 * target / (65 * 130)) == 0
+  assert (tmp_path / "out.mlic").stat().st_size == size
+  assert run(*command, "--quality", quality) == 0
+  assert (tmp_path / "out.mlic").stat().st_size == size
+
+
+def test_a_target_beyond_every_file_is_said_and_gives_the_last_file(folder, tmp_path, tiny_checkpoint, capsys):
+  command = "encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint
+  assert run(*command, "--target-bytes", 10**6) == 0
+  size = (tmp_path / "out.mlic").stat().st_size
+  assert capsys.readouterr().err.endswith(f"out of range: 1000000 bytes of tiny; taking {size} bytes, the most it "
+                                          "makes of this picture\n")
+  assert run(*command, "--quality", 3) == 0
+  assert (tmp_path / "out.mlic").stat().st_size == size
+
+
+def test_of_checkpoints_one_that_reaches_a_target_is_named_and_found_again(folder, tmp_path, tiny_checkpoint, capsys):
+  from mlic_jax.coding.checkpoint_io import load_model, save_model
+  model = load_model(tiny_checkpoint)
+  params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] - 1)
+  save_model(tmp_path / "coarse", model.config, {"params": params})
+  ckpts = "--ckpt", tiny_checkpoint, tmp_path / "coarse"
+  run("encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint, "--quality", 1)
+  smallest = (tmp_path / "out.mlic").stat().st_size     # but for some bytes: see encode_to_bytes
+  capsys.readouterr()
+  assert run("encode", folder / "photo.png", tmp_path / "out.mlic", *ckpts, "--target-bytes", smallest - 20) == 0
+  assert "coarse, quality " in capsys.readouterr().out
+  assert run("decode", tmp_path / "out.mlic", tmp_path / "out.png", *ckpts) == 0
+  assert load_image(tmp_path / "out.png").shape == (65, 130, 3)
+
+
+def test_slices_and_partial_give_what_the_codec_gives_and_say_so(folder, tmp_path, tiny_checkpoint, capsys):
+  from mlic_jax import Codec
+  codec, blob = Codec.load(tiny_checkpoint), (folder / "photo.mlic").read_bytes()
+  assert run("decode", folder / "photo.mlic", tmp_path / "one.png", "--ckpt", tiny_checkpoint, "--slices", 1) == 0
+  assert "1 of 2 slices" in capsys.readouterr().out
+  np.testing.assert_array_equal(load_image(tmp_path / "one.png"), codec.decode(blob, slices=1))
+  assert run("decode", folder / "cut.mlic", tmp_path / "cut.png", "--ckpt", tiny_checkpoint, "--partial") == 0
+  assert "1 of 2 slices" in capsys.readouterr().out
+  np.testing.assert_array_equal(load_image(tmp_path / "cut.png"), load_image(tmp_path / "one.png"))
+  assert run("decode", folder / "photo.mlic", tmp_path / "out.png", "--ckpt", tiny_checkpoint, "--slices", 3) == 2
+  assert "slices=3 came, the file has 0 to 2" in capsys.readouterr().err
+
+
+def test_a_profile_is_carried_to_the_picture_unless_it_is_left_out(pictures, tmp_path, tiny_checkpoint, capsys):
+  coded, decoded = tmp_path / "b.mlic", tmp_path / "b.png"
+  source = pictures / "below/b.png"
+  for options, profile, line in [([], SRGB, f"ICC, {len(SRGB)} bytes"), (["--no-icc"], None, "none"),
+                                 (["--single-chunk"], SRGB, "2, in one chunk")]:
+    assert run("encode", source, coded, "--ckpt", tiny_checkpoint, *options) == 0
+    assert run("info", coded) == 0
+    assert line in capsys.readouterr().out
+    assert run("decode", coded, decoded, "--ckpt", tiny_checkpoint) == 0
+    assert load_picture(decoded).icc_profile == profile
+
+
+def test_the_limit_of_pixels_is_that_of_the_flag(tmp_path, capsys):
+  content = bitstream.Bitstream(b"8 bytes.", 1000, 2001, 1.0, 1, (b"", b""))
+  (tmp_path / "large.mlic").write_bytes(bitstream.write(content))
+  assert run("info", tmp_path / "large.mlic", "--max-megapixels", 2) == 2
+  assert "large.mlic: the picture is 1000x2001, 2 megapixels; the limit is 2" in capsys.readouterr().err
+  assert run("info", tmp_path / "large.mlic", "--max-megapixels", 3) == 0
+
+
+def test_a_file_is_read_no_further_than_its_header_when_that_is_none():
+  assert run("info", "/dev/zero") == 2

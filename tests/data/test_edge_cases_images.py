@@ -1,0 +1,199 @@
+"""Pictures as cameras, scanners and old programs write them: read as they are meant, or refused in one line."""
+import io
+import struct
+import threading
+import zlib
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from mlic_jax.data.image_io import ImageError, load_image, load_picture
+from mlic_jax.data.image_source import decode, read_header
+from mlic_jax.data.pillow_decode import open_picture, without_pillow_s_limit
+from tools import image_formats
+from tools.image_formats import png, tiff
+
+PILLOW = int(PIL.__version__.partition(".")[0])
+rng = np.random.default_rng(0)
+RGB = rng.integers(0, 256, (16, 24, 3), np.uint8)
+SMOOTH = np.uint8(np.mgrid[:16, :24].sum(0)[..., None] * np.array([5, 6, 4]))
+
+
+def test_every_layout_of_png_and_tiff_is_read_rightly_or_refused_as_the_document_says():
+  found = image_formats.table()
+  assert "WRONG" not in found
+  if PILLOW >= 13:  # that of the document; older ones, the last for old Pythons, refuse more
+    assert f"{image_formats.BEGIN}{found}{image_formats.END}" in image_formats.DOCUMENT.read_text()
+
+
+def test_sixteen_bit_planes_are_refused_by_the_reader_of_pictures_and_by_that_of_training():
+  content = tiff(rng.integers(0, 2**16, (8, 9, 3)), 2, 16, planar=2)
+  for read in load_image, read_header:
+    with pytest.raises(ImageError, match="16 bits per channel"):
+      read(io.BytesIO(content))
+
+
+def test_grey_with_premultiplied_alpha_is_put_on_white_or_refused_where_pillow_does_not_know_it():
+  alpha = rng.integers(0, 256, (8, 9))
+  grey = rng.integers(0, 256, (8, 9)) * alpha // 255
+  file = io.BytesIO(tiff(np.stack([grey, alpha], -1), 1, extra=(1,)))
+  if PILLOW < 13:
+    with pytest.raises(ImageError, match="of a layout that is not known"):
+      load_image(file)
+  else:
+    np.testing.assert_allclose(load_image(file), np.repeat((grey + 255 - alpha)[..., None], 3, -1), atol=1)
+
+
+def test_a_palette_of_8_bit_values_is_refused():
+  palette = rng.integers(0, 256, (3, 256)).ravel().tolist()
+  with pytest.raises(ImageError, match="a palette of 8-bit values"):
+    load_image(io.BytesIO(tiff(rng.integers(0, 256, (8, 9, 1)), 3, tags={320: (3, palette)})))
+
+
+# --- metadata ------------------------------------------------------------------------
+
+def exif(*entries, orientation=6):
+  """An EXIF block with an orientation and other entries (tag, type, count, bytes)."""
+  entries = [(274, 3, 1, struct.pack("<HH", orientation, 0)), *entries]
+  start, directory, values = 8 + 2 + 12 * len(entries) + 4, b"", b""
+  for tag, kind, count, value in sorted(entries):
+    if len(value) > 4:
+      values, value = values + value, struct.pack("<I", start + len(values))
+    directory += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+  return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + values
+
+
+ODD_EXIF = {
+    "a signed rational -1/0": exif((282, 10, 1, struct.pack("<ii", -1, 0))),
+    "a double that is no number": exif((282, 12, 1, struct.pack("<d", np.nan))),
+    "a pointer beyond the end": exif((34665, 4, 1, struct.pack("<I", 10**6))),
+    "a type that there is none of": exif((37500, 99, 5, b"????")),
+    "text where a number is due": exif((282, 2, 9, b"three\0\0\0\0")),
+}
+
+
+def with_exif(image, block, image_format):
+  content = io.BytesIO()
+  options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(image_format, {})
+  Image.fromarray(image).save(content, image_format, exif=b"Exif\0\0" + block, **options)
+  return content
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("block", ODD_EXIF.values(), ids=ODD_EXIF)
+def test_the_orientation_is_applied_whatever_else_exif_holds(block, image_format):
+  content = with_exif(SMOOTH, block, image_format)
+  np.testing.assert_allclose(load_image(content), np.rot90(SMOOTH, -1), atol=12)
+  assert read_header(content).short_side == 16
+  if image_format == "JPEG":
+    assert decode(content, 2).shape == (12, 8, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("tag", [{282: (10, [-1, 0])}, {282: (12, [np.nan])}, {34665: (4, [10**6])}])
+def test_a_tiff_is_read_whatever_its_other_tags_hold(tag):
+  content = io.BytesIO(tiff(SMOOTH, 2, tags={274: (3, [6]), **tag}))
+  np.testing.assert_array_equal(load_image(content), np.rot90(SMOOTH, -1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("block", [b"", b"nonsense", b"II*\0", b"II*\0\xff\xff\xff\x7f", exif()[:20]])
+def test_a_picture_whose_exif_is_broken_is_read_as_it_lies(block):
+  for image_format in "JPEG", "PNG", "WEBP":
+    np.testing.assert_allclose(load_image(with_exif(SMOOTH, block, image_format)), SMOOTH, atol=12)
+
+
+def test_a_bad_raw_profile_of_exif_in_a_png_is_ignored():
+  for text in b"\nexif\n      10\nno hexadecimal", b"", b"\nexif\n 4\n4949":
+    chunk = (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+    np.testing.assert_array_equal(load_image(io.BytesIO(png(SMOOTH, 2, 8, chunks=[chunk]))), SMOOTH)
+
+
+# --- bitmaps -------------------------------------------------------------------------
+
+def bmp(pixels, masks, header_size=108):
+  """A BMP of pixels (H, W) of 16 or 32 bits, from the bottom up."""
+  bits = 8 * pixels.itemsize
+  rows = b"".join(row.tobytes().ljust(-(-row.nbytes // 4) * 4, b"\0") for row in pixels[::-1])
+  header = struct.pack("<IiiHHIIiiII", header_size, pixels.shape[1], pixels.shape[0], 1, bits, 3, len(rows), 0, 0, 0, 0)
+  header += struct.pack(f"<{len(masks)}I", *masks)
+  header = header.ljust(header_size, b"\0") if header_size > 40 else header
+  return struct.pack("<2sIII", b"BM", 14 + len(header) + len(rows), 0, 14 + len(header)) + header + rows
+
+
+@pytest.mark.parametrize("alpha, seen", [(0, SMOOTH), (255, SMOOTH), (51, np.uint8(SMOOTH * 0.2 + 255 * 0.8 + 0.5))])
+def test_a_bmp_whose_alpha_is_0_everywhere_is_opaque(alpha, seen):
+  values = SMOOTH.astype(np.uint32)
+  pixels = values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2] | np.uint32(alpha << 24)
+  np.testing.assert_allclose(
+      load_image(io.BytesIO(bmp(pixels, (0xff0000, 0xff00, 0xff, 0xff000000)))).astype(int), seen.astype(int), atol=1)
+
+
+def test_a_bmp_of_16_bits_a_pixel_holds_less_than_8_a_channel_and_is_read():
+  values = SMOOTH.astype(np.uint16) >> np.array([3, 2, 3])
+  pixels = (values[..., 0] << 11 | values[..., 1] << 5 | values[..., 2]).astype(np.uint16)
+  seen = load_image(io.BytesIO(bmp(pixels, (0xf800, 0x7e0, 0x1f), header_size=40)))
+  np.testing.assert_allclose(seen.astype(int), SMOOTH.astype(int), atol=8)
+
+
+# --- colour --------------------------------------------------------------------------
+
+CHRM = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)      # of Adobe RGB
+
+
+@pytest.mark.parametrize("chunks, said", [
+    ([], ""),
+    ([(b"sRGB", b"\0")], ""),
+    ([(b"gAMA", struct.pack(">I", 45455))], ""),
+    ([(b"gAMA", struct.pack(">I", 100000))], "gAMA"),
+    ([(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", CHRM)], "cHRM"),
+    ([(b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 100000))], ""),
+    ([(b"cICP", bytes([9, 16, 0, 1])), (b"sRGB", b"\0")], "cICP"),
+    ([(b"cICP", bytes([1, 13, 0, 1]))], ""),
+])
+def test_the_colour_that_a_png_has_beside_a_profile_is_known(chunks, said):
+  picture = load_picture(io.BytesIO(png(SMOOTH, 2, 8, chunks=chunks)))
+  np.testing.assert_array_equal(picture.image, SMOOTH)
+  assert picture.other_colour == said
+
+
+def test_colour_tags_of_a_tiff_and_profiles_of_grey_are_known():
+  whites = {318: (4, [1, 1])}
+  assert load_picture(io.BytesIO(tiff(SMOOTH, 2, tags=whites))).other_colour == "WhitePoint"
+  content = io.BytesIO()
+  grey_profile = bytes(16) + b"GRAY" + bytes(16) + b"acsp" + bytes(100)
+  Image.fromarray(SMOOTH[..., 0]).save(content, "PNG", icc_profile=grey_profile)
+  assert load_picture(content).other_colour == "a colour profile that is not of RGB"
+
+
+# --- Pillow's limit ------------------------------------------------------------------
+
+def test_pillow_s_limit_is_its_own_again_after_a_picture_was_read():
+  usual = Image.MAX_IMAGE_PIXELS
+  assert usual
+  load_image(io.BytesIO(png(SMOOTH, 2, 8)))
+  open_picture(io.BytesIO(tiff(SMOOTH, 2))).load()
+  with pytest.raises(ImageError):
+    load_image(io.BytesIO(b"none"))
+  assert Image.MAX_IMAGE_PIXELS == usual
+
+
+def test_the_limit_comes_back_with_the_last_of_several_threads():
+  usual, inside, leave = Image.MAX_IMAGE_PIXELS, threading.Event(), threading.Event()
+
+  def stay():
+    with without_pillow_s_limit():
+      inside.set()
+      leave.wait()
+
+  thread = threading.Thread(target=stay)
+  thread.start()
+  inside.wait()
+  with without_pillow_s_limit():
+    assert Image.MAX_IMAGE_PIXELS is None
+  assert Image.MAX_IMAGE_PIXELS is None                  # the other thread is still reading
+  leave.set()
+  thread.join()
+  assert Image.MAX_IMAGE_PIXELS == usual

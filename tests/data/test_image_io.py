@@ -1,0 +1,291 @@
+"""Reading and writing photographs: what becomes RGB, and what is refused, in one line that names the file."""
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from mlic_jax.data.image_io import ImageError, as_picture, list_images, load_image, load_picture, save_image
+
+rng = np.random.default_rng(0)
+RGB = rng.integers(0, 256, (5, 7, 3), np.uint8)
+GREY = rng.integers(0, 256, (5, 7), np.uint8)
+
+
+def saved(folder, image, name="photo.png", **options):
+  image.save(folder / name, **options)
+  return folder / name
+
+
+def png_16_bit(colour_type, channels):
+  """A PNG of 2x2 pixels with 16 bits a channel, which Pillow reads as 8-bit RGB but cannot write."""
+  def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+  rows = (b"\0" + bytes(range(4 * channels))) * 2
+  return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, colour_type, 0, 0, 0))
+          + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def test_rgb_comes_back_as_it_was(tmp_path):
+  np.testing.assert_array_equal(load_image(saved(tmp_path, Image.fromarray(RGB))), RGB)
+
+
+def test_greyscale_and_one_bit_are_repeated_over_the_channels(tmp_path):
+  np.testing.assert_array_equal(load_image(saved(tmp_path, Image.fromarray(GREY))), np.stack([GREY] * 3, -1))
+  bits = GREY > 127
+  one_bit = load_image(saved(tmp_path, Image.fromarray(bits)))
+  np.testing.assert_array_equal(one_bit, np.stack([bits * np.uint8(255)] * 3, -1))
+
+
+def test_a_palette_is_looked_up(tmp_path):
+  palette = Image.fromarray(RGB).quantize(8)
+  np.testing.assert_array_equal(load_image(saved(tmp_path, palette)), np.array(palette.convert("RGB")))
+
+
+def test_transparency_is_composited_on_white(tmp_path):
+  alpha = np.full((5, 7, 1), 255, np.uint8)
+  alpha[0], alpha[1] = 0, 51                                                          # invisible, a fifth opaque
+  rgba = load_image(saved(tmp_path, Image.fromarray(np.concatenate([RGB, alpha], -1))))
+  assert (rgba[0] == 255).all()
+  np.testing.assert_allclose(rgba[1], 0.2 * RGB[1] + 0.8 * 255, atol=1)
+  np.testing.assert_array_equal(rgba[2:], RGB[2:])
+  la = load_image(saved(tmp_path, Image.fromarray(np.concatenate([GREY[..., None], alpha], -1))))
+  np.testing.assert_array_equal(la[2:, :, 0], GREY[2:])
+  assert (la[0] == 255).all()
+
+
+def test_a_transparent_palette_entry_is_white(tmp_path):
+  palette = Image.fromarray(RGB).quantize(4)
+  seen = load_image(saved(tmp_path, palette, transparency=2))
+  assert (seen[np.array(palette) == 2] == 255).all()
+
+
+@pytest.mark.parametrize("orientation, upright", [
+    (1, RGB), (3, RGB[::-1, ::-1]), (6, np.rot90(RGB, -1)), (8, np.rot90(RGB))])
+def test_exif_orientation_is_applied(tmp_path, orientation, upright):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  np.testing.assert_array_equal(load_image(saved(tmp_path, Image.fromarray(RGB), exif=exif)), upright)
+
+
+@pytest.mark.parametrize("colour_type, channels", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_are_refused(tmp_path, colour_type, channels):
+  (tmp_path / "deep.png").write_bytes(png_16_bit(colour_type, channels))
+  with pytest.raises(ImageError, match="deep.png: 16 bits per channel; wanted an 8-bit"):
+    load_image(tmp_path / "deep.png")
+
+
+def test_sixteen_bit_and_float_tiff_are_refused(tmp_path):
+  with pytest.raises(ImageError, match="16 bits"):
+    load_image(saved(tmp_path, Image.fromarray(GREY.astype(np.uint16)), "deep.tif"))
+  with pytest.raises(ImageError, match="32 bits"):
+    load_image(saved(tmp_path, Image.fromarray(GREY.astype(np.float32)), "float.tif"))
+
+
+def test_cmyk_is_refused(tmp_path):
+  with pytest.raises(ImageError, match="ink.jpg: colour mode CMYK; wanted an 8-bit RGB"):
+    load_image(saved(tmp_path, Image.fromarray(RGB).convert("CMYK"), "ink.jpg"))
+
+
+def jpeg_bytes():
+  buffer = io.BytesIO()
+  Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "JPEG")
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", jpeg_bytes()[:700], png_16_bit(2, 3)[:40]])
+def test_a_broken_file_is_one_line_that_names_it(tmp_path, content):
+  (tmp_path / "broken.jpg").write_bytes(content)
+  with pytest.raises(ImageError) as error:
+    load_image(tmp_path / "broken.jpg")
+  assert "broken.jpg" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+  with pytest.raises(ImageError, match="gone.png: no such file"):
+    load_image(tmp_path / "gone.png")
+
+
+def test_images_are_listed_sorted_and_recursively(tmp_path):
+  (tmp_path / "sub").mkdir()
+  for name in ["b.PNG", "a.jpg", "sub/c.webp", "notes.txt", ".hidden.png"]:
+    (tmp_path / name).touch()
+  assert list_images(tmp_path) == [tmp_path / "a.jpg", tmp_path / "b.PNG", tmp_path / "sub/c.webp"]
+
+
+def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path):
+  with pytest.raises(ImageError, match="gone: no such folder"):
+    list_images(tmp_path / "gone")
+  with pytest.raises(ImageError, match="holds no image"):
+    list_images(tmp_path)
+  with pytest.raises(ImageError, match="photo.png: is not a folder"):
+    list_images(saved(tmp_path, Image.fromarray(RGB)))
+
+
+@pytest.mark.parametrize("extension", ["png", "webp", "bmp", "tif"])
+def test_what_is_saved_is_loaded_again_bit_for_bit(tmp_path, extension):
+  save_image(tmp_path / f"out.{extension}", RGB)
+  np.testing.assert_array_equal(load_image(tmp_path / f"out.{extension}"), RGB)
+  assert [path.name for path in tmp_path.iterdir()] == [f"out.{extension}"]
+
+
+def test_saving_refuses_lossy_formats_missing_folders_and_other_arrays(tmp_path):
+  with pytest.raises(ImageError, match="cannot write .jpg without loss"):
+    save_image(tmp_path / "out.jpg", RGB)
+  with pytest.raises(ImageError, match="No such file or directory"):
+    save_image(tmp_path / "gone" / "out.png", RGB)
+  with pytest.raises(ImageError, match="wanted .H, W, 3. uint8"):
+    save_image(tmp_path / "out.png", GREY)
+  assert not list(tmp_path.iterdir())
+
+
+# --- what else lies in folders of photographs ------------------------------------------
+
+def tiff(samples, bits, photometric, rows, sample_format=1):
+  """A TIFF of 2x2 pixels without compression; Pillow reads some kinds that it cannot write."""
+  entries = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, photometric),
+             (273, 4, 1, 0), (277, 3, 1, samples), (278, 3, 1, 2), (279, 4, 1, len(rows)), (339, 3, 1, sample_format)]
+  place = 8 + 2 + 12 * len(entries) + 4
+  if samples > 1:                                                       # bits and format, a number for each sample
+    many = struct.pack(f"<{samples}H", *[bits] * samples) + struct.pack(f"<{samples}H", *[sample_format] * samples)
+    entries[2], entries[9] = (258, 3, samples, place), (339, 3, samples, place + 2 * samples)
+    if samples == 2:                                                    # two shorts fit into their entry
+      entries[2], entries[9] = (258, 3, 2, bits * 65537), (339, 3, 2, sample_format * 65537)
+  else:
+    many = b""
+  entries[5] = (273, 4, 1, place + len(many))
+  return (b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+          + struct.pack("<I", 0) + many + rows)
+
+
+def test_a_tiff_of_8_bits_is_read_and_a_negative_one_turned(tmp_path):
+  rows = bytes(range(0, 240, 20))
+  (tmp_path / "rgb.tif").write_bytes(tiff(3, 8, 2, rows))
+  np.testing.assert_array_equal(load_image(tmp_path / "rgb.tif"), np.frombuffer(rows, np.uint8).reshape(2, 2, 3))
+  (tmp_path / "negative.tif").write_bytes(tiff(1, 8, 0, bytes([0, 10, 200, 255])))
+  np.testing.assert_array_equal(load_image(tmp_path / "negative.tif")[..., 0], [[255, 245], [55, 0]])
+
+
+@pytest.mark.parametrize("samples, bits, photometric, sample_format, message", [
+    (3, 16, 2, 1, "16 bits per channel"), (1, 16, 1, 1, "16 bits per channel"), (1, 16, 1, 2, "16 bits per channel"),
+    (1, 32, 1, 1, "32 bits per channel"), (1, 32, 1, 3, "32 bits per channel"), (3, 8, 8, 1, "colour mode LAB"),
+    (4, 8, 5, 1, "colour mode CMYK"), (3, 32, 2, 3, "cannot be read"), (1, 64, 1, 3, "cannot be read")])
+def test_a_tiff_of_more_than_8_bits_or_in_other_colours_is_refused(
+    tmp_path, samples, bits, photometric, sample_format, message):
+  """Sample format 2 is signed, 3 floats."""
+  (tmp_path / "scan.tif").write_bytes(tiff(samples, bits, photometric, bytes(4 * samples * bits // 8), sample_format))
+  with pytest.raises(ImageError, match=f"scan.tif: {message}"):
+    load_image(tmp_path / "scan.tif")
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.webp", "photo.tif", "photo.bmp"])
+def test_a_truncated_file_is_refused_in_every_format(tmp_path, name):
+  path = saved(tmp_path, Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)), name)
+  path.write_bytes(path.read_bytes()[:-path.stat().st_size // 3])
+  with pytest.raises(ImageError, match=f"{name}: cannot be read as an image"):
+    load_image(path)
+
+
+def test_of_several_frames_the_first_is_read(tmp_path):
+  frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200)]
+  for name in ("moving.webp", "pages.tif", "moving.png"):
+    path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:],
+                 **({"lossless": True} if name.endswith("webp") else {}))
+    np.testing.assert_array_equal(load_image(path), np.array(frames[0]))
+
+
+def test_a_transparent_palette_with_alpha_and_a_transparent_colour_are_white(tmp_path):
+  alpha = np.where(GREY > 127, 255, 0).astype(np.uint8)
+  pa = Image.fromarray(RGB).quantize(8).convert("PA")
+  pa.putalpha(Image.fromarray(alpha))
+  assert pa.mode == "PA"
+  seen = load_image(saved(tmp_path, pa.convert("RGBA"), "pa.png"))
+  assert (seen[alpha == 0] == 255).all() and not (seen[alpha > 0] == 255).all()
+  keyed = load_image(saved(tmp_path, Image.fromarray(RGB), "keyed.png", transparency=tuple(RGB[0, 0].tolist())))
+  assert (keyed[0, 0] == 255).all()
+  np.testing.assert_array_equal(keyed[1:], RGB[1:])
+
+
+def test_a_format_that_is_not_listed_is_refused_whatever_its_extension(tmp_path):
+  path = tmp_path / "photo.png"
+  Image.fromarray(RGB).save(path, format="GIF")
+  with pytest.raises(ImageError, match="photo.png: cannot be read as an image"):
+    load_image(path)
+
+
+def test_a_picture_beyond_the_limit_is_refused_by_its_size_alone(tmp_path):
+  path = saved(tmp_path, Image.fromarray(RGB))
+  assert load_picture(path, pixels_max=35).image.shape == RGB.shape
+  with pytest.raises(ImageError, match="photo.png: 7x5, 0 megapixels; the limit is 0"):
+    load_picture(path, pixels_max=34)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_more_than_pillow_s_own_limit_is_read(tmp_path):
+  path = saved(tmp_path, Image.new("1", (20_000, 9_500)))
+  with pytest.raises(ImageError, match="190 megapixels; the limit is 189"):
+    load_picture(path, pixels_max=189 * 10**6)
+
+
+# --- colour profiles -------------------------------------------------------------------
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("extension", ["png", "webp", "tif"])
+def test_a_profile_is_saved_and_loaded_again_byte_for_byte(tmp_path, extension):
+  save_image(tmp_path / f"out.{extension}", RGB, SRGB)
+  photograph = load_picture(tmp_path / f"out.{extension}")
+  np.testing.assert_array_equal(photograph.image, RGB)
+  assert photograph.icc_profile == SRGB
+
+
+def test_a_jpeg_has_its_profile_read_and_a_bmp_is_written_without(tmp_path):
+  assert load_picture(saved(tmp_path, Image.fromarray(RGB), "photo.jpg", icc_profile=SRGB)).icc_profile == SRGB
+  save_image(tmp_path / "out.bmp", RGB, SRGB)
+  assert load_picture(tmp_path / "out.bmp").icc_profile is None
+
+
+def test_a_profile_that_is_none_or_not_of_rgb_is_left_out(tmp_path):
+  grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+  assert load_picture(saved(tmp_path, Image.fromarray(GREY), icc_profile=grey)).icc_profile is None
+  assert load_picture(saved(tmp_path, Image.fromarray(RGB), icc_profile=b"nonsense")).icc_profile is None
+  assert load_picture(saved(tmp_path, Image.fromarray(RGB))).icc_profile is None
+
+
+# --- in memory ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_rounded_to_the_nearest_level_and_255ths_come_back(dtype):
+  levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+  np.testing.assert_array_equal(as_picture((levels / 255).astype(dtype)).image, levels)
+  nearest = as_picture(np.array([[[0.4, 0.6, 0.5]]]) / 255).image
+  assert nearest.tolist() == [[[0, 1, 0]]] and nearest.dtype == np.uint8
+
+
+@pytest.mark.parametrize("image, message", [
+    (GREY, r"got a picture \(5, 7\) uint8; wanted \(H, W, 3\), uint8 or floats in \[0, 1\]"),
+    (RGB.astype(int), "int64"), (RGB[..., :2], r"\(5, 7, 2\) uint8"), (RGB / 100, r"floats from 0\S* to 2\.\d+"),
+    (np.full((2, 2, 3), np.nan), "floats from nan"), (Image.new("CMYK", (2, 2)), "^the picture: colour mode CMYK")])
+def test_what_is_no_picture_is_refused_in_one_line(image, message):
+  with pytest.raises(ImageError, match=message) as error:
+    as_picture(image)
+  assert "\n" not in str(error.value)
+
+
+def test_what_pillow_opens_is_what_the_file_is_read_as(tmp_path):
+  profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+  clear = Image.fromarray(np.dstack([RGB, GREY]))
+  for path in (saved(tmp_path, clear, icc_profile=profile), saved(tmp_path, Image.fromarray(GREY), "grey.png")):
+    with Image.open(path) as image:
+      picture = as_picture(image)
+    wanted = load_picture(path)
+    np.testing.assert_array_equal(picture.image, wanted.image)
+    assert picture.icc_profile == wanted.icc_profile
+  cut = tmp_path / "cut.png"
+  cut.write_bytes(path.read_bytes()[:60])
+  with pytest.raises(ImageError, match="^the picture: cannot be read as an image"):
+    as_picture(Image.open(cut))

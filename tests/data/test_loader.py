@@ -1,0 +1,310 @@
+"""Claims about the training data: what is skipped and said, what a crop is, and that batch t depends on t alone."""
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlic_jax.data.augment import center_crop
+from mlic_jax.data.image_io import ImageError, load_image
+from mlic_jax.data.loader import (
+  Mixture,
+  crop_size_at,
+  crop_sizes,
+  eval_images,
+  names,
+  split,
+  training_batches,
+  usable,
+)
+from mlic_jax.data.sources import Folder, open_sources
+from mlic_jax.errors import ConfigError
+
+
+@pytest.fixture(name="folder")
+def ten_photographs(tmp_path):
+  """Ten photographs in several formats and sizes, all sides at least 80."""
+  rng = np.random.default_rng(0)
+  (tmp_path / "photos").mkdir()
+  for i in range(10):
+    pixels = rng.integers(0, 256, (80 + 7 * i, 130 - 5 * i, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.{('jpg', 'png', 'webp')[i % 3]}")
+  return tmp_path / "photos"
+
+
+def flat(path, value, size=(64, 64)):
+  """A photograph of one grey value, which tells where a crop came from."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def batches(sources, count=3, sizes=((0, 64),), cache_bytes=0, **changes):
+  """The first batches of `sources`, text or folder: a list of arrays."""
+  settings = dict(seed=1, batch_size=4, downscale_probability=0.5, downscale="all", flip=True)
+  mixture = Mixture(open_sources(str(sources), ""), sizes, cache_bytes)
+  reader = training_batches(mixture, sizes=sizes, **(settings | changes))
+  return [next(reader) for _ in range(count)]
+
+
+# --- batches -------------------------------------------------------------------------
+
+def test_a_batch_is_uint8_crops(folder):
+  for batch in batches(folder):
+    assert batch.shape == (4, 64, 64, 3) and batch.dtype == np.uint8
+
+
+def test_the_same_seed_reads_the_same_batches_and_another_seed_others(folder):
+  np.testing.assert_array_equal(batches(folder), batches(folder))
+  assert (np.stack(batches(folder)) != np.stack(batches(folder, seed=2))).any()
+
+
+def test_a_reader_started_at_batch_t_goes_on_as_the_first_one_would_have(folder):
+  np.testing.assert_array_equal(batches(folder, 12)[5:], batches(folder, 7, start=5))
+
+
+def test_threads_and_the_cache_do_not_change_the_batches(folder):
+  np.testing.assert_array_equal(batches(folder, 8), batches(folder, 8, cache_bytes=10**8, threads=3))
+
+
+@pytest.mark.slow
+def test_worker_processes_do_not_change_the_batches(folder):
+  np.testing.assert_array_equal(batches(folder, 4), batches(folder, 4, workers=2))
+
+
+def test_the_blocks_of_two_processes_make_the_global_batch(folder):
+  halves = [batches(folder, 4, process_index=p, process_count=2) for p in range(2)]
+  np.testing.assert_array_equal(batches(folder, 4), np.concatenate(halves, axis=1))
+  quarters = [batches(folder, 4, process_index=p, process_count=4) for p in range(4)]  # of one crop each
+  np.testing.assert_array_equal(batches(folder, 4), np.concatenate(quarters, axis=1))
+
+
+def test_an_epoch_sees_every_photograph_once_and_the_next_in_another_order(tmp_path):
+  for i in range(8):
+    flat(tmp_path / f"{i}.png", i)
+  seen = np.stack(batches(tmp_path, 4, downscale_probability=0.0))[:, :, 0, 0, 0].reshape(2, 8)
+  assert sorted(seen[0]) == sorted(seen[1]) == list(range(8))
+  assert list(seen[0]) != list(seen[1])
+
+
+# --- larger crops late in training ---------------------------------------------------
+
+SIZES = ((0, 64), (2, 128))
+
+
+def test_crops_grow_at_their_step_whether_the_reader_starts_before_or_after(folder):
+  late = folder / "late"
+  late.mkdir()
+  Image.fromarray(np.random.default_rng(1).integers(0, 256, (140, 150, 3), np.uint8)).save(late / "large.png")
+  read = batches(folder, 5, SIZES)
+  assert [batch.shape[1:3] for batch in read] == [(64, 64)] * 2 + [(128, 128)] * 3
+  for later, batch in zip(batches(folder, 2, SIZES, start=3), read[3:]):
+    np.testing.assert_array_equal(later, batch)
+
+
+def test_photographs_too_small_for_later_crops_are_read_before_and_replaced_after(tmp_path, caplog):
+  for i in range(6):
+    flat(tmp_path / f"{i}.png", i, (64, 64) if i < 3 else (130, 130))
+  with caplog.at_level(logging.WARNING):
+    values = [set(batch[:, 0, 0, 0]) for batch in batches(tmp_path, 8, SIZES, batch_size=6)]
+  assert "3 of 6 images are large enough for crops of 128 pixels" in caplog.text
+  assert values[0] == values[1] == {0, 1, 2, 3, 4, 5}
+  assert set.union(*values[2:]) == {3, 4, 5}
+
+
+def test_crops_that_no_photograph_is_large_enough_for_are_refused_before_the_run(folder):
+  with pytest.raises(ImageError, match="none of 10 images has sides of at least 512 pixels"):
+    batches(folder, 1, ((0, 64), (1_000_000, 512)))
+
+
+def test_the_schedule_starts_with_crop_size():
+  sizes = crop_sizes(256, ((1_200_000, 512), (2_000_000, 768)))
+  assert [crop_size_at(sizes, step) for step in (0, 1_199_999, 1_200_000, 2_500_000)] == [256, 256, 512, 768]
+  assert crop_sizes(128, ()) == ((0, 128),)
+
+
+@pytest.mark.parametrize("crop_size, schedule, message", [
+    (100, (), "crops of 100 pixels from step 0"), (64, ((10, 72),), "crops of 72 pixels from step 10"),
+    (64, ((0, 128),), "changes at step 0 after step 0"), (64, ((20, 128), (10, 192)), "changes at step 10"),
+    (64, (20, 128), "crop_schedule has 20; wanted pairs"), (64, ((20, 128, 1),), "wanted pairs")])
+def test_a_bad_schedule_is_refused(crop_size, schedule, message):
+  with pytest.raises(ConfigError, match=message):
+    crop_sizes(crop_size, schedule)
+
+
+# --- several sources -----------------------------------------------------------------
+
+def test_weights_are_the_shares_of_crops_from_the_first_batch_on(tmp_path):
+  for name, value in (("a", 10), ("b", 200)):
+    for i in range(3):
+      flat(tmp_path / name / f"{i}.png", value)
+  read = np.stack(batches(f"{tmp_path / 'a'}*0.75, {tmp_path / 'b'}*0.25", 10))
+  assert [np.count_nonzero(batch[:, 0, 0, 0] == 10) for batch in read] == [3] * 10
+
+
+def test_without_weights_every_photograph_counts_the_same(tmp_path):
+  for i in range(6):
+    flat(tmp_path / ("a" if i < 2 else "b") / f"{i}.png", i)
+  read = np.stack(batches(f"{tmp_path / 'a'},{tmp_path / 'b'}", 6, downscale_probability=0.0))
+  assert (np.bincount(read[:, :, 0, 0, 0].ravel()) == 4).all()
+
+
+def test_batches_of_a_mixture_depend_on_the_step_alone(folder, tmp_path):
+  for i in range(5):
+    flat(tmp_path / "more" / f"{i}.png", i)
+  mixed = f"{folder}*0.6,{tmp_path / 'more'}*0.4"
+  whole = np.stack(batches(mixed, 8))
+  np.testing.assert_array_equal(whole[3:], batches(mixed, 5, start=3))
+  halves = [batches(mixed, 8, process_index=p, process_count=2) for p in range(2)]
+  np.testing.assert_array_equal(whole, np.concatenate(halves, axis=1))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a*0.5,b", "some sources have a weight and some none"), ("a*0,b*1", "the weight '0' of 'a'"),
+    ("a*half", "the weight 'half' of 'a'"), ("a*", "the weight '' of 'a'"), ("a,", "a source without a name"),
+    ("missing", "missing: no such folder"), ("tfds:", "wanted FOLDER, tfds:NAME")])
+def test_a_bad_list_of_sources_is_one_line(text, message):
+  with pytest.raises((ConfigError, ImageError), match=message) as error:
+    open_sources(text, "")
+  assert "\n" not in str(error.value)
+
+
+def test_a_folder_may_have_a_comma_and_a_star_in_its_name(tmp_path):
+  flat(tmp_path / "a,b*2" / "0.png", 1)
+  [(source, weight)] = open_sources(str(tmp_path / "a,b*2"), "")
+  assert len(source) == 1 and weight is None
+
+
+# --- what is left out ----------------------------------------------------------------
+
+def test_a_broken_image_among_good_ones_is_named_and_counted(folder, caplog):
+  (folder / "broken.jpg").write_bytes(b"not a jpeg")
+  with caplog.at_level(logging.WARNING):
+    kept = usable(Folder("photos", sorted(folder.iterdir())), 64)
+  assert len(kept) == 10
+  assert "broken.jpg" in caplog.text and "skipped 1 broken" in caplog.text
+
+
+def test_images_smaller_than_the_crop_are_skipped_with_a_count(folder, caplog):
+  Image.new("RGB", (63, 200)).save(folder / "small.png")
+  source = Folder("photos", sorted(folder.iterdir()))
+  with caplog.at_level(logging.WARNING):
+    assert len(usable(source, 64)) == 10
+  assert "1 with a side below 64 pixels" in caplog.text
+  with pytest.raises(ImageError, match="none of 11 images is usable"):
+    usable(source, 500)
+
+
+def truncate(path):
+  """Keeps the header of an image file, and half of the rest."""
+  whole = path.read_bytes()
+  path.write_bytes(whole[:len(whole) // 2])
+
+
+@pytest.mark.parametrize("reading", [dict(threads=1), dict(threads=3),
+                                     pytest.param(dict(workers=2), marks=pytest.mark.slow)])
+def test_an_image_that_fails_in_decoding_is_replaced_and_named_and_counted_once(tmp_path, caplog, reading):
+  for i in range(4):
+    Image.fromarray(np.random.default_rng(i).integers(0, 64, (70, 70, 3), np.uint8) + np.uint8(64 * (i % 3))).save(
+        tmp_path / f"{i}.png")
+  truncate(tmp_path / "1.png")
+  mixture = Mixture(open_sources(str(tmp_path), ""), ((0, 64),))
+  reader = training_batches(mixture, seed=1, batch_size=4, sizes=((0, 64),), downscale_probability=0.5,
+                            downscale="all", flip=True, **reading)
+  with caplog.at_level(logging.WARNING):
+    read = np.stack([next(reader) for _ in range(5)])
+  assert caplog.text.count("1.png") == 1 and len(reader.skipped) == 1
+  assert not ((read >= 64) & (read < 128)).all(axis=(2, 3, 4)).any()
+  np.testing.assert_array_equal(read[2:], batches(tmp_path, 3, start=2))  # by a reader that did not know
+
+
+def test_a_folder_of_images_that_all_fail_in_decoding_is_an_error_and_not_a_loop(tmp_path):
+  for i in range(3):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (70, 70, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    truncate(tmp_path / f"{i}.png")
+  with pytest.raises(ImageError, match=r"no crop of 64 pixels.*\.png"):
+    batches(tmp_path, 1)
+
+
+# --- training and held-out photographs -----------------------------------------------
+
+def test_one_in_holdout_every_images_is_held_out_unless_there_are_others_for_it(folder, tmp_path):
+  for i in range(400):
+    (folder / f"{i}.bmp").touch()  # names are enough
+  flat(tmp_path / "one" / "a.png", 0)
+  both = f"{folder}*1,{tmp_path / 'one'}*3"
+  [(train, weight), (one, one_weight)], [held_out] = split(both, "", 5)
+  assert 60 < len(held_out) < 100 and len(train) + len(held_out) == 410
+  assert not set(train.paths) & set(held_out.paths)
+  assert (weight, len(one), one_weight) == (1.0, 1, 3.0)
+  [(train, _)], held_out = split(str(folder), both.replace("*1", "").replace("*3", ""), 5)
+  assert len(train) == 410 and [len(source) for source in held_out] == [410, 1]
+
+
+def test_an_image_stays_held_out_when_the_folder_grows_or_moves(folder, tmp_path):
+  held_out = lambda where: {name.partition("/")[2] for name in names(split(str(where), "", 5)[1])}
+  before = held_out(folder)
+  assert before
+  for name in ("00", "5a", "zz"):  # before, between and behind those that are there
+    flat(folder / f"{name}.png", 0)
+  grown = held_out(folder)
+  assert before <= grown <= before | {"00.png", "5a.png", "zz.png"}
+  assert held_out(folder.rename(tmp_path / "elsewhere")) == grown
+
+
+@pytest.mark.parametrize("data_dir, holdout_every, message", [
+    ("", 5, "data_dir is empty"), ("missing", 5, "no such folder"), (".", 5, "holds no image"),
+    ("photographs", 500, "none left for evaluation"), ("photographs", 5, "1 images, none left"),
+    ("photographs", 1, "wanted at least 2")])
+def test_a_folder_that_cannot_be_trained_on_is_one_line(tmp_path, data_dir, holdout_every, message):
+  flat(tmp_path / "photographs" / "a.png", 0)
+  (tmp_path / "empty").mkdir()
+  where = {"": "", ".": tmp_path / "empty"}.get(data_dir, tmp_path / data_dir)
+  with pytest.raises(ImageError, match=message) as error:
+    split(str(where), "", holdout_every)
+  assert "\n" not in str(error.value)
+
+
+def test_held_out_images_are_centre_crops_spread_over_all_sources(folder):
+  source = Folder("photos", sorted(folder.iterdir()))
+  images = eval_images([source], 64, 2)
+  assert images.shape == (2, 64, 64, 3)
+  np.testing.assert_array_equal(images[1], center_crop(load_image(source.paths[5]), 64))
+  np.testing.assert_array_equal(eval_images([source, source], 64, 2)[1], center_crop(load_image(source.paths[0]), 64))
+
+
+def test_a_held_out_image_that_fails_in_decoding_is_named_and_the_next_one_that_is_free_taken(folder, caplog):
+  truncate(folder / "4.png")
+  source = Folder("photos", sorted(folder.iterdir()))
+  with caplog.at_level(logging.WARNING):
+    assert len(eval_images([source], 64, 0)) == 9
+    half = eval_images([source], 64, 5)
+  assert "4.png" in caplog.text
+  np.testing.assert_array_equal(half[2], center_crop(load_image(source.paths[5]), 64))
+
+
+READS_UNTIL_CTRL_C = """if True:
+  import contextlib, signal, sys
+  from mlic_jax.data import batches, sources
+  stopped = []
+  signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+  with contextlib.closing(batches.training_batches(
+      batches.Mixture(sources.open_sources(sys.argv[1], ""), ((0, 64),)), seed=0, batch_size=2, sizes=((0, 64),),
+      downscale_probability=0.5, downscale="all", flip=True, workers=2)) as reader:
+    next(reader)
+    print("ready", flush=True)
+    while not stopped:
+      next(reader)"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_ends_worker_processes_without_a_word(folder):
+  process = subprocess.Popen([sys.executable, "-c", READS_UNTIL_CTRL_C, str(folder)], start_new_session=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == "ready\n"
+  os.killpg(process.pid, signal.SIGINT)                  # as a terminal does: to the workers, too
+  _, err = process.communicate(timeout=300)
+  assert (process.returncode, err) == (0, "")

@@ -1,0 +1,22 @@
+"""A codec with the interface of mlic_jax.Codec whose files are valid and hold no pixels: tests of what surrounds it."""
+import numpy as np
+
+from mlic_jax.coding import bitstream
+
+
+class EmptyCodec:
+  name, fingerprint, qualities = "stand-in", b"8 bytes.", (1, 2, 3)
+
+  def choose_quality(self, quality):
+    return quality
+
+  def has_compiled(self, height, width):
+    return True
+
+  def encode(self, image, quality=None, icc_profile=None, chunked=True, portable=True):
+    return bitstream.write(bitstream.Bitstream(self.fingerprint, *image.shape[:2], 1.0, 1, (b"z", b"y"),
+                                               icc_profile=icc_profile))
+
+  def decode(self, blob, slices=None, partial=False, pixels_max=0):
+    content = bitstream.parse(blob)
+    return np.zeros((content.height, content.width, 3), np.uint8)

@@ -1,0 +1,70 @@
+"""A training run of a few steps on twelve small images, and ways to cut it short."""
+import csv
+
+import numpy as np
+import pytest
+from helpers.linear_stub import StandIn
+from PIL import Image
+
+from configs import nano
+from mlic_jax.config import CodecConfig
+from mlic_jax.training import loop
+from mlic_jax.training.checkpoints import Checkpoints
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.step import state_shapes
+
+
+class PowerCut(BaseException):
+  """Ends the process as kill -9 would: nothing catches it."""
+
+
+@pytest.fixture(name="config")
+def small_config(tmp_path):
+  """A run of a few steps on twelve photographs of 72x80; the model is the stand-in."""
+  rng = np.random.default_rng(0)
+  (tmp_path / "photographs").mkdir()
+  for i in range(12):
+    pixels = rng.integers(0, 256, (9, 10, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(tmp_path / "photographs" / f"f{i:02}.png")
+  c = nano.get_config()
+  c.data_dir, c.holdout_every, c.crop_size, c.batch_size = str(tmp_path / "photographs"), 4, 64, 4
+  c.model = dict(N=4, M=8, num_slices=2, num_rates=2)
+  c.lmbdas, c.num_steps, c.learning_rate, c.warmup_steps = (0.0018, 0.0483), 12, 1e-3, 2
+  c.schedule, c.final_learning_rate, c.partial_probability = "cosine", 1e-6, 0.0
+  c.log_every, c.checkpoint_every, c.eval_every = 4, 5, 6
+  c.eval_images, c.eval_crop_size, c.eval_batch_size = 0, 64, 2
+  return c
+
+
+@pytest.fixture(name="standin")
+def standin_model(monkeypatch):
+  monkeypatch.setattr(loop, "build", StandIn)
+
+
+def rows(path):
+  with path.open() as file:
+    return list(csv.DictReader(file))
+
+
+def stop_at(monkeypatch, step, stop):
+  """Calls `stop` when the report of `step` would be made."""
+  usual = loop.RunLog.step
+
+  def report_step(self, done):
+    usual(self, done)
+    if done == step:
+      stop()
+  monkeypatch.setattr(loop.RunLog, "step", report_step)
+
+
+def cut():
+  raise PowerCut
+
+
+def final_state(config, workdir, model=StandIn):
+  like = state_shapes(config, model(CodecConfig(**config.model)), make_optimizer(config))
+  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+  restored = checkpoints.restore(like)
+  checkpoints.close()
+  assert restored.state.step == config.num_steps
+  return restored

@@ -1,0 +1,39 @@
+"""Trains a small codec for 20 steps on the devices of this process, and prints the losses."""
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+
+from configs import nano
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import build
+from mlic_jax.training import parallel
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.step import create_state, make_train_step
+
+GLOBAL_BATCH = 8
+
+
+def main() -> None:
+  config = nano.get_config()
+  config.batch_size, config.warmup_steps, config.num_steps, config.partial_probability = GLOBAL_BATCH, 1, 20, 0.25
+  config.muon_learning_rate, config.learning_rate = 1e-2, 2e-3
+  small = CodecConfig(N=8, M=16, num_slices=2, widths=(8, 8, 8), hyper_widths=(8, 8), contexts=("channel",),
+                      channel_widths=(8, 8), entropy_widths=(8,), lrp_widths=(8,), num_rates=6)
+  model, optimizer = build(small), make_optimizer(config)
+  state = parallel.replicate(create_state(config, model, optimizer))
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
+  pixels = np.random.default_rng(0).integers(0, 256, (GLOBAL_BATCH, 8, 8, 3), np.uint8)
+  x = pixels.repeat(8, 1).repeat(8, 2)
+  losses = []
+  for _ in range(config.num_steps):
+    state, metrics = step(state, parallel.shard(x), None)
+    losses.append(float(parallel.unreplicate(metrics)["loss"]))
+  print(json.dumps(losses))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,107 @@
+"""The entropy model as pure functions, and the lines of the README."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY, random_variables
+
+from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.config import CodecConfig
+from mlic_jax.data.image_io import save_image
+from mlic_jax.model import entropy_model
+from mlic_jax.model.mlic import build
+from mlic_jax.model.quantizers import Quantiser
+
+SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=("channel",),
+                    channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def variables():
+  return random_variables(TINY)
+
+
+def test_predict_gives_what_the_codec_gives(variables):
+  x = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
+  out = build(TINY).apply(variables, x, 2.0)
+  y, hyper = entropy_model.latents(TINY, variables, x, 2.0)
+  coded = entropy_model.predict(TINY, variables["params"]["slices"], hyper, y)
+  np.testing.assert_allclose(coded.y_hat, out.y_hat, atol=1e-4)
+  np.testing.assert_allclose(coded.bits, out.y_bits, atol=1e-4)
+  assert coded.mean.shape == coded.scale.shape == y.shape and coded.scale.min() >= 0.11 - 1e-6
+  # y_hat is the rounded symbol on top of the mean, and at most half a step of residual prediction.
+  assert np.abs(coded.y_hat - (np.round(y - coded.mean) + coded.mean)).max() <= 0.5
+
+
+def test_a_quantiser_of_ones_own_stands_for_rounding_in_the_walk_and_in_the_codec():
+  variables, rng = random_variables(SMALL), np.random.default_rng(0)
+  y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (SMALL.M, 2 * SMALL.M))
+  nothing = Quantiser(lambda residual, _: (residual, residual))
+  coded = entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y, quantiser=nothing)
+  assert np.abs(coded.y_hat - y).max() <= 0.5 + 1e-5  # residual prediction alone is left
+  half = Quantiser(lambda residual, draws: (residual + draws, residual), draw=lambda key, shape: jnp.full(shape, 8.0))
+  moved = entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y, jax.random.key(0), half)
+  assert (moved.y_hat - y).min() >= 7.5 - 1e-5
+
+  z = np.zeros((1, 1, 1, SMALL.N), np.float32)
+  out = build(SMALL).apply(variables, y, z, 2.0, quantiser=nothing, method="code")
+  assert np.abs(out.y_hat - y).max() <= 0.5 + 1e-5
+
+
+def test_what_code_makes_of_the_latents_of_a_picture_is_what_the_codec_makes_of_the_picture():
+  x, model = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32), build(SMALL)
+  variables = random_variables(SMALL)
+  y, z = model.apply(variables, x, 2.0, method="analyse")
+  out, from_latents = model.apply(variables, x, 2.0), model.apply(variables, y, z, 2.0, method="code")
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), out, from_latents)
+
+
+def test_the_relaxation_in_the_research_notes_codes(tmp_path, photograph):
+  save_model(tmp_path / "small", SMALL, random_variables(SMALL))
+  text = (README.parent / "docs" / "research.md").read_text()
+  code, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "soft_round" in block)
+  space = {"image": photograph}
+  code = code.replace("checkpoints/nano", str(tmp_path / "small")).replace("quality=3", "quality=2")
+  exec(compile(code, "research.md", "exec"), space)
+  assert np.isfinite(space["out"].y_bits).all() and space["codec"].decode(space["blob"]).shape == photograph.shape
+
+
+def test_the_relaxation_for_refining_in_the_research_notes_refines(tmp_path, photograph, capsys):
+  config, lmbdas = dataclasses.replace(SMALL, num_rates=3), [0.002, 0.01, 0.05]
+  save_model(tmp_path / "small", config, random_variables(config),
+             training={"config": {"distortion": "mse", "lmbdas": lmbdas}})
+  text = (README.parent / "docs" / "research.md").read_text()
+  code, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "cosine" in block)
+  code = code.replace("checkpoints/nano", str(tmp_path / "small")).replace("steps=100", "steps=20")
+  code = code.replace('"sigmoid", cosine', "cosine,")   # the first is compiled elsewhere
+  space = {"image": photograph}
+  exec(compile(code, "research.md", "exec"), space)
+  lines = capsys.readouterr().out.splitlines()
+  refined = space["refined"]
+  plain = refined.loss(photograph, 3, *space["codec"].encode_with_reconstruction(photograph, 3))
+  assert len(lines) == 1 and float(lines[0].split()[-1]) < plain
+
+
+def test_new_parameters_have_the_structure_of_a_codec(variables):
+  params = jax.eval_shape(lambda key: entropy_model.init(TINY, key), jax.random.key(0))
+  shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
+  assert shapes(params) == shapes(variables["params"]["slices"])
+
+
+def test_the_lines_in_the_readme_compare_contexts(tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
+  blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+  code, = (block for block in blocks if "entropy_model" in block)
+  save_image(tmp_path / "photo.png", photograph[:64, :64])
+  monkeypatch.chdir(tmp_path)
+  space = {}
+  exec(compile(code.replace("checkpoints/nano", str(tiny_checkpoint)), README.name, "exec"), space)
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == ["local_checkerboard", "local_stacked"]
+  untrained = space["fitted_bits"](("channel", "local_stacked"), steps=0)
+  assert 0 < float(lines[1].split()[1]) < untrained

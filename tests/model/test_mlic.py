@@ -1,0 +1,237 @@
+"""Claims about the parts of the model that are not the slice walk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY, random_variables
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
+from mlic_jax.model.layers import Conv, ConvTranspose, depthwise_conv, pixel_shuffle
+from mlic_jax.model.likelihoods import SCALE_MIN, FactorizedPrior, gaussian_bits, scale_index, scale_table
+from mlic_jax.model.mlic import build
+from mlic_jax.model.quantizers import NOISE
+from mlic_jax.model.straight_through import lower_bound, ste_round
+
+
+@pytest.fixture(scope="module")
+def variables():
+  return random_variables(TINY)
+
+
+@pytest.fixture(scope="module")
+def x():
+  return np.random.default_rng(0).uniform(size=(2, 64, 128, 3)).astype(np.float32)
+
+
+def test_pack_and_unpack_split_and_join_the_checkerboard():
+  x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
+  both = unpack(pack(x, True), True) + unpack(pack(x, False), False)
+  np.testing.assert_array_equal(both, x)
+  mask = np.asarray(anchor_mask(4, 6))
+  np.testing.assert_array_equal(unpack(pack(x, True), True), x * mask[..., None])
+  assert not mask[0, 0] and mask[0, 1] and mask[1, 0]
+  np.testing.assert_array_equal(pack(x, True)[0, 1], x[0, 1, [0, 2, 4]])
+
+
+def test_outputs_have_the_shapes_of_the_contract(variables, x):
+  out = jax.jit(build(TINY).apply)(variables, x, jnp.array([1.0, 2.5]))
+  assert out.x_hat.shape == x.shape and out.y_hat.shape == out.y_bits.shape == (2, 4, 8, TINY.M)
+  assert out.z_bits.shape == (2, 1, 2, TINY.N)
+
+
+def test_noise_is_drawn_only_when_its_rng_is_given(variables, x):
+  model = build(TINY)
+  compiled = jax.jit(lambda variables, **rngs: model.apply(variables, x, 2.0, rngs=rngs).y_bits)
+  run = lambda **rngs: compiled(variables, **rngs)
+  np.testing.assert_array_equal(run(), run())
+  noisy = run(noise=jax.random.key(0))
+  np.testing.assert_array_equal(noisy, run(noise=jax.random.key(0)))
+  assert not np.array_equal(noisy, run(noise=jax.random.key(1))) and not np.array_equal(noisy, run())
+
+
+def test_the_noise_of_training_is_as_wide_as_the_rounding_that_it_stands_for():
+  residual = np.random.default_rng(0).normal(size=(2, 16, 16, 8)).astype(np.float32)
+  received, counted = NOISE.quantise(residual, NOISE.draws(jax.random.key(0), residual.shape))
+  noise = counted - residual
+  assert -0.5001 < noise.min() < -0.49 and 0.49 < noise.max() < 0.5001
+  np.testing.assert_allclose([np.mean(noise), np.var(noise)], [0, 1 / 12], atol=0.01)
+  np.testing.assert_array_equal(received, np.round(residual))
+
+
+def test_the_noise_of_a_picture_is_that_of_its_place_in_the_whole_batch(variables, x):
+  run = jax.jit(lambda x, first: build(TINY).apply(variables, x, 2.0, None, first, rngs={"noise": jax.random.key(0)}))
+  both, second = run(x, 0), run(x[1:], 1)
+  np.testing.assert_allclose(second.y_bits[0], both.y_bits[1], atol=1e-3)
+  assert np.abs(run(x[1:], 0).y_bits[0] - both.y_bits[1]).max() > 0.1
+
+
+def test_bfloat16_touches_the_transforms_and_no_parameter(x):
+  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), num_rates=0))
+  variables = random_variables(config)
+  exact = jax.jit(build(config).apply)(variables, x)
+  coarse = jax.jit(build(config, transform_dtype=jnp.bfloat16).apply)(variables, x)
+  error = np.abs(coarse.x_hat - exact.x_hat)
+  assert 1e-5 < error.mean() < 0.1 * np.std(exact.x_hat)
+  assert coarse.x_hat.dtype == coarse.y_hat.dtype == jnp.float32
+
+
+def test_bfloat16_transforms_round_neither_y_nor_the_picture(x):
+  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), num_rates=0))
+  model, variables = build(config, transform_dtype=jnp.bfloat16), random_variables(config)
+  y, _ = model.apply(variables, x, method="analyse")
+  x_hat = model.apply(variables, y, method="synthesise")
+  for values in (y, x_hat):
+    assert np.mean(values == values.astype(jnp.bfloat16)) < 0.1  # of float32, one in 2^16 is a bfloat16 by chance
+
+
+def test_the_precision_of_the_entropy_path_is_an_option_of_training_and_not_of_coding(variables, x):
+  """On CPU products have one precision; what an accelerator is asked for is seen in what is compiled."""
+  def asked_for(**options):
+    model = build(TINY, **options)
+    entropy = lambda y, z: model.apply(variables, y, z, 2.0, method="code").y_bits
+    coding = lambda z: model.apply(variables, z, method="hyper")
+    y, z = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 1, 1, TINY.N))
+    return [jax.jit(f).lower(*args).as_text().count("HIGHEST") for f, args in ((entropy, (y, z)), (coding, (z,)))]
+  (train, coding), (trained_coarsely, coded_coarsely) = asked_for(), asked_for(entropy_precision="default")
+  assert train > 50 and coding > 0 and coded_coarsely == coding
+  assert trained_coarsely <= 4  # what is left are the gains of a rate, outside the entropy path
+
+
+def test_rematerialisation_changes_the_memory_and_not_the_gradient(x):
+  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), widths=(8, 8, 8), num_rates=0))
+  variables = random_variables(config)
+
+  def compiled(remat):
+    model = build(config, remat=remat)
+    loss = lambda v: jnp.square(model.apply(v, x[:1], rngs={"noise": jax.random.key(0)}).x_hat - x[:1]).sum()
+    return jax.jit(jax.grad(loss)).lower(variables).compile(compiler_options={"xla_backend_optimization_level": 0})
+  usual, again = compiled(False), compiled(True)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), usual(variables), again(variables))
+  assert "checkpoint" not in usual.as_text() and "checkpoint" in again.as_text()
+
+
+def test_a_fraction_of_a_quality_is_the_geometric_mean_of_its_gains(variables):
+  gain = lambda q: build(TINY).apply(variables, q, method=lambda m, q: m._gain("log_gain", q))
+  np.testing.assert_allclose(gain(1.5)**2, gain(1.0) * gain(2.0), rtol=1e-6)
+  np.testing.assert_array_equal(gain(jnp.array([3.0, 1.0]))[1:], gain(1.0))
+
+
+def test_a_missing_quality_and_a_size_that_is_no_multiple_are_refused(variables, x):
+  with pytest.raises(ValueError, match=r"wants a quality in 1\.\.3, none came"):
+    build(TINY).apply(variables, x)
+  with pytest.raises(ValueError, match="60x128, height and width have to be multiples of 64"):
+    build(TINY).apply(variables, x[:, :60], 1.0)
+
+
+def test_only_live_weights_are_drawn_and_the_first_slices_start_at_the_right_size():
+  live = jnp.arange(32) < 8
+  kernel = Conv(64, 3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)), live)["params"]["kernel"]
+  assert np.all(kernel[:, :, 8:] == 0)
+  np.testing.assert_allclose(np.var(kernel[:, :, :8]), 1 / (9 * 8), rtol=0.1)
+
+
+def test_a_strided_convolution_pads_both_sides_alike():
+  x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
+  out = Conv(1, 3, stride=2).apply({"params": {"kernel": jnp.arange(9.0).reshape(3, 3, 1, 1), "bias": jnp.zeros(1)}}, x)
+  assert out[0, 0, 0, 0] == 4.0 and np.count_nonzero(out) == 1  # under the centre of the kernel
+
+
+def test_depthwise_convolution_is_a_grouped_convolution():
+  x, kernel = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((2, 5, 6, 4), (3, 3, 1, 4)))
+  grouped = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", feature_group_count=4,
+                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  np.testing.assert_allclose(depthwise_conv(x, kernel), grouped, atol=1e-5)
+
+
+def test_pixel_shuffle_has_the_channel_order_of_pytorch():
+  x = np.arange(8.0).reshape(1, 1, 1, 8)
+  np.testing.assert_array_equal(pixel_shuffle(x)[0, :, :, 1], [[4, 5], [6, 7]])
+
+
+@pytest.mark.parametrize("size, pad", [(5, 2), (4, 1), (3, 1), (2, 0)])
+def test_a_transposed_convolution_adds_every_tap_where_pytorch_does(size, pad):
+  normal = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  x, kernel, bias = normal(2, 3, 4, 5), normal(size, size, 5, 2), normal(2)
+  whole = np.zeros((2, 6 + size, 8 + size, 2))
+  for i in range(size):
+    for j in range(size):
+      whole[:, i:i + 6:2, j:j + 8:2] += x @ kernel[i, j]
+  got = ConvTranspose(2, size).apply({"params": dict(kernel=kernel, bias=bias)}, x)
+  np.testing.assert_allclose(got, whole[:, pad:pad + 6, pad:pad + 8] + bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [ConvTranspose(16, 5), ConvTranspose(16, 4), ConvTranspose(16, 2)])
+def test_a_transposed_convolution_starts_with_outputs_of_the_size_of_its_inputs(layer):
+  x = np.random.default_rng(0).normal(size=(1, 16, 16, 64)).astype(np.float32)
+  out, _ = layer.init_with_output(jax.random.key(0), x)
+  assert out.shape == (1, 32, 32, 16) and 0.8 < np.std(out) < 1.2
+
+
+def test_rounding_passes_the_gradient_and_is_exact():
+  x = jnp.array([0.5, 1.5, -2.3, 1e6 + 0.25])
+  np.testing.assert_array_equal(ste_round(x), np.round(x))
+  np.testing.assert_array_equal(jax.grad(lambda x: (3 * ste_round(x)).sum())(x), 3)
+
+
+def test_the_lower_bound_lets_through_only_gradients_that_lead_back():
+  x, bound = jnp.array([0.05, 0.05, 0.2]), 0.1
+  _, vjp = jax.vjp(lambda x: lower_bound(x, bound), x)
+  np.testing.assert_array_equal(vjp(jnp.array([1.0, -1.0, 1.0]))[0], [0, -1, 1])
+
+
+@pytest.mark.parametrize("scale", [SCALE_MIN, 1.0, 40.0])
+def test_the_gaussian_bins_sum_to_one(scale):
+  symbols = jnp.arange(-400.0, 401.0)
+  likelihood = 2.0**-gaussian_bits(symbols + 0.3, 0.3, scale)
+  np.testing.assert_allclose(likelihood[likelihood > 2e-9].sum(), 1, atol=1e-4)
+
+
+def test_a_scale_takes_the_first_table_row_that_is_not_below_it():
+  table = scale_table()
+  scales = jnp.array([SCALE_MIN, table[10], table[10] * 1.0001, 300.0])
+  np.testing.assert_array_equal(scale_index(scales), [0, 10, 11, 63])
+
+
+def test_the_cumulative_of_z_rises_and_its_bins_sum_to_one():
+  prior = FactorizedPrior(channels=3)
+  variables = prior.init(jax.random.key(1), jnp.zeros(3), method="bits")
+  v = jnp.tile(jnp.arange(-300.0, 301.0)[:, None], (1, 3))
+  assert np.all(np.diff(prior.apply(variables, v, method="cumulative_logits"), axis=0) > 0)
+  np.testing.assert_allclose(prior.apply(variables, v, method="likelihood").sum(0), 1, atol=1e-3)
+
+
+def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(variables, x):
+  model = build(TINY)
+  grads = jax.jit(jax.grad(lambda v: model.apply(v, method="aux_loss")))(variables)["params"]
+  assert np.any(grads["z_prior"].pop("quantiles") != 0)
+  assert all(np.all(g == 0) for g in jax.tree.leaves(grads))
+
+  def rate(quantiles):
+    params = variables["params"]
+    v = {"params": dict(params, z_prior=dict(params["z_prior"], quantiles=quantiles))}
+    out = model.apply(v, x, 2.0, rngs={"noise": jax.random.key(0)})
+    return out.y_bits.sum() + out.z_bits.sum()
+
+  np.testing.assert_array_equal(jax.jit(jax.grad(rate))(variables["params"]["z_prior"]["quantiles"]), 0)
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(M=10, num_slices=3), "M=10 does not divide into num_slices=3"),
+    (dict(window_size=4), "odd number"),
+    (dict(num_rates=-1), "num_rates=-1, 0 or more"),
+    (dict(N="64"), "N='64', an integer is wanted")])
+def test_a_bad_config_is_refused_with_what_came_and_what_was_wanted(fields, message):
+  with pytest.raises(ValueError, match=message):
+    CodecConfig(**fields)
+
+
+def test_widths_that_the_transforms_cannot_be_built_of_are_refused():
+  with pytest.raises(ValueError, match="three widths are wanted"):
+    build(CodecConfig(widths=(8, 8)))
+
+
+def test_an_unknown_field_names_the_nearest_one():
+  with pytest.raises(ValueError, match="no field 'num_slice'; the nearest is 'num_slices'"):
+    CodecConfig.from_dict({"num_slice": 3})

@@ -1,0 +1,246 @@
+"""The map of coded elements: what it learns, what it leaves alone, and files that go by it."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_variables
+
+from configs import nano
+from mlic_jax.coding import bitstream, portable_cdf, skip_coding
+from mlic_jax.coding.bitstream import BitstreamError, PortabilityError
+from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.coding.codec import Codec
+from mlic_jax.config import CodecConfig
+from mlic_jax.errors import ConfigError
+from mlic_jax.model import selection_map
+from mlic_jax.model.mlic import build
+from mlic_jax.training import parallel
+from mlic_jax.training.config_schema import check_fields
+from mlic_jax.training.losses import rd_loss
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.step import TrainState, make_train_step
+from mlic_jax.training.warm_start import with_map
+
+PLAIN = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=("channel",),
+                    channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
+MAPPED = dataclasses.replace(PLAIN, options=dict(selection_widths=(4,)))
+
+
+def variables_of(config: CodecConfig, bias: float) -> dict:
+  """Random ones, with so much added to the log-odds of the maps, which are around FAR_AT_FIRST without."""
+  def shift(path, leaf):
+    if not (selection_map.is_of_map(path) and path[-2].key == "conv1"):
+      return leaf
+    return leaf + np.float32(bias) if path[-1].key == "bias" else leaf * 30
+  return jax.tree_util.tree_map_with_path(shift, random_variables(config))
+
+
+CHANCE = selection_map.OPTIONS["selection_chance"]
+HALF = variables_of(MAPPED, np.log(CHANCE / (1 - CHANCE)) - selection_map.FAR_AT_FIRST)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+  path = tmp_path_factory.mktemp("checkpoints") / "mapped"
+  save_model(path, MAPPED, HALF)
+  return Codec.load(path)
+
+
+def share_left_out(codec, photograph) -> float:
+  return np.mean(codec.element_bits(photograph, 2)[0] == 0)
+
+
+# --- the model ----------------------------------------------------------------------------
+
+def test_a_model_without_a_map_has_none_of_its_parameters():
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(random_variables(PLAIN))]
+  assert not any(map(selection_map.is_of_map, paths)) and not selection_map.has_map(PLAIN)
+  of_maps = [path for path, _ in jax.tree_util.tree_leaves_with_path(HALF) if selection_map.is_of_map(path)]
+  assert len(of_maps) == 2 * 2 * 2  # passes, layers, kernel and bias
+
+
+def test_what_a_map_leaves_out_is_its_mean_and_costs_nothing(photograph):
+  x = photograph[None, :64, :64] / np.float32(255)
+  whole, mapped = (build(config).apply(variables, x, 2.0) for config, variables in
+                   ((PLAIN, {"params": without_maps(HALF["params"])}), (MAPPED, HALF)))
+  all_coded = build(MAPPED).apply(variables_of(MAPPED, 30.0), x, 2.0)
+  np.testing.assert_array_equal(all_coded.y_bits, whole.y_bits)
+  np.testing.assert_array_equal(all_coded.x_hat, whole.x_hat)
+  nothing = build(MAPPED).apply(variables_of(MAPPED, -30.0), x, 2.0)
+  assert 0.2 < np.mean(mapped.y_bits == 0) < 0.8 and not nothing.y_bits.any() and np.any(nothing.y_hat)
+
+
+def without_maps(params: dict) -> dict:
+  steps = {name: part for name, part in params["slices"]["steps"].items() if not name.startswith(selection_map.NAME)}
+  return params | {"slices": {"steps": steps}}
+
+
+def test_the_map_alone_learns_by_its_loss_and_by_nothing_else(photograph):
+  x, model = photograph[None, :64, :64] / np.float32(255), build(MAPPED)
+
+  def losses(params):
+    out = model.apply({"params": params}, x, 2.0, rngs={"noise": jax.random.key(0)})
+    return rd_loss(out, x, 0.01)[0], out.map_loss.mean()
+
+  _, pull = jax.vjp(jax.jit(losses), HALF["params"])
+  gradients = [pull(of)[0] for of in ((1.0, 0.0), (0.0, 1.0))]
+  for path, of_rd in jax.tree_util.tree_leaves_with_path(gradients[0]):
+    of_map = gradients[1]
+    for key in path:
+      of_map = of_map[key.key]
+    assert not np.any(of_rd if selection_map.is_of_map(path) else of_map), path
+  norm = lambda tree: sum(float(jnp.abs(each).sum()) for each in jax.tree.leaves(tree))
+  assert norm(gradients[0]) > 0 and norm(gradients[1]) > 0
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.5])
+def test_an_element_is_coded_from_its_chance_to_lie_that_far_off_on(chance):
+  """The loss is least where the log-odds are those of the share of far elements, less those of the chance."""
+  config = dataclasses.replace(MAPPED, options=dict(selection_widths=(4,), selection_distance=0.3,
+                                                    selection_chance=chance))
+  residual = jnp.where(jnp.arange(100) < 10, -0.4, 0.2)  # one in ten is far off
+  loss = lambda keep: selection_map.cross_entropy(config, residual, jnp.full(100, keep)).mean()
+  keep = jnp.linspace(-8, 8, 3201)
+  best = keep[jax.vmap(loss)(keep).argmin()]
+  np.testing.assert_allclose(best, np.log(0.1 / 0.9) - np.log(chance / (1 - chance)), atol=0.01)
+  assert (best > 0) == (0.1 > chance)
+
+
+def test_a_larger_chance_leaves_more_out_with_the_same_parameters(photograph):
+  x, left_out = photograph[None, :64, :64] / np.float32(255), []
+  for chance in (0.001, CHANCE, 0.2):
+    config = dataclasses.replace(MAPPED, options=dict(selection_widths=(4,), selection_chance=chance))
+    left_out.append(np.mean(build(config).apply(HALF, x, 2.0).y_bits == 0))
+  assert left_out[0] < left_out[1] < left_out[2]
+
+
+@pytest.mark.parametrize("options, wanted", [
+    (dict(selection_widths=(0,)), "selection_widths=(0,); wanted widths of at least 1, or ()"),
+    (dict(selection_widths=8), "selection_widths=8; wanted widths"),
+    (dict(selection_chance=1.0), "selection_chance=1.0; wanted a number between 0 and 1"),
+    (dict(selection_distance=-1), "selection_distance=-1; wanted a number above 0")])
+def test_settings_that_no_map_can_have_are_refused_in_one_line(options, wanted):
+  with pytest.raises(ValueError) as error:
+    build(dataclasses.replace(PLAIN, options=options))
+  assert wanted in str(error.value) and "\n" not in str(error.value)
+
+
+# --- files --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options", [{}, dict(portable=False), dict(chunked=False)])
+def test_a_file_that_goes_by_the_map_decodes_to_what_was_predicted(codec, photograph, options):
+  blob, predicted = codec.encode_with_reconstruction(photograph, 2, **options)
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+  assert bitstream.parse(blob).mapped and blob[5] & 0x10 and 0.2 < share_left_out(codec, photograph) < 0.8
+  whole, of_all = skip_coding.without_map(codec).encode_with_reconstruction(photograph, 2, **options)
+  np.testing.assert_array_equal(codec.decode(whole), of_all)
+  assert not bitstream.parse(whole).mapped and len(blob) < 0.9 * len(whole)
+  assert np.abs(predicted.astype(int) - of_all).max() > 0
+
+
+def test_what_the_map_leaves_out_costs_nothing_in_the_estimate_and_is_coded_as_estimated(codec, photograph):
+  blob, predicted, bits = codec.encode_with_bits(photograph, 2)
+  estimated, picture = codec.estimate(photograph, 2)
+  np.testing.assert_array_equal(picture, predicted)
+  assert bits() == pytest.approx(estimated, rel=1e-6)
+  assert 0.98 * estimated <= 8 * len(blob) <= 1.02 * estimated + 8 * 70
+
+
+def test_elements_of_small_scale_and_those_outside_the_map_may_both_be_left_out(codec, photograph):
+  both = codec.skipping(0.8)
+  blob, predicted = both.encode_with_reconstruction(photograph, 2)
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+  apart = share_left_out(codec, photograph), share_left_out(skip_coding.without_map(both), photograph)
+  assert max(apart) < share_left_out(both, photograph) <= sum(apart)
+
+
+def off_by(size: float, keep):
+  """Log-odds as another machine may have them."""
+  return keep + np.float32(size) * np.random.default_rng(0).choice(np.float32([-1, 1]), keep.shape)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_map_that_is_off_in_its_last_bits_decodes_to_the_same_picture(codec, photograph, monkeypatch, chunked):
+  epsilon, kept = 2.0**-portable_cdf.epsilon_exponent(MAPPED) / portable_cdf.MAP_STEP, portable_cdf.kept
+  blob, predicted = codec.encode_with_reconstruction(photograph, 2, chunked=chunked)
+  with monkeypatch.context() as elsewhere:
+    elsewhere.setattr(portable_cdf, "kept", lambda keep, grids: kept(off_by(epsilon / 2, keep), grids))
+    np.testing.assert_array_equal(codec.decode(blob, slices=2), predicted)
+  monkeypatch.setattr(portable_cdf, "kept", lambda keep, grids: kept(off_by(100 * epsilon, keep), grids))
+  with pytest.raises(PortabilityError, match="slice [12] of 2 decodes to other symbols"):
+    codec.decode(blob)
+
+
+def test_a_map_lies_on_one_edge_whatever_grid_is_chosen():
+  """Log-odds far from 0 are safe in all grids, so that nothing else decides about the choice."""
+  far = np.where(np.arange(5000) % 3 > 0, np.float32(9), np.float32(-7)).reshape(1, 10, 10, 50)
+  origin = portable_cdf.here(MAPPED)
+  grids, kept = portable_cdf.choose_map(far, origin)
+  assert not grids.choices.any() and np.array_equal(kept, far > 0)
+  for shift in range(portable_cdf.GRIDS):
+    every = grids._replace(choices=np.full_like(grids.choices, shift))
+    np.testing.assert_array_equal(portable_cdf.kept(far, every), far > 0)
+  near = far.copy()
+  near[0, 0, 0, 0] = -portable_cdf.SHIFTS[0] / portable_cdf.MAP_STEP  # the edge of the first grid
+  assert portable_cdf.choose_map(near, origin)[0].choices[0] == 1
+
+
+def test_a_file_that_goes_by_a_map_that_the_model_does_not_have_is_refused_in_one_line(photograph, tiny_checkpoint):
+  tiny = Codec.load(tiny_checkpoint)
+  blob = bitstream.write(bitstream.parse(tiny.encode(photograph))._replace(mapped=True))
+  with pytest.raises(BitstreamError, match="it goes by a map of coded elements, which .* does not have") as error:
+    tiny.decode(blob)
+  assert "\n" not in str(error.value)
+
+
+# --- training -----------------------------------------------------------------------------
+
+def test_a_map_is_added_to_the_parameters_of_a_model_without_one():
+  params = random_variables(PLAIN)["params"]
+  both = with_map(params, HALF["params"])
+  jax.tree.map(np.testing.assert_array_equal, without_maps(both), params)
+  own = lambda tree: {name: part for name, part in tree["slices"]["steps"].items()
+                      if name.startswith(selection_map.NAME)}
+  jax.tree.map(np.testing.assert_array_equal, own(both), own(HALF["params"]))
+  jax.tree.map(np.testing.assert_array_equal, with_map(HALF["params"], params), HALF["params"])
+
+
+def run_config(trained: str):
+  c = nano.get_config()
+  c.model.update(MAPPED.to_dict())
+  c.model.options = dict(MAPPED.options)
+  c.data_dir, c.trained, c.lmbdas, c.ema_decay = "photographs", trained, c.lmbdas[:2], 0.0
+  c.muon_learning_rate, c.learning_rate, c.warmup_steps, c.num_steps = 1e-2, 1e-2, 1, 100
+  return c
+
+
+def test_a_training_of_the_map_leaves_all_else_as_it_is_to_the_bit(photograph):
+  config = run_config("map")
+  model, optimizer = build(check_fields(config)), make_optimizer(config)
+  params = jax.tree.map(jnp.asarray, HALF["params"])
+  state = TrainState(jnp.int32(0), params, optimizer.init(params), None, jax.random.PRNGKey(0))
+  step, losses = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu")), []
+  x, state = parallel.shard(photograph[None, :64, :64].repeat(2, 0)), parallel.replicate(state)
+  for _ in range(8):
+    state, metrics = step(state, x, None)
+    losses.append(float(parallel.unreplicate(metrics)["map_loss"]))
+  trained = parallel.unreplicate(state).params
+  for path, before in jax.tree_util.tree_leaves_with_path(params):
+    after = trained
+    for key in path:
+      after = after[key.key]
+    assert np.array_equal(after, before) != selection_map.is_of_map(path), path
+  assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_map_cannot_be_trained_where_there_is_none_and_has_to_be_said_to_be():
+  config = run_config("map")
+  config.model.options = {}
+  with pytest.raises(ConfigError, match="trained='map' came for a model without one; wanted selection_widths"):
+    check_fields(config)
+  config = run_config("all")
+  del config.trained
+  with pytest.raises(ConfigError, match="lacks the field 'trained' .for a map of coded elements."):
+    check_fields(config)

@@ -1,0 +1,180 @@
+"""Claims about the slice walk: causality, and one computation for training, encoder and decoder."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_variables
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model import contexts
+from mlic_jax.model.attention import ROTARY_CHANNELS
+from mlic_jax.model.checkerboard import anchor_mask, pack
+from mlic_jax.model.likelihoods import gaussian_bits
+from mlic_jax.model.mlic import build
+from mlic_jax.model.quantizers import NOISE, ROUNDING
+from mlic_jax.model.slices import SliceStep
+from mlic_jax.training.step import COMPILE_QUICKLY
+
+SMALL = dict(N=8, channel_widths=(8, 8), entropy_widths=(16, 8), lrp_widths=(8, 8))
+CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
+           CodecConfig(M=8, num_slices=1, window_size=3, **SMALL),
+           CodecConfig(M=12, num_slices=2, contexts=("global_intra_linear", "local_attention"),
+                       **{**SMALL, "lrp_widths": ()}),
+           CodecConfig(M=12, num_slices=2, contexts=("local_attention", "channel"),
+                       options=dict(selection_widths=(8,)), **SMALL)]
+SHAPE = (1, 4, 8)  # B, h, w
+
+
+def switches(name: str) -> dict[str, bool]:
+  """The settings of a context, the other way than they are by default."""
+  return {option: not value for option, value in getattr(contexts.find(name), "OPTIONS", {}).items()}
+
+
+def random_configs(count: int, seed: int, switched: bool) -> list[CodecConfig]:
+  """Configs whose sizes and contexts are drawn; every context is in one of them, or every one that has settings, with
+  these switched."""
+  rng, names = np.random.default_rng(seed), [n for n in contexts.available() if switches(n) or not switched]
+  draw, configs = lambda *values: int(rng.choice(values)), []
+  for hand in np.array_split(rng.permutation(names), count):  # dealt out
+    fields = dict(SMALL, lrp_widths=(8,) * draw(0, 1, 2), context_ratio=draw(1, 2), window_size=draw(3, 5))
+    options, channels = {}, draw(2, 4)
+    if switched:
+      options, channels = {k: v for name in hand for k, v in switches(name).items()}, ROTARY_CHANNELS
+    slices = draw(2, 3)
+    configs.append(CodecConfig(contexts=tuple(hand.tolist()), num_slices=slices, M=slices * channels, options=options,
+                               **fields))
+  return configs
+
+
+RANDOM_CONFIGS = random_configs(3, seed=0, switched=False) + random_configs(2, seed=1, switched=True)
+
+
+def passes_of(config: CodecConfig, variables):
+  """priors(hyper, y): mean, scale and map of all elements, (passes, B, h, w/2, 2 Cs or 3), in coding order."""
+  step, cs = SliceStep(config), config.slice_channels
+
+  @jax.jit
+  def priors(hyper, y):
+    state, found = step.apply({}, jnp.zeros_like(y), method="empty_state"), []
+    for k in range(config.num_slices):
+      params = jax.tree.map(lambda p: p[k], variables["params"]["slices"]["steps"])
+      run = lambda *args, method: step.apply({"params": params}, k, hyper, *args, method=method)
+      for anchors in (True, False):
+        prior, state = run(state, method="anchor_prior" if anchors else "nonanchor_prior")
+        found.append(jnp.concatenate(jax.tree.leaves(prior), axis=-1))
+        symbols = jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
+        state = run(state, symbols, method="set_anchors" if anchors else "finish_slice")
+    return jnp.stack(found)
+
+  return priors
+
+
+def latents(config: CodecConfig, seed: int):
+  rng = np.random.default_rng(seed)
+  hyper = rng.normal(size=(*SHAPE, 2 * config.M)).astype(np.float32)
+  return hyper, 3 * rng.normal(size=(*SHAPE, config.M)).astype(np.float32)
+
+
+def test_the_random_configs_cover_all_contexts_and_their_settings():
+  of = lambda configs: sorted(name for config in configs for name in config.contexts)
+  assert of(RANDOM_CONFIGS[:3]) == contexts.available()
+  assert of(RANDOM_CONFIGS[3:]) == [name for name in contexts.available() if switches(name)]
+  for config in RANDOM_CONFIGS[3:]:
+    assert all(switches(name).items() <= dict(config.options).items() for name in config.contexts)
+
+
+@pytest.mark.parametrize("config", CONFIGS + RANDOM_CONFIGS,
+                         ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{'-'.join((*c.contexts, *dict(c.options)))}")
+def test_no_prior_depends_on_what_is_coded_later_or_in_the_same_pass(config):
+  priors = passes_of(config, random_variables(config))
+  rng = np.random.default_rng(1)
+  hyper, y = latents(config, seed=2)
+  before, seen_later = priors(hyper, y), 0
+  for _ in range(40):
+    row, column, channel = rng.integers(SHAPE[1]), rng.integers(SHAPE[2]), rng.integers(config.M)
+    changed = y.copy()
+    changed[0, row, column, channel] += 5.0
+    after = priors(hyper, changed)
+    its_pass = 2 * (channel // config.slice_channels) + (0 if (row + column) % 2 else 1)
+    np.testing.assert_array_equal(before[:its_pass + 1], after[:its_pass + 1])
+    seen_later += not np.array_equal(before[its_pass + 1:], after[its_pass + 1:])
+  if config.num_slices > 1:
+    assert seen_later > 0, "no later prior looked at anything, so the test says nothing"
+
+
+def test_the_scan_and_the_single_passes_reconstruct_the_same():
+  config = CONFIGS[0]
+  variables = random_variables(config)
+  model, (hyper, y) = build(config), latents(config, seed=3)
+  y_hat, y_bits, *_ = model.apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
+  state, cs = model.apply(variables, hyper, method="initial_state"), config.slice_channels
+  for k in range(config.num_slices):
+    symbols = lambda prior, anchors: jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
+    prior, state = model.apply(variables, k, hyper, state, method="anchor_prior")
+    prior, state = model.apply(variables, k, hyper, state, symbols(prior, True), method="nonanchor_prior")
+    state = model.apply(variables, k, hyper, state, symbols(prior, False), method="finish_slice")
+  np.testing.assert_allclose(state.decoded, y_hat, atol=1e-4)
+  assert np.all(np.abs(y_hat - y) <= 1.0 + 1e-4)  # half a step of rounding, half a step of residual prediction
+  assert y_bits.shape == y.shape and np.all(y_bits >= 0)
+
+
+def test_slices_that_do_not_arrive_are_their_means_at_no_cost():
+  config = CONFIGS[0]
+  variables, (hyper, y) = random_variables(config), latents(config, seed=7)
+  cs = config.slice_channels
+  walk = lambda y, arrived: build(config).apply(
+      variables, hyper, y, ROUNDING, None, arrived, method=lambda m, *args: m.slices.walk(*args))
+  whole, part = walk(y, None), walk(y, jnp.array([1]))
+  np.testing.assert_array_equal(part.bits[..., cs:], 0)
+  np.testing.assert_allclose(part.bits[..., :cs], whole.bits[..., :cs], atol=1e-4)
+  np.testing.assert_allclose(part.y_hat[..., :cs], whole.y_hat[..., :cs], atol=1e-5)
+  assert np.all(np.abs(part.y_hat - part.mean)[..., cs:] <= 0.5 + 1e-5)  # the residual prediction is on top
+  other = walk(np.concatenate([y[..., :cs], -y[..., cs:]], axis=-1), jnp.array([1]))
+  np.testing.assert_array_equal(other.y_hat, part.y_hat)
+
+
+@functools.cache
+def trained_walk(unroll: int):
+  """y with its noise, and the walk of training over it."""
+  config = CodecConfig.from_dict({**CONFIGS[0].to_dict(), "scan_unroll": unroll})
+  variables, (hyper, y) = random_variables(config), latents(config, seed=4)
+  noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
+  return y + noise, build(config).apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.walk(*args))
+
+
+def test_unrolling_changes_nothing_but_the_schedule():
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trained_walk(1)[1], trained_walk(3)[1])
+
+
+def test_the_rate_of_training_is_that_of_the_latent_with_its_noise():
+  noisy, coded = trained_walk(3)
+  np.testing.assert_allclose(coded.bits, gaussian_bits(noisy, coded.mean, coded.scale), atol=1e-3)
+
+
+def test_leaving_out_what_is_not_decoded_yet_changes_neither_the_walk_nor_its_gradient():
+  config = CodecConfig(M=8, num_slices=2, **SMALL)
+  variables, (hyper, y) = random_variables(config), latents(config, seed=4)
+  noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
+
+  def walk_and_gradient(unroll):
+    model = build(CodecConfig.from_dict({**config.to_dict(), "scan_unroll": unroll}))
+    run = lambda m, *args: m.slices.walk(*args)
+    walk = lambda params: model.apply({"params": params}, hyper, y, NOISE, noise, method=run)
+    bits = lambda params: ((coded := walk(params)).bits.sum() + coded.y_hat.sum(), coded)
+    return jax.jit(jax.value_and_grad(bits, has_aux=True), compiler_options=COMPILE_QUICKLY)(variables["params"])
+
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
+  jax.tree.map(close, walk_and_gradient(0), walk_and_gradient(1))
+
+
+def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():
+  config = CONFIGS[2]  # without residual prediction, so that y_hat of the last pass is y alone
+  variables, (hyper, y) = random_variables(config), latents(config, seed=6)
+  walk = lambda y: build(config).apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
+  last = np.zeros((*SHAPE, config.M), bool)
+  last[..., -config.slice_channels:] = ~np.asarray(anchor_mask(*SHAPE[1:]))[..., None]
+  np.testing.assert_array_equal(jax.grad(lambda y: walk(y).bits.sum())(y)[last], 0)
+  np.testing.assert_allclose(jax.grad(lambda y: walk(y).y_hat.sum())(y)[last], 1, atol=1e-6)

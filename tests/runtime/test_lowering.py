@@ -1,0 +1,157 @@
+"""A program is traced once, here on CPU, and lowers rightly for TPUs, GPUs and CPUs: the choice is not made before."""
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.linear_stub import StandIn
+from helpers.lowered_equations import kept, kernels, named
+
+from configs import nano
+from mlic_jax.coding.compile_specs import codec_programs
+from mlic_jax.config import CodecConfig
+from mlic_jax.kernels.convolution import conv2d, depthwise_conv
+from mlic_jax.model.mlic import unrolled_and_rolled
+from mlic_jax.model.quantizers import NOISE, ROUNDING
+from mlic_jax.model.slices import Slices
+from mlic_jax.training import pmap_programs
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.preemption import NOTHING
+from mlic_jax.training.step import make_train_step, state_shapes
+
+PLATFORMS = ("tpu", "cuda", "cpu")
+SLICES = 3        # no other loop of the programs below is as long
+QUICK = (1, 3)    # a row of three taps: Winograd's, on CPU
+PLAIN = (3, 3)
+# 64x64 pixels are 1024 positions at half of the resolution, where 32 channels are enough for the quick convolution.
+SMALL = dict(N=4, M=12, num_slices=SLICES, transforms="cheng2020", widths=(32, 4, 4), contexts=("channel",),
+             channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
+
+
+@pytest.fixture(scope="module", name="config")
+def small_config():
+  c = nano.get_config()
+  c.model, c.lmbdas = SMALL, c.lmbdas[:2]
+  c.crop_size = c.eval_crop_size = 64
+  c.batch_size = c.eval_batch_size = 2 * jax.device_count()
+  c.ema_decay, c.optimizer = 0.0, "adam"
+  return c
+
+
+@pytest.fixture(scope="module", name="traced")
+def traced_programs(config):
+  """{name: (function, its arguments as shapes, its equations)}"""
+  codec = CodecConfig.from_dict(dict(SMALL))
+  found = dict(training=pmap_programs.training_program(config, codec),
+               evaluation=pmap_programs.evaluation_program(config, codec), **codec_programs(codec, 64, 64))
+  jitted = {name: (jax.jit(function), arguments) for name, (function, arguments) in found.items()}
+  return {name: (function, arguments, function.trace(*arguments).jaxpr)
+          for name, (function, arguments) in jitted.items()}
+
+
+@pytest.mark.parametrize("name", ["training", "evaluation", "analyse", "start", "nonanchors", "advance", "finish",
+                                  "refine"])
+def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, name):
+  function, arguments, _ = traced[name]
+  exported = jax.export.export(function, platforms=PLATFORMS)(*arguments)
+  assert exported.platforms == PLATFORMS
+  text = exported.mlir_module()
+  assert "f64" not in text and "callback" not in text
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", ["training", "evaluation", "analyse", "finish", "refine"])
+def test_convolutions_are_the_quick_ones_on_cpu_and_plain_ones_elsewhere(traced, name, platform):
+  found = kernels(kept(traced[name][2], platform))
+  assert (QUICK in found) == (platform == "cpu")
+  assert PLAIN in found  # also on CPU, where a picture or its channels are few
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", ["training", "refine"])
+def test_the_slices_are_one_loop_where_there_is_a_gradient_but_on_cpu(traced, name, platform):
+  lengths = [each.params["length"] for each in named(kept(traced[name][2], platform), "scan")]
+  assert lengths.count(SLICES) == (0 if platform == "cpu" else 2)  # forward and back
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(traced, platform):
+  equations = list(kept(traced["evaluation"][2], platform))
+  assert [each.params["length"] for each in named(equations, "scan")] == [SLICES]
+  reduced = [len(each.invars) for each in equations if each.primitive.name.startswith("psum") and each.invars]
+  assert sum(reduced) == 1 if platform == "cpu" else sum(reduced) > 1
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_step_is_taken_or_left_as_a_whole_on_cpu_alone(traced, platform):
+  choices = named(kept(traced["training"][2], platform), "cond")
+  assert len(choices) == (1 if platform == "cpu" else 0)
+
+
+def test_parts_of_a_batch_are_a_loop_that_is_unrolled_on_cpu(config):
+  config = config.copy_and_resolve_references()
+  config.model, config.accumulate_steps, config.batch_size = dict(N=4, M=8, num_slices=2, num_rates=2), 5, 5
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  step = pmap_programs.training(make_train_step(config, model, optimizer))
+  state = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape), leaf.dtype),
+                       state_shapes(config, model, optimizer))
+  traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NOTHING)
+  unrolled = {platform: [each.params["unroll"] for each in named(kept(traced, platform), "scan")
+                         if each.params["length"] == 5] for platform in PLATFORMS}
+  assert unrolled == {"cpu": [5], "cuda": [1], "tpu": [1]}
+  for platform, unroll in unrolled.items():  # a step that is told where it will run has chosen before it is lowered
+    step = pmap_programs.training(make_train_step(config, model, optimizer, None, platform))
+    traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NOTHING)
+    for lowered_for in PLATFORMS:
+      loops = named(kept(traced, lowered_for), "scan")
+      assert [each.params["unroll"] for each in loops if each.params["length"] == 5] == unroll
+
+
+@pytest.mark.parametrize("scan_unroll, loops_on_cpu, loops_elsewhere", [(0, 0, 2), (1, 2, 2), (3, 0, 0)])
+def test_the_gradient_of_the_walk_alone_is_a_loop_but_on_cpu(scan_unroll, loops_on_cpu, loops_elsewhere):
+  config = CodecConfig.from_dict(dict(SMALL, contexts=(), lrp_widths=(), scan_unroll=scan_unroll))
+  y, hyper = np.ones((1, 4, 4, 12), np.float32), np.ones((1, 4, 4, 24), np.float32)
+  slices = Slices(config)
+  params = jax.eval_shape(lambda: slices.init(jax.random.key(0), hyper, y, method="walk"))
+  bits = lambda params, quantiser: slices.apply(params, hyper, y, quantiser, y, method="walk").bits.sum()
+  loops = lambda quantiser, platform: len(named(kept(jax.make_jaxpr(jax.grad(bits), static_argnums=1)(
+      params, quantiser), platform), "scan"))
+  assert loops(NOISE, "cpu") == loops_on_cpu and loops(NOISE, "tpu") == loops_elsewhere
+  if scan_unroll == 0:  # plain rounding is for what takes no gradient: a loop everywhere
+    assert loops(ROUNDING, "cpu") == loops(ROUNDING, "tpu") == 2
+
+
+def test_a_step_that_is_told_how_to_walk_is_not_traced_twice():
+  told = StandIn(CodecConfig(N=4, M=8, num_slices=2, scan_unroll=1))
+  assert unrolled_and_rolled(told) == (told, told)
+  at_once, rolled = unrolled_and_rolled(StandIn(CodecConfig(N=4, M=8, num_slices=2)))
+  assert at_once.config.scan_unroll == 2 and rolled.config.scan_unroll == 1
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_depthwise_convolution_is_a_sum_of_taps_on_cpu_and_grouped_elsewhere(platform):
+  def response(x, kernel):
+    with jax.default_matmul_precision("highest"):
+      return depthwise_conv(x, kernel).sum()
+
+  traced = jax.make_jaxpr(jax.value_and_grad(response, argnums=(0, 1)))(np.zeros((1, 4, 4, 2)), np.zeros((3, 3, 1, 2)))
+  equations = list(kept(traced, platform))
+  loops = [each.params["length"] for each in named(equations, "scan")]
+  convolutions = [(max(each.params["feature_group_count"], each.params["batch_group_count"]), each.params["precision"])
+                  for each in named(equations, "conv_general_dilated")]
+  in_full = (jax.lax.Precision.HIGHEST,) * 2
+  assert (loops, convolutions) == (([9], []) if platform == "cpu" else ([], 3 * [(2, in_full)]))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_gradient_multiplies_in_the_precision_of_its_forward_pass(stride, platform):
+  def response(x, kernel):
+    with jax.default_matmul_precision("highest"):
+      return conv2d(x, kernel, jnp.zeros(32), stride).sum()
+
+  traced = jax.make_jaxpr(jax.grad(response, argnums=(0, 1)))(np.zeros((1, 32, 32, 32)), np.zeros((3, 3, 32, 32)))
+  equations = list(kept(traced, platform))
+  products = named(equations, "conv_general_dilated") + named(equations, "dot_general")
+  assert len(products) >= 2
+  assert {each.params["precision"] for each in products} == {(jax.lax.Precision.HIGHEST,) * 2}

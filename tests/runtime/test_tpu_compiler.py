@@ -1,0 +1,115 @@
+"""The compiler for TPUs takes the programs of this project: real ones, small, for chips that are not here.
+
+`make test-tpu` has the environment for it: the newest jax with libtpu, on CPU."""
+import importlib.util
+import re
+
+import pytest
+
+from configs import mlic_plus_plus, nano
+from mlic_jax.__main__ import main
+from mlic_jax.runtime import device_topology, hlo_analysis
+from mlic_jax.training import pmap_programs
+from mlic_jax.training.config_schema import check_fields
+
+missing = importlib.util.find_spec("libtpu") is None
+pytestmark = [pytest.mark.tpu, pytest.mark.skipif(missing, reason="libtpu is missing (make test-tpu)")]
+KIND = "v5e:2x4"
+
+
+def small_nano():
+  c = nano.get_config()
+  c.model.update(N=16, M=32, num_slices=2, widths=(32, 48), hyper_widths=(16, 16), channel_widths=(16, 16),
+                 entropy_widths=(32, 16), lrp_widths=(16,))
+  return c
+
+
+def two_slices_of_mlic_plus_plus():
+  c = mlic_plus_plus.get_config()
+  c.model.update(N=32, M=32, num_slices=2, channel_widths=(32, 16), entropy_widths=(32, 16), lrp_widths=(32,))
+  return c
+
+
+CONFIGS = dict(nano=small_nano, mlic_plus_plus=two_slices_of_mlic_plus_plus)
+
+
+@pytest.fixture(scope="module")
+def chips():
+  return device_topology.topology_devices(KIND)
+
+
+@pytest.fixture(scope="module", params=[(name, count) for name in CONFIGS for count in (1, 8)],
+                ids=lambda param: f"{param[0]}-{param[1]}")
+def step(request, chips):
+  """(number of chips, the compiled training step)"""
+  name, count = request.param
+  config = CONFIGS[name]()
+  config.data_dir, config.crop_size, config.batch_size = "photographs", 64, count
+  codec = check_fields(config)
+  train_step, arguments = pmap_programs.training_program(config, codec, chips[:count])
+  return count, device_topology.compiled(train_step.lower(*arguments))
+
+
+def test_a_training_step_compiles_and_its_state_takes_the_memory_of_the_old_one(step):
+  _, compiled = step
+  footprint = device_topology.Footprint.of(compiled)
+  assert 0 < footprint.aliased <= footprint.output
+  assert footprint.aliased > 0.9 * footprint.arguments   # what is not is the batch, and a vector of figures
+  whole = footprint.arguments + footprint.temporaries + footprint.output - footprint.aliased + footprint.code
+  assert footprint.arguments < footprint.peak <= whole
+  assert footprint.flops > 0 and footprint.accessed > 0 and footprint.cycles > 0
+
+
+def test_several_chips_reduce_and_one_does_not(step):
+  count, compiled = step
+  found = device_topology.Footprint.of(compiled).collectives
+  assert set(found) == ({"all-reduce"} if count > 1 else set())
+
+
+def test_nothing_is_computed_in_64_bits_and_the_host_is_not_called(step):
+  _, compiled = step
+  text = compiled.as_text()
+  assert not re.search(r"\bf64\[", text) and "callback" not in text and not re.search(r"\b(infeed|outfeed)\(", text)
+
+
+def test_slices_are_a_loop_and_convolutions_are_left_to_the_compiler(step):
+  _, compiled = step
+  text = compiled.as_text()
+  assert 2 in hlo_analysis.runs(text).values() and " convolution(" in text and " conditional(" not in text
+  assert "window={size=1x3 " not in text  # Winograd's, on CPU
+
+
+@pytest.mark.parametrize("name, count, gibibytes", [
+    ("v4:2x2x1", 4, 32), ("v5e:2x4", 8, 16), ("v5e:4x4", 16, 16), ("v5p:2x2x1", 4, 96), ("v6e:2x4", 8, 32)])
+def test_chips_are_counted_whole_and_have_the_memory_that_the_compiler_names_when_it_refuses(name, count, gibibytes):
+  devices = device_topology.topology_devices(name)
+  assert len(devices) == count and 0.95 * gibibytes < device_topology.memory_of(devices[0]) / 2**30 <= gibibytes
+
+
+def test_a_topology_that_the_compiler_does_not_know_is_one_line(capsys):
+  assert main(["compile", "--config", "nano", "--topology", "v5e:3x5"]) == 2
+  said = capsys.readouterr().err
+  assert said.startswith("error: --topology=v5e:3x5: ") and said.count("\n") == 1
+
+
+@pytest.fixture
+def small_file(tmp_path):
+  (tmp_path / "small.py").write_text(
+      "from configs import nano\ndef get_config():\n  c = nano.get_config()\n"
+      "  c.model = dict(N=8, M=16, num_slices=2, transforms='cheng2020', widths=(8, 8, 8), contexts=(),\n"
+      "                 entropy_widths=(8,), lrp_widths=(), num_rates=6)\n  return c\n")
+  return ["compile", "--topology", KIND, "--config", str(tmp_path / "small.py")]
+
+
+def test_the_command_says_what_a_codec_takes(small_file, capsys):
+  assert main([*small_file, "--what", "decode", "--height", "64", "--width", "64"]) == 0
+  said = capsys.readouterr().out
+  for name in ("start", "nonanchors", "advance", "finish"):
+    assert f"{name}, on each chip\n  memory" in said
+  assert len(re.findall(r"takes at least +\d+\.\d+ ms", said)) == 4
+
+
+def test_a_batch_that_does_not_fit_is_one_line(small_file, capsys):
+  assert main([*small_file, "--what", "evaluate", "--batch_size", "800000"]) == 2
+  said = capsys.readouterr().err
+  assert re.search(r"^error: it takes \d+\.\d+ GiB on a chip, where there are 15\.\d+ GiB$", said, re.M)

@@ -1,0 +1,81 @@
+"""What the repository says of its trained model: the figures in the documents are those of its results file."""
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlic_jax.evaluation.bd_rate import Curve, bd_rate
+
+ROOT = Path(__file__).parent.parent
+QUALITIES = range(1, 7)
+
+
+@pytest.fixture(scope="module")
+def results():
+  return json.loads((ROOT / "docs" / "results" / "nano_kodak.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def entries(results):
+  found = {int(entry["quality"]): entry for entry in results["checkpoints"]}
+  assert set(found) == set(QUALITIES)
+  return found
+
+
+def rows(document, pattern):
+  """{quality: cells} of the table of a document whose rows match."""
+  lines = re.findall(pattern, (ROOT / document).read_text(), re.M)
+  return {int(line.split("|")[1]): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
+
+
+def test_the_table_of_the_readme_is_that_of_the_results(entries):
+  table = rows("README.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$")
+  for quality in QUALITIES:
+    mean = entries[quality]["mean"]
+    assert table[quality][:3] == [f"{mean['bpp']:.4f}", f"{mean['psnr']:.2f}", f"{mean['ms_ssim']:.4f}"]
+
+
+def test_every_file_is_within_1_percent_and_48_bytes_of_its_estimate(entries):
+  excess = [image["bytes"] - 1.01 * image["bpp_estimated"] * image["height"] * image["width"] / 8
+            for entry in entries.values() for image in entry["images"]]
+  assert len(excess) == 144 and max(excess) < 48
+  assert f"1 % + {max(excess):.1f}" in (ROOT / "docs" / "coding.md").read_text()
+
+
+def test_every_slice_raises_the_mean_psnr_and_the_table_of_it_is_that_of_the_results(entries):
+  table = rows("docs/evaluation.md", r"^\| [1-6] \| \d{4,5}, .*$")
+  for quality in QUALITIES:
+    arrivals = entries[quality]["progressive_mean"][1:]
+    assert all(before["psnr"] < after["psnr"] for before, after in zip(arrivals, arrivals[1:]))
+    assert table[quality] == [f"{arrival['bytes']:.0f}, {arrival['psnr']:.2f}" for arrival in arrivals]
+
+
+def test_the_bd_rates_of_the_readme_are_those_of_the_results(results):
+  of = {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
+        for curve in results["curves"] if curve["metric"] == "psnr"}
+  readme = (ROOT / "README.md").read_text()
+  for anchor, before in (("JPEG 4:2:0", ""), ("WebP", "`--anchor WebP` "), ("AVIF 4:4:4", '`--anchor "AVIF 4:4:4"` ')):
+    assert f"{before}{bd_rate(of['nano'], of[anchor])['percent']:.1f} %" in readme
+
+
+def test_refining_saves_what_the_readme_says_and_no_picture_loses():
+  found = json.loads((ROOT / "docs" / "results" / "nano_kodak_refined.json").read_text())
+  curves = {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
+            for curve in found["curves"] if curve["metric"] == "psnr"}
+  percent = bd_rate(curves["nano, refined 100"], curves["nano"])["percent"]
+  assert percent <= -8 and f"{percent:.1f} %" in (ROOT / "README.md").read_text()
+  of = {(entry["name"], entry["quality"]): entry for entry in found["checkpoints"]}
+  table = rows("docs/evaluation.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$")
+  for quality in QUALITIES:
+    (bpp, psnr), (fewer, better) = [(of[name, quality]["mean"]["bpp"], of[name, quality]["mean"]["psnr"])
+                                    for name in ("nano", "nano, refined 100")]
+    assert table[quality] == [f"{bpp:.4f}", f"{fewer:.4f}", f"{100 * (fewer / bpp - 1):+.1f} %",
+                              f"{psnr:.2f}", f"{better:.2f}", f"{better - psnr:+.2f}"]
+  pairs = [(of["nano, refined 100", quality]["refine"]["lmbda"], *images) for quality in QUALITIES
+           for images in zip(of["nano, refined 100", quality]["images"], of["nano", quality]["images"], strict=True)]
+  loss = lambda lmbda, image: image["bpp"] + lmbda * image["mse"]
+  assert len(pairs) == 144
+  for lmbda, refined, plain in pairs:
+    assert refined["name"] == plain["name"] and loss(lmbda, refined) <= loss(lmbda, plain)

@@ -1,0 +1,355 @@
+"""Claims about a training run: what it leaves, when it stops, and how it refuses what it cannot do."""
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax.contrib
+import orbax.checkpoint as ocp
+import pytest
+from conftest import TINY
+from helpers.linear_stub import StandIn
+from helpers.small_training import rows, small_config, standin_model  # noqa: F401 (fixtures)
+from PIL import Image
+
+from configs import nano
+from mlic_jax.coding.checkpoint_io import load_model
+from mlic_jax.config import CodecConfig
+from mlic_jax.errors import ConfigError
+from mlic_jax.model.mlic import build
+from mlic_jax.training import loop, parallel
+from mlic_jax.training.config_schema import check_fields
+from mlic_jax.training.metrics_buffer import NonFiniteLoss
+from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule, make_optimizer
+from mlic_jax.training.run_log import CsvLog
+from mlic_jax.training.step import create_state, make_train_step
+from mlic_jax.training.validation import Validation
+
+
+def test_the_codec_learns_a_batch_by_heart():
+  c = nano.get_config()
+  c.muon_learning_rate, c.learning_rate, c.warmup_steps, c.num_steps = 1e-2, 2e-3, 1, 100
+  c.lmbdas = c.lmbdas[:TINY.num_rates]
+  small = dict(TINY.to_dict(), transforms="unshuffled", widths=(16, 16), hyper_widths=(16, 16), contexts=(),
+               entropy_widths=(8,))
+  model, optimizer = build(CodecConfig.from_dict(small)), make_optimizer(c)
+  state = parallel.replicate(create_state(c, model, optimizer))
+  step = parallel.on_all_devices(make_train_step(c, model, optimizer, None, "cpu"), donate_state=True)
+  x = np.kron(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), np.ones((1, 8, 8, 1), np.uint8))
+  losses = []
+  for _ in range(30):
+    state, metrics = step(state, parallel.shard(x))
+    losses.append(float(metrics["loss"][0]))
+  assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_the_auxiliary_loss_trains_the_quantiles_and_nothing_else(config):
+  config.optimizer, config.learning_rate, config.final_learning_rate = "adam", 1e-30, 0.0  # moves by about the rate
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  state = create_state(config, model, optimizer)
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"))
+  after, _ = step(parallel.replicate(state), parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
+  moved = jax.tree_util.tree_map_with_path(
+      lambda path, a, b: (is_quantiles(path), np.abs(a - b).max()), state.params, parallel.unreplicate(after.params))
+  for quantiles, distance in jax.tree.leaves(moved, is_leaf=lambda x: isinstance(x, tuple)):
+    assert distance < 1e-20 if not quantiles else 0 < distance < 2 * config.aux_learning_rate
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(config):
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  state = create_state(config, model, optimizer)
+  bad = state.replace(params=dict(state.params, log_scale=jnp.full(8, jnp.nan)))
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"))
+  after, metrics = step(parallel.replicate(bad), parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
+  after = parallel.unreplicate(after)
+  assert metrics["finite"][0] == 0 and after.step == 1
+  jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (bad.params, bad.opt_state))
+
+
+def test_the_learning_rate_warms_up_and_decays(config):
+  config.update(dict(num_steps=100, warmup_steps=10, learning_rate=1e-3, final_learning_rate=1e-5))
+  cosine = learning_rate_schedule(config)
+  assert cosine(0) == pytest.approx(1e-4) and cosine(10) == pytest.approx(1e-3) and cosine(100) == pytest.approx(1e-5)
+  config.schedule, config.decay_steps, config.decay_factors = "step", (50, 80), (0.5, 0.1)
+  step = learning_rate_schedule(config)
+  assert [float(step(i)) for i in (10, 49, 51, 81)] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-5])
+
+
+def test_a_run_stays_at_its_rate_until_its_end_is_decided_and_then_goes_down(config):
+  config.update(dict(num_steps=100, warmup_steps=10, learning_rate=1e-3, final_learning_rate=0.0, schedule="wsd"))
+  config.decay_start = 0
+  assert [float(learning_rate_schedule(config)(i)) for i in (10, 99, 10**6)] == pytest.approx([1e-3] * 3)
+  config.decay_start = 80
+  ending = learning_rate_schedule(config, peak=2e-3)
+  assert [float(ending(i)) for i in (0, 10, 80, 90, 100)] == pytest.approx([2e-4, 2e-3, 2e-3, 1e-3, 0.0])
+
+
+def test_a_run_is_continued_into_an_end_that_was_not_planned(config, standin, tmp_path):
+  config.update(dict(schedule="wsd", final_learning_rate=0.0, decay_start=0))
+  loop.train_and_evaluate(config, tmp_path / "run")
+  config.update(dict(num_steps=16, decay_start=12))
+  loop.train_and_evaluate(config, tmp_path / "run")
+  rates = [float(row["learning_rate"]) for row in rows(tmp_path / "run" / "metrics.csv")]
+  assert rates[1] == rates[2] == pytest.approx(1e-3) and rates[3] == pytest.approx(1e-3 * (1 + 0.75 + 0.5 + 0.25) / 4)
+
+
+def test_muon_gives_every_convolution_of_every_slice_an_orthogonal_step(config):
+  config.update(dict(learning_rate=1e-3, muon_learning_rate=2e-3, warmup_steps=1))
+  rng = np.random.default_rng(0)
+  shapes = dict(conv=dict(kernel=(2, 3, 3, 8, 24), bias=(2, 24)), lying=dict(kernel=(1, 1, 24, 72)),  # of one size
+                depthwise=dict(kernel=(3, 3, 1, 24)))
+  params = jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes,
+                        is_leaf=lambda x: isinstance(x, tuple))
+  optimizer = make_optimizer(config)
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  matrices_of = lambda tree: [*np.reshape(tree["conv"]["kernel"], (2, 72, 24)), tree["lying"]["kernel"][0, 0]]
+  for step, gradient in zip(matrices_of(updates), matrices_of(params)):
+    u, _, vt = np.linalg.svd(gradient, full_matrices=False)
+    along = -u.T @ step @ vt.T / (0.2 * 2e-3 * 72**0.5)  # the singular values of the gradient, each now near 1
+    np.testing.assert_allclose(along, np.diag(np.diag(along)), atol=1e-3)
+    assert 0.6 < np.diag(along).min() and np.diag(along).max() < 1.3
+  for rest in (updates["conv"]["bias"], updates["depthwise"]["kernel"]):  # Adam's first step is a sign
+    assert 1e-3 <= np.abs(rest).min() and np.abs(rest).max() < 1.001 * np.abs(rest).min() < 2e-3
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_a_gradient_longer_than_grad_clip_counts_as_one_of_that_length(config, name):
+  rng = np.random.default_rng(0)
+  normal = lambda: dict(conv=dict(kernel=rng.normal(size=(3, 3, 2, 4)), bias=rng.normal(size=4)))
+  scaled = lambda tree, length: jax.tree.map(lambda g: jnp.float32(g / optax.global_norm(tree) * length), tree)
+  params, first, second = normal(), normal(), scaled(normal(), 0.5)
+
+  def update(grad_clip, length):  # after two gradients, as the first step of Adam is a sign
+    config.optimizer, config.grad_clip = name, grad_clip
+    optimizer = make_optimizer(config)
+    _, state = optimizer.update(scaled(first, length), optimizer.init(params), params)
+    return np.concatenate([u.ravel() for u in jax.tree.leaves(optimizer.update(second, state, params)[0])])
+
+  np.testing.assert_allclose(update(2.0, 100.0), update(2.0, 2.0), rtol=1e-3, atol=1e-9)
+  assert np.abs(update(0.0, 100.0) / update(0.0, 2.0) - 1).max() > 0.1
+
+
+def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standin, tmp_path, capsys):
+  loop.train_and_evaluate(config, tmp_path / "run")
+  workdir = tmp_path / "run"
+  assert json.loads((workdir / "config.json").read_text())["model"]["M"] == 8
+  assert [row["step"] for row in rows(workdir / "metrics.csv")] == ["4", "8", "12"]
+  evaluations = rows(workdir / "eval.csv")
+  assert [(row["step"], row["quality"]) for row in evaluations] == [("6", "1"), ("6", "2"), ("12", "1"), ("12", "2")]
+  assert list((workdir / "tensorboard").iterdir())
+  printed = capsys.readouterr().out
+  assert "step 12/12" in printed and "9 photographs, 3 held out" in printed
+
+
+def test_the_state_is_in_the_memory_of_a_device_once(config, standin, tmp_path, monkeypatch):
+  config.num_steps, config.eval_every, first, still_there = 2, 2, [], []
+  usual = loop.RunLog.step
+
+  def created(*args):
+    state = create_state(*args)
+    first.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(state))
+    return state
+
+  def step(self, done):
+    still_there.append([leaf() for leaf in first if leaf() is not None])
+    usual(self, done)
+
+  monkeypatch.setattr(loop, "create_state", created)
+  monkeypatch.setattr(loop.RunLog, "step", step)
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert len(first) > 5 and still_there == [[], []]
+
+
+def test_the_exported_model_is_that_of_the_best_evaluation(config, standin, tmp_path):
+  loop.train_and_evaluate(config, tmp_path / "run")
+  exported = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+  losses = {step: np.mean([float(row["loss"]) for row in rows(tmp_path / "run" / "eval.csv") if row["step"] == step])
+            for step in ("6", "12")}
+  assert str(exported["training"]["step"]) == min(losses, key=losses.get)
+  assert exported["training"]["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
+
+
+def test_the_average_is_what_is_exported_and_evaluated_on_every_held_out_photograph(
+    config, standin, tmp_path, monkeypatch):
+  config.optimizer, config.num_steps, config.eval_every, config.eval_pictures = "adam", 2, 2, 0
+  config.eval_dir, config.eval_batch_size = str(tmp_path / "held_out"), 2
+  pixels = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)  # the last batch is half padding
+  (tmp_path / "held_out").mkdir()
+  for i, each in enumerate(pixels):
+    Image.fromarray(each).save(tmp_path / "held_out" / f"{i}.png")
+  model = StandIn(CodecConfig(**config.model))
+  average = jax.tree.map(lambda p: 0.7 * p, create_state(config, model, make_optimizer(config)).params)
+
+  def make_step_with_that_average(*args):
+    train_step = make_train_step(*args)
+
+    def step(*args):
+      new, metrics = train_step(*args)
+      return new.replace(ema_params=average), metrics
+    return step
+
+  monkeypatch.setattr(loop, "make_train_step", make_step_with_that_average)
+  loop.train_and_evaluate(config, tmp_path / "run")
+  exported = load_model(tmp_path / "run" / "model").variables["params"]
+  jax.tree.map(np.testing.assert_array_equal, exported, average)
+  for quality, row in enumerate(rows(tmp_path / "run" / "eval.csv"), start=1):
+    x = pixels / np.float32(255)
+    out = model.apply({"params": average}, x, quality)
+    mse = float(np.mean((np.round(np.clip(out.x_hat, 0, 1) * 255) / 255 - x)**2))
+    bpp = float(out.y_bits.sum() + out.z_bits.sum()) / (3 * 64 * 64)
+    assert (float(row["mse"]), float(row["bpp"])) == pytest.approx((mse, bpp), rel=1e-4)
+
+
+def test_a_full_disk_is_said_and_the_next_save_tries_again(config, standin, tmp_path, monkeypatch, capsys):
+  usual, calls = ocp.CheckpointManager.save, []
+
+  def save(self, step, *args, **kwargs):
+    calls.append(step)
+    if step == 5:
+      raise ValueError("Failed writing: a.__lock [OS error 28: ENOSPC No space left on device]")
+    return usual(self, step, *args, **kwargs)
+
+  monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert "no checkpoint by step 5: OS error 28: ENOSPC No space left on device" in capsys.readouterr().out
+  assert calls == [5, 10, 12]
+  assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "12"]
+
+
+def test_an_end_that_cannot_be_saved_is_an_error(config, standin, tmp_path, monkeypatch):
+  def save(self, step, *args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+  with pytest.raises(loop.SaveError, match="step 12 is not saved: .*No space left on device"):
+    loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_model_that_the_disk_does_not_take_leaves_the_old_one(config, standin, tmp_path, monkeypatch, capsys):
+  loop.train_and_evaluate(config, tmp_path / "run")
+  before = (tmp_path / "run" / "model" / "config.json").read_bytes()
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  monkeypatch.setattr(np, "savez_compressed", full)
+  model = StandIn(CodecConfig(**config.model))
+  validation = Validation(config, model, np.zeros((1, 64, 64, 3), np.uint8), tmp_path / "run", None, 0)
+  state = parallel.replicate(create_state(config, model, make_optimizer(config)))
+  problem = validation.export(state, 13, 0.1, [])
+  assert "No space left" in problem
+  assert (tmp_path / "run" / "model" / "config.json").read_bytes() == before
+  assert not list((tmp_path / "run").glob(".model*"))
+
+
+def test_a_few_steps_are_traced(config, standin, tmp_path):
+  config.profile_steps = "3:5"
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_single_rate_model_trains_on_its_lmbda(config, standin, tmp_path):
+  config.model.num_rates = 0
+  config.lmbda = 0.013
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert [row["quality"] for row in rows(tmp_path / "run" / "eval.csv")] == ["", ""]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_checkpoint(
+    config, standin, tmp_path, monkeypatch):
+  def make_failing_step(*args):
+    train_step = make_train_step(*args)
+
+    def failing_step(state, *rest):
+      poison = jnp.where(state.step == 8, jnp.nan, 1.0)  # the ninth step
+      poisoned = state.replace(params=jax.tree.map(lambda p: p * poison, state.params))
+      new, metrics = train_step(poisoned, *rest)
+      return new, metrics
+    return failing_step
+
+  monkeypatch.setattr(loop, "make_train_step", make_failing_step)
+  with pytest.raises(NonFiniteLoss, match=r"at step 9 .*last good checkpoint is step 5") as error:
+    loop.train_and_evaluate(config, tmp_path / "run")
+  assert "\n" not in str(error.value)
+  assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["5"]
+  monkeypatch.setattr(loop, "make_train_step", make_train_step)
+  loop.train_and_evaluate(config, tmp_path / "run")  # and that checkpoint is good
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(optimizer="sgd"), "optimizer='sgd'; wanted one of adam, muon, soap"),
+    (dict(partial_probability=2.0), "partial_probability=2.0; wanted 0 to 1"),
+    (dict(profile_steps="5"), "profile_steps='5'; wanted 'a:b'"),
+    (dict(accumulate_steps=0), "accumulate_steps=0; wanted an integer of at least 1"),
+    (dict(learning_rte=1), "'learning_rte' that nothing reads; the nearest known one is 'learning_rate'"),
+    (dict(lmbdas=(0.1,)), "1 values in lmbdas; wanted model.num_rates=2"),
+    (dict(distortion="l1"), "wanted one of mse, ms_ssim"),
+    (dict(crop_size=100), "multiple of 64"),
+    (dict(schedule="step"), "lacks the field 'decay_steps'"),
+    (dict(schedule="wsd", decay_start=12), "decay_start=12; wanted 0, or a step from warmup_steps=2 on and before num"),
+    (dict(schedule="linear"), "schedule='linear'; wanted one of cosine, wsd, step"),
+    (dict(distortion="ms_ssim"), "MS-SSIM wants at least"),
+    (dict(model=dict(num_slice=3)), "'num_slice'; the nearest is 'num_slices'")])
+def test_a_bad_configuration_is_refused_in_one_line(config, changes, message):
+  with config.unlocked():
+    for name, value in changes.items():
+      config[name] = value
+  with pytest.raises(ConfigError, match=message) as error:
+    check_fields(config)
+  assert "\n" not in str(error.value)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 8)
+  with pytest.raises(ConfigError, match="batch_size=12 does not divide over 8 devices; wanted a multiple of 8"):
+    parallel.check_batch_size("batch_size", 12)
+  with pytest.raises(ConfigError, match="8 devices x accumulate_steps=2; wanted a multiple of 16"):
+    parallel.check_batch_size("batch_size", 24, accumulate_steps=2)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--config.learning_rat=1"], "field 'learning_rat'; the nearest known one is 'learning_rate'"),
+    (["--config.model.num_slice=1"], "field 'model.num_slice'; the nearest known one is 'model.num_slices'"),
+    (["--config.batch_size=many"], "batch_size"),
+    (["--config.data_dir=missing"], "missing: no such folder"),
+    ([], "data_dir is empty"),
+    (["--steps=3"], "steps")])
+def test_the_command_refuses_a_bad_argument_in_one_line(tmp_path, arguments, message):
+  command = [sys.executable, "train.py", "--config=configs/nano.py", f"--workdir={tmp_path / 'run'}", *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, JAX_PLATFORMS="cpu"))
+  assert done.returncode == 2
+  assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ") and message in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_training_does_not_import_tensorflow():
+  code = "import sys, mlic_jax.training.loop; print(*sys.modules)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert "tensorflow" not in done.stdout.split()
+
+
+def test_an_evaluation_that_is_no_number_does_not_stop_later_exports(config, tmp_path, monkeypatch):
+  config.eval_pictures, exported, losses = 0, [], [np.nan, 3.0, 4.0, np.nan, 2.0]
+  monkeypatch.setattr(Validation, "evaluate", lambda self, params, step, stop: ([dict(loss=losses[step])], None))
+  monkeypatch.setattr(Validation, "export", lambda self, state, step, loss, rows: exported.append(step))
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  held_out, state = np.zeros((1, 64, 64, 3), np.uint8), create_state(config, model, optimizer)
+  for best_loss in (None, np.nan):
+    validation = Validation(config, model, held_out, tmp_path, best_loss, 0)
+    for step in range(5):
+      validation.run(state, step, loop.RunLog(tmp_path, 0, 5, 0, quiet=True), None)
+    assert exported == [1, 4] and validation.best_loss == 2.0
+    exported.clear()
+
+
+def test_figures_of_a_run_that_had_other_columns_are_kept(tmp_path):
+  path = tmp_path / "metrics.csv"
+  path.write_text("step,loss,forgotten\n1,2.5,7\n2,2.25,8\n3,2.125,9\n3,2")
+  log = CsvLog(path, ("step", "loss", "new"), step=2)
+  log.write({"step": 3, "loss": 2.0, "new": 1.0})
+  log.close()
+  with path.open(newline="") as file:
+    assert list(csv.reader(file)) == [["step", "loss", "new"], ["1", "2.5", ""], ["2", "2.25", ""], ["3", "2", "1"]]

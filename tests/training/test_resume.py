@@ -1,0 +1,274 @@
+"""Claims about stopping and going on: an interrupted run ends in the very bits of an uninterrupted one."""
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers.linear_stub import StandIn
+from helpers.small_training import (  # noqa: F401 (fixtures among them)
+  PowerCut,
+  cut,
+  final_state,
+  rows,
+  small_config,
+  standin_model,
+  stop_at,
+)
+
+from mlic_jax.coding.checkpoint_io import load_model
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import build
+from mlic_jax.training import loop, parallel, preflight, workdir_lock
+from mlic_jax.training.checkpoints import Checkpoints, ConfigMismatch, DamagedCheckpoints, check_config, write_config
+from mlic_jax.training.config_schema import load_config
+from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.preemption import Interrupted, signals
+from mlic_jax.training.step import create_state, make_train_step
+from mlic_jax.training.validation import Validation
+from mlic_jax.training.workdir_lock import WorkdirInUse, WorkdirLock
+
+
+@pytest.mark.parametrize("step, stop", [
+    (11, cut), (4, cut), (7, lambda: os.kill(os.getpid(), signal.SIGTERM))],
+    ids=["killed", "killed_before_the_first_checkpoint", "sigterm"])
+def test_an_interrupted_run_continued_is_bit_for_bit_the_uninterrupted_one(
+    config, standin, tmp_path, monkeypatch, step, stop):
+  loop.train_and_evaluate(config, tmp_path / "whole")
+  with monkeypatch.context() as patch:
+    stop_at(patch, step, stop)
+    with pytest.raises((PowerCut, Interrupted)):
+      loop.train_and_evaluate(config, tmp_path / "cut")
+  loop.train_and_evaluate(config, tmp_path / "cut")
+  jax.tree.map(np.testing.assert_array_equal, final_state(config, tmp_path / "whole"),
+               final_state(config, tmp_path / "cut"))
+  whole, again = (json.loads((tmp_path / name / "model" / "config.json").read_text()) for name in ("whole", "cut"))
+  assert whole == again  # with the figures of the evaluation that the model is of
+  for name in ("metrics.csv", "eval.csv"):
+    steps = [row["step"] for row in rows(tmp_path / "cut" / name)]
+    assert steps == [row["step"] for row in rows(tmp_path / "whole" / name)]
+
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_it_came_at(config, standin, tmp_path, monkeypatch, signum, status):
+  before = signal.getsignal(signum)
+  stop_at(monkeypatch, 7, lambda: os.kill(os.getpid(), signum))
+  with pytest.raises(Interrupted, match="at step 7") as stopped:
+    loop.train_and_evaluate(config, tmp_path / "run")
+  assert 128 + stopped.value.signum == status
+  assert (tmp_path / "run" / "checkpoints" / "7").is_dir()
+  assert signal.getsignal(signum) is before
+
+
+def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, standin, tmp_path):
+  config.num_steps = 6
+  loop.train_and_evaluate(config, tmp_path / "run")
+  config.num_steps = 8
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert final_state(config, tmp_path / "run").state.step == 8
+  config.model.M, config.learning_rate = 16, 0.5
+  message = r"these fields differ: learning_rate \(0.001 -> 0.5\), model.M \(8 -> 16\)"
+  with pytest.raises(ConfigMismatch, match=message):
+    loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, tmp_path):
+  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
+  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
+  state = parallel.replicate(create_state(config, model, optimizer))
+  kept = parallel.unreplicate(state)
+  copy = jax.tree.map(np.copy, kept)
+  for _ in range(3):
+    state, _ = step(state, parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
+  jax.tree.map(np.testing.assert_array_equal, kept, copy)
+
+
+@pytest.mark.slow
+def test_the_command_killed_ten_times_at_random_ends_in_the_same_bits(config, tmp_path):
+  """The real model and process: SIGTERM once and kill -9 ten times, wherever it comes, against one run in peace."""
+  changes = dict(num_steps=60, checkpoint_every=4, eval_every=30, log_every=5, data_dir=config.data_dir,
+                 crop_size=64, eval_crop_size=64, eval_images=2, eval_batch_size=2, batch_size=2, holdout_every=4,
+                 **{"model.M": 32, "model.num_slices": 2, "model.N": 16, "model.contexts": ()})
+
+  def start(workdir):
+    command = [sys.executable, "train.py", "--config=configs/nano.py", f"--workdir={workdir}"]
+    return subprocess.Popen(command + [f"--config.{name}={value}" for name, value in changes.items()],
+                            env=dict(os.environ, MLIC_JAX_CACHE=str(tmp_path / "cache")))
+
+  def steps(workdir):
+    return [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+
+  assert preflight(tmp_path / "whole").wait() == 0
+  began = time.monotonic()
+  assert preflight(tmp_path / "again").wait() == 0  # without compilation, as all that follow
+  seconds = time.monotonic() - began
+
+  run, rng = preflight(tmp_path / "cut"), np.random.default_rng(0)
+  while run.poll() is None and not steps(tmp_path / "cut"):
+    time.sleep(0.05)
+  run.send_signal(signal.SIGTERM)
+  assert run.wait() == 143
+  assert max(steps(tmp_path / "cut")) >= 4
+  kills = 0
+  while kills < 10:
+    run = preflight(tmp_path / "cut")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      run.wait(rng.uniform(0.1, 0.9) * seconds)
+    if run.poll() is None:
+      run.kill()
+      assert run.wait() == -signal.SIGKILL
+      kills += 1
+    else:  # it came to its end before it was killed, and starts over
+      assert run.returncode == 0
+      shutil.rmtree(tmp_path / "cut")
+  assert preflight(tmp_path / "cut").wait() == 0
+  models = [load_model(tmp_path / name / "model") for name in ("whole", "cut")]
+  assert models[0].training == models[1].training
+  jax.tree.map(np.testing.assert_array_equal, *(model.variables for model in models))
+  config = load_config("configs/nano.py")
+  config.update_from_flattened_dict(changes)
+  states = [final_state(config, tmp_path / name, build) for name in ("whole", "cut")]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+# --- a signal when an evaluation is due ------------------------------------------------
+
+def evaluated_steps(workdir):
+  return [row["step"] for row in rows(workdir / "eval.csv")][::2]  # of two rates
+
+
+@pytest.mark.parametrize("step", [6, 12], ids=["on_an_evaluation_step", "in_the_last_step"])
+def test_an_evaluation_that_a_signal_kept_from_being_made_is_made_when_the_run_continues(
+    config, standin, tmp_path, monkeypatch, step):
+  loop.train_and_evaluate(config, tmp_path / "whole")
+  with monkeypatch.context() as patch:
+    stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=f"at step {step}"):
+      loop.train_and_evaluate(config, tmp_path / "cut")
+  assert str(step) not in evaluated_steps(tmp_path / "cut")
+  loop.train_and_evaluate(config, tmp_path / "cut")
+  loop.train_and_evaluate(config, tmp_path / "cut")  # and only once
+  for name in ("eval.csv", "model/config.json"):
+    assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+  whole, cut = (final_state(config, tmp_path / name) for name in ("whole", "cut"))
+  assert whole.best_loss == cut.best_loss and whole.evaluated == cut.evaluated == 12
+  jax.tree.map(np.testing.assert_array_equal, whole.state, cut.state)
+
+
+def test_a_signal_in_the_middle_of_an_evaluation_does_not_wait_for_its_end(config, standin, tmp_path, monkeypatch):
+  usual = Validation.evaluate
+
+  def evaluate(self, params, step, stop=None):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return usual(self, params, step, stop)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Validation, "evaluate", evaluate)
+    with pytest.raises(Interrupted, match="stopped by SIGHUP at step 6; the same command continues") as stopped:
+      loop.train_and_evaluate(config, tmp_path / "run")
+  assert stopped.value.status == 129
+  assert evaluated_steps(tmp_path / "run") == []
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert evaluated_steps(tmp_path / "run") == ["6", "12"]
+
+
+def test_under_nohup_a_run_goes_on_when_the_terminal_closes():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with signals() as received:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
+# --- what a workdir may hold ------------------------------------------------------------
+
+def damage(checkpoint):
+  for path in checkpoint.rglob("*"):
+    if path.is_file() and path.parent.name == "d":
+      path.write_bytes(path.read_bytes()[:20])
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_run_continues_at_the_one_before(
+    config, standin, tmp_path, caplog):
+  loop.train_and_evaluate(config, tmp_path / "run")
+  whole = final_state(config, tmp_path / "run")
+  damage(tmp_path / "run" / "checkpoints" / "12")
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert [record.getMessage() for record in caplog.records if "checkpoints/12 is damaged" in record.getMessage()]
+  jax.tree.map(np.testing.assert_array_equal, whole, final_state(config, tmp_path / "run"))
+  assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["4", "8", "12"]
+
+  for step in ("10", "12"):
+    damage(tmp_path / "run" / "checkpoints" / step)
+  with pytest.raises(DamagedCheckpoints, match="none of the checkpoints 10, 12 can be read") as error:
+    loop.train_and_evaluate(config, tmp_path / "run")
+  assert "\n" not in str(error.value)
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_names_the_first(config, standin, tmp_path):
+  with WorkdirLock(tmp_path / "run"):
+    with pytest.raises(WorkdirInUse, match=rf"host {socket.gethostname()}, process {os.getpid()}, since 20") as error:
+      loop.train_and_evaluate(config, tmp_path / "run")
+  assert "\n" not in str(error.value)
+  assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir_lock, "BEAT", 0.1)
+  monkeypatch.setattr(workdir_lock, "SILENCE", 0.5)
+  gone = subprocess.Popen([sys.executable, "-c", ""])
+  gone.wait()
+  killed = dict(host="here", process=gone.pid, started="1", since="then", run="x")
+  for machine in (workdir_lock._machine(), "elsewhere"):  # where a process is looked for, and where a file is watched
+    (tmp_path / "run.lock").write_text(json.dumps(dict(killed, machine=machine)))
+    with WorkdirLock(tmp_path) as lock:
+      time.sleep(0.3)
+      assert workdir_lock.read(tmp_path / "run.lock")["run"] == lock.run
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_run_on_another_machine_holds_while_it_is_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir_lock, "BEAT", 0.1)
+  with WorkdirLock(tmp_path):
+    monkeypatch.setattr(workdir_lock, "_machine", lambda: "elsewhere")
+    with pytest.raises(WorkdirInUse):
+      WorkdirLock(tmp_path).__enter__()
+
+
+def test_only_complete_checkpoints_count(config, tmp_path):
+  state = create_state(config, StandIn(CodecConfig(**config.model)), make_optimizer(config))
+  checkpoints = Checkpoints(tmp_path, 2)
+  assert checkpoints.latest_step is None
+  checkpoints.save(parallel.unreplicate(parallel.replicate(state)), None, 0)
+  (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # as a save that is under way, or was cut off
+  checkpoints.close()
+  assert checkpoints.latest_step == 0
+
+
+def test_what_does_not_change_a_step_may_change_between_and_what_changes_its_rounding_is_said(
+    config, tmp_path, caplog):
+  write_config(config, tmp_path / "config.json", {"jax": "0"})
+  config.accumulate_steps, config.remat, config.eval_batch_size = 2, True, 1
+  check_config(config, tmp_path / "config.json")
+  assert not caplog.records
+  config.bfloat16_transforms, config.entropy_precision = True, "high"
+  check_config(config, tmp_path / "config.json")
+  assert ["bfloat16_transforms was False and is True", "entropy_precision was highest and is high"] == [
+      record.getMessage().split(": ")[1].split(",")[0] for record in caplog.records]
+
+
+def test_a_run_says_when_it_trains_on_what_was_held_out(tmp_path):
+  assert preflight.keep_held_out(tmp_path, ["a.png", "b.png"], ["c.png"]) is None
+  assert preflight.keep_held_out(tmp_path, ["a.png", "d.png"], ["c.png", "e.png"]) is None
+  line = preflight.keep_held_out(tmp_path, ["c.png"], ["a.png", "d.png", "f.png"])
+  assert line.startswith("2 of 3 pictures that were held out are trained on from now on, such as a.png")
+  assert (tmp_path / "held_out.txt").read_text().split() == ["a.png", "b.png", "d.png", "c.png"]
