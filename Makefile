@@ -12,7 +12,7 @@ LATEST := .venv-latest/bin/python
 TPU := .venv-tpu/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: eval test test-slow test-latest test-tpu test-package docs lint clean
+.PHONY: eval test test-slow test-latest test-tpu test-package mutate docs lint clean
 
 eval: .venv/.runtime  ## rate-distortion table of CKPT on sample photographs, from real files
 	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
@@ -35,6 +35,9 @@ test-tpu:  ## real programs through the compiler for TPUs, without a TPU; Linux 
 	test -x $(TPU) || $(PYTHON) -m venv .venv-tpu
 	$(TPU) $(PIP) --upgrade --upgrade-strategy eager -r requirements-tpu.txt
 	JAX_PLATFORMS=cpu $(TPU) -m pytest -q -rs -m tpu --durations=0 tests/runtime/test_tpu_compiler.py
+
+mutate: .venv/.dev  ## deliberate faults, each with the test that catches it; MUTATIONS="adam_eps muon_*" chooses
+	$(RUN) tools/mutate.py $(MUTATIONS)
 
 docs: .venv/.dev  ## the reference, from the docstrings: out/reference/index.html
 	$(RUN) docs/reference.py out/reference
