@@ -28,16 +28,43 @@ def test_configurations_that_come_along_are_found_by_name_from_anywhere(tmp_path
   monkeypatch.syspath_prepend(str(tmp_path))
   assert load_config("mlic_plus_plus:ms_ssim:2").lmbda == 8.73
   assert load_config("nano", ["--config.seed=7"]).seed == 7
-  assert load_config("ablations/row1_channel").model.contexts == ("channel",)
+  assert load_config("ablations/01_channel").model.contexts == ("channel",)
   with pytest.raises(ConfigError, match="not this one"):
     load_config("configs/nano.py")
   with pytest.raises(ConfigError, match="^nanno: no such configuration file, and none of .*mlic_plus_plus, .*nano, "):
     load_config("nanno")
 
 
-def test_every_configuration_of_the_repository_comes_along():
-  files = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.py"))
-  assert [f"{name}.py" for name in config_registry.names()] == files
+@pytest.mark.parametrize("regular", [True, False])
+def test_another_package_named_configs_does_not_shadow_the_projects(tmp_path, regular):
+  """The user's package is on the path, with and without __init__.py, and has no file that the project's import."""
+  (tmp_path / "configs").mkdir()
+  if regular:
+    (tmp_path / "configs" / "__init__.py").touch()
+  (tmp_path / "configs" / "mine.py").write_text("from configs import theirs\nget_config = theirs.get_config")
+  (tmp_path / "configs" / "theirs.py").write_text(
+      "from mlic_jax.training.config_schema import load_config\ndef get_config(): return load_config('nano')")
+  command = [sys.executable, "-m", "mlic_jax", "describe", "--config"]
+  env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+  for config in ("mlic_plus_plus:mse:3", f"{ROOT}/configs/ablations/01_channel.py", "configs/mine.py"):
+    done = subprocess.run([*command, config], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_config_elsewhere_can_start_from_one_of_the_projects(tmp_path):
+  """The package alone is on the path, as where it is installed."""
+  (tmp_path / "site").mkdir()
+  (tmp_path / "site" / "mlic_jax").symlink_to(ROOT / "mlic_jax")
+  (tmp_path / "mine.py").write_text("from configs import nano\ndef get_config(): return nano.get_config()")
+  code = "from mlic_jax.training.config_schema import load_config; assert load_config('mine.py').seed == 0"
+  subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True,
+                 env=dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(tmp_path / "site")))
+
+
+def test_every_configuration_of_the_repository_is_listed_without_the_files_that_others_start_from():
+  files = {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.py")}
+  listed = {f"{name}.py" for name in config_registry.names()}
+  assert listed < files and {Path(file).name for file in files - listed} == {"common.py"}
 
 
 def test_an_extra_that_is_missing_is_one_line_that_names_it(monkeypatch, capsys):
@@ -83,7 +110,8 @@ def test_a_wheel_holds_what_the_programs_read(installed):
   names = zipfile.ZipFile(installed.wheel).namelist()
   data = [path for folder in ("published", "report") for path in (ROOT / "mlic_jax/evaluation" / folder).iterdir()]
   assert {path.relative_to(ROOT).as_posix() for path in data} <= set(names)
-  assert {f"mlic_jax/packaged/configs/{name}.py" for name in config_registry.names()} <= set(names)
+  files = (path.relative_to(ROOT).as_posix() for path in config_registry.FOLDER.rglob("*.py"))
+  assert {f"mlic_jax/packaged/{file}" for file in files} <= set(names)
   modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mlic_jax").rglob("*.py")}
   assert modules <= set(names) and not any(name.startswith(("tests", "configs")) for name in names)
   assert any(name.endswith("licenses/LICENSE") for name in names)

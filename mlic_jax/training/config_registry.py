@@ -1,34 +1,52 @@
-"""The configurations that come along, by name: configs/ in the repository, mlic_jax/packaged/configs once installed."""
+"""This project's configurations by name: configs/ in the repository, mlic_jax/packaged/configs once installed."""
 import contextlib
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-ROOT = _PACKAGE / "packaged" if (_PACKAGE / "packaged").is_dir() else _PACKAGE.parent  # has configs/
+ROOT = _PACKAGE / "packaged" if (_PACKAGE / "packaged").is_dir() else _PACKAGE.parent  # the folder above configs/
+FOLDER = ROOT / "configs"
 
 
 def names() -> list[str]:
-  """"nano", "mlic_plus_plus", ..., "ablations/row0_hyperprior", ..."""
-  folder = ROOT / "configs"
-  return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("[!_]*.py"))
+  """Returns the names "nano", "mlic_plus_plus", "ablations/00_hyperprior" and so on.
+
+  Files named common.py hold what others start from and are left out."""
+  return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("[!_]*.py")
+                if path.name != "common.py")
 
 
 def path(name: str) -> Path | None:
-  """The file of a name; None if there is none."""
-  return ROOT / "configs" / f"{name}.py" if name in names() else None
+  """Returns the file of a name, None if there is no such configuration."""
+  return FOLDER / f"{name}.py" if name in names() else None
 
 
 @contextlib.contextmanager
-def importable() -> Iterator[None]:
-  """Meanwhile, `from configs import nano` finds those that come along, whatever else is called so."""
-  ours = lambda: [each for each in sys.modules if each.split(".")[0] == "configs"]
-  others = {each: sys.modules.pop(each) for each in ours()}
-  sys.path.insert(0, str(ROOT))
+def imports_from_project() -> Iterator[None]:
+  """Within this context `from configs import nano` reads this project's file, whatever package of the user's has that
+  name. The imported modules are forgotten afterwards."""
+  loaded = lambda: [name for name in sys.modules if name.split(".")[0] == "configs"]
+  others = {name: sys.modules.pop(name) for name in loaded()}
+  package = types.ModuleType("configs")
+  package.__path__ = [str(FOLDER)]  # in place of a search of sys.path, where a package with __init__.py wins
+  sys.modules["configs"] = package
   try:
     yield
   finally:
-    sys.path.remove(str(ROOT))
-    for each in ours():
-      del sys.modules[each]
+    for name in loaded():
+      del sys.modules[name]
     sys.modules.update(others)
+
+
+@contextlib.contextmanager
+def imports_from_project_last() -> Iterator[None]:
+  """Within this context `from configs import nano` reads this project's file unless the user's path has one."""
+  sys.path.append(str(ROOT))
+  try:
+    yield
+  finally:
+    sys.path.reverse()
+    sys.path.remove(str(ROOT))  # the last of them
+    sys.path.reverse()

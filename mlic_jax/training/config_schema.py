@@ -170,10 +170,12 @@ def _locate(name: str) -> tuple[Path, str, contextlib.AbstractContextManager]:
   path, _, argument = name.partition(".py:")
   path = Path(f"{path}.py" if argument else path)
   if path.is_file():
-    return path, argument, contextlib.nullcontext()
+    is_ours = path.resolve().is_relative_to(config_registry.FOLDER)
+    imports = config_registry.imports_from_project if is_ours else config_registry.imports_from_project_last
+    return path, argument, imports()
   known, _, argument = name.partition(":")
   if (found := config_registry.path(known)) is not None:
-    return found, argument, config_registry.importable()
+    return found, argument, config_registry.imports_from_project()
   if path.is_dir():  # runpy takes it for a package
     raise ConfigError(f"{name}: is a folder")
   raise ConfigError(f"{name}: no such configuration file, and none of those that come along: "
