@@ -1,6 +1,6 @@
 """The transforms of HPCM, base size, with the entropy model of MLIC++. See configs/mlic_plus_plus.py.
 
-    python train.py --config configs/mlic_plus_plus_hpcm.py:mse:3 --workdir DIR --config.data_dir=PHOTOGRAPHS
+    python train.py --config configs/mlic_plus_plus_hpcm.py:mse:3 --workdir DIR --config.data_dir=IMAGES
 """
 
 import ml_collections
@@ -9,7 +9,7 @@ from configs import mlic_plus_plus
 
 
 def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
-  """Every field that training reads, for the objective of that name."""
+  """Returns every field that training reads, for the named objective."""
   c = mlic_plus_plus.get_config(name)
   c.model.transforms = "hpcm"
   return c

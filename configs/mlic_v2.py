@@ -1,9 +1,9 @@
-"""MLICv2 at the size of its paper, reconstructed: docs/design.md says what is known of it. See mlic_plus_plus.py.
+"""MLICv2 at the size of its paper, reconstructed: docs/design.md lists which parts the paper leaves open.
 
-    python train.py --config configs/mlic_v2.py:mse:3 --workdir DIR --config.data_dir=PHOTOGRAPHS
+    python train.py --config configs/mlic_v2.py:mse:3 --workdir DIR --config.data_dir=IMAGES
 
-The recipe is that of MLIC++, from which nothing published differs but for a second phase of guided selective
-compression, which is left out.
+The recipe is that of MLIC++. The paper publishes no other difference than a second phase of guided selective
+compression, which is configs/mlic_v2_selection.py.
 """
 
 import ml_collections
@@ -12,14 +12,19 @@ from configs import mlic_plus_plus
 
 
 def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
-  """Every field that training reads, for the objective of that name."""
+  """Returns every field that training reads, for the named objective."""
   c = mlic_plus_plus.get_config(name)
+  set_model(c)
+  return c
+
+
+def set_model(c: ml_collections.ConfigDict) -> None:
+  """Turns the model of MLIC++ into that of MLICv2."""
   c.model.transforms = "token_mixing"
   c.model.contexts = ("local_attention", "global_intra_hyper", "global_intra_linear", "global_inter_linear", "channel")
   c.model.options = dict(
-      token_blocks=2,              # that stand for a residual one
-      token_expansion=2,           # width inside of them, in channels per channel
-      hyper_values=True,           # to the first slice the hyperprior carries its own values; False: those of anchors
-      reweighting=True,            # of the channels of the global contexts
-      rotary=True)                 # positions, in place of the table of relative ones
-  return c
+      token_blocks=2,              # token-mixing blocks in place of one residual block
+      token_expansion=2,           # hidden channels of a block per channel
+      hyper_values=True,           # values of the first slice come from the hyperprior; False: from its anchors
+      reweighting=True,            # channel reweighting in the global contexts
+      rotary=True)                 # rotary position embedding in place of the table of relative positions

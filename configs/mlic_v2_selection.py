@@ -1,24 +1,24 @@
-"""The second phase of MLICv2's training, reconstructed: a map of coded elements for a codec of configs/mlic_v2.py.
+"""The second phase of MLICv2's training, reconstructed: a selection map for a trained codec of configs/mlic_v2.py.
 
-    python train.py --config configs/mlic_v2_selection.py:mse:3 --workdir DIR --config.data_dir=PHOTOGRAPHS \\
+    python train.py --config configs/mlic_v2_selection.py:mse:3 --workdir DIR --config.data_dir=IMAGES \\
         --config.init_from=MODEL
 
-The codec stays as it is. A third phase, in which both learn, is the same with --config.init_from of the model that
-comes of this and --config.trained=all. How long these are in the paper is not known.
+The codec itself is frozen. A third phase, which trains both, is the same command with the resulting model as
+--config.init_from and with --config.trained=all. The paper does not publish how long these phases are.
 """
 
 import ml_collections
 
-from configs import mlic_v2
+from configs import mlic_plus_plus, mlic_v2
 
 
 def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
-  """Every field that training reads, for the objective of that name."""
-  c = mlic_v2.get_config(name)
-  c.model.options.selection_widths = (16,)  # hidden ones of its networks, one for each pass of each slice
-  c.trained = "map"                # "all": the codec as well, which then codes what the map keeps
+  """Returns every field that training reads, for the named objective."""
+  c = mlic_plus_plus.base(name)
+  mlic_v2.set_model(c)
+  c.model.options.selection_widths = (16,)  # hidden widths of the selection networks, one per pass of each slice
+  c.trained = "map"                # "all": the codec as well, which then codes only the selected elements
   c.num_steps = 100_000
   c.schedule = "cosine"
   c.final_learning_rate = 1e-6
-  del c.decay_steps, c.decay_factors  # of another schedule
   return c

@@ -1,4 +1,4 @@
-"""CodecConfig: everything that decides the shape of a codec, frozen and validated; VARIANTS: those of the papers."""
+"""CodecConfig: every setting that decides the architecture of a codec, frozen and validated."""
 
 import dataclasses
 import difflib
@@ -103,16 +103,3 @@ class CodecConfig:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(f"the model has no field {name!r}; the nearest is {near!r}")
     return cls(**fields)
-
-
-VARIANTS = {
-    "mlic": CodecConfig(  # Jiang et al., ACM MM 2023
-        N=192, M=192, num_slices=6, contexts=("local_stacked", "global_intra_softmax", "channel")),
-    "mlic_plus": CodecConfig(  # the same paper
-        contexts=("local_attention", "global_intra_softmax", "global_inter_softmax", "channel")),
-    "mlic_plus_plus": CodecConfig(),  # Jiang et al., 2023
-    "mlic_v2": CodecConfig(  # Jiang et al., 2025, reconstructed: see docs/design.md
-        transforms="token_mixing",
-        contexts=("local_attention", "global_intra_hyper", "global_intra_linear", "global_inter_linear", "channel"),
-        options=dict(token_blocks=2, token_expansion=2, hyper_values=True, reweighting=True, rotary=True)),
-}

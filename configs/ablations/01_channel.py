@@ -1,12 +1,10 @@
-"""Ablation, row 1: the row above, and the channel-wise context."""
+"""Ablation, row 1: adds the channel context."""
 
 import ml_collections
 
-from configs.ablations import row0_hyperprior
+from configs.ablations import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row0_hyperprior.get_config()
-  c.model.contexts = ("channel",)
-  return c
+  """Returns every field that training reads."""
+  return common.get_config(contexts=("channel",), lrp_widths=())

@@ -1,12 +1,10 @@
-"""Ablation, row 2: the row above, and the local context."""
+"""Ablation, row 2: adds the local context."""
 
 import ml_collections
 
-from configs.ablations import row1_channel
+from configs.ablations import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row1_channel.get_config()
-  c.model.contexts = ("local_attention", "channel")
-  return c
+  """Returns every field that training reads."""
+  return common.get_config(contexts=("local_attention", "channel"), lrp_widths=())

@@ -1,12 +1,10 @@
-"""Ablation, row 3: the row above, and the intra-slice global context."""
+"""Ablation, row 3: adds the intra-slice global context."""
 
 import ml_collections
 
-from configs.ablations import row2_local
+from configs.ablations import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row2_local.get_config()
-  c.model.contexts = ("local_attention", "global_intra_linear", "channel")
-  return c
+  """Returns every field that training reads."""
+  return common.get_config(contexts=("local_attention", "global_intra_linear", "channel"), lrp_widths=())

@@ -1,12 +1,11 @@
-"""Ablation, row 4: the row above, and the inter-slice global context: nano at one rate, without residual prediction."""
+"""Ablation, row 4: adds the inter-slice global context, and so has every context of nano."""
 
 import ml_collections
 
-from configs.ablations import row3_intra
+from configs.ablations import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row3_intra.get_config()
-  c.model.contexts = ("local_attention", "global_intra_linear", "global_inter_linear", "channel")
-  return c
+  """Returns every field that training reads."""
+  contexts = ("local_attention", "global_intra_linear", "global_inter_linear", "channel")
+  return common.get_config(contexts=contexts, lrp_widths=())

@@ -1,12 +1,11 @@
-"""Ablation, row 5: the row above, and latent residual prediction: nano at one rate."""
+"""Ablation, row 5: adds latent residual prediction, and so is nano with a single rate."""
 
 import ml_collections
 
-from configs.ablations import row4_inter
+from configs.ablations import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row4_inter.get_config()
-  c.model.lrp_widths = (32,)
-  return c
+  """Returns every field that training reads."""
+  contexts = ("local_attention", "global_intra_linear", "global_inter_linear", "channel")
+  return common.get_config(contexts=contexts, lrp_widths=(32,))

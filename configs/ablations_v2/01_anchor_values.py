@@ -1,12 +1,10 @@
-"""Ablation of MLICv2, row 1 read the other way: values are the anchors of the first slice. Row 2 is without it."""
+"""Ablation of MLICv2, the other reading of row 1: the values are the anchors of the first slice. Row 2 lacks it."""
 
 import ml_collections
 
-from configs.ablations_v2 import row1_hyper_values
+from configs.ablations_v2 import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row1_hyper_values.get_config()
-  c.model.options.hyper_values = False
-  return c
+  """Returns every field that training reads."""
+  return common.get_config(hyper_values=False)

@@ -1,12 +1,10 @@
-"""Ablation of MLICv2, row 2: row 1 with values of the hyperprior, and the channels of global contexts reweighted."""
+"""Ablation of MLICv2, row 2: adds channel reweighting in the global contexts."""
 
 import ml_collections
 
-from configs.ablations_v2 import row1_hyper_values
+from configs.ablations_v2 import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row1_hyper_values.get_config()
-  c.model.options.reweighting = True
-  return c
+  """Returns every field that training reads."""
+  return common.get_config(hyper_values=True, reweighting=True)

@@ -1,12 +1,10 @@
-"""Ablation of MLICv2, row 3: row 2, and rotary positions."""
+"""Ablation of MLICv2, row 3: adds rotary position embedding."""
 
 import ml_collections
 
-from configs.ablations_v2 import row2_reweighting
+from configs.ablations_v2 import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row2_reweighting.get_config()
-  c.model.options.rotary = True
-  return c
+  """Returns every field that training reads."""
+  return common.get_config(hyper_values=True, reweighting=True, rotary=True)

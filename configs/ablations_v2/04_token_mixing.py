@@ -1,14 +1,12 @@
-"""Ablation of MLICv2, row 4: row 3, and token-mixing blocks in the transforms, one for each block of nano.
+"""Ablation of MLICv2, row 4: adds token-mixing blocks to the transforms, one for each block of nano.
 
-Nano's blocks multiply 3.25 C² times at a position, these 5 C²."""
+A block of nano has 3.25 C² multiplications per position, a token-mixing block 5 C²."""
 
 import ml_collections
 
-from configs.ablations_v2 import row3_rotary
+from configs.ablations_v2 import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row3_rotary.get_config()
-  c.model.options.token_expansion = 1
-  return c
+  """Returns every field that training reads."""
+  return common.get_config(hyper_values=True, reweighting=True, rotary=True, token_expansion=1)

@@ -1,15 +1,12 @@
-"""Ablation of MLICv2, row 5: row 4, and a predicted map of the elements that are coded.
-
-It learns along with the codec; `trained="map"` would leave the codec as it is."""
+"""Ablation of MLICv2, row 5: adds a predicted selection map, which trains together with the codec."""
 
 import ml_collections
 
-from configs.ablations_v2 import row4_token_mixing
+from configs.ablations_v2 import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = row4_token_mixing.get_config()
-  c.model.options.selection_widths = (32,)
-  c.trained = "all"
+  """Returns every field that training reads."""
+  c = common.get_config(hyper_values=True, reweighting=True, rotary=True, token_expansion=1, selection_widths=(32,))
+  c.trained = "all"                # "map" would freeze the codec
   return c

@@ -1,13 +1,13 @@
-"""Comparison of optimisers: Adam for everything."""
+"""Comparison of optimizers: Adam for every parameter."""
 
 import ml_collections
 
-from configs.optimizers import muon
+from configs.optimizers import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = muon.get_config()
+  """Returns every field that training reads."""
+  c = common.get_config()
   c.optimizer, c.learning_rate = "adam", 1e-3
-  del c.muon_learning_rate
+  common.add_wsd(c)
   return c

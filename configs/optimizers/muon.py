@@ -1,18 +1,14 @@
-"""Comparison of optimisers: nano with Muon, over a short training. The other files change the optimiser alone.
-
-    python -m mlic_jax ablate --data PHOTOGRAPHS --steps 300 --workdir WORKDIR --configs \\
-        optimizers/muon optimizers/muon_double optimizers/muon_cosine optimizers/adam optimizers/soap
-"""
+"""Comparison of optimizers: nano's Muon."""
 
 import ml_collections
 
 from configs import nano
+from configs.optimizers import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = nano.get_config()
-  c.batch_size, c.ema_decay = 8, 0.98   # an average over the last steps of hundreds, not of thousands
-  c.warmup_steps, c.decay_start = 50, 225
-  c.eval_every = 75
+  """Returns every field that training reads."""
+  c = common.get_config()
+  nano.add_muon(c)
+  common.add_wsd(c)
   return c

@@ -1,13 +1,14 @@
-"""Comparison of optimisers: Muon with a rate that falls from the start."""
+"""Comparison of optimizers: Muon with a learning rate that decays from the start."""
 
 import ml_collections
 
-from configs.optimizers import muon
+from configs import nano
+from configs.optimizers import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = muon.get_config()
-  c.schedule = "cosine"
-  del c.decay_start                # of the schedule that has no end of its own
+  """Returns every field that training reads."""
+  c = common.get_config()
+  nano.add_muon(c)
+  c.schedule, c.final_learning_rate = "cosine", 0.0
   return c

@@ -1,12 +1,15 @@
-"""Comparison of optimisers: Muon with twice nano's rates."""
+"""Comparison of optimizers: Muon with twice nano's learning rates."""
 
 import ml_collections
 
-from configs.optimizers import muon
+from configs import nano
+from configs.optimizers import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = muon.get_config()
+  """Returns every field that training reads."""
+  c = common.get_config()
+  nano.add_muon(c)
+  common.add_wsd(c)
   c.muon_learning_rate, c.learning_rate = 2 * c.muon_learning_rate, 2 * c.learning_rate
   return c

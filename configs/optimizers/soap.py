@@ -1,13 +1,13 @@
-"""Comparison of optimisers: SOAP for the kernels of convolutions, Adam for the rest, at the rate of its paper."""
+"""Comparison of optimizers: SOAP for the kernels of convolutions, with its paper's learning rate; Adam for the rest."""
 
 import ml_collections
 
-from configs.optimizers import muon
+from configs.optimizers import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every field that training reads."""
-  c = muon.get_config()
+  """Returns every field that training reads."""
+  c = common.get_config()
   c.optimizer, c.learning_rate = "soap", 3e-3
-  del c.muon_learning_rate
+  common.add_wsd(c)
   return c

@@ -5,13 +5,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY, random_variables
+from helpers.paper_models import PAPER_MODELS
 
 from mlic_jax.coding import jit_functions as compiled_functions
 from mlic_jax.coding import memory_estimate
 from mlic_jax.coding.bitstream import Bitstream, write
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.memory_estimate import MemoryLimitError, bytes_needed
-from mlic_jax.config import VARIANTS
 from mlic_jax.model import transforms
 from mlic_jax.model.mlic import build
 
@@ -24,10 +24,10 @@ def test_it_grows_with_the_padded_picture_and_the_widest_layer():
   assert bytes_needed(dataclasses.replace(TINY, widths=(16, 64, 16)), 64, 64) == bytes_needed(TINY, 64, 64)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PAPER_MODELS)
 def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers_and_a_half_more_in_mlic_v2(name):
   most = 1.5e9 if name == "mlic_v2" else 1e9  # its blocks are twice as wide inside
-  assert 0.3e9 < bytes_needed(VARIANTS[name], 512, 768) < most
+  assert 0.3e9 < bytes_needed(PAPER_MODELS[name], 512, 768) < most
 
 
 @pytest.mark.parametrize("fields", [dict(widths=(48, 16, 16)), dict(transforms="elic", N=48),

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY
+from helpers.paper_models import PAPER_MODELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ from mlic_jax.coding.portable_cdf import (
   num_blocks,
   rows,
 )
-from mlic_jax.config import VARIANTS, CodecConfig
+from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
 from mlic_jax.model.likelihoods import scale_index, scale_place
 from mlic_jax.model.scale_table import SCALE_LEVELS, SCALE_MAX, SCALE_MIN, SCALE_STEP, scale_table
@@ -175,7 +176,7 @@ def test_the_distance_is_that_of_an_error_which_goes_with_position_and_channel_a
 
 
 def test_narrow_models_keep_half_the_distance_of_those_of_the_papers():
-  exponents = {name: portable_cdf.here(config).epsilon_exponent for name, config in VARIANTS.items()}
+  exponents = {name: portable_cdf.here(config).epsilon_exponent for name, config in PAPER_MODELS.items()}
   assert set(exponents.values()) == {12} and "mlic" in exponents
   nano = CodecConfig.from_dict(get_config().model.to_dict())
   assert portable_cdf.here(nano).epsilon_exponent == portable_cdf.here(TINY).epsilon_exponent == 13

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables
+from helpers.paper_models import PAPER_MODELS
 
 from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
-from mlic_jax.config import VARIANTS, CodecConfig
+from mlic_jax.config import CodecConfig
 from mlic_jax.model import transforms
 from mlic_jax.model.complexity import describe
 from mlic_jax.model.mlic import build
@@ -20,8 +21,8 @@ from mlic_jax.training.step import COMPILE_QUICKLY
 
 SMALL = CodecConfig(N=8, M=8, num_slices=2, contexts=(), entropy_widths=(8,), lrp_widths=())
 # All of MLICv2, which has these transforms.
-V2 = dict(M=16, contexts=VARIANTS["mlic_v2"].contexts, channel_widths=(8, 8), window_size=3,
-          options=dict(VARIANTS["mlic_v2"].options, token_blocks=1))
+V2 = dict(M=16, contexts=PAPER_MODELS["mlic_v2"].contexts, channel_widths=(8, 8), window_size=3,
+          options=dict(PAPER_MODELS["mlic_v2"].options, token_blocks=1))
 FIELDS = dict(hpcm=dict(widths=(8, 8, 8)),  # of those whose sizes do not follow from N and M
               token_mixing=dict(options=dict(token_blocks=1)))
 
