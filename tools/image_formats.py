@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlic_jax.data.image_io import ImageError, load_picture  # noqa: E402
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "coding.md"
-BEGIN, END = "<!-- picture_formats.py: begin -->\n", "<!-- picture_formats.py: end -->\n"
+BEGIN, END = "<!-- image_formats.py: begin -->\n", "<!-- image_formats.py: end -->\n"
 HEIGHT, WIDTH = 11, 13          # no multiple of anything
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 UNASSOCIATED, ASSOCIATED, UNSPECIFIED = 2, 1, 0
-PHOTOMETRIC = {"grey": 1, "grey, 0 is white": 0, "RGB": 2, "palette": 3, "CMYK": 5, "YCbCr": 6, "CIELab": 8}
-CHANNELS = {"grey": 1, "grey, 0 is white": 1, "RGB": 3, "palette": 1, "CMYK": 4, "YCbCr": 3, "CIELab": 3}
+PHOTOMETRIC = {"gray": 1, "gray, 0 is white": 0, "RGB": 2, "palette": 3, "CMYK": 5, "YCbCr": 6, "CIELab": 8}
+CHANNELS = {"gray": 1, "gray, 0 is white": 1, "RGB": 3, "palette": 1, "CMYK": 4, "YCbCr": 3, "CIELab": 3}
 EXTRA = {"": (), ", alpha": (UNASSOCIATED,), ", premultiplied alpha": (ASSOCIATED,),
          ", a channel of no meaning": (UNSPECIFIED,), ", a channel more": None}
 RAW, DEFLATE, PACKBITS = 1, 8, 32773
@@ -142,7 +142,7 @@ def _picture(kind: str, planes: np.ndarray, bits: int, extra: Sequence[int], pal
   values = planes[..., :CHANNELS[kind]] * 255 / (2**bits - 1)
   if kind == "palette":
     values = np.moveaxis(palette[:, planes[..., 0]], 0, -1).astype(float)
-  elif kind == "grey, 0 is white":
+  elif kind == "gray, 0 is white":
     values = 255 - values
   elif kind == "YCbCr":                                        # of JFIF
     y, cb, cr = np.moveaxis(values, -1, 0) - np.array([0, 128, 128])[:, None, None]
@@ -174,8 +174,8 @@ def png(planes: np.ndarray, colour_type: int, depth: int, *, chunks: Sequence[tu
 def png_cases() -> Iterator[Case]:
   """Colour type, depth, transparent colour or entries; each with and without interlacing."""
   rng = np.random.default_rng(1)
-  kinds = {"grey": (0, 1, (1, 2, 4, 8, 16)), "RGB": (2, 3, (8, 16)), "palette": (3, 1, (1, 2, 4, 8)),
-           "grey, alpha": (4, 2, (8, 16)), "RGB, alpha": (6, 4, (8, 16))}
+  kinds = {"gray": (0, 1, (1, 2, 4, 8, 16)), "RGB": (2, 3, (8, 16)), "palette": (3, 1, (1, 2, 4, 8)),
+           "gray, alpha": (4, 2, (8, 16)), "RGB, alpha": (6, 4, (8, 16))}
   for kind, (colour_type, samples, depths) in kinds.items():
     for depth, transparent in itertools.product(depths, (False, True)):
       if transparent and "alpha" in kind:
