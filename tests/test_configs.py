@@ -114,7 +114,7 @@ def test_the_second_phase_of_mlic_v2_trains_a_map_and_nothing_else_of_the_same_c
   assert check_fields(first) == CodecConfig.from_dict(fields)
 
 
-@pytest.mark.parametrize("text", ["docs/research.md", "configs/ablations_v2/common.py"])
+@pytest.mark.parametrize("text", ["docs/benchmarks/contexts.md", "configs/ablations_v2/common.py"])
 def test_the_command_of_the_ablation_of_mlic_v2_names_all_of_its_rows(text):
   named = set(re.findall(r"ablations_v2/\d\d_\w+", (ROOT / text).read_text()))
   assert named == {name for name in NAMES if name.startswith("ablations_v2/")}
@@ -129,7 +129,7 @@ def test_the_comparison_of_optimizers_differs_in_the_optimizer_alone_and_its_com
     fields = load_config(name).to_dict()
     differing = {field for field in fields.keys() | of_muon.keys() if fields.get(field) != of_muon.get(field)}
     assert differing <= {"optimizer", "learning_rate", "muon_learning_rate", "schedule", "decay_start"}
-  for text in ("docs/training.md", "configs/optimizers/common.py"):
+  for text in ("docs/benchmarks/training.md", "configs/optimizers/common.py"):
     assert set(re.findall(r"optimizers/\w+", (ROOT / text).read_text())) == names
 
 

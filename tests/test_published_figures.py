@@ -30,11 +30,28 @@ def rows(document, pattern):
   return {int(line.split("|")[1]): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
 
 
-def test_the_table_of_the_readme_is_that_of_the_results(entries):
-  table = rows("README.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$")
+BESIDE = "JPEG 4:2:0", "WebP", "AVIF 4:4:4", "BPG 4:4:4", "VTM-17.0", "MLIC++"  # the codecs beside nano in the README
+
+
+def psnr_curves(results):
+  return {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
+          for curve in results["curves"] if curve["metric"] == "psnr"}
+
+
+def test_the_table_of_the_readme_is_that_of_the_results(results, entries):
+  table, curves = rows("README.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$"), psnr_curves(results)
   for quality in QUALITIES:
     mean = entries[quality]["mean"]
-    assert table[quality][:3] == [f"{mean['bpp']:.4f}", f"{mean['psnr']:.2f}", f"{mean['ms_ssim']:.4f}"]
+    beside = [curves[name].db_at(mean["bpp"]) for name in BESIDE]
+    assert table[quality] == [f"{mean['bpp']:.4f}", f"{mean['psnr']:.2f}", f"{mean['ms_ssim']:.4f}",
+                              *("" if db is None else f"{db:.2f}" for db in beside)]
+
+
+def test_the_columns_of_published_curves_in_the_readme_are_marked(results):
+  kinds = {curve["name"]: curve["kind"] for curve in results["curves"]}
+  wanted = [f"{name} †" if kinds[name] == "published" else name for name in BESIDE]
+  header, = re.findall(r"^\| quality \| nano, bpp .*$", (ROOT / "README.md").read_text(), re.M)
+  assert [cell.strip() for cell in header.split("|")[5:-1]] == wanted
 
 
 def test_every_file_is_within_1_percent_and_48_bytes_of_its_estimate(entries):
@@ -45,7 +62,7 @@ def test_every_file_is_within_1_percent_and_48_bytes_of_its_estimate(entries):
 
 
 def test_every_slice_raises_the_mean_psnr_and_the_table_of_it_is_that_of_the_results(entries):
-  table = rows("docs/evaluation.md", r"^\| [1-6] \| \d{4,5}, .*$")
+  table = rows("docs/benchmarks/kodak.md", r"^\| [1-6] \| \d{4,5}, .*$")
   for quality in QUALITIES:
     arrivals = entries[quality]["progressive_mean"][1:]
     assert all(before["psnr"] < after["psnr"] for before, after in zip(arrivals, arrivals[1:]))
@@ -53,21 +70,32 @@ def test_every_slice_raises_the_mean_psnr_and_the_table_of_it_is_that_of_the_res
 
 
 def test_the_bd_rates_of_the_readme_are_those_of_the_results(results):
-  of = {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
-        for curve in results["curves"] if curve["metric"] == "psnr"}
-  readme = (ROOT / "README.md").read_text()
-  for anchor, before in (("JPEG 4:2:0", ""), ("WebP", "`--anchor WebP` "), ("AVIF 4:4:4", '`--anchor "AVIF 4:4:4"` ')):
-    assert f"{before}{bd_rate(of['nano'], of[anchor])['percent']:.1f} %" in readme
+  curves = psnr_curves(results)
+  row, = re.findall(r"^\| BD-rate of nano \|.*$", (ROOT / "README.md").read_text(), re.M)
+  cells = [cell.strip() for cell in row.split("|")[5:-1]]
+  assert cells == [f"{bd_rate(curves['nano'], curves[name])['percent']:+.1f} %" for name in BESIDE]
+
+
+def test_the_bd_rates_on_the_page_of_kodak_are_those_of_the_results(results):
+  page = (ROOT / "docs" / "benchmarks" / "kodak.md").read_text()
+  found = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in re.findall(r"^\| [A-Z].* % \|.*$", page, re.M)}
+  for metric, column in (("psnr", 0), ("ms_ssim", 1)):
+    curves = {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
+              for curve in results["curves"] if curve["metric"] == metric}
+    for name in set(curves) - {"nano"}:
+      row = next((cells for label, cells in found.items() if label.split(",")[0] == name), None)
+      if row and row[column].strip():
+        assert row[column].strip() == f"{bd_rate(curves['nano'], curves[name])['percent']:+.1f} %", name
+  assert len(found) == 11
 
 
 def test_refining_saves_what_the_readme_says_and_no_picture_loses():
   found = json.loads((ROOT / "docs" / "results" / "nano_kodak_refined.json").read_text())
-  curves = {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
-            for curve in found["curves"] if curve["metric"] == "psnr"}
+  curves = psnr_curves(found)
   percent = bd_rate(curves["nano, refined 100"], curves["nano"])["percent"]
   assert percent <= -8 and f"{percent:.1f} %" in (ROOT / "README.md").read_text()
   of = {(entry["name"], entry["quality"]): entry for entry in found["checkpoints"]}
-  table = rows("docs/evaluation.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$")
+  table = rows("docs/benchmarks/kodak.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$")
   for quality in QUALITIES:
     (bpp, psnr), (fewer, better) = [(of[name, quality]["mean"]["bpp"], of[name, quality]["mean"]["psnr"])
                                     for name in ("nano", "nano, refined 100")]

@@ -1,4 +1,4 @@
-"""The entropy model as pure functions, and the lines of the README."""
+"""The entropy model as pure functions, and the examples of docs/research.md."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from mlic_jax.model.quantizers import Quantiser
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=("channel",),
                     channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
-README = Path(__file__).parents[2] / "README.md"
+RESEARCH = Path(__file__).parents[2] / "docs" / "research.md"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_what_code_makes_of_the_latents_of_a_picture_is_what_the_codec_makes_of_
 
 def test_the_relaxation_in_the_research_notes_codes(tmp_path, photograph):
   save_model(tmp_path / "small", SMALL, random_variables(SMALL))
-  text = (README.parent / "docs" / "research.md").read_text()
+  text = RESEARCH.read_text()
   code, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "soft_round" in block)
   space = {"image": photograph}
   code = code.replace("checkpoints/nano", str(tmp_path / "small")).replace("quality=3", "quality=2")
@@ -76,7 +76,7 @@ def test_the_relaxation_for_refining_in_the_research_notes_refines(tmp_path, pho
   config, lmbdas = dataclasses.replace(SMALL, num_rates=3), [0.002, 0.01, 0.05]
   save_model(tmp_path / "small", config, random_variables(config),
              training={"config": {"distortion": "mse", "lmbdas": lmbdas}})
-  text = (README.parent / "docs" / "research.md").read_text()
+  text = RESEARCH.read_text()
   code, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "cosine" in block)
   code = code.replace("checkpoints/nano", str(tmp_path / "small")).replace("steps=100", "steps=20")
   code = code.replace('"sigmoid", cosine', "cosine,")   # the first is compiled elsewhere
@@ -94,13 +94,13 @@ def test_new_parameters_have_the_structure_of_a_codec(variables):
   assert shapes(params) == shapes(variables["params"]["slices"])
 
 
-def test_the_lines_in_the_readme_compare_contexts(tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
-  blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_example_in_docs_research_compares_contexts(tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
+  blocks = re.findall(r"```python\n(.*?)```", RESEARCH.read_text(), re.DOTALL)
   code, = (block for block in blocks if "entropy_model" in block)
   save_image(tmp_path / "photo.png", photograph[:64, :64])
   monkeypatch.chdir(tmp_path)
   space = {}
-  exec(compile(code.replace("checkpoints/nano", str(tiny_checkpoint)), README.name, "exec"), space)
+  exec(compile(code.replace("checkpoints/nano", str(tiny_checkpoint)), RESEARCH.name, "exec"), space)
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[0] for line in lines] == ["local_checkerboard", "local_stacked"]
   untrained = space["fitted_bits"](("channel", "local_stacked"), steps=0)
