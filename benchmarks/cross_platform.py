@@ -209,7 +209,7 @@ def compare_picture(codec: Codec, recorded: dict[str, np.ndarray], batch: int) -
   kept = np.minimum(recorded["wanted"], list(map(distances_to_edges, recorded["places"], grids)))
   return dict(off=in_slices(off), share=in_slices(off / kept).max(axis=1),
               portable=in_slices(np.stack(rows) != recorded["rows"]).sum(axis=1),
-              plain=in_slices(np.stack([each.index for each in made]) != recorded["index"]).sum(axis=1),
+              plain=in_slices(np.stack([each.row for each in made]) != recorded["index"]).sum(axis=1),
               y_hat=y_error.max(axis=(0, 2)), levels=np.bincount(levels.ravel(), minlength=3))
 
 

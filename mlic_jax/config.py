@@ -84,7 +84,7 @@ class CodecConfig:
     return self.M // self.num_slices
 
   @property
-  def hyper_synthesis_widths(self) -> tuple[int, int]:
+  def hyper_synthesis_widths(self) -> tuple[int, ...]:
     """Hidden channels of h_s at 1/64 and 1/32 of the resolution."""
     return self.hyper_widths or (self.M, self.M * 3 // 2)
 
@@ -92,7 +92,7 @@ class CodecConfig:
     """A dict that survives JSON."""
     plain = lambda value: list(value) if isinstance(value, tuple) else value
     fields = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-    return fields | {"options": {name: plain(value) for name, value in self.options}}
+    return fields | {"options": {name: plain(value) for name, value in dict(self.options).items()}}
 
   @classmethod
   def from_dict(cls, fields: dict[str, Any]) -> "CodecConfig":

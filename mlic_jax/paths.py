@@ -53,7 +53,7 @@ def local_path(text: str | os.PathLike) -> Path:
   return Path(text)
 
 
-def readable(path: Path) -> Path | io.BytesIO:
+def readable(path: Path) -> "Path | NamedBytes":
   """What Pillow and NumPy open: a local path as it is, a remote file as its content, with its name."""
   return NamedBytes(path.read_bytes(), str(path)) if is_remote(path) else path
 

@@ -61,7 +61,7 @@ def advance(module, variables, k, hyper, state, symbols):
 @shape_cached(size=0)
 def rows(prior):
   """Rows of the coding table for files that are not portable."""
-  return prior.index
+  return prior.row
 
 
 @shape_cached(size=3, module=0, describe=registry.described)

@@ -19,7 +19,9 @@ def list_files(folder: str | os.PathLike, wanted: Callable[[str], bool]) -> list
   if is_remote(folder):
     return sorted(path for path in files_below(as_path(folder))
                   if wanted(path.name) and not path.name.startswith("."))
-  found, seen, folders, links = [], set(), [Path(folder)], []
+  found: list[Path] = []
+  seen: set[tuple[int, int]] = set()
+  folders, links = [Path(folder)], list[Path]()
   while folders or links:
     if not folders:
       links.sort(reverse=True)
@@ -29,8 +31,8 @@ def list_files(folder: str | os.PathLike, wanted: Callable[[str], bool]) -> list
     if (status.st_dev, status.st_ino) in seen:
       continue
     seen.add((status.st_dev, status.st_ino))
-    with os.scandir(here) as entries:
-      entries = [entry for entry in entries if not entry.name.startswith(".")]
+    with os.scandir(here) as scanned:
+      entries = [entry for entry in scanned if not entry.name.startswith(".")]
     if here != Path(folder) and any(entry.name == MEASUREMENTS for entry in entries):
       continue
     for entry in entries:

@@ -10,7 +10,7 @@ import io
 import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -40,8 +40,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 # The formats save_image writes, all of them without loss.
 DEFLATED_TIFF = ("TIFF", {"compression": "tiff_deflate"})
-LOSSLESS = {".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".bmp": ("BMP", {}),
-            ".tif": DEFLATED_TIFF, ".tiff": DEFLATED_TIFF}
+LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".bmp": ("BMP", {}),
+    ".tif": DEFLATED_TIFF, ".tiff": DEFLATED_TIFF}
 
 
 AnyPicture = Image.Image | np.ndarray  # or an array of jax; see as_picture
@@ -54,12 +55,12 @@ class Picture(NamedTuple):
   other_colour: str = ""       # what else the file says of its colours, in words: "gAMA and cHRM"
 
 
-def load_image(path: str | os.PathLike) -> np.ndarray:
+def load_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
   """The picture at `path`, (H, W, 3) uint8; ImageError when it is broken or holds more than 8-bit RGB."""
   return load_picture(path).image
 
 
-def load_picture(path: str | os.PathLike, pixels_max: int = PIXELS_MAX) -> Picture:
+def load_picture(path: str | os.PathLike | IO[bytes], pixels_max: int = PIXELS_MAX) -> Picture:
   """The picture at `path` (or in a file object) and its colour; ImageError as in `load_image`, and above `pixels_max`.
 
   The profile of a greyscale picture does not describe the RGB that the picture becomes, and is left out.

@@ -24,7 +24,7 @@ class Photograph(NamedTuple):
   """A photograph that is decoded when it is asked for: reduction -> (H, W, 3) uint8, sides divided by it and rounded
   up. ImageError when it is broken."""
   header: Header
-  decode: Callable[[int], np.ndarray]
+  decode: Callable[..., np.ndarray]
 
 
 class Photographs:
@@ -49,7 +49,8 @@ class Photographs:
     if header is None:
       file = self._unless_broken(index, self.source.file, index)
       header = self._headers[index] = self._unless_broken(index, read_header, file)
-    return Photograph(header, lambda reduction=1: self._decode(index, reduction, file))
+    decode_reduced: Callable[..., np.ndarray] = lambda reduction=1: self._decode(index, reduction, file)
+    return Photograph(header, decode_reduced)
 
   def _decode(self, index: int, reduction: int, file) -> np.ndarray:
     image = self._cache.get((index, reduction))
@@ -104,7 +105,7 @@ def decode(file, reduction: int = 1) -> np.ndarray:
     return load_image(file)
   try:
     with open_picture(file) as image:
-      image.draft(image.mode, tuple(side // reduction for side in image.size))
+      image.draft(image.mode, (image.width // reduction, image.height // reduction))
       return np.asarray(upright(image).convert("RGB"))
   except Exception as error:
     raise ImageError(f"{file}: cannot be read as an image ({reason(file, error)})") from error

@@ -76,9 +76,9 @@ def split(data_dir: str, eval_dir: str, holdout_every: int,
   train, held_out = [], []
   for source, weight in sources:
     is_held_out = np.array([_hash(source.key(i)) % holdout_every == 0 for i in range(len(source))])
-    train.append(WeightedSource(source.take(np.flatnonzero(~is_held_out)), weight))
+    train.append(WeightedSource(source.take(np.flatnonzero(~is_held_out).tolist()), weight))
     if is_held_out.any():
-      held_out.append(source.take(np.flatnonzero(is_held_out)))
+      held_out.append(source.take(np.flatnonzero(is_held_out).tolist()))
   for what, left in (("evaluation", held_out), ("training", [source for source, _ in train])):
     if not sum(map(len, left)):
       count = sum(len(source) for source, _ in sources)
@@ -211,7 +211,8 @@ def training_batches(mixture: Mixture, *, seed: int, batch_size: int, sizes: Cro
   def read(place: int, drawn: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     """Crop number `place` of the run, and what was broken instead of it."""
     part, index = drawn
-    photographs, problems = mixture.parts[part], []
+    photographs = mixture.parts[part]
+    problems: list[str] = []
     crop_size = crop_size_at(sizes, place // batch_size)
     for attempt in range(MOST_REDRAWS):
       # One generator an attempt: it must not matter whether this process knew already that a photograph is broken.

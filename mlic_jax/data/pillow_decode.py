@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # whatever the extension says
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
@@ -57,7 +57,7 @@ def without_pillow_s_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = _limit
 
 
-def open_picture(file, formats: tuple[str, ...] | None = FORMATS) -> Image.Image:
+def open_picture(file, formats: tuple[str, ...] | None = FORMATS) -> ImageFile.ImageFile:
   """Image.open, of a path or of a file object, with the limit lifted; what is decoded later, `load` decodes."""
   with without_pillow_s_limit():
     return Image.open(file, formats=formats)
@@ -146,7 +146,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 def scale_transparent_grey(image: Image.Image) -> None:
   """A transparent grey of a PNG with 2 or 4 bits is one of 4 or 16 levels, where Pillow has 256 of the picture."""
-  bits = {"L;2": 2, "L;4": 4}.get(next((args for *_, args in getattr(image, "tile", [])), None))
+  bits = {"L;2": 2, "L;4": 4}.get(next((args for *_, args in getattr(image, "tile", [])), ""))
   if image.format == "PNG" and bits and isinstance(image.info.get("transparency"), int):
     image.info["transparency"] *= 255 // (2**bits - 1)
 

@@ -93,7 +93,7 @@ class TfRecords:
   def __init__(self, instructions):
     self._places: list[tuple[str, int, int]] = []  # file, offset, length
     for each in instructions:
-      places = []
+      places: list[tuple[str, int, int]] = []
       with as_path(each.filename).open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)

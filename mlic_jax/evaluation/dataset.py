@@ -66,7 +66,7 @@ def _from_files(title: str, paths: dict[str, Path]) -> ImageSet:
 def _sample_folder() -> Path:
   """Where scikit-image keeps its images; not imported, which takes a second for nothing else."""
   package = importlib.util.find_spec("skimage")
-  if package is None:
+  if package is None or package.origin is None:
     raise ImageError("the sample photographs come with scikit-image, which is not installed; wanted --data")
   return Path(package.origin).parent / "data"
 

@@ -7,12 +7,15 @@ strides: both are matrix products here.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mlic_jax.kernels import winograd
 from mlic_jax.kernels.padding import zero_pad
+
+SETTINGS: Any = jax.config  # which declares no attributes
 
 # Positions that one matrix product sums over: its operands then stay in the cache of a core.
 BLOCK = 1024
@@ -24,7 +27,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) ->
   Padded by (size - 1) // 2 on each side, as PyTorch's models are: "SAME" would pad a 3x3 convolution of stride 2 on the
   right and bottom only. A kernel of even size is for stride 2, with which it halves the picture exactly. It is the
   platform that it is lowered for which decides how it is computed, not the one where it is traced."""
-  return _conv2d(x, kernel, bias, stride, jax.config.jax_default_matmul_precision)
+  return _conv2d(x, kernel, bias, stride, SETTINGS.jax_default_matmul_precision)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -34,7 +37,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   input is such a sum as well, and the taps of the kernel follow in a loop: 5x5 taps of their own compile in five times
   the time and run in three times (8 x 16 x 16 positions, 192 channels, one core). A TPU would read the picture again
   for every tap of such a sum, and has grouped convolutions of its own."""
-  return _depthwise_conv(x, kernel, jax.config.jax_default_matmul_precision)
+  return _depthwise_conv(x, kernel, SETTINGS.jax_default_matmul_precision)
 
 
 def padding(size: int) -> int:
@@ -67,12 +70,16 @@ def _depthwise_conv(x: jax.Array, kernel: jax.Array, precision: str | None) -> j
   return _depthwise_by_platform(x, kernel)
 
 
+def _depthwise_forward(x: jax.Array, kernel: jax.Array, precision: str | None):
+  return _depthwise_by_platform(x, kernel), (x, kernel)
+
+
 def _depthwise_backward(precision: str | None, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
   with jax.default_matmul_precision(precision):
     return _depthwise_gradients(*saved, dy)
 
 
-_depthwise_conv.defvjp(lambda x, kernel, _: (_depthwise_by_platform(x, kernel), (x, kernel)), _depthwise_backward)
+_depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 @jax.jit
@@ -82,7 +89,8 @@ def _depthwise_by_platform(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
   size, (_, h, w, _), padded = kernel.shape[0], x.shape, _padded(x, kernel)
-  return sum(padded[:, i:i + h, j:j + w] * kernel[i, j, 0] for i in range(size) for j in range(size))
+  total: Any = sum(padded[:, i:i + h, j:j + w] * kernel[i, j, 0] for i in range(size) for j in range(size))
+  return total
 
 
 def _padded(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -146,7 +154,7 @@ def _gradients_on_cpu(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: in
 def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
   """That of a strided convolution: every tap sends dy back to the positions that it had read."""
   size, pad = kernel.shape[0], padding(kernel.shape[0])
-  total = 0
+  total: Any = 0
   for i in range(size):
     for j in range(size):
       sent = jax.lax.dot_general(dy, kernel[i, j], (((3,), (1,)), ((), ())))
@@ -156,7 +164,7 @@ def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, st
   return total
 
 
-def _kernel_gradient(x: jax.Array, size: tuple[int, int], dy: jax.Array, stride: int) -> jax.Array:
+def _kernel_gradient(x: jax.Array, size: tuple[int, ...], dy: jax.Array, stride: int) -> jax.Array:
   """Every tap correlates what it had read with dy, summed block by block."""
   batch, h, w, features = dy.shape
   rows = _divisor(h, BLOCK // w)

@@ -11,6 +11,9 @@ On two cores that is 1.5 to 1.8 times as fast as a plain convolution. Filtering 
 multiplications again, but no less time, as the sums around the products grow, and has several times the rounding error.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,4 +78,6 @@ def kernel_gradient(of_taps: list[jax.Array]) -> jax.Array:
 
 def _combine(matrix: np.ndarray, terms: list[jax.Array]) -> list[jax.Array]:
   """The matrix times a vector of arrays."""
-  return [sum(np.asarray(factor, term.dtype) * term for factor, term in zip(row, terms) if factor) for row in matrix]
+  combined: Callable[[np.ndarray], Any] = lambda row: sum(
+      np.asarray(factor, term.dtype) * term for factor, term in zip(row, terms) if factor)
+  return [combined(row) for row in matrix]

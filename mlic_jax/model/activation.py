@@ -3,6 +3,8 @@
 Versions of XLA, and processors, have an erf and an erfc of their own each, and portable files have to survive where
 they differ (docs/coding.md).
 """
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +17,8 @@ Q = (1.0, 0.248719546, 0.0280293118, 0.00182651307, 7.09011244e-05, 1.24790431e-
 
 
 def _polynomial(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
-  *rest, total = coefficients
+  *rest, highest = coefficients
+  total: Any = highest  # an array from the next power on
   for coefficient in reversed(rest):
     total = total * x + coefficient
   return total

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
@@ -38,7 +39,8 @@ class Projection(nn.Module):
   With `live_outputs` the first so many channels of them."""
 
   @nn.compact
-  def __call__(self, x: jax.Array, live: jax.Array | None = None, live_outputs: int | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, live: jax.Array | np.ndarray | None = None,
+               live_outputs: int | None = None) -> jax.Array:
     channels = x.shape[-1]
     x = Conv(channels, 1, name="pointwise")(x, live, live_outputs)
     if live_outputs is not None:  # the parameters have their full shape

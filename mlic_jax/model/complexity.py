@@ -50,7 +50,8 @@ def describe(config: CodecConfig, height: int = 512, width: int = 768) -> list[P
   padded = [-(-side // multiple) * multiple for side in (height, width)]
   sizes, positions = _layers(config, *padded)
   y_positions = math.prod(padded) * 4**2 // multiple**2
-  parameters, macs = Counter(), Counter()
+  parameters: Counter[str] = Counter()
+  macs: Counter[str] = Counter()
   for path, size in sizes.items():
     part = path[0] if len(path) > 1 else "gains"
     parameters[part] += size
@@ -101,12 +102,12 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
   return [{path: int(size) for path, size in each.items()} for each in counts]
 
 
-def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, int], Counter]:
+def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, int], Counter[Path]]:
   """Sizes of all parameters outside the slice steps, and at how many positions each layer with a kernel is called.
 
   Where a layer changes the resolution these are the positions of its coarser side, the output of a strided convolution
   and the input of a transposed one: there every tap multiplies once."""
-  positions = Counter()
+  positions: Counter[Path] = Counter()
 
   def note(call, args, kwargs, context):
     out = call(*args, **kwargs)

@@ -7,6 +7,7 @@
 `config` has to be static under jax.jit; everything else may be traced.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ def init(config: CodecConfig, key: jax.Array) -> dict[str, Any]:
   """Parameters of all slices; their leading axis is the slice."""
   y = jax.ShapeDtypeStruct((1, 4, 4, config.M), jnp.float32)
   hyper = jax.ShapeDtypeStruct((1, 4, 4, 2 * config.M), jnp.float32)
-  return Slices(config).lazy_init(key, hyper, y, method="walk")["params"]
+  return Slices(config).lazy_init(key, hyper, y, method=Slices.walk)["params"]
 
 
 def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: jax.Array,
@@ -36,12 +37,13 @@ def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: ja
   quantiser = quantiser or (ROUNDING if key is None else NOISE)
   draws = quantiser.draws(key, y.shape)
   with jax.default_matmul_precision(PRECISION):
-    return Slices(config).apply({"params": params}, hyper, y, quantiser, draws, method="walk")
+    coded: Any = Slices(config).apply({"params": params}, hyper, y, quantiser, draws, method="walk")
+    return coded
 
 
 def latents(config: CodecConfig, variables: dict[str, Any], x: jax.Array,
             quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
   """y (B, h, w, M) and hyper (B, h, w, 2M) of pictures x (B, H, W, 3) in [0, 1], by the codec of `variables`."""
-  run = lambda *args, method: build(config).apply(variables, *args, method=method)
+  run: Callable[..., Any] = lambda *args, method: build(config).apply(variables, *args, method=method)
   y, z = run(x, quality, method="analyse")
   return y, run(run(z, method="round_z"), method="hyper")

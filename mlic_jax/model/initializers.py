@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.struct
 import jax
@@ -31,8 +32,8 @@ class PendingNormal(nn.meta.AxisMetadata):
   def unbox(self) -> jax.Array:
     return self.deviation
 
-  def replace_boxed(self, value: jax.Array) -> "PendingNormal":
-    return self.replace(deviation=value)
+  def replace_boxed(self, value: Any) -> Any:
+    return PendingNormal(value)
 
   def add_axis(self, index: int, params: dict) -> "PendingNormal":
     return self

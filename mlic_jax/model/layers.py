@@ -19,7 +19,7 @@ from mlic_jax.model.straight_through import lower_bound
 RESIDUAL_INIT, RESAMPLING_INIT = 0.1, 0.3
 
 
-def live_lecun_normal(live: jax.Array | None, scale: float = 1.0):
+def live_lecun_normal(live: jax.Array | np.ndarray | None, scale: float = 1.0):
   """LeCun's normal initialiser over the inputs that can be non-zero; kernels of the others start at zero.
 
   The step of slice k is built for the full width of y, of which only the decoded slices are ever non-zero: with the
@@ -242,7 +242,7 @@ class ConvStack(nn.Module):
   kernel_size: int = 3
 
   @nn.compact
-  def __call__(self, x: jax.Array, live: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, live: jax.Array | np.ndarray | None = None) -> jax.Array:
     for i, features in enumerate(self.features):
       x = Conv(features, self.kernel_size, name=f"conv{i}")(gelu(x) if i else x, live if i == 0 else None)
     return x

@@ -17,5 +17,6 @@ def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ..
     return module.param(name, init, shape)
   value = nn.meta.unbox(module.get_variable("params", name))
   if value.shape != shape:
+    assert module.scope is not None  # as it is in a module that is applied
     raise errors.ScopeParamShapeError(name, module.scope.path_text, shape, value.shape)
   return value

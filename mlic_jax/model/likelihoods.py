@@ -32,7 +32,7 @@ def bits(likelihood: jax.Array) -> jax.Array:
   return -jnp.log2(lower_bound(likelihood, LIKELIHOOD_MIN))
 
 
-def gaussian_bits(v: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
+def gaussian_bits(v: jax.Array, mean: jax.Array | float, scale: jax.Array) -> jax.Array:
   """Bits of v under N(mean, scale) convolved with the unit uniform, per element; broadcasts. scale >= SCALE_MIN."""
   v = jnp.abs(v - mean)  # both terms in the left tail, where the difference keeps its digits
   cdf = lambda t: 0.5 * jax.lax.erfc(-(2**-0.5) * t)

@@ -187,4 +187,5 @@ def unrolled_and_rolled(model: MLIC) -> tuple[MLIC, MLIC]:
   config = model.config
   if config.scan_unroll or config.num_slices == 1:
     return model, model
-  return tuple(model.clone(config=dataclasses.replace(config, scan_unroll=count)) for count in (config.num_slices, 1))
+  with_unroll = lambda count: model.clone(config=dataclasses.replace(config, scan_unroll=count))
+  return with_unroll(config.num_slices), with_unroll(1)

@@ -28,7 +28,10 @@ class Quantiser(NamedTuple):
     None when the quantiser needs none."""
     if self.draw is None:
       return None
-    draw_one = lambda place: self.draw(jax.random.fold_in(key, place), shape[1:])
+    if key is None:
+      raise ValueError("this quantizer draws random numbers; wanted a key, None came")
+    draw = self.draw
+    draw_one = lambda place: draw(jax.random.fold_in(key, place), shape[1:])
     return jax.vmap(draw_one)(first + jnp.arange(shape[0]))
 
 

@@ -65,13 +65,13 @@ def described(module: Any) -> str | None:
 def options(config: CodecConfig, module: ModuleType) -> dict[str, Any]:
   """The settings of a part: its OPTIONS, with those of `config.options` that it knows in their place."""
   own = getattr(module, "OPTIONS", {})
-  return own | {name: value for name, value in config.options if name in own}
+  return own | {name: value for name, value in dict(config.options).items() if name in own}
 
 
 def check_options(config: CodecConfig, modules: list[ModuleType]) -> None:
   """PartError when a setting of `config.options` is none of any part's, or of another kind than its default."""
   known = {name: default for module in modules for name, default in getattr(module, "OPTIONS", {}).items()}
-  for name, value in config.options:
+  for name, value in dict(config.options).items():
     if name not in known:
       raise PartError(f"options has {name!r}, which no part of this codec reads; they read {sorted(known)}")
     if (wanted := type(known[name])) in (bool, int) and type(value) is not wanted:

@@ -33,7 +33,7 @@ class Prior(NamedTuple):
   keep: jax.Array | None = None   # above 0 where an element is coded, see selection.py; None: all are
 
   @property
-  def index(self) -> jax.Array:
+  def row(self) -> jax.Array:
     """int32 row of the coding table for each element."""
     return scale_index(self.scale)
 
@@ -159,8 +159,8 @@ class SliceStep(nn.Module):
     return context(refs) if is_active is True else jnp.where(is_active, context(refs), 0.0)
 
   def _prior(self, of_pass: str, k, features: list[jax.Array], speakers: list[nn.Module]) -> Prior:
-    live = [jnp.broadcast_to(contexts.is_active(c, k), (c.features,)) for c in speakers]
-    live = jnp.concatenate([*live, jnp.ones(features[-1].shape[-1], bool)])
+    active = [jnp.broadcast_to(contexts.is_active(c, k), (c.features,)) for c in speakers]
+    live = jnp.concatenate([*active, jnp.ones(features[-1].shape[-1], bool)])
     out = getattr(self, f"entropy_{of_pass}")(jnp.concatenate(features, axis=-1), live)
     scale, mean = jnp.split(out, 2, axis=-1)
     scale, keep = lower_bound(scale, SCALE_MIN), None
@@ -228,8 +228,9 @@ class Slices(nn.Module):
         steps.append(coded)
       return y_hat, jax.tree.map(lambda *each: jnp.stack(each), *steps)
 
-    inputs = (self.get_variable("params", "steps"), jnp.arange(count), split(y), jax.tree.map(split, draws),
-              None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived)
+    arrived = None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived  # (slices, B)
+    steps: Any = self.get_variable("params", "steps")
+    inputs = steps, jnp.arange(count), split(y), jax.tree.map(split, draws), arrived
     walk = rolled if unroll < count else at_once
     if walk is rolled and not self.config.scan_unroll and quantiser is not ROUNDING:
       # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
@@ -238,8 +239,8 @@ class Slices(nn.Module):
     bits = gaussian_bits(counted, 0.0, prior.scale)  # of all slices at once, which compiles once
     if prior.keep is not None:
       bits = jnp.where(prior.keep > 0, bits, 0.0)
-    if num_arrived is not None:
-      bits = jnp.where(inputs[-1][:, :, None, None, None], bits, 0.0)
+    if arrived is not None:
+      bits = jnp.where(arrived[:, :, None, None, None], bits, 0.0)
     return Coded(y_hat, *jax.tree.map(lambda t: jnp.moveaxis(t, 0, -2).reshape(y.shape), (bits, *prior)))
 
   def run(self, method: str, k, *args):
@@ -250,7 +251,8 @@ class Slices(nn.Module):
   def initial_state(self, hyper: jax.Array) -> State:
     """The state before the first pass of the first slice."""
     decoded = jnp.zeros((*hyper.shape[:-1], self.config.M))
-    return self.step.apply({}, decoded, method="empty_state")
+    state: Any = self.step.apply({}, decoded, method="empty_state")
+    return state
 
 
 def _apart(stacked: Any, count: int) -> list[Any]:

@@ -1,9 +1,11 @@
 """Compiled functions are kept on disk, so that the second run of a program starts in seconds."""
 import errno
 import os
+from typing import Any
 
 import jax
 
+SETTINGS: Any = jax.config  # which declares no attributes
 VARIABLE = "MLIC_JAX_CACHE"
 MIN_COMPILE_SECONDS = 0.1  # what compiles faster is not worth a file
 
@@ -33,7 +35,7 @@ def enable() -> None:
   To be called before anything is compiled: jax decides at the first compilation. A directory that jax was already
   given (JAX_COMPILATION_CACHE_DIR) is left alone.
   """
-  if jax.config.jax_compilation_cache_dir or not (path := folder()):
+  if SETTINGS.jax_compilation_cache_dir or not (path := folder()):
     return
   jax.config.update("jax_compilation_cache_dir", path)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

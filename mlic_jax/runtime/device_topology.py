@@ -66,7 +66,9 @@ class Footprint(NamedTuple):
 
   @classmethod
   def of(cls, compiled: jax.stages.Compiled) -> "Footprint":
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    memory: Any = compiled.memory_analysis()  # the compiler for TPUs has all three
+    cost: Any = compiled.cost_analysis()
+    text = compiled.as_text() or ""
     return cls(memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes,
                memory.alias_size_in_bytes, memory.generated_code_size_in_bytes, memory.peak_memory_in_bytes,
                cost["flops"], cost["bytes accessed"], hlo_analysis.cycles(text), hlo_analysis.collectives(text))
@@ -130,7 +132,8 @@ def largest_batch(takes: Callable[[int], float], room: float) -> tuple[int, dict
 
   takes(batch) compiles, for minutes; memory is nearly a straight line in the batch, which says what to try next."""
   tried: dict[int, float] = {}
-  low, high, batch = 0, math.inf, 1
+  low, batch = 0, 1
+  high: Any = math.inf
   while high - low > 1:
     tried[batch] = takes(batch)
     low, high = (batch, high) if tried[batch] <= room else (low, batch)

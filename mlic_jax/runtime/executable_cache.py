@@ -32,6 +32,7 @@ from jax.experimental import serialize_executable
 from mlic_jax.atomic_io import write_whole
 from mlic_jax.runtime import compilation_cache, startup
 
+SETTINGS: Any = jax.config  # which declares no attributes
 CALLED_WHILE_TRACING = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "ml_dtypes")
 MOST_BYTES = 2**30   # in the folder; what was not used for longest goes first
 
@@ -46,13 +47,13 @@ def kept(function: Callable, name: str, described: str | None, jit: Callable = j
     jit: jax.jit, or parallel.on_all_devices.
     options: of `jit`. Static arguments are told apart by what they print as.
   """
-  if described is None or startup.code is None or not jax.config.jax_enable_compilation_cache:
+  if described is None or startup.code is None or not SETTINGS.jax_enable_compilation_cache:
     return jit(function, **options)
   if jax.default_backend() != "cpu" or jax.process_count() > 1:
     return jit(function, **options)
   if jit is jax.jit and jax.device_count() > 1:   # jax 0.10 reads such a program for all devices
     return jit(function, **options)
-  if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # of single operations
+  if SETTINGS.jax_disable_jit or SETTINGS.jax_debug_nans or SETTINGS.jax_debug_infs:  # of single operations
     return jit(function, **options)
   folder = _folder()
   return _Kept(function, name, described, jit, options, folder) if folder else jit(function, **options)
@@ -68,7 +69,8 @@ class _Kept:
     # Another name, so that jax's cache does not have it from a process that keeps no programs: see _compiled.
     of_its_own.__name__ = of_its_own.__qualname__ = f"kept_{name.rpartition('.')[2]}"
     self._jitted, self._described, self._options = jit(of_its_own, **options), (name, described), options
-    self._folder, self._static, self._programs = folder, options.get("static_argnums", ()), {}
+    self._folder, self._static = folder, options.get("static_argnums", ())
+    self._programs: dict[Any, Callable] = {}
 
   def __call__(self, *args):
     dynamic, leaves, signature = self._taken_apart(args)
@@ -192,7 +194,7 @@ def _read(path: str) -> Callable | None:
   return program
 
 
-def _write(path: str, program: Callable) -> None:
+def _write(path: str, program: jax.stages.Compiled) -> None:
   """What cannot be written out is compiled in every process, and so is what a full disk does not take."""
   try:
     content = pickle.dumps(serialize_executable.serialize(program))

@@ -25,7 +25,8 @@ def cycles(text: str) -> int:
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
   """{kind: (how many, bytes of their results)}."""
-  parts, found = computations(text), {}
+  parts = computations(text)
+  found: dict[str, tuple[int, int]] = {}
   for name, times in runs(text).items():
     for result, kind, _ in COLLECTIVE.findall(parts[name]):
       count, size = found.get(kind, (0, 0))
@@ -37,7 +38,8 @@ def runs(text: str) -> Counter[str]:
   """How often each computation runs: the entry, bodies of loops and what is called. What is fused runs inside of these.
 
   Of a condition, every branch counts; a loop whose length is not a constant counts once."""
-  parts, found = computations(text), Counter()
+  parts = computations(text)
+  found: Counter[str] = Counter()
 
   def add(name: str, times: int) -> None:
     found[name] += times

@@ -35,7 +35,8 @@ class ShapeCache:
     self._describe = describe
     self._function, self._size, self._module = function, size, module
     self._static = tuple(place for place in (module, static) if place is not None)
-    self._kept, self._lock = collections.OrderedDict(), threading.Lock()
+    self._kept: collections.OrderedDict[tuple, _OneAtFirst] = collections.OrderedDict()
+    self._lock = threading.Lock()
 
   def __call__(self, *args):
     return self._for(args)(*args)
@@ -74,7 +75,8 @@ class _OneAtFirst:
   """A function that compiles when it is called first: of threads that come then, one compiles, and the others wait."""
 
   def __init__(self, function: Callable, static: tuple[int, ...]):
-    self._function, self._static, self._met, self._lock = function, static, set(), threading.Lock()
+    self._function, self._static, self._lock = function, static, threading.Lock()
+    self._met: set[tuple] = set()
 
   def __call__(self, *args):
     static = tuple(args[place] for place in self._static)

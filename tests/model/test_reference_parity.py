@@ -74,7 +74,7 @@ def passes(case):
     other_symbols = jnp.round(pack(y_slice, False) - others.mean)
     state, seen_other_lrp = run(state, other_symbols, method="finish_slice")
     seen = [s["intermediates"] for s in (seen_prior, seen_lrp, seen_other_prior, seen_other_lrp)]
-    coded = [(anchor_symbols, anchors.index), (other_symbols, others.index)]
+    coded = [(anchor_symbols, anchors.row), (other_symbols, others.row)]
     return state, coded, seen
 
   state, symbols, indexes = apply(hyper, method="initial_state"), [], []

@@ -29,7 +29,7 @@ class ContextInputs(NamedTuple):
   k: jax.Array | int
   hyper: jax.Array          # (B, h, w, 2M) from h_s: M channels about scales, then M about means
   decoded: jax.Array        # (B, h, w, M) y_hat of slices 0..k-1, zeros beyond
-  live: jax.Array           # (M,) bool, True on the channels of slices 0..k-1; a NumPy array when k is an int
+  live: jax.Array | np.ndarray   # (M,) bool, True on the channels of slices 0..k-1; a NumPy array when k is an int
   previous: jax.Array       # (B, h, w, Cs) y_hat of slice k-1, zeros for k = 0
   anchor: jax.Array | None  # (B, h, w, Cs) y_hat of slice k on its anchors, zeros elsewhere; None in the anchor pass
 

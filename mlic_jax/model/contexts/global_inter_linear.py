@@ -1,5 +1,8 @@
 """Inter-slice global context by linear attention (MLIC++, section 3)."""
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -17,7 +20,7 @@ class Context(nn.Module):
   """What slices 0..k-1 say about slice k from anywhere in the picture; one head per slice of y."""
   config: CodecConfig
   needs = ("decoded",)
-  attention = staticmethod(linear_attention)
+  attention: ClassVar[Callable[..., jax.Array]] = staticmethod(linear_attention)
 
   @property
   def features(self) -> int:

@@ -8,6 +8,7 @@ carried from one to the other; the setting `hyper_values` has both readings.
 import sys
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
@@ -43,19 +44,23 @@ class Context(nn.Module):
   @nn.compact
   def __call__(self, refs: ContextInputs) -> jax.Array:
     guide = refs.hyper[..., self.config.M:]
-    return self._of_anchors(guide, refs.anchor) if self.needs else self._of_hyper(guide)
+    if not self.needs:
+      return self._of_hyper(guide)
+    assert refs.anchor is not None  # it is in what this context needs
+    return self._of_anchors(guide, refs.anchor)
 
   def _of_hyper(self, guide: jax.Array) -> jax.Array:
     b, h, w, _ = guide.shape
     q, k, v = (Projection(name=name)(guide) for name in ("queries", "keys", "values"))
-    turn, x = turns(self.config, h, w), 0.0
+    turn = turns(self.config, h, w)
+    x: jax.Array | float = 0.0
     for asking in (True, False):
       of = lambda t, anchors: pack(t, anchors).reshape(b, h * w // 2, -1)
       attended = linear_attention(of(q, asking), of(k, not asking), of(v, not asking), NUM_HEADS,
                                   turn(asking), turn(not asking))
       x = x + unpack(attended.reshape(b, h, w // 2, -1), asking)
-    x = Conv(self.features, name="reprojection")(x)
-    return reweighted(self.config, x + Gate(name="gate")(nn.LayerNorm(name="norm")(x)))
+    out = Conv(self.features, name="reprojection")(jnp.asarray(x))
+    return reweighted(self.config, out + Gate(name="gate")(nn.LayerNorm(name="norm")(out)))
 
   def _of_anchors(self, guide: jax.Array, anchor: jax.Array) -> jax.Array:
     h, w = anchor.shape[1:3]

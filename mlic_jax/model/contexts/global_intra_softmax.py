@@ -42,6 +42,7 @@ class Context(nn.Module):
 
   @nn.compact
   def __call__(self, refs: ContextInputs) -> jax.Array:
+    assert refs.anchor is not None  # it is in what this context needs
     h, w = refs.anchor.shape[1:3]
     q = one_parity("queries", refs.previous, anchors=False)
     k = one_parity("keys", refs.previous, anchors=True)

@@ -63,6 +63,7 @@ class Context(nn.Module):
 
   @nn.compact
   def __call__(self, refs: ContextInputs) -> jax.Array:
+    assert refs.anchor is not None  # it is in what this context needs
     size, (b, h, w, c) = self.config.window_size, refs.anchor.shape
     rotary = options(self.config, sys.modules[__name__])["rotary"]
     is_anchor = nonanchor_windows(anchor_mask(h, w)[..., None], size)[..., 0]       # (h, w/2, place)

@@ -20,5 +20,6 @@ class Context(nn.Module):
 
   @nn.compact
   def __call__(self, refs: ContextInputs) -> jax.Array:
+    assert refs.anchor is not None  # it is in what this context needs
     x = CheckerboardConv(self.features, self.config.window_size, name="conv")(refs.anchor)
     return pack(x, anchors=False)

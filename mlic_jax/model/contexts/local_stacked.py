@@ -25,6 +25,7 @@ class Context(nn.Module):
 
   @nn.compact
   def __call__(self, refs: ContextInputs) -> jax.Array:
+    assert refs.anchor is not None  # it is in what this context needs
     x = refs.anchor
     for i in range(NUM_CONVS):
       x = CheckerboardConv(self.features, self.config.window_size, name=f"conv{i}")(gelu(x) if i else x)

@@ -29,7 +29,7 @@ def find(name: str) -> ModuleType:
   return registry.find(name, __name__, WANTED)
 
 
-def three_widths(config: CodecConfig, default: tuple[int, int, int]) -> tuple[int, int, int]:
+def three_widths(config: CodecConfig, default: tuple[int, int, int]) -> tuple[int, ...]:
   """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths or the default. ValueError for another number."""
   if len(config.widths) not in (0, 3):
     raise ValueError(f"widths={config.widths}, three widths are wanted (at 1/2, 1/4 and 1/8) or ()")

@@ -16,7 +16,7 @@ from mlic_jax.model.transforms import three_widths
 STRIDE = 16
 
 
-def widths(config: CodecConfig) -> tuple[int, int, int]:
+def widths(config: CodecConfig) -> tuple[int, ...]:
   """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or N each."""
   return three_widths(config, (config.N,) * 3)
 

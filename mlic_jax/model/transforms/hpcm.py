@@ -21,7 +21,7 @@ BLOCKS = (2, 2, 4)        # at 1/2, 1/4 and 1/8 of the resolution
 KERNELS = (4, 2, 2, 2)    # of the resamplings, from fine to coarse
 
 
-def widths(config: CodecConfig) -> tuple[int, int, int]:
+def widths(config: CodecConfig) -> tuple[int, ...]:
   """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or those of the paper."""
   return three_widths(config, WIDTHS)
 

@@ -69,7 +69,7 @@ class Synthesis(nn.Module):
     return pixel_shuffle(Linear(dct_basis(fine).T, name="blocks8")(x.astype(jnp.float32)), 8) + 0.5
 
 
-def widths(config: CodecConfig) -> tuple[int, int]:
+def widths(config: CodecConfig) -> tuple[int, ...]:
   """Channels at 1/8 and at 1/16 of the resolution: config.widths, or (N, M)."""
   if len(config.widths) not in (0, 2):
     raise ValueError(f"widths={config.widths}, two widths are wanted (at 1/8 and 1/16) or ()")
