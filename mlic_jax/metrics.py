@@ -74,14 +74,14 @@ def ms_ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     raise ValueError(f"MS-SSIM of {x.shape[1]}x{x.shape[2]} pixels; wanted at least "
                      f"{MS_SSIM_MIN_SIDE} on each side")
   x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-  factors = []
+  of_scales = []
   for scale in range(len(SCALE_WEIGHTS)):
     if scale:
       x, y = _halve(x), _halve(y)
     luminance, contrast_structure = _ssim_maps(x, y)
     coarsest = scale == len(SCALE_WEIGHTS) - 1
-    factors.append(jnp.mean(luminance * contrast_structure if coarsest else contrast_structure, axis=(1, 2)))
-  factors = jnp.stack(factors, axis=-1)                  # (B, 3, scales)
+    of_scales.append(jnp.mean(luminance * contrast_structure if coarsest else contrast_structure, axis=(1, 2)))
+  factors = jnp.stack(of_scales, axis=-1)                # (B, 3, scales)
   positive = factors > 1e-6                              # the slope of v**0.0448 has no bound at 0
   powers = jnp.where(positive, jnp.where(positive, factors, 1.0)**SCALE_WEIGHTS, 0.0)
   return jnp.mean(jnp.prod(powers, axis=-1), axis=-1)
@@ -111,8 +111,8 @@ def _gaussian_window(x: jax.Array) -> jax.Array:
   window = np.exp(-offsets**2 / (2 * WINDOW_SIGMA**2))
   for axis in (1, 2):
     size = x.shape[axis] - WINDOW_SIZE + 1
-    x = sum(jax.lax.slice_in_dim(x, i, i + size, axis=axis) * float(weight)
-            for i, weight in enumerate(window / window.sum()))
+    x = jnp.asarray(sum(jax.lax.slice_in_dim(x, i, i + size, axis=axis) * float(weight)
+                        for i, weight in enumerate(window / window.sum())))
   return x
 
 

@@ -57,9 +57,10 @@ def bd_rate(curve: Curve, anchor: Curve, method: str = BD_METHOD) -> dict[str, A
   too little of their ranges of dB. `bd_db` alone is None when the rates do not overlap.
   """
   low, high = _overlap(curve.db, anchor.db)
-  result = {"curve": curve.name, "kind": curve.kind, "checkpoint": curve.name if curve.kind == "checkpoint" else None,
-            "anchor": anchor.name, "metric": curve.metric, "percent": None, "method": method, "overlap_db": None,
-            "reason": _reason(curve, anchor, method), "bd_db": None, "overlap_bpp": None}
+  result: dict[str, Any] = {
+    "curve": curve.name, "kind": curve.kind, "checkpoint": curve.name if curve.kind == "checkpoint" else None,
+    "anchor": anchor.name, "metric": curve.metric, "percent": None, "method": method, "overlap_db": None,
+    "reason": _reason(curve, anchor, method), "bd_db": None, "overlap_bpp": None}
   if result["reason"]:
     return result
   if method == "cubic":

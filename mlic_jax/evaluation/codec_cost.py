@@ -15,7 +15,7 @@ from mlic_jax.model.complexity import ENCODER_ONLY, describe
 
 
 def cost(name: str, config: CodecConfig, entries: Sequence[dict[str, Any]],
-         first_run: dict[str, float] | None) -> dict[str, Any]:
+         first_run: dict[str, float | None] | None) -> dict[str, Any]:
   """The cost block of a checkpoint; `entries` are its own in results.json.
 
   Parameters are the live ones and kMACs those of a 768x512 picture, see describe.py. encode_s and decode_s are means

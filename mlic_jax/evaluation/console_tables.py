@@ -40,8 +40,8 @@ def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate
     columns["encode s"] = lambda e: f"{e['mean']['encode_s']:.2f}"
     columns["decode s"] = lambda e: f"{e['mean']['decode_s']:.2f}"
   rate = "bpp_estimated" if estimate else "bpp"
-  for curve in beside:
-    columns[f"{curve.name} dB"] = lambda e, curve=curve: number(curve.db_at(e["mean"][rate]), ".2f")
+  level = lambda curve: lambda e: number(curve.db_at(e["mean"][rate]), ".2f")
+  columns |= {f"{curve.name} dB": level(curve) for curve in beside}
   return filled(title, columns, entries)
 
 

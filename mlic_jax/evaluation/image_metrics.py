@@ -43,6 +43,12 @@ class ImageResult:
   encode_s: float | None
   decode_s: float | None
 
+  @property
+  def file_bytes(self) -> int:
+    """`bytes` of a result that is not only estimated."""
+    assert self.bytes is not None
+    return self.bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Arrived:
@@ -61,6 +67,20 @@ class Coded(NamedTuple):
   bits: float | None               # by the likelihood of the model
   encode_s: float | None
   decode_s: float | None
+
+  @property
+  def file(self) -> bytes:
+    """`blob` of what is not only estimated."""
+    assert self.blob is not None
+    return self.blob
+
+  @property
+  def size(self) -> int:
+    """Bytes of the file, by the estimate where there is none."""
+    if self.blob is not None:
+      return len(self.blob)
+    assert self.bits is not None
+    return int(np.ceil(self.bits / 8))
 
 
 def code(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
@@ -152,8 +172,8 @@ def mean(results: Sequence[ImageResult]) -> dict[str, float | None]:
     return float(np.mean(values)) if values else None
 
   figures = {field: column(field) for field in ("bytes", "bpp", "bpp_estimated", "psnr")}
-  figures["psnr_of_pooled_mse"] = psnr_of_mse(np.average([result.mse for result in results],
-                                                         weights=[result.height * result.width for result in results]))
+  pooled_mse = np.average([result.mse for result in results], weights=[each.height * each.width for each in results])
+  figures["psnr_of_pooled_mse"] = psnr_of_mse(float(pooled_mse))
   figures["ms_ssim"] = column("ms_ssim")
   figures["ms_ssim_db_of_mean"] = None if figures["ms_ssim"] is None else ms_ssim_db(figures["ms_ssim"])
   figures["ms_ssim_mean_of_db"] = column("ms_ssim_db")

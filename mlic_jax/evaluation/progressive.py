@@ -41,12 +41,16 @@ class Arrivals:
     """The entries of a checkpoint in results.json with "progressive" in every image, and "progressive_mean"."""
     extended = []
     for entry in entries:
-      arrivals = [self._journal.arrivals(codec_key, self._pixels[image["name"]], entry["quality"])
-                  for image in entry["images"]]
+      arrivals = [self._measured(codec_key, image["name"], entry["quality"]) for image in entry["images"]]
       images = [{**image, "progressive": [dataclasses.asdict(each) for each in steps]}
                 for image, steps in zip(entry["images"], arrivals)]
       extended.append({**entry, "images": images, "progressive_mean": [mean(step) for step in zip(*arrivals)]})
     return extended
+
+  def _measured(self, codec_key: str, name: str, quality: float | None) -> list[Arrived]:
+    found = self._journal.arrivals(codec_key, self._pixels[name], quality)
+    assert found is not None  # `measure` added it
+    return found
 
 
 def arrive(codec, name: str, image: np.ndarray, quality: float | None, coded: Coded,
@@ -58,21 +62,22 @@ def arrive(codec, name: str, image: np.ndarray, quality: float | None, coded: Co
   """
   futures = []
   try:
-    for received, picture in codec.decode_progressively(coded.blob):
-      futures.append(workers.submit(compare, name, image, Coded(picture, coded.blob[:received], None, None, None)))
+    for received, picture in codec.decode_progressively(coded.file):
+      futures.append(workers.submit(compare, name, image, Coded(picture, coded.file[:received], None, None, None)))
   except BitstreamError as error:
     raise ReconstructionMismatch(f"{name} at quality {quality}, slice by slice: {error}") from error
-  if received != len(coded.blob) or not np.array_equal(picture, coded.reconstruction):
+  if received != len(coded.file) or not np.array_equal(picture, coded.reconstruction):
     raise ReconstructionMismatch(f"{name} at quality {quality}: decoded slice by slice, the whole file does not give "
                                  "the picture that it gives at once")
   results = [future.result() for future in futures]
-  return [Arrived(slices, result.bytes, result.bpp, result.psnr, result.ms_ssim)
+  bpp = lambda result: 8 * result.file_bytes / (result.height * result.width)
+  return [Arrived(slices, result.file_bytes, bpp(result), result.psnr, result.ms_ssim)
           for slices, result in enumerate(results)]
 
 
 def mean(arrived: Sequence[Arrived]) -> dict[str, float | None]:
   """Of images of which equally many slices have arrived, each counting once; MS-SSIM over those that have it."""
-  figures = {"slices": arrived[0].slices}
+  figures: dict[str, float | None] = {"slices": arrived[0].slices}
   for field in "bytes", "bpp", "psnr", "ms_ssim":
     values = [value for each in arrived if (value := getattr(each, field)) is not None]
     figures[field] = float(np.mean(values)) if values else None
@@ -84,11 +89,11 @@ def arrival_curves(named: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Cu
 
   named: (name of a checkpoint or of a family of single rates, its entries).
   """
-  curves = []
+  curves: list[Curve] = []
   for name, entries in named:
     prefix = f"{name}, " if len(named) > 1 else ""
     complete = Curve.of(entries, "published", name=f"{prefix}complete files")
-    curves += [complete] if len(entries) > 1 else []
+    curves += [complete] if complete is not None and len(entries) > 1 else []
     for entry in entries:
       label = entry["name"] if entry["quality"] is None else f"{prefix}quality {entry['quality']:g}"
       bpp, db = np.array([(each["bpp"], each["psnr"]) for each in entry["progressive_mean"]]).T

@@ -80,7 +80,7 @@ def _plots(results: dict[str, Any]) -> str:
 
 def _styles(curves: Sequence[Curve]) -> list[tuple[str, str, float]]:
   """Colour, dashes and width of every curve."""
-  counts, styles = {"checkpoint": 0, "baseline": 0, "published": 0}, []
+  counts, styles = {"checkpoint": 0, "baseline": 0, "published": 0}, list[tuple[str, str, float]]()
   for curve in curves:
     number = counts[curve.kind]
     counts[curve.kind] += 1

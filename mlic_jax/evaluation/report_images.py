@@ -45,7 +45,8 @@ class Pictures:
   def __init__(self, folder: Path, pixels: Mapping[str, str], baselines: Sequence[Baseline],
                sweep: Mapping[tuple[str, str], Mapping[int, ImageResult]], resume: bool = False):
     self._folder, self._pixels, self._baselines, self._sweep = folder, pixels, baselines, sweep
-    self._resume, self._drawn = resume, set()
+    self._resume = resume
+    self._drawn: set[tuple[str, str, float | None]] = set()
 
   def lacks(self, codec_key: str, name: str, quality: float | None) -> bool:
     """Whether a picture is wanted and not there."""
@@ -62,9 +63,8 @@ class Pictures:
     folder, stem = self._folder / slug(name), _stem(codec_key, quality)
     folder.mkdir(parents=True, exist_ok=True)
     window, bits = _middle(image), bits_of(image, quality)
-    size = int(np.ceil(coded.bits / 8)) if coded.blob is None else len(coded.blob)
-    other = beside and self._read(beside, name, quality)
-    tiles, scales = _bits_tiles(bits, window, other and other["bits_scale_bpp"])
+    other = self._read(beside, name, quality) if beside else None
+    tiles, scales = _bits_tiles(bits, window, other["bits_scale_bpp"] if other else None)
     record = {
         "key": self._key(codec_key, name), "height": window[0].stop - window[0].start,
         "width": window[1].stop - window[1].start, "cropped": image.shape[:2] != image[window].shape[:2],
@@ -75,7 +75,7 @@ class Pictures:
         "bits_stride": bits.stride,
         "bits_of_slices": [float(each) for each in bits.slices.sum((0, 1))], "bits_of_z": float(bits.z.sum()),
         "bits_scale_bpp": scales, "bits_places": [tiles.shape[0] // (1 + bits.slices.shape[-1]), tiles.shape[1]],
-        "baseline": self._baseline(folder, stem, name, image, window, size)}
+        "baseline": self._baseline(folder, stem, name, image, window, coded.size)}
     self._write(folder / f"{stem}.json", json.dumps(record).encode())
     self._drawn.add((codec_key, name, quality))
 
@@ -86,6 +86,7 @@ class Pictures:
       for result in entry["images"]:
         if result["name"] in self._pixels:
           record = self._read(codec_key, result["name"], entry["quality"])
+          assert record is not None  # `draw` wrote it
           figures = {field: result[field] for field in ("bytes", "bpp", "bpp_estimated", "psnr", "ms_ssim")}
           records.append({"image": result["name"], "checkpoint": entry["name"], "quality": entry["quality"],
                           "plain": (entry.get("refine") or {}).get("plain"), **figures,
@@ -120,9 +121,9 @@ class Pictures:
     baseline = baselines[best]
     quality, coded = _largest_within(baseline, sweeps[best], name, image, size)
     result = compare(name, image, coded)
-    image_format = open_picture(io.BytesIO(coded.blob), formats=None).format
+    image_format = open_picture(io.BytesIO(coded.file), formats=None).format
     if image_format in BROWSERS_SHOW and image[window].shape == image.shape:
-      picture = self._write(folder / f"{stem}-baseline.{BROWSERS_SHOW[image_format]}", coded.blob)
+      picture = self._write(folder / f"{stem}-baseline.{BROWSERS_SHOW[image_format]}", coded.file)
     else:
       picture = self._write(folder / f"{stem}-baseline.webp", _webp(coded.reconstruction[window]))
     return {"name": baseline.name, "quality": quality, "bytes": result.bytes, "bpp": result.bpp, "psnr": result.psnr,
@@ -146,8 +147,11 @@ def _stem(codec_key: str, quality: float | None) -> str:
 
 def _middle(image: np.ndarray) -> tuple[slice, slice]:
   """What is shown of an image: all of it, or SIDE pixels of its middle, from a multiple of PLACE on."""
-  starts = [max(side - SIDE, 0) // 2 // PLACE * PLACE for side in image.shape[:2]]
-  return tuple(slice(start, min(start + SIDE, side)) for start, side in zip(starts, image.shape[:2]))
+  def of_side(side: int) -> slice:
+    start = max(side - SIDE, 0) // 2 // PLACE * PLACE
+    return slice(start, min(start + SIDE, side))
+  height, width = image.shape[:2]
+  return of_side(height), of_side(width)
 
 
 def _webp(image: np.ndarray, quality: int = 92) -> bytes:
@@ -197,21 +201,21 @@ def _brightest(values: np.ndarray) -> float:
 
 def _psnr_at(sweep: Mapping[int, ImageResult], size: int) -> float | None:
   """Interpolated over log(bytes); None outside the sweep."""
-  points = sorted((np.log(result.bytes), result.psnr) for result in sweep.values())
+  points = sorted((np.log(result.file_bytes), result.psnr) for result in sweep.values())
   sizes, values = zip(*points)
   return float(np.interp(np.log(size), sizes, values)) if sizes[0] <= np.log(size) <= sizes[-1] else None
 
 
 def _smallest(sweep: Mapping[int, ImageResult]) -> float:
-  return min(result.bytes for result in sweep.values())
+  return min(result.file_bytes for result in sweep.values())
 
 
 def _largest_within(baseline: Baseline, sweep: Mapping[int, ImageResult], name: str, image: np.ndarray,
                     size: int) -> tuple[int, Coded]:
   """The highest quality whose file has at most `size` bytes, or the lowest of all, and its file."""
   low, high = baseline.all_qualities[0], baseline.all_qualities[-1]
-  low = max([low, *(quality for quality, result in sweep.items() if result.bytes <= size)])
-  high = min([high, *(quality - 1 for quality, result in sweep.items() if result.bytes > size)])
+  low = max([low, *(quality for quality, result in sweep.items() if result.file_bytes <= size)])
+  high = min([high, *(quality - 1 for quality, result in sweep.items() if result.file_bytes > size)])
   while low < high:                                      # the answer is in low..high, both included
     middle = (low + high + 1) // 2
     if len(baseline.encode(image, middle)) <= size:

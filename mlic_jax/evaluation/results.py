@@ -32,15 +32,16 @@ def families(checkpoints: Sequence[tuple[Path, list[dict[str, Any]]]]) -> list[t
   curve. What is refined, or coded without some elements, is a curve apart. Two curves of one name become "name" and
   "name (2)".
   """
-  curves = {}
+  curves: dict[Any, list[tuple[str, list[dict[str, Any]]]]] = {}
   for index, (path, entries) in enumerate(checkpoints):
-    name, key = entries[0]["name"], index
+    name = entries[0]["name"]
+    key: Any = index
     if entries[0]["quality"] is None:
       of_rate = entries[0].get("plain_name", name)
       stem = RATE.sub("", of_rate) or Path(os.path.abspath(path)).parent.name
       key = stem + name.removeprefix(of_rate), json.dumps(entries[0]["config"], sort_keys=True)
     curves.setdefault(key, []).append((name, entries))
-  named = []
+  named: list[tuple[str, list[dict[str, Any]]]] = []
   for key, members in curves.items():
     name = key[0] if len(members) > 1 else members[0][0]
     same = sum(re.fullmatch(re.escape(name) + r"( \(\d+\))?", other) is not None for other, _ in named)

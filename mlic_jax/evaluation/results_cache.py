@@ -31,10 +31,12 @@ class Journal:
   there until the first new line takes its place."""
 
   def __init__(self, path: Path | None = None, resume: bool = False):
-    self._path, self._results, self._arrivals, self._first_runs = path, {}, {}, {}
-    self._replaces = not resume
+    self._path, self._replaces = path, not resume
+    self._results: dict[tuple[str, str], dict[float | None, ImageResult]] = {}
+    self._arrivals: dict[tuple[str, str, float | None], list[Arrived]] = {}
+    self._first_runs: dict[str, dict[str, float | None]] = {}
     if path is not None and resume and path.exists():
-      self._read()
+      self._read(path)
 
   def results(self, codec: str, pixels: str) -> dict[float | None, ImageResult]:
     """What is known of an image through a codec, by quality."""
@@ -44,7 +46,7 @@ class Journal:
     """What is known of an image while its file arrives: after 0, 1, ..., all slices."""
     return self._arrivals.get((codec, pixels, quality))
 
-  def first_run(self, codec: str) -> dict[str, float] | None:
+  def first_run(self, codec: str) -> dict[str, float | None] | None:
     """How long the first run of a codec took, which compiled."""
     return self._first_runs.get(codec)
 
@@ -58,7 +60,7 @@ class Journal:
     self._write({"codec": codec, "pixels": pixels, "quality": quality,
                  "arrivals": [dataclasses.asdict(each) for each in arrivals]})
 
-  def add_first_run(self, codec: str, figures: dict[str, float]) -> None:
+  def add_first_run(self, codec: str, figures: dict[str, float | None]) -> None:
     """Remembers the first of the first runs of a codec; others are of other sizes."""
     if codec not in self._first_runs:
       self._write({"codec": codec, "first_run": figures})
@@ -80,9 +82,9 @@ class Journal:
     finally:
       os.close(descriptor)
 
-  def _read(self) -> None:
-    whole, newline, _ = self._path.read_bytes().rpartition(b"\n")
-    os.truncate(self._path, len(whole) + len(newline))   # without the half line of a run that was killed
+  def _read(self, path: Path) -> None:
+    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+    os.truncate(path, len(whole) + len(newline))   # without the half line of a run that was killed
     for line in whole.splitlines():
       try:
         self._take(json.loads(line))

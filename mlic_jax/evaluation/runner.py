@@ -25,6 +25,11 @@ def _nothing(*_) -> None:
   """For who wants no progress bar, and nothing but results."""
 
 
+def _never(*_) -> bool:
+  """For who wants no image coded whose results are known."""
+  return False
+
+
 def refines(codec) -> bool:
   """Whether it is what `Codec.refining` gives."""
   return hasattr(codec, "plain")
@@ -56,7 +61,7 @@ def of_entry(codec, quality: float | None) -> dict[str, Any]:
 
 def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageSet, *, estimated: bool = False,
                    journal: Journal | None = None, workers=None, advance: Callable[[], None] = _nothing,
-                   lacks: Callable[[str, float | None], bool] = _nothing,
+                   lacks: Callable[[str, float | None], bool] = _never,
                    seen: Callable[[str, np.ndarray, float | None, image_metrics.Coded], None] = _nothing,
                    compiling: Callable[..., contextlib.AbstractContextManager] = lambda *_: contextlib.nullcontext(),
                    ) -> list[dict[str, Any]]:
@@ -78,8 +83,11 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
     return image_metrics.measure_codec(codec, name, image, missing, estimated=estimated, workers=workers,
                                  seen=lambda quality, coded: seen(name, image, quality, coded))
 
-  done = lambda count: [advance() for _ in range(count)]
-  results = {quality: [] for quality in qualities}
+  def done(count: int) -> None:
+    for _ in range(count):
+      advance()
+
+  results: dict[float | None, list[ImageResult]] = {quality: [] for quality in qualities}
   for _, of_image in _measured([(key, qualities, submit)], photographs, journal, workers, done, lacks):
     for quality in qualities:
       results[quality].append(of_image[quality])
@@ -100,7 +108,7 @@ def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, 
     submit = lambda name, image, missing: workers.submit(image_metrics.measure_baseline, baseline, name, image, missing)
     return baseline_key(baseline), baseline.qualities, submit
 
-  results = collections.defaultdict(list)
+  results: dict[tuple[int, float | None], list[ImageResult]] = collections.defaultdict(list)
   for index, of_image in _measured([source(each) for each in baselines], photographs, journal, workers,
                                    lambda count: advance(), left_out=left_out):
     for quality, result in of_image.items():
@@ -109,8 +117,8 @@ def evaluate_baselines(baselines: Sequence[Baseline], photographs: ImageSet, *, 
           for index, baseline in enumerate(baselines) for quality in baseline.qualities if results[index, quality]]
 
 
-def _measured(sources, photographs: ImageSet, journal: Journal, workers, advance: Callable[[int], Any],
-              lacks: Callable = _nothing, left_out: Callable[[str], None] = _nothing,
+def _measured(sources, photographs: ImageSet, journal: Journal, workers, advance: Callable[[int], None],
+              lacks: Callable = _never, left_out: Callable[[str], None] = _nothing,
               ) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
   """(index of the source, results by quality) of every image through every source, in order; none for an image that the
   source cannot hold.
@@ -118,7 +126,7 @@ def _measured(sources, photographs: ImageSet, journal: Journal, workers, advance
   sources: (key in the journal, qualities, submit), where submit(name, image, qualities) gives a future of the results,
   or a list of futures. As much as `workers` want is under way before the first is waited for.
   """
-  waiting = collections.deque()
+  waiting: collections.deque[tuple] = collections.deque()
 
   def collect():
     index, name, pixels, missing, submitted = waiting.popleft()
@@ -150,7 +158,7 @@ def _measured(sources, photographs: ImageSet, journal: Journal, workers, advance
 
 def by_image(entries: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[float | None, ImageResult]]:
   """Results of the entries by (name of the codec, name of the image), and by quality."""
-  results = collections.defaultdict(dict)
+  results: dict[tuple[str, str], dict[float | None, ImageResult]] = collections.defaultdict(dict)
   for entry in entries:
     for image in entry["images"]:
       results[entry["name"], image["name"]][entry["quality"]] = ImageResult(**image)

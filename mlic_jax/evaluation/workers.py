@@ -11,7 +11,7 @@ class InThisProcess(Executor):
   in_flight = 0                                          # how much may wait to be collected
 
   def submit(self, function: Callable, /, *args, **kwargs) -> Future:
-    future = Future()
+    future: Future = Future()
     try:
       future.set_result(function(*args, **kwargs))
     except Exception as error:  # whatever it is, the future hands it to the one who waits, as a process pool does

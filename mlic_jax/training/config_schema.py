@@ -49,7 +49,7 @@ def one_of(names: Sequence[str]) -> Check:
   return lambda value: None if value in names else f"one of {', '.join(names)}"
 
 
-def instance_of(kind: type, name: str) -> Check:
+def instance_of(kind: type | tuple[type, ...], name: str) -> Check:
   return lambda value: None if isinstance(value, kind) else name
 
 
@@ -167,8 +167,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ml_collectio
 
 def _locate(name: str) -> tuple[Path, str, contextlib.AbstractContextManager]:
   """The file of a name, its argument, and what it is run in."""
-  path, _, argument = name.partition(".py:")
-  path = Path(f"{path}.py" if argument else path)
+  file, _, argument = name.partition(".py:")
+  path = Path(f"{file}.py" if argument else file)
   if path.is_file():
     is_ours = path.resolve().is_relative_to(config_registry.FOLDER)
     imports = config_registry.imports_from_project if is_ours else config_registry.imports_from_project_last

@@ -47,16 +47,16 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   is lost, or ends by an error of its own, do the others end here, with a line and exit status 1."""
   connect(config.get("distributed", False))
   with Processes(_peer_timeout(config)) as processes, contextlib.ExitStack() as stack:
-    workdir = processes.together(lambda: preflight.checked_workdir(workdir))
+    folder = processes.together(lambda: preflight.checked_workdir(workdir))
     prepared = processes.together(lambda: prepare(config))
-    lock = processes.together(lambda: stack.enter_context(WorkdirLock(workdir)) if processes.index == 0 else None)
+    lock = processes.together(lambda: stack.enter_context(WorkdirLock(folder)) if processes.index == 0 else None)
     run = processes.exchange("lock", lock and lock.run)[0]
-    restored = processes.together(lambda: restore(config, workdir, run, prepared))
+    restored = processes.together(lambda: restore(config, folder, run, prepared))
     processes.check_alike(preflight.record(config, restored.step, len(prepared.photographs), prepared.held_out))
     if processes.count > 1:
       parallel.meet()
     try:
-      train(config, workdir, processes, prepared, restored, lock)
+      train(config, folder, processes, prepared, restored, lock)
     except NonFiniteLoss:  # in all of them
       processes.part()
       raise
@@ -101,6 +101,7 @@ class Start:
 
   def take_state(self) -> TrainState:
     """The state, which is no longer held here: it takes memory of the first device, and is copied to each of them."""
+    assert self.state is not None  # it is taken once
     state, self.state = self.state, None
     return state
 
@@ -114,6 +115,7 @@ def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
   if checkpoints.latest_step is not None:
     check_config(config, workdir / "config.json")
     newest = checkpoints.restore(state)
+    assert newest is not None  # as there is a step
     return Start(checkpoints, optimizer, *newest, int(newest.state.step))
   return Start(checkpoints, optimizer, start_from(config.init_from, state) if config.init_from else state, None, 0, 0)
 

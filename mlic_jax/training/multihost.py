@@ -73,7 +73,7 @@ class Processes:
     self.index, self.count = distributed.global_state.process_id, distributed.global_state.num_processes
     self.timeout = timeout
     self.host = socket.gethostname()
-    self._client = distributed.global_state.client
+    self._client: Any = distributed.global_state.client  # None of a single process, which exchanges nothing
     self._beats = f"mlic_jax/{next(_rounds)}/beats/"
     self._ended = ""  # how, when by an error of its own
     self._parted = threading.Event()

@@ -19,7 +19,7 @@ RMS = 0.2
 
 class MuonState(NamedTuple):
   """What is kept between steps."""
-  count: jax.Array  # () int32
+  count: jax.Array  # type: ignore[assignment]  # () int32; it hides tuple.count
   mu: Any           # momentum, a tree like the parameters
 
 

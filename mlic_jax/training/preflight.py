@@ -1,5 +1,6 @@
 """What has to be true before the first step: one workdir that all processes see, and the same run in each of them."""
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
@@ -65,12 +66,10 @@ def project_version() -> str:
   root = PACKAGE.parent
   if (root / ".git").exists():
     git = lambda *arguments: subprocess.run(("git", "-C", str(root), *arguments), capture_output=True, text=True)
-    try:
+    with contextlib.suppress(OSError):  # no git here
       commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "mlic_jax")
-    except OSError:  # no git here
-      commit = changes = None
-    if commit is not None and commit.returncode == 0:
-      return commit.stdout.strip() + "+" * bool(changes.stdout.strip())
+      if commit.returncode == 0:
+        return commit.stdout.strip() + "+" * bool(changes.stdout.strip())
   try:
     return importlib.metadata.version("mlic_jax")
   except importlib.metadata.PackageNotFoundError:

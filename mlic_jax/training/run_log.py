@@ -35,7 +35,7 @@ class CsvLog:
     rows = []
     if path.exists():
       with path.open(newline="") as file:
-        old, *others = list(csv.reader(file)) or [columns]
+        old, *others = list(csv.reader(file)) or [list(columns)]
         for row in others:  # a killed run may have left half a row at the end
           if len(row) == len(old) and row[0].isdigit() and int(row[0]) <= step:
             cells = dict(zip(old, row))

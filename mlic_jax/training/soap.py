@@ -25,7 +25,7 @@ class Group(NamedTuple):
 
 class SoapState(NamedTuple):
   """What is kept between steps."""
-  count: jax.Array              # () int32
+  count: jax.Array              # type: ignore[assignment]  # () int32; it hides tuple.count
   groups: Mapping[str, Group]   # by size, "rows x columns"
 
 

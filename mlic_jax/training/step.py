@@ -19,8 +19,7 @@ from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # what runs once
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """Everything a step reads and changes."""
   step: jax.Array         # () int32, steps taken
   params: Any

@@ -32,7 +32,8 @@ class Validation:
     self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
     described = pmap_programs.described(config, model)
     self._step = pmap_programs.evaluation(make_eval_step(config, model), described=described)
-    self._compiled, self._pictures = False, {}
+    self._compiled = False
+    self._pictures: dict[int | None, np.ndarray] = {}
 
   def is_due(self, step: int) -> bool:
     """Whether the run evaluates after `step`, and has not done it yet: an evaluation that a signal kept from being
@@ -72,7 +73,7 @@ class Validation:
     images = np.pad(self.held_out, ((0, padding), (0, 0), (0, 0), (0, 0)))
     rows, self._pictures = [], {}
     for quality, lmbda in self.rates:
-      sums, shown = [], []
+      sums, shown = [], list[np.ndarray]()
       for first in range(jax.process_index() * local_size, len(images), batch_size):
         batch = slice(first, first + local_size)
         place = None if quality is None else jnp.float32(quality)
