@@ -41,7 +41,8 @@ def run(argv: list[str] | None, program: str) -> int | None:
   commands = {name: importlib.import_module(f"mlic_jax.commands.{name}") for name in COMMANDS}
   for name, command in commands.items():
     command.add_arguments(subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__))
-  args, args.overrides = parser.parse_known_args(argv)
+  args, overrides = parser.parse_known_args(argv)
+  args.overrides = overrides
   if args.overrides and not getattr(commands[args.command], "READS_CONFIG", False):
     subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(args.overrides)}")
   return commands[args.command].run(args)

@@ -25,7 +25,8 @@ def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tu
   image = jax.ShapeDtypeStruct((1, *(-(-side // multiple) * multiple for side in (height, width)), 3), np.uint8)
   quality = jax.ShapeDtypeStruct((), np.float32) if config.num_rates else None
   variables = jax.eval_shape(lambda x, quality: module.init(jax.random.key(0), x / 255, quality), image, quality)
-  k, programs = jax.ShapeDtypeStruct((), np.int32), {}
+  k = jax.ShapeDtypeStruct((), np.int32)
+  programs: dict[str, tuple[Callable, tuple]] = {}
 
   def result(name, *arguments):
     function = partial(getattr(jit_functions, name), module)

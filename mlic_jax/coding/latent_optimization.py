@@ -111,7 +111,10 @@ def refine(latents: Pair, loss: Loss, key: jax.Array, schedule: Schedule = Sched
     elapsed = time.perf_counter() - start
     if schedule.seconds is not None and number == 1 and elapsed > schedule.seconds:
       raise RefineError(f"refine={schedule}; a step takes {elapsed:.2g} s here")
-    done = number / schedule.steps if schedule.seconds is None else min(elapsed / schedule.seconds, 1.0)
+    if schedule.steps is not None:
+      done = number / schedule.steps
+    elif schedule.seconds is not None:
+      done = min(elapsed / schedule.seconds, 1.0)
     if int(done * CHECKS) == checks:
       continue
     checks, now = int(done * CHECKS), float(_loss_of_rounded(state[0], loss))

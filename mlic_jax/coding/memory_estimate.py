@@ -35,7 +35,7 @@ def bytes_needed(config: CodecConfig, height: int, width: int, refining: bool = 
   multiple, chosen = side_multiple(config), transforms.find(config.transforms)
   pixels = -(-height // multiple) * -(-width // multiple) * multiple**2
   activations = ACTIVATIONS * 4 * chosen.activation_floats_per_pixel(config)  # float32
-  floats = HYPER_FLOATS * config.M   # a position of y
+  floats: float = HYPER_FLOATS * config.M   # a position of y
   if "local_attention" in config.contexts:
     places = config.window_size**2   # around each non-anchor, which half of the positions are
     floats += (WINDOW_COPIES * 3 * config.slice_channels * places + NUM_HEADS * places**2) / 2

@@ -183,6 +183,7 @@ def here(config: CodecConfig | None = None) -> Origin:
 def check_symbols(content: Bitstream, k: int, symbols: Sequence[np.ndarray]) -> None:
   """PortabilityError unless the anchors and non-anchors of slice k are those that were encoded."""
   if bitstream.symbol_checksum(*symbols) != content.symbol_checksums[k]:
+    assert content.origin is not None  # only portable files have checksums
     raise PortabilityError(
         f"slice {k + 1} of {content.num_slices} decodes to other symbols than were encoded: the file was written on "
         f"{content.origin}; this is {here()} (differences beyond epsilon {content.origin.epsilon}, or altered data)")

@@ -11,6 +11,8 @@ The end of the interval may lie beyond 2**32. What was written last is then eith
 that passes 2**32 later sends a carry back through it. (The ops hold those digits back until they know; the digits are
 the same.) All numbers are int64: the largest is size * count, 2**48.
 """
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -98,13 +100,14 @@ def _compiled(signature: str):
   signature = signature.format(**readonly)
 
   def decorate(function):
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, numba.config.CACHE_DIR or compilation_cache.folder() or ""
+    settings: Any = numba.config  # which declares no attributes
+    before, settings.CACHE_DIR = settings.CACHE_DIR, settings.CACHE_DIR or compilation_cache.folder() or ""
     try:
-      return numba.njit(signature, nogil=True, cache=bool(numba.config.CACHE_DIR))(function)
+      return numba.njit(signature, nogil=True, cache=bool(settings.CACHE_DIR))(function)
     except (OSError, RuntimeError):  # no folder can be written to
       return numba.njit(signature, nogil=True)(function)
     finally:
-      numba.config.CACHE_DIR = before
+      settings.CACHE_DIR = before
   return decorate
 
 

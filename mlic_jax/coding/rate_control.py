@@ -10,7 +10,7 @@ by how far the refined file misses the target.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class TargetError(ValueError):
 
 class Reached(NamedTuple):
   """A file that was made on the way to a target."""
-  codec: object
+  codec: Any
   quality: float | None   # None of a single-rate codec
   blob: bytes
   psnr: float | None      # dB of what it decodes to; None where only the size was asked for
@@ -65,10 +65,13 @@ def encode_to_psnr(codecs: Sequence, image: np.ndarray, target: float, **options
     blob, decoded = codec.encode_with_reconstruction(image, quality, **options)
     return Reached(codec, quality, blob, _psnr(image, decoded))
 
-  tried, reached = _to_target(codecs, encode, _Target(target, lambda reached: reached.psnr, at_most=False,
-                                                      close=CLOSE_DB))
+  def psnr(reached: Reached) -> float:
+    assert reached.psnr is not None  # as of all that `encode` returns
+    return reached.psnr
+
+  tried, reached = _to_target(codecs, encode, _Target(target, psnr, at_most=False, close=CLOSE_DB))
   if reached is None:
-    psnrs = [each.psnr for each in tried]
+    psnrs = [psnr(each) for each in tried]
     most = math.floor(100 * max(psnrs)) / 100            # rounded down, so that the range does not contain the target
     raise TargetError(f"{target:g} dB are wanted; {_names(codecs)} reaches {min(min(psnrs), most):.2f} to {most:.2f} "
                       "with this picture")
@@ -111,7 +114,7 @@ def _refined(tried: Sequence[Reached], refining: dict, encode: Callable, encode_
              target: _Target) -> Reached | None:
   """The best refined file of a few. Each is of the quality whose plain file meets an aim, which moves by what the one
   before it left of the target, or took too much."""
-  files, aimed = [], target
+  files, aimed = list[Reached](), target
   for _ in range(REFINED_TRIES):
     start = aimed.nearest(tried)
     if any((start.codec, start.quality) == (each.codec.plain, each.quality) for each in files):

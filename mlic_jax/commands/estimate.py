@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
   if args.what in CODEC:
     say(f"{args.config}: {args.what}, {args.width}x{args.height} pixels, on one chip of {args.topology}")
     for name, program in _of_codec(args, model_config(config, args.config), devices[0]).items():
-      _report(name, *_compiled(program, name), args.topology, room)
+      footprint, seconds = _compiled(program, name)
+      _report(name, footprint, seconds, args.topology, room)
     return
   codec = check_fields(config)
   if args.find_batch:
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
   batch_field, _ = PICTURES[args.what]
   config[batch_field] = args.batch_size or config[batch_field]
   say(_title(args, config, devices))
-  _report("a step", *_compiled(_of_training(args.what, config, codec, devices), "a step"), args.topology, room)
+  footprint, seconds = _compiled(_of_training(args.what, config, codec, devices), "a step")
+  _report("a step", footprint, seconds, args.topology, room)
 
 
 def _title(args: argparse.Namespace, config, devices) -> str:

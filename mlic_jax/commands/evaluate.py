@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -137,8 +138,12 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
   refuse_unwritable(out)
   if arguments.data and os.path.realpath(arguments.data) == os.path.realpath(out):
     raise UserError(f"--out {out} is the folder of the images; its plots would be among them the next time")
-  # Meets every image that cannot be coded before the work.
-  pixels = dataset.survey(photographs, lambda image: [check_size(codec, *image.shape[:2]) for codec in codecs])
+
+  def check(image: np.ndarray) -> None:
+    for codec in codecs:
+      check_size(codec, *image.shape[:2])
+
+  pixels = dataset.survey(photographs, check)  # meets every image that cannot be coded before the work
   for line in missing:
     complain(f"{program}: {line}")
 
@@ -176,12 +181,12 @@ def evaluate(arguments: argparse.Namespace, program: str) -> None:
   if published:
     name = arguments.published.partition(":")[0]
     about["published"] = {"dataset": name, "caution": published_curves.caution(name, photographs.size)}
-  named, measured = results.families(checkpoints), results.by_name(measured)
-  compared = results.of_all_images(measured, about)
+  named, of_baselines = results.families(checkpoints), results.by_name(measured)
+  compared = results.of_all_images(of_baselines, about)
   if arguments.anchor is None:
     anchor = chosen_anchor(None, [name for name, _ in [*named, *compared]] + [each.name for each in published])
-  found = results.assemble(about, named, measured, published, anchor=anchor, bd_method=arguments.bd_method, costs=costs,
-                           pictures=drawn)
+  found = results.assemble(about, named, of_baselines, published, anchor=anchor, bd_method=arguments.bd_method,
+                           costs=costs, pictures=drawn)
   title = f"{photographs.title}, {photographs.size} image{'s' * (photographs.size > 1)}"
   written = write(out, found, [*named, *compared], title, arguments.report_images > 0)
   if arriving:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlic_jax.atomic_io import check_output
 from mlic_jax.commands.stdio import STREAM, is_a_stream
@@ -46,7 +47,7 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
   if STREAM in paths:
     raise BatchError("- came with --out-dir; stdin has no name to make one of: wanted files or folders, or IN and OUT")
   sources = [each for path in paths for each in (list_folder(path) if path.is_dir() else [path])]
-  by_target = {}
+  by_target: dict[Path, Path] = {}
   for source in sources:
     target = out_dir / f"{source.stem}{suffix}"
     if target in by_target:
@@ -80,7 +81,8 @@ class UnderWay:
   """A progress bar of files, on a terminal; with what is done of the one that takes long, and how it goes."""
 
   def __init__(self):
-    self._progress = self._task = None
+    self._progress: Any = None   # of rich
+    self._task: Any = None
     self._files = 0
 
   @contextlib.contextmanager
@@ -114,7 +116,7 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
   Returns:
     The exit status: 0, or 1 when any failed; 130 after Ctrl-C.
   """
-  under_way, failures, done, interrupted = under_way or UnderWay(), [], 0, False
+  under_way, failures, done, interrupted = under_way or UnderWay(), list[str](), 0, False
   try:
     with under_way.bar(title, len(pairs)):
       for source, target in pairs:
@@ -123,10 +125,10 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
             raise OverwriteError(f"{target} is there already; --overwrite replaces it")
           line = work(source, target)
         except (OSError, ValueError) as error:
-          line = for_the_user(error)
-          if line is None:
+          problem = for_the_user(error)
+          if problem is None:
             raise
-          failures.append(line if str(source) in line else f"{source}: {line}")
+          failures.append(problem if str(source) in problem else f"{source}: {problem}")
         else:
           done += 1
           say(line)

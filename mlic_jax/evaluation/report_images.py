@@ -43,7 +43,7 @@ class Pictures:
   """
 
   def __init__(self, folder: Path, pixels: Mapping[str, str], baselines: Sequence[Baseline],
-               sweep: Mapping[tuple[str, str], Mapping[int, ImageResult]], resume: bool = False):
+               sweep: Mapping[tuple[str, str], Mapping[Any, ImageResult]], resume: bool = False):
     self._folder, self._pixels, self._baselines, self._sweep = folder, pixels, baselines, sweep
     self._resume = resume
     self._drawn: set[tuple[str, str, float | None]] = set()

@@ -24,7 +24,7 @@ from mlic_jax.training.preflight import LOCAL_FIELDS
 from mlic_jax.training.step import make_eval_step, make_train_step, state_shapes
 from mlic_jax.training.warm_start import load_teacher
 
-Program = tuple[Callable, tuple]  # a function on all devices, and its arguments as shapes
+Program = tuple[Any, tuple]  # a jitted function on all devices, and its arguments as shapes
 
 
 def precision_of(config) -> dict[str, Any]:
