@@ -105,9 +105,9 @@ def choose(places: np.ndarray, wanted: np.ndarray | float) -> Grids:
       taken = np.logical_or.reduceat(taken, np.arange(0, len(taken), 2))
     unsafe, choices = size * taken.all(axis=1).sum(), taken.argmin(axis=1)
     bits = _CHOICE_BITS @ np.bincount(choices, minlength=GRIDS)
-    share = bits.argmin() if len(choices) > 1 else SAFE_SHARES.index(SINGLE_SHARE)
-    cost = bits[share] + (_HALVED_BITS[most - doubled] if most else 0) + (3 if len(choices) > 1 else 0)
-    candidates.append((unsafe, cost, size, SAFE_SHARES[share], choices, taken))
+    of_share = int(bits.argmin()) if len(choices) > 1 else SAFE_SHARES.index(SINGLE_SHARE)
+    cost = bits[of_share] + (_HALVED_BITS[most - doubled] if most else 0) + (3 if len(choices) > 1 else 0)
+    candidates.append((unsafe, cost, size, SAFE_SHARES[of_share], choices, taken))
   _, _, size, share, choices, taken = min(candidates, key=lambda candidate: candidate[:2])
   choices = choices.astype(np.int32)
   for block in np.flatnonzero(taken.all(axis=1)):

@@ -63,7 +63,7 @@ def initial_variables(init: Callable, key: jax.Array) -> dict:
   for place, start, end in zip(kernels, ends, ends[1:]):
     deviation = leaves[place].deviation
     leaves[place] = numbers[start:end].reshape(deviation.shape) * deviation
-  return tree.unflatten(leaves)
+  return jax.tree.unflatten(tree, leaves)
 
 
 @contextlib.contextmanager

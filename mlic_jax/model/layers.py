@@ -51,7 +51,7 @@ class Conv(nn.Module):
   depthwise: bool = False
   init_scale: float = 1.0
   init_bias: float = 0.0
-  dtype: jnp.dtype | None = None
+  dtype: jax.typing.DTypeLike | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, live: jax.Array | np.ndarray | None = None,
@@ -106,7 +106,7 @@ class SubpixelConv(nn.Module):
   features: int
   init_scale: float = 1.0
   init_bias: float = 0.0
-  dtype: jnp.dtype | None = None  # as of Conv
+  dtype: jax.typing.DTypeLike | None = None  # as of Conv
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -127,7 +127,7 @@ class ConvTranspose(nn.Module):
   kernel_size: int = 5
   init_scale: float = 1.0
   init_bias: float = 0.0
-  dtype: jnp.dtype | None = None  # as of Conv
+  dtype: jax.typing.DTypeLike | None = None  # as of Conv
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """How many bits z and y cost: a learned factorised density for z, a conditional Gaussian for y."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,6 @@ class FactorizedPrior(nn.Module):
     """Distance of the quantiles from where they belong; its only gradient is that of `quantiles`."""
     density = self.clone(parent=None)
     frozen = jax.lax.stop_gradient(dict(self.variables["params"]))
-    logits = density.apply({"params": frozen}, self.quantiles.T, method="cumulative_logits")
+    logits: Any = density.apply({"params": frozen}, self.quantiles.T, method="cumulative_logits")
     target = jnp.log(2 / TAIL_MASS - 1)
     return jnp.abs(logits - jnp.array([-target, 0.0, target])[:, None]).sum()

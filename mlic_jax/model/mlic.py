@@ -48,7 +48,7 @@ class MLIC(nn.Module):
   keeping them, and in how many bits the entropy path multiplies in `code`, as jax.default_matmul_precision says it.
   """
   config: CodecConfig
-  transform_dtype: jnp.dtype = jnp.float32
+  transform_dtype: jax.typing.DTypeLike = jnp.float32
   remat: bool = False
   entropy_precision: str = PRECISION
 

@@ -260,4 +260,4 @@ def _apart(stacked: Any, count: int) -> list[Any]:
   indexing is a sum of `count` arrays, each of them zero in all places but one."""
   leaves, tree = jax.tree.flatten(stacked)
   elements = [[jax.lax.squeeze(part, (0,)) for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
-  return [tree.unflatten(each) for each in zip(*elements)]
+  return [jax.tree.unflatten(tree, each) for each in zip(*elements)]

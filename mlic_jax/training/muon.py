@@ -55,7 +55,7 @@ def _orthogonal_steps(kernels: Any, rms: float) -> Any:
     ends = np.cumsum([len(matrices[place]) for place in of_size])
     for place, step in zip(of_size, jnp.split(batch, ends[:-1])):
       steps[place] = turned(place, step).reshape(leaves[place].shape)
-  return treedef.unflatten(steps)
+  return jax.tree.unflatten(treedef, steps)
 
 
 def orthogonalize(x: jax.Array) -> jax.Array:

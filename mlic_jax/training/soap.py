@@ -119,7 +119,7 @@ def _as_kernels(steps: Mapping[str, jax.Array], kernels: Any) -> Any:
     ends = np.cumsum([math.prod(leaves[place].shape[:-4]) for place in of_size])
     for place, step in zip(of_size, jnp.split(steps[size], ends[:-1])):
       leaves[place] = step.reshape(leaves[place].shape)
-  return treedef.unflatten(leaves)
+  return jax.tree.unflatten(treedef, leaves)
 
 
 def _size(kernel: jax.Array) -> str:
