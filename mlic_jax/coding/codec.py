@@ -208,12 +208,12 @@ class Codec:
     z_symbols = self._z_symbols(latents)
 
     def count(k, anchors, places, prior):
-      symbols, scale = jit_functions.symbols(latents.y, k, prior.mean, anchors), prior.scale
+      symbols, scale, chosen = jit_functions.symbols(latents.y, k, prior.mean, anchors), prior.scale, None
       if self.skipped or self.mapped:
         chosen = skip_coding.choose(places, prior, here(self.config), self.skipped, self.mapped)
         symbols, scale = skip_coding.leave_out(symbols, scale, chosen)
       passes.append((symbols, scale))
-      return np.asarray(symbols)
+      return skip_coding.marked(np.asarray(symbols), chosen, self.config)
 
     last_pass = self._walk(z_symbols, count)
     return *self._bits(z_symbols, passes), lambda: self._finish(last_pass, *latents[2:])
@@ -259,7 +259,7 @@ class Codec:
           checksums.append(bitstream.symbol_checksum(*of_slice))
           of_slice.clear()
       skip_coding.encode(encoders[-1], symbols, chosen)
-      return symbols
+      return skip_coding.marked(symbols, chosen, self.config)
 
     last_pass = self._walk(z_symbols, push)
     stored_quality = None if quality is None else float(quality)
@@ -292,14 +292,14 @@ class Codec:
       if k >= slices:
         return np.zeros(places.shape, np.int32)
       decoder = decoders[0 if content.single_chunk else 1 + k]
-      symbols = skip_coding.decode(decoder, skip_coding.chosen_by(decoder, places, prior, content))
-      if content.origin is None:
-        return symbols
+      chosen = skip_coding.chosen_by(decoder, places, prior, content)
+      symbols = skip_coding.decode(decoder, chosen)
       of_slice.append(symbols)
       if not anchors:
-        portable_cdf.check_symbols(content, k, of_slice)
+        if content.origin is not None:
+          portable_cdf.check_symbols(content, k, of_slice)
         of_slice.clear()
-      return symbols
+      return skip_coding.marked(symbols, chosen, self.config)
 
     last_pass = self._walk(z_symbols, pull)
     if slices == content.num_slices or not content.single_chunk:

@@ -21,6 +21,8 @@ from mlic_jax.coding import bitstream, jit_functions, portable_cdf
 from mlic_jax.coding.bitstream import Bitstream, Origin
 from mlic_jax.coding.portable_cdf import Grids
 from mlic_jax.coding.rangecoder import Decoder, Encoder
+from mlic_jax.config import CodecConfig
+from mlic_jax.model import selection_map
 from mlic_jax.model.scale_table import SCALE_LEVELS, scale_table
 from mlic_jax.model.slices import Prior
 
@@ -92,6 +94,13 @@ def leave_out(symbols: np.ndarray, scale: np.ndarray, chosen: Chosen) -> tuple[n
   if chosen.coded is None:
     return symbols, scale
   return np.where(chosen.coded, symbols, np.int32(0)), np.where(chosen.coded, scale, np.float32(CERTAIN))
+
+
+def marked(symbols: np.ndarray, chosen: Chosen | None, config: CodecConfig) -> np.ndarray:
+  """The symbols of a pass for the model: LEFT_OUT in place of what is left out, where it wants to know."""
+  if chosen is None or chosen.coded is None:
+    return symbols
+  return np.where(chosen.coded, symbols, selection_map.symbol_left_out(config))
 
 
 def encode(encoder: Encoder, symbols: np.ndarray, chosen: Chosen) -> None:

@@ -1,8 +1,12 @@
 """What the global contexts share: linear and softmax attention over positions, and the convolutions around them.
 
-Settings of all of them, both of MLICv2:
-  rotary        queries and keys are turned by their places
-  reweighting   the channels of what a context found are weighed against one another
+Settings of all of them, for MLICv2:
+  rotary                queries and keys are turned by their places
+  reweighting           the channels of what a context found are weighed against one another
+and readings of CompressAI's MLICv2, which differ from ours:
+  rotary_output         the features are rotated by their absolute positions, in place of queries and keys
+  reweighting_cosines   False: the scores between channels are divided by sqrt(h w), in place of cosines
+  gate_norm             the gate of the reweighting has a LayerNorm of its own
 """
 
 import sys
@@ -19,16 +23,21 @@ from mlic_jax.model.channel_reweighting import Reweighting
 from mlic_jax.model.checkerboard import anchor_mask, pack, places, unpack
 from mlic_jax.model.layers import Conv
 from mlic_jax.model.registry import options
-from mlic_jax.model.rope import Rotary
+from mlic_jax.model.rope import OutputRotary, Rotary, rotated
 
-OPTIONS = {"rotary": False, "reweighting": False}
+OPTIONS = {"rotary": False, "reweighting": False, "rotary_output": False, "reweighting_cosines": True,
+           "gate_norm": False}
 ROTARY_CHANNELS = 8  # of a slice: two heads with a pair for the row and one for the column
 QUERY_BLOCK = 256  # queries at a time in softmax attention: what is held of the attention map is this many rows
+HIDDEN = -100.0  # score of a key that a query does not see, where a query that sees no key takes the mean of all
 
 
 def check(config: CodecConfig) -> None:
-  """ValueError when the heads are too small for two coordinates."""
-  if options(config, sys.modules[__name__])["rotary"] and config.slice_channels < ROTARY_CHANNELS:
+  """ValueError in one line when the heads are too small for two coordinates, or a setting is about nothing."""
+  settings = options(config, sys.modules[__name__])
+  if not (settings["reweighting_cosines"] or settings["reweighting"]):
+    raise ValueError("options has reweighting_cosines=False without reweighting")
+  if settings["rotary"] and config.slice_channels < ROTARY_CHANNELS:
     raise ValueError(f"M / num_slices = {config.slice_channels} channels a slice; rotary positions want "
                      f"{ROTARY_CHANNELS} or more")
 
@@ -72,12 +81,16 @@ def nonanchor_features(config: CodecConfig, attended: jax.Array, h: int, w: int)
   (b, _, c), features = attended.shape, config.context_ratio * config.slice_channels
   x = unpack(attended.reshape(b, h, w // 2, c), anchors=False)
   x = Conv(features, 5, name="reprojection")(x)
-  return pack(reweighted(config, x + Mixer(2 * features, features, name="mlp")(x)), anchors=False)
+  return pack(refined(config, x + Mixer(2 * features, features, name="mlp")(x)), anchors=False)
 
 
-def reweighted(config: CodecConfig, x: jax.Array) -> jax.Array:
-  """The features x (B, h, w, C) of a context, by the setting `reweighting`; for compact methods."""
-  return Reweighting(name="reweighting")(x) if options(config, sys.modules[__name__])["reweighting"] else x
+def refined(config: CodecConfig, x: jax.Array) -> jax.Array:
+  """The features x (B, h, w, C) of a context, rotated and reweighted as the settings say; for compact methods."""
+  settings = options(config, sys.modules[__name__])
+  x = OutputRotary(name="rotary_output")(x) if settings["rotary_output"] else x
+  if not settings["reweighting"]:
+    return x
+  return Reweighting(settings["reweighting_cosines"], settings["gate_norm"], name="reweighting")(x)
 
 
 def turns(config: CodecConfig, h: int, w: int) -> Callable[[bool | None], Callable[[jax.Array], jax.Array]]:
@@ -86,8 +99,8 @@ def turns(config: CodecConfig, h: int, w: int) -> Callable[[bool | None], Callab
   The parity is that of `places`. For compact methods."""
   if not options(config, sys.modules[__name__])["rotary"]:
     return lambda anchors: unturned
-  rotary = Rotary(name="rotary")
-  return lambda anchors: lambda x: rotary(x, places(h, w, anchors))
+  log_theta = Rotary(name="rotary").log_theta
+  return lambda anchors: lambda x: rotated(x, places(h, w, anchors), log_theta)
 
 
 def unturned(x: jax.Array) -> jax.Array:
@@ -118,7 +131,8 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
                       visible: Callable[[jax.Array], jax.Array] | None = None, block: int = QUERY_BLOCK,
-                      turn_q: Callable = unturned, turn_k: Callable = unturned) -> jax.Array:
+                      turn_q: Callable = unturned, turn_k: Callable = unturned,
+                      average_unseen: bool = False) -> jax.Array:
   """Plain softmax attention, softmax(q k^T / sqrt(C / num_heads)) v, without ever holding the whole attention map.
 
   Queries are taken `block` at a time, and the gradient computes their part of the map again: memory is linear in the
@@ -130,6 +144,7 @@ def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
     visible: which keys a query sees, as a function of query indexes (n,) -> (n, keys) bool; None for all. A query
       that sees no key gets zeros. Indexes go up to the next multiple of `block`.
     turn_q, turn_k: what turns queries and keys, (B, positions, num_heads, C / num_heads) to the same, see `turns`.
+    average_unseen: a query that sees no key gets the mean of all values in place of zeros.
 
   Returns:
     (B, queries, C).
@@ -145,6 +160,9 @@ def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
       weights = nn.softmax(scores)
     else:
       seen = visible(indexes)
+      if average_unseen:
+        weights = nn.softmax(jnp.where(seen, scores, HIDDEN))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
       # Finite, so that a row without any visible key has finite weights, which `seen` then silences.
       weights = nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min)) * seen
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)

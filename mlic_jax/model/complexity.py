@@ -58,7 +58,7 @@ def describe(config: CodecConfig, height: int = 512, width: int = 768) -> list[P
     macs[part] += size * positions[path[:-1]] if path[-1] == KERNEL else 0
   for step in live_parameters(config):
     for path, size in step.items():
-      part = re.sub("^contexts_|_(non)?anchor$", "", path[0])
+      part = re.sub("^contexts_|_(anchor|nonanchor|both)$", "", path[0])
       parameters[part] += size
       macs[part] += size * y_positions if path[-1] == KERNEL else 0
   order = ["g_a", "h_a", "z_prior", "h_s", *config.contexts, "entropy", "map", "lrp", "gains", "g_s"]

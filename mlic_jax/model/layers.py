@@ -224,14 +224,17 @@ class PartialConvBlock(nn.Module):
 class Gate(nn.Module):
   """u times how much of it passes, sigmoid(1x1(gelu(depthwise 3x3(gelu(1x1(u)))))); (B, H, W, C) twice (MLICv2).
 
-  The gate is `expansion` C wide inside. At the start it lets `opening`, in (0, 1), of everything through."""
+  The gate is `expansion` C wide inside. At the start it lets `opening`, in (0, 1), of everything through. With `norm`
+  it looks at a normalized u."""
   expansion: int = 1
   opening: float = RESIDUAL_INIT
+  norm: bool = False
 
   @nn.compact
   def __call__(self, u: jax.Array) -> jax.Array:
     c, closed = u.shape[-1], float(np.log(self.opening / (1 - self.opening)))
-    x = gelu(Conv(self.expansion * c, 1, name="expand")(u))
+    x = nn.LayerNorm(dtype=u.dtype, name="norm")(u) if self.norm else u
+    x = gelu(Conv(self.expansion * c, 1, name="expand")(x))
     x = gelu(Conv(self.expansion * c, depthwise=True, name="depthwise")(x))
     return nn.sigmoid(Conv(c, 1, init_scale=RESIDUAL_INIT, init_bias=closed, name="reduce")(x)) * u
 

@@ -17,12 +17,35 @@ class Rotary(nn.Module):
   falls from 1 towards 1 / theta. So the scalar product of a query and a key depends on how far apart they are, and not
   on where. theta is learned, one for rows and one for columns, as its logarithm."""
 
-  @nn.compact
+  def setup(self):
+    self.log_theta = parameter(self, "log_theta", nn.initializers.constant(np.log(THETA)), (2,))
+
   def __call__(self, x: jax.Array, places: jax.Array) -> jax.Array:
-    log_theta = parameter(self, "log_theta", nn.initializers.constant(np.log(THETA)), (2,))
-    pairs = x.shape[-1] // 2
-    side, rank = np.arange(pairs) % 2, np.arange(pairs) // 2
-    angles = (places[:, side] * jnp.exp(-rank / ((pairs + 1) // 2) * log_theta[side]))[:, None]
-    first, second, odd = jnp.split(x, [pairs, 2 * pairs], axis=-1)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos, odd], axis=-1)
+    return rotated(x, places, self.log_theta)
+
+
+def rotated(x: jax.Array, places: jax.Array, log_theta: jax.Array) -> jax.Array:
+  """`Rotary` as a function of its parameters, for use under jax.lax.switch."""
+  pairs = x.shape[-1] // 2
+  side, rank = np.arange(pairs) % 2, np.arange(pairs) // 2
+  angles = (places[:, side] * jnp.exp(-rank / ((pairs + 1) // 2) * log_theta[side]))[:, None]
+  first, second, odd = jnp.split(x, [pairs, 2 * pairs], axis=-1)
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  return jnp.concatenate([first * cos - second * sin, first * sin + second * cos, odd], axis=-1)
+
+
+class OutputRotary(nn.Module):
+  """Features x (B, h, w, C), C even, rotated by their absolute positions: the rotary positions of CompressAI's MLICv2.
+
+  Channels 2 i and 2 i + 1 rotate by column * theta_x^-f + row * theta_y^-f with f = 2 i / C. `theta` (2,) holds
+  theta_x and theta_y, which are learned; below 1 they count as 1."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    h, w, channels = x.shape[1:]
+    theta = parameter(self, "theta", nn.initializers.constant(THETA), (2,))
+    frequency = np.arange(0, channels, 2, dtype=np.float32) / channels
+    x_rate, y_rate = (jnp.maximum(jnp.abs(each), 1.0)**-frequency for each in theta)
+    angles = jnp.arange(w)[:, None] * x_rate + jnp.arange(h)[:, None, None] * y_rate   # (h, w, C/2)
+    even, odd, cos, sin = x[..., ::2], x[..., 1::2], jnp.cos(angles), jnp.sin(angles)
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)

@@ -74,7 +74,10 @@ class SliceStep(nn.Module):
       self.lrp_anchor = ConvStack((*config.lrp_widths, config.slice_channels))
       self.lrp_nonanchor = ConvStack((*config.lrp_widths, config.slice_channels))
     if selection_map.has_map(config):
-      self.map_anchor, self.map_nonanchor = selection_map.SelectionMap(config), selection_map.SelectionMap(config)
+      if selection_map.options(config)["selection_spatial"]:
+        self.map_both = selection_map.SpatialSelectionMap(config)
+      else:
+        self.map_anchor, self.map_nonanchor = selection_map.SelectionMap(config), selection_map.SelectionMap(config)
 
   def __call__(self, k, hyper, decoded, y_slice, quantiser: Quantiser = ROUNDING, draws=None, arrived=None):
     """The whole step, as training and the bit estimate run it.
@@ -98,7 +101,7 @@ class SliceStep(nn.Module):
       of_pass = lambda of_slice: pack(of_slice, anchors)
       symbols, counted = quantiser.quantise(of_pass(y_slice) - prior.mean, jax.tree.map(of_pass, draws))
       if prior.keep is not None:
-        symbols = jnp.where(prior.keep > 0, symbols, 0.0)
+        symbols = jnp.where(prior.keep > 0, symbols, selection_map.symbol_left_out(self.config))
       if arrived is not None:
         symbols = jnp.where(arrived[:, None, None, None], symbols, 0.0)
       found.append(jax.tree.map(lambda one, anchors=anchors: unpack(one, anchors), (counted, prior)))
@@ -115,16 +118,19 @@ class SliceStep(nn.Module):
   def anchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
     """The prior of the anchors of slice k, from slices 0..k-1."""
     refs = self._refs(k, hyper, state)
-    speakers = self._of_both_passes()
-    shared = tuple(self._speak(c, refs) for c in speakers)
-    features = [pack(f, anchors=True) for f in (*shared, hyper)]
-    prior = self._prior("anchor", k, features, speakers)
-    return prior, state._replace(mean=prior.mean, shared=shared, anchor=jnp.zeros_like(state.anchor))
+    speakers = [c for c in self.contexts.values() if "anchor" not in c.needs]
+    spoken = [self._speak(c, refs) for c in speakers]
+    features = [pack(f, anchors=True) for f in (*spoken, hyper)]
+    shared = tuple(f for c, f in zip(speakers, spoken) if not contexts.is_anchors_only(c))
+    state = state._replace(shared=shared, anchor=jnp.zeros_like(state.anchor))
+    prior = self._prior("anchor", k, features, speakers, hyper, state)
+    return prior, state._replace(mean=prior.mean)
 
   def set_anchors(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
-    """y_hat of the anchors of slice k, from their symbols (B, h, w/2, Cs)."""
+    """y_hat of the anchors of slice k, from their symbols (B, h, w/2, Cs), of which some may be LEFT_OUT."""
+    symbols, coded = selection_map.coded_symbols(self.config, symbols)
     anchor = unpack(symbols + state.mean, anchors=True)
-    return state._replace(anchor=self._with_lrp("lrp_anchor", k, hyper, state.decoded, anchor, anchors=True))
+    return state._replace(anchor=self._with_lrp("lrp_anchor", k, hyper, state.decoded, anchor, coded, anchors=True))
 
   def nonanchor_prior(self, k, hyper: jax.Array, state: State) -> tuple[Prior, State]:
     """The prior of the non-anchors of slice k, from slices 0..k-1 and the anchors of slice k."""
@@ -132,18 +138,19 @@ class SliceStep(nn.Module):
     speakers = [c for c in self.contexts.values() if "anchor" in c.needs]
     features = [self._speak(c, refs) for c in speakers]
     features += [pack(f, anchors=False) for f in (*state.shared, hyper)]
-    prior = self._prior("nonanchor", k, features, speakers + self._of_both_passes())
+    prior = self._prior("nonanchor", k, features, speakers + self._of_both_passes(), hyper, state)
     return prior, state._replace(mean=prior.mean)
 
   def finish_slice(self, k, hyper: jax.Array, state: State, symbols: jax.Array) -> State:
-    """y_hat of slice k, from the symbols of its non-anchors (B, h, w/2, Cs)."""
+    """y_hat of slice k, from the symbols of its non-anchors (B, h, w/2, Cs), of which some may be LEFT_OUT."""
+    symbols, coded = selection_map.coded_symbols(self.config, symbols)
     current = state.anchor + unpack(symbols + state.mean, anchors=False)
-    current = self._with_lrp("lrp_nonanchor", k, hyper, state.decoded, current, anchors=False)
+    current = self._with_lrp("lrp_nonanchor", k, hyper, state.decoded, current, coded, anchors=False)
     return state._replace(decoded=self._with_slice(state.decoded, k, current))
 
   def _of_both_passes(self) -> list[nn.Module]:
-    """The contexts that need no anchors: computed once in the anchor pass, and kept for the other."""
-    return [c for c in self.contexts.values() if "anchor" not in c.needs]
+    """The contexts that are computed once in the anchor pass, and kept for the other."""
+    return [c for c in self.contexts.values() if "anchor" not in c.needs and not contexts.is_anchors_only(c)]
 
   def _refs(self, k, hyper, state: State) -> contexts.ContextInputs:
     cs = self.config.slice_channels
@@ -158,21 +165,27 @@ class SliceStep(nn.Module):
       return jnp.zeros((b, h, w // 2 if "anchor" in context.needs else w, context.features))
     return context(refs) if is_active is True else jnp.where(is_active, context(refs), 0.0)
 
-  def _prior(self, of_pass: str, k, features: list[jax.Array], speakers: list[nn.Module]) -> Prior:
-    active = [jnp.broadcast_to(contexts.is_active(c, k), (c.features,)) for c in speakers]
-    live = jnp.concatenate([*active, jnp.ones(features[-1].shape[-1], bool)])
+  def _prior(self, of_pass: str, k, features: list[jax.Array], speakers: list[nn.Module], hyper, state) -> Prior:
+    is_live = lambda chosen: [jnp.broadcast_to(contexts.is_active(c, k), (c.features,)) for c in chosen]
+    all_live = jnp.ones(hyper.shape[-1], bool)
+    live = jnp.concatenate([*is_live(speakers), all_live])
     out = getattr(self, f"entropy_{of_pass}")(jnp.concatenate(features, axis=-1), live)
-    scale, mean = jnp.split(out, 2, axis=-1)
-    scale, keep = lower_bound(scale, SCALE_MIN), None
-    if selection_map.has_map(self.config):
+    raw_scale, mean = jnp.split(out, 2, axis=-1)
+    scale, keep = lower_bound(raw_scale, SCALE_MIN), None
+    if selection_map.options(self.config)["selection_spatial"]:
+      is_decoded = _numpy_if_known(k).arange(self.config.M) < k * self.config.slice_channels
+      live = jnp.concatenate([all_live, is_decoded, *is_live(self._of_both_passes())])
+      keep = self.map_both([hyper, state.decoded, *state.shared], mean, raw_scale, of_pass == "anchor", live)
+    elif selection_map.has_map(self.config):
       keep = getattr(self, f"map_{of_pass}")(features, mean, scale, live)
     return Prior(mean, scale, keep)
 
   def _with_slice(self, decoded: jax.Array, k, current: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(decoded, current, k * self.config.slice_channels, axis=-1)
 
-  def _with_lrp(self, name: str, k, hyper, decoded, current, anchors: bool) -> jax.Array:
-    """current (B, h, w, Cs) plus the predicted rounding error at one parity (Minnen & Singh, ICIP 2020)."""
+  def _with_lrp(self, name: str, k, hyper, decoded, current, coded, anchors: bool) -> jax.Array:
+    """current (B, h, w, Cs) plus the predicted rounding error at one parity (Minnen & Singh, ICIP 2020), there where
+    the elements are coded, (B, h, w/2, Cs) bool; None: everywhere."""
     if not self.config.lrp_widths:
       return current
     M, cs = self.config.M, self.config.slice_channels
@@ -180,6 +193,8 @@ class SliceStep(nn.Module):
     live = xp.concatenate([xp.ones(M, bool), xp.arange(M) < (k + 1) * cs])
     inputs = jnp.concatenate([hyper[..., M:], self._with_slice(decoded, k, current)], axis=-1)
     residual = 0.5 * jnp.tanh(getattr(self, name)(inputs, live))
+    if coded is not None:
+      return current + residual * unpack(coded, anchors)
     return current + residual * (anchor_mask(*current.shape[1:3])[..., None] == anchors)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.other_options import other_options
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
@@ -18,8 +19,8 @@ CONFIG = CodecConfig(N=8, M=24, num_slices=3, channel_widths=(8, 8), window_size
 
 
 def settings(name: str) -> list[tuple[str, tuple]]:
-  """A context as it is without options, and, where it has any, with every switch the other way."""
-  switched = tuple((option, not value) for option, value in getattr(contexts.find(name), "OPTIONS", {}).items())
+  """A context as it is without options, and, where it has any, with every one of them another value."""
+  switched = tuple(other_options(contexts.find(name)).items())
   return [(name, ()), (name, switched)] if switched else [(name, ())]
 
 

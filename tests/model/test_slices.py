@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables
+from helpers.other_options import other_options
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
@@ -24,13 +25,15 @@ CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
            CodecConfig(M=12, num_slices=2, contexts=("global_intra_linear", "local_attention"),
                        **{**SMALL, "lrp_widths": ()}),
            CodecConfig(M=12, num_slices=2, contexts=("local_attention", "channel"),
-                       options=dict(selection_widths=(8,)), **SMALL)]
+                       options=dict(selection_widths=(8,)), **SMALL),
+           CodecConfig(M=12, num_slices=2, contexts=("local_attention", "channel"),
+                       options=dict(selection_widths=(8,), selection_spatial=True, selection_lrp=False), **SMALL)]
 SHAPE = (1, 4, 8)  # B, h, w
 
 
-def switches(name: str) -> dict[str, bool]:
-  """The settings of a context, the other way than they are by default."""
-  return {option: not value for option, value in getattr(contexts.find(name), "OPTIONS", {}).items()}
+def switches(name: str) -> dict[str, bool | int]:
+  """The settings of a context, with other values than they have by default."""
+  return other_options(contexts.find(name))
 
 
 def random_configs(count: int, seed: int, switched: bool) -> list[CodecConfig]:

@@ -7,6 +7,7 @@ A name with a dot is an import path, so that a context of one's own need not lie
                to the non-anchors only, those that need earlier slices are silent for the first slice.
   features     how many channels it returns.
   first_slice_only   optional; True for one that speaks of the first slice alone.
+  anchors_only optional; True for one that takes part in the passes of anchors alone. It needs no anchors.
   __call__     refs -> (B, h, w, features), or, when it needs the anchors, (B, h, w/2, features) for the non-anchors,
                packed as checkerboard.pack does.
 Where it has settings of its own, the file has OPTIONS, a dict of their names and defaults; see parts.options. Where
@@ -39,11 +40,21 @@ class ContextInputs(NamedTuple):
     return int(self.live.sum()) or None if isinstance(self.live, np.ndarray) else None
 
 
+def hyper_guide(config: CodecConfig, refs: ContextInputs, scales: bool) -> jax.Array:
+  """(B, h, w, M): the half of the hyper features about means, or that about scales."""
+  return refs.hyper[..., :config.M] if scales else refs.hyper[..., config.M:]
+
+
 def is_active(context: nn.Module, k: jax.Array | int) -> jax.Array | bool:
   """Whether a context says something in the passes of slice k."""
   if getattr(context, "first_slice_only", False):
     return k == 0
   return k > 0 if "decoded" in context.needs else True
+
+
+def is_anchors_only(context: nn.Module) -> bool:
+  """Whether a context takes part in the passes of anchors alone."""
+  return getattr(context, "anchors_only", False)
 
 
 def available() -> list[str]:

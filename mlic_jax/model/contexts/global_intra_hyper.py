@@ -2,7 +2,8 @@
 
 In later slices, who resembles whom is taken from the slice before (global_intra_linear.py). For the first one the
 hyperprior stands for it: the half of it about means, the nearest to y that there is. What is not known is what is
-carried from one to the other; the setting `hyper_values` has both readings.
+carried from one to the other; the setting `hyper_values` has both readings. The setting `guide_scales` takes the half
+about scales in place of that about means, as CompressAI does.
 """
 
 import sys
@@ -13,13 +14,13 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
-from mlic_jax.model.attention import Projection, linear_attention, nonanchor_features, one_parity, reweighted, turns
+from mlic_jax.model.attention import Projection, linear_attention, nonanchor_features, one_parity, refined, turns
 from mlic_jax.model.checkerboard import pack, unpack
-from mlic_jax.model.contexts import ContextInputs
+from mlic_jax.model.contexts import ContextInputs, hyper_guide
 from mlic_jax.model.layers import Conv, Gate
 from mlic_jax.model.registry import options
 
-OPTIONS, check = attention.OPTIONS | {"hyper_values": True}, attention.check
+OPTIONS, check = attention.OPTIONS | {"hyper_values": True, "guide_scales": False}, attention.check
 NUM_HEADS = 2
 
 
@@ -43,7 +44,7 @@ class Context(nn.Module):
 
   @nn.compact
   def __call__(self, refs: ContextInputs) -> jax.Array:
-    guide = refs.hyper[..., self.config.M:]
+    guide = hyper_guide(self.config, refs, options(self.config, sys.modules[__name__])["guide_scales"])
     if not self.needs:
       return self._of_hyper(guide)
     assert refs.anchor is not None  # it is in what this context needs
@@ -60,7 +61,7 @@ class Context(nn.Module):
                                   turn(asking), turn(not asking))
       x = x + unpack(attended.reshape(b, h, w // 2, -1), asking)
     out = Conv(self.features, name="reprojection")(jnp.asarray(x))
-    return reweighted(self.config, out + Gate(name="gate")(nn.LayerNorm(name="norm")(out)))
+    return refined(self.config, out + Gate(name="gate")(nn.LayerNorm(name="norm")(out)))
 
   def _of_anchors(self, guide: jax.Array, anchor: jax.Array) -> jax.Array:
     h, w = anchor.shape[1:3]

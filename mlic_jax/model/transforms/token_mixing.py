@@ -20,22 +20,26 @@ from mlic_jax.model.transforms import cheng2020, refuse_unread
 
 STRIDE = 16
 OPTIONS = {"token_blocks": 2,      # that stand for a residual one
-           "token_expansion": 2}   # width inside of a block, in channels per channel of it
+           "token_expansion": 2,   # width inside of a block, in channels per channel of it
+           "token_depthwise_first": False,  # the first half of a block as CompressAI has it, which has width 1
+           "gate_norm": False}     # the gate has a LayerNorm of its own, as in CompressAI
 
 
-def blocks(config: CodecConfig) -> tuple[int, int]:
-  """How many stand for a residual one, and their expansion; ValueError for less than one."""
+def settings(config: CodecConfig) -> dict[str, int | bool]:
+  """{name: value} of OPTIONS, as the config has them; ValueError in one line for what no block can have."""
   chosen = options(config, sys.modules[__name__])
-  for name, value in chosen.items():
-    if value < 1:
-      raise ValueError(f"options has {name}={value}; wanted 1 or more")
-  return chosen["token_blocks"], chosen["token_expansion"]
+  for name in ("token_blocks", "token_expansion"):
+    if chosen[name] < 1:
+      raise ValueError(f"options has {name}={chosen[name]}; wanted 1 or more")
+  if chosen["token_depthwise_first"] and chosen["token_expansion"] != 1:
+    raise ValueError(f"options has token_depthwise_first with token_expansion={chosen['token_expansion']}; wanted 1")
+  return chosen
 
 
 def activation_floats_per_pixel(config: CodecConfig) -> float:
   """Of the widest layer, which is inside of a block, and of what the block adds to."""
   refuse_unread(config, "synthesis_width")
-  _, expansion = blocks(config)
+  expansion = settings(config)["token_expansion"]
   return max((expansion + 1) * width / 4**(i + 1) for i, width in enumerate((*cheng2020.widths(config), config.M)))
 
 
@@ -45,30 +49,38 @@ class TokenMixing(nn.Module):
       x = x + 1x1(depthwise 5x5(u + 1x1(depthwise 3x3(gelu(1x1(u)))))),   u = norm(x)
       x = x + gate(norm(x))
 
-  Norms are over the channels of a position. Both halves start at `branch_init` of their size."""
+  Norms are over the channels of a position. Both halves start at `branch_init` of their size. With `depthwise_first`
+  the sum in brackets is u + gelu(1x1(gelu(depthwise 3x3(u)))), C wide; `gate_norm` is the `norm` of the gate."""
   expansion: int = OPTIONS["token_expansion"]
   branch_init: float = RESIDUAL_INIT
+  depthwise_first: bool = False
+  gate_norm: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     c = x.shape[-1]
     u = nn.LayerNorm(dtype=x.dtype, name="norm1")(x)
-    hidden = gelu(Conv(self.expansion * c, 1, name="expand")(u))
-    hidden = Conv(self.expansion * c, depthwise=True, name="depthwise")(hidden)
-    u = u + Conv(c, 1, name="reduce")(hidden)
+    if self.depthwise_first:
+      hidden = gelu(Conv(c, depthwise=True, name="depthwise")(u))
+      u = u + gelu(Conv(c, 1, name="reduce")(hidden))
+    else:
+      hidden = gelu(Conv(self.expansion * c, 1, name="expand")(u))
+      hidden = Conv(self.expansion * c, depthwise=True, name="depthwise")(hidden)
+      u = u + Conv(c, 1, name="reduce")(hidden)
     u = Conv(c, 5, depthwise=True, name="mix")(u)
     x = x + Conv(c, 1, init_scale=self.branch_init, name="out")(u)
     u = nn.LayerNorm(dtype=x.dtype, name="norm2")(x)
-    return x + Gate(self.expansion, self.branch_init, name="gate")(u)
+    return x + Gate(self.expansion, self.branch_init, self.gate_norm, name="gate")(u)
 
 
 class Blocks(cheng2020.Transform):
   """Of as many channels as there are, `token_blocks` one after the other."""
 
   def blocks(self, x: jax.Array, width: int, name: str) -> jax.Array:
-    count, expansion = blocks(self.config)
-    for j in range(count):
-      x = self.again(TokenMixing)(expansion, name=f"{name}_{j}")(x)
+    chosen = settings(self.config)
+    fields = dict(depthwise_first=chosen["token_depthwise_first"], gate_norm=chosen["gate_norm"])
+    for j in range(chosen["token_blocks"]):
+      x = self.again(TokenMixing)(chosen["token_expansion"], name=f"{name}_{j}", **fields)(x)
     return x
 
 
