@@ -1,9 +1,11 @@
-"""Rate and distortion of checkpoints from real files: python eval.py --ckpt CKPT [--data FOLDER] [--out DIR] ...
+"""Measures rate and distortion of checkpoints on complete files:
 
-python eval.py --help lists the arguments; the program is mlic_jax/commands/evaluate.py."""
+    python eval.py --ckpt CKPT [--data FOLDER] [--out DIR] ...
+
+This is `mlic-jax eval`: mlic_jax/commands/evaluate.py has the arguments, which --help lists."""
 import sys
 
-from mlic_jax.commands import entry_points
+from mlic_jax.__main__ import run_script
 
 if __name__ == "__main__":
-  sys.exit(entry_points.run("mlic_jax.commands.evaluate", "eval.py"))
+  sys.exit(run_script("eval", "eval.py"))

@@ -2,10 +2,10 @@
 
     python train.py --config FILE.py --workdir DIR [--config.FIELD=VALUE ...]
 
-mlic_jax/commands/train.py has the command line, mlic_jax/training/loop.py the program."""
+This is `mlic-jax train`: mlic_jax/commands/train.py has the arguments, mlic_jax/training/loop.py the training loop."""
 import sys
 
-from mlic_jax.commands import entry_points
+from mlic_jax.__main__ import run_script
 
 if __name__ == "__main__":
-  sys.exit(entry_points.run("mlic_jax.commands.train", "train.py"))
+  sys.exit(run_script("train", "train.py"))

@@ -22,10 +22,10 @@ from mlic_jax.data.sources import open_sources
 def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description="Crops a second of the training data reader.")
   parser.add_argument("data", help="folder, tfds:NAME, or several with weights")
-  parser.add_argument("--tfds_dir", default="")
+  parser.add_argument("--tfds-dir", default="")
   parser.add_argument("--crop", type=int, default=256, help="side of the crops, pixels")
   parser.add_argument("--batch", type=int, default=8)
-  parser.add_argument("--downscale_probability", type=float, default=0.5)
+  parser.add_argument("--downscale-probability", type=float, default=0.5)
   parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--threads", type=int, nargs="*", default=(1, 2))

@@ -9,7 +9,7 @@
 The first prints a table on held-out photographs, the middle of each: how the loss of the file changes, bpp + lmbda *
 distortion, mean over photographs and qualities; then bits and PSNR apart. Unlike in `encode`, a file that is worse than
 the plain one counts as it is. "noise" refines under the noise of training, without annealing. What is measured is kept
-in FILE, a line of JSON each, and not measured again. --holdout_every has to be that of the training.
+in FILE, a line of JSON each, and not measured again. --holdout-every has to be that of the training.
 
 --cost prints seconds per pixel of a step of refining, compiled once, and of a training step, timed in turn, and their
 ratio. Run it with nothing beside it. --watch prints the loss of the rounded latents of a picture step by step, for the
@@ -60,7 +60,7 @@ def parse(argv=None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description="Relaxations against steps on held-out photographs; the cost of a step.")
   parser.add_argument("--ckpt")
   parser.add_argument("--data", help="the photographs that were trained on; those held out are taken")
-  parser.add_argument("--holdout_every", type=int, default=24)
+  parser.add_argument("--holdout-every", type=int, default=24)
   parser.add_argument("--images", type=int, default=8)
   parser.add_argument("--crop", type=int, default=256)
   parser.add_argument("--qualities", type=numbers(float), help="default: all")

@@ -6,7 +6,7 @@
 A table on held-out photographs, the middle of each, from files and the pictures in them: the BD-rate against the files
 with all elements; the loss, bpp + lmbda * distortion as in training, the rate and the PSNR, means over photographs and
 qualities; and the share of the elements that is left out. --chances are those below which a map leaves an element out,
-of a model that has one. --holdout_every has to be that of the training.
+of a model that has one. --holdout-every has to be that of the training.
 """
 import argparse
 import dataclasses
@@ -53,7 +53,7 @@ def main(argv=None) -> None:
   parser = argparse.ArgumentParser(description="Leaving out elements of small scale, on held-out photographs.")
   parser.add_argument("--ckpt", required=True, help="a variable-rate model")
   parser.add_argument("--data", required=True, help="the photographs that were trained on; those held out are taken")
-  parser.add_argument("--holdout_every", type=int, default=24)
+  parser.add_argument("--holdout-every", type=int, default=24)
   parser.add_argument("--images", type=int, default=8)
   parser.add_argument("--crop", type=int, default=256)
   parser.add_argument("--qualities", type=numbers, help="default: all")

@@ -1,53 +1,102 @@
-"""The command line: mlic-jax, or python -m mlic_jax, and one of COMMANDS.
+"""The command line: `mlic-jax COMMAND ...`, or `python -m mlic_jax COMMAND ...`.
 
-A command is a file of mlic_jax/commands/ with add_arguments(parser) and run(args), whose docstring is its help. One
-that reads configurations has READS_CONFIG, and gets what else came, --config.FIELD=VALUE, in args.overrides. What a
-user can get wrong is one line on stderr and exit status 2, and no output file appears unless it is whole. Of several
-files, those that fail are listed at the end, with exit status 1. Ctrl-C is 130. A command imports what it needs when it
-runs: `info` and --help answer without jax.
+Each command is a module of mlic_jax/commands/ with add_arguments(parser) and run(args); the docstring of run is its
+help. A module with READS_CONFIG = True takes --config.FIELD=VALUE too, and finds these arguments in args.overrides.
+train.py and eval.py run one command alone.
+
+User errors are reported in one line on stderr with exit status 2, and no output file appears unless it is complete.
+Where a command processes several files, the failures are listed at the end, with exit status 1. Ctrl-C exits with 130.
+A command imports what it needs when it runs, so `info` and --help answer without importing jax.
 """
 import argparse
 import importlib
 import sys
+from types import ModuleType
 
 import mlic_jax
-from mlic_jax.commands.exit_codes import outcome
-from mlic_jax.console import printable
+from mlic_jax.commands.exit_codes import UsageError, run_to_exit_status
 from mlic_jax.runtime import startup
 
-COMMANDS = ("encode", "decode", "info", "describe", "compile", "convert", "shrink", "ablate")
+# The name on the command line, and the module.
+COMMANDS = {"train": "train", "eval": "evaluate", "encode": "encode", "decode": "decode", "info": "info",
+            "describe": "describe", "estimate": "estimate", "convert": "convert", "round-weights": "round_weights",
+            "ablate": "ablate"}
+CONFIG_FIELDS = "[--config.FIELD=VALUE ...]"
 
 
 class _Parser(argparse.ArgumentParser):
-  """Says what is wrong with the arguments in one line, like every other error here."""
+  """Reports wrong arguments in one line, like every other user error."""
 
   def __init__(self, **options):
     super().__init__(allow_abbrev=False, **options)
 
   def error(self, message: str):
-    self.exit(2, f"error: {printable(message)}; {self.prog} --help lists the arguments\n")
+    raise UsageError(f"{message}; {self.prog} --help lists the arguments")
 
 
-def main(argv: list[str] | None = None, program: str = "python -m mlic_jax") -> int:
-  """Runs one command and returns the exit status."""
-  return outcome(lambda: run(argv, program), "error", "interrupted")
+def main(argv: list[str] | None = None, program: str = "mlic-jax") -> int:
+  """Runs the command that the first argument names; returns the exit status."""
+  return run_to_exit_status(lambda: _run(argv, program), "error")
 
 
-def run(argv: list[str] | None, program: str) -> int | None:
-  """Reads the arguments and runs the command that they name."""
-  parser = _Parser(prog=program, description="Learned image compression.")
-  parser.add_argument("--version", action="version", version=f"mlic_jax {mlic_jax.__version__}")
+def main_of_one_command(name: str, program: str, argv: list[str] | None = None) -> int:
+  """Runs one command under the name of a program of its own, such as train.py; returns the exit status."""
+  def run():
+    parser, command = _Parser(prog=program), _module(name)
+    _add_command(parser, command)
+    return _run_command(command, parser, *parser.parse_known_args(argv))
+  return run_to_exit_status(run, program)
+
+
+def run_program() -> int:
+  """Runs the installed program mlic-jax; returns the exit status."""
+  startup.begin()
+  return main()
+
+
+def run_script(name: str, program: str) -> int:
+  """Runs train.py or eval.py; returns the exit status."""
+  startup.begin()
+  return main_of_one_command(name, program)
+
+
+def _run(argv: list[str] | None, program: str) -> int | None:
+  parser = _Parser(prog=program, description="Train, evaluate and use learned image codecs of the MLIC family.")
+  parser.add_argument("--version", action="version", version=f"mlic_jax {mlic_jax.__version__}",
+                      help="Print the version and exit.")
   subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-  commands = {name: importlib.import_module(f"mlic_jax.commands.{name}") for name in COMMANDS}
-  for name, command in commands.items():
-    command.add_arguments(subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__))
-  args, overrides = parser.parse_known_args(argv)
-  args.overrides = overrides
-  if args.overrides and not getattr(commands[args.command], "READS_CONFIG", False):
-    subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(args.overrides)}")
-  return commands[args.command].run(args)
+  modules = {name: _module(name) for name in COMMANDS}
+  for name, command in modules.items():
+    _add_command(subparsers.add_parser(name, help=command.run.__doc__), command)
+  args, rest = parser.parse_known_args(argv)
+  return _run_command(modules[args.command], subparsers.choices[args.command], args, rest)
+
+
+def _module(name: str) -> ModuleType:
+  return importlib.import_module(f"mlic_jax.commands.{COMMANDS[name]}")
+
+
+def _add_command(parser: argparse.ArgumentParser, command: ModuleType) -> None:
+  parser.description = command.run.__doc__
+  command.add_arguments(parser)
+  if _reads_config(command):
+    parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} {CONFIG_FIELDS}".replace("%", "%%")
+    parser.epilog = ("Every field of the configuration can be changed with --config.FIELD=VALUE, "
+                     "such as --config.batch_size=16.")
+
+
+def _run_command(command: ModuleType, parser: argparse.ArgumentParser, args: argparse.Namespace,
+                 rest: list[str]) -> int | None:
+  if rest and not _reads_config(command):
+    parser.error(f"unrecognized arguments: {' '.join(rest)}")
+  args.overrides = rest
+  return command.run(args)
+
+
+def _reads_config(command: ModuleType) -> bool:
+  return getattr(command, "READS_CONFIG", False)
 
 
 if __name__ == "__main__":
   startup.begin()
-  sys.exit(main())
+  sys.exit(main(program="python -m mlic_jax"))

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from mlic_jax import __version__, evaluation
-from mlic_jax.commands import entry_points
+from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.data.image_io import load_image, save_image
 from mlic_jax.errors import ConfigError
-from mlic_jax.runtime import startup
 from mlic_jax.training import config_registry
 from mlic_jax.training.config_schema import load_config
 
@@ -68,14 +67,13 @@ def test_every_configuration_of_the_repository_is_listed_without_the_files_that_
 
 
 def test_an_extra_that_is_missing_is_one_line_that_names_it(monkeypatch, capsys):
-  monkeypatch.delitem(sys.modules, "mlic_jax.commands.evaluate", raising=False)
+  monkeypatch.delitem(sys.modules, "mlic_jax.evaluation.session", raising=False)
   monkeypatch.delitem(sys.modules, "mlic_jax.evaluation.plots", raising=False)
-  monkeypatch.delattr(evaluation, "plots", raising=False)  # where another test has imported it
+  for name in "session", "plots":
+    monkeypatch.delattr(evaluation, name, raising=False)  # where another test has imported it
   monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-  monkeypatch.setattr(startup, "begin", lambda: None)
-  assert entry_points.evaluate() == 2
-  assert capsys.readouterr().err == ("mlic-jax-eval: matplotlib is not installed; it comes with "
-                                     "pip install 'mlic_jax[eval]'\n")
+  assert main_of_one_command("eval", "eval.py", ["--ckpt", "x"]) == 2
+  assert capsys.readouterr().err == "eval.py: matplotlib is not installed; it comes with pip install 'mlic_jax[eval]'\n"
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +138,10 @@ def test_an_installed_package_codes_evaluates_describes_and_trains(installed, ti
   installed("mlic-jax", "encode", "photos/a.png", "a.mlic", "--ckpt", tiny_checkpoint)
   installed("mlic-jax", "decode", "a.mlic", "a.png", "--ckpt", tiny_checkpoint)
   assert load_image(folder / "a.png").shape == photograph.shape
-  installed("mlic-jax-eval", "--ckpt", tiny_checkpoint, "--data", "photos", "--limit", 1, "--qualities", 2,
+  installed("mlic-jax", "eval", "--ckpt", tiny_checkpoint, "--data", "photos", "--limit", 1, "--qualities", 2,
             "--baselines", "jpeg", "--published", "kodak", "--out", "out")
   assert "MLIC++" in (folder / "out" / "report.html").read_text()
   assert "mlic_plus_plus:mse:3" in installed("mlic-jax", "describe", "--config", "mlic_plus_plus:mse:3")
   (folder / "own.py").write_text(OWN_CONFIG)
-  installed("mlic-jax-train", "--config", "own.py", "--workdir", "run")
+  installed("mlic-jax", "train", "--config", "own.py", "--workdir", "run")
   installed("mlic-jax", "encode", "photos/b.png", "b.mlic", "--ckpt", "run")

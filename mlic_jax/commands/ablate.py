@@ -1,28 +1,32 @@
-"""ablate: several configurations, trained with one budget and compared."""
+"""ablate: train several configurations with one budget and compare them."""
 import argparse
 
-from mlic_jax.commands.arguments import anywhere, local, positive, whole
+from mlic_jax.commands.arguments import any_path, local_path, nonnegative_integer, positive_integer
 from mlic_jax.console import rich_console, say
 
 READS_CONFIG = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--data", type=anywhere, required=True, metavar="DIR", help="photographs, as for train.py")
-  parser.add_argument("--steps", type=positive, required=True, help="of training, for each configuration")
-  parser.add_argument("--workdir", type=local, required=True, metavar="DIR", help="the same one continues")
-  parser.add_argument("--seeds", type=whole, nargs="+", default=(), metavar="N",
-                      help="train each once with each; the table has the means, and how far they are apart")
-  parser.add_argument("--equal-time", type=local, metavar="DIR",
-                      help="the workdir of a table of the same rows: each gets the steps that take as long as --steps "
-                      "of the first, at the pace of the runs there")
-  parser.add_argument("--configs", nargs="+", metavar="FILE.py",
-                      help="or names of those that come along; the first is what the others are compared with; "
-                      "default: those of configs/ablations/")
+  parser.add_argument("--data", type=any_path, required=True, metavar="DIR",
+                      help="Train on the images in DIR, as with --config.data_dir of train. Required.")
+  parser.add_argument("--steps", type=positive_integer, required=True, metavar="N",
+                      help="Train each configuration for N steps. Required.")
+  parser.add_argument("--workdir", type=local_path, required=True, metavar="DIR",
+                      help="Write the runs and the table to DIR, or continue those that are there. Required.")
+  parser.add_argument("--seeds", type=nonnegative_integer, nargs="+", default=(), metavar="SEED",
+                      help="Train each configuration once with each seed; the table has their means and extremes. "
+                      "Default: the seed of the configuration.")
+  parser.add_argument("--equal-time", type=local_path, metavar="DIR",
+                      help="Give each configuration as much time as the first needs for --steps, at the speeds in DIR, "
+                      "the workdir of an earlier ablation with the same rows. Default: equal steps.")
+  parser.add_argument("--configs", nargs="+", metavar="CONFIG",
+                      help="Train these Python files or names of configurations, and compare them with the first. "
+                      "Default: the configurations of configs/ablations/.")
 
 
 def run(args: argparse.Namespace) -> int:
-  """train configurations with one budget and compare them"""
+  """Train several configurations with one budget and compare them."""
   from rich.table import Table
 
   from mlic_jax.evaluation import ablation
@@ -37,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
   for row in cells:
     table.add_row(*row)
   rich_console().print(table)
-  say(f"written to {args.workdir / 'ablation.md'} and {args.workdir / 'ablation.json'}")
+  say(f"wrote {args.workdir / 'ablation.md'} and {args.workdir / 'ablation.json'}")
   return 0

@@ -1,35 +1,35 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share, and the types of their values."""
 import argparse
 import math
 from pathlib import Path
 
+from mlic_jax import paths
 from mlic_jax.data.image_io import PIXELS_MAX
 from mlic_jax.errors import ConfigError
-from mlic_jax.paths import PathError, as_path, local_path
 
 SIDE_END = 2**32
 
 
-def positive(text: str) -> int:
+def positive_integer(text: str) -> int:
   if not text.isdecimal() or not int(text):
     raise argparse.ArgumentTypeError(f"{text} came, a positive integer is wanted")
   return int(text)
 
 
-def side(text: str) -> int:
-  """Of a picture, in pixels, as a file can hold it."""
-  if positive(text) >= SIDE_END:
+def image_side(text: str) -> int:
+  """A height or width in pixels, as a .mlic file can store it."""
+  if positive_integer(text) >= SIDE_END:
     raise argparse.ArgumentTypeError(f"{text} came, an integer below {SIDE_END} is wanted")
   return int(text)
 
 
-def whole(text: str) -> int:
+def nonnegative_integer(text: str) -> int:
   if not text.isdecimal():
     raise argparse.ArgumentTypeError(f"{text} came, an integer from 0 on is wanted")
   return int(text)
 
 
-def above_zero(text: str) -> float:
+def positive_number(text: str) -> float:
   try:
     number = float(text)
   except ValueError:
@@ -39,58 +39,78 @@ def above_zero(text: str) -> float:
   return number
 
 
-def local(text: str) -> Path:
-  """A local path; what is remote would otherwise become a local folder named gs:."""
-  return _path(local_path, text)
+def local_path(text: str) -> Path:
+  """A local path; a remote one is refused, which would otherwise become a local folder named gs:."""
+  return _path(paths.local_path, text)
 
 
-def anywhere(text: str) -> Path:
+def any_path(text: str) -> Path:
   """A path that may be remote."""
-  return _path(as_path, text)
+  return _path(paths.as_path, text)
 
 
 def _path(read, text: str) -> Path:
   try:
     return read(text)
-  except PathError as error:
+  except paths.PathError as error:
     raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def path_arguments(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
-  parser.add_argument("paths", type=local, nargs="*", metavar=metavar, help=f"{help}; before the options")
-  parser.add_argument("--out-dir", type=local, metavar="DIR", help="where to write a file for each that is named")
-  parser.add_argument("--overwrite", action="store_true", help="replace files that are in DIR already")
-  limit_argument(parser)
+def config_argument(parser: argparse.ArgumentParser) -> None:
+  """--config, for the commands with READS_CONFIG, which also take --config.FIELD=VALUE."""
+  parser.add_argument("--config", required=True, metavar="CONFIG[:ARGUMENT]",
+                      help="Read the configuration from a Python file with get_config(), or by the name of one that "
+                      "comes with the package, such as nano. What follows a colon is the argument of get_config, as in "
+                      "mlic_plus_plus:mse:3. Required.")
 
 
-def limit_argument(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--max-megapixels", type=positive, metavar="N", default=PIXELS_MAX // 10**6,
-                      help="refuse larger pictures; default: %(default)s")
+def file_arguments(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
+  """The files of encode and decode, and what becomes of them."""
+  parser.add_argument("paths", type=local_path, nargs="*", metavar=metavar, help=help)
+  parser.add_argument("--out-dir", type=local_path, metavar="DIR",
+                      help="Write one file to DIR for each input. Default: IN and OUT are named.")
+  parser.add_argument("--overwrite", action="store_true",
+                      help="Replace files that are already in the folder of --out-dir. Default: off.")
+  pixel_limit_argument(parser)
+
+
+def pixel_limit_argument(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--max-megapixels", type=positive_integer, metavar="N", default=PIXELS_MAX // 10**6,
+                      help="Refuse images with more than N million pixels. Default: %(default)s.")
+
+
+def image_size_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--height", type=image_side, default=512, metavar="PIXELS",
+                      help="Take images of this height. Default: %(default)s.")
+  parser.add_argument("--width", type=image_side, default=768, metavar="PIXELS",
+                      help="Take images of this width. Default: %(default)s.")
 
 
 def coder_argument(parser: argparse.ArgumentParser, default: str) -> None:
   parser.add_argument("--coder", choices=("numba", "tfc"),
-                      help=f"the range coder, compiled by numba or TensorFlow Compression's; default: {default}")
+                      help="Code with the range coder compiled by numba, or with that of TensorFlow Compression; both "
+                      f"write the same bytes. Default: {default}.")
 
 
-def refine_arguments(parser: argparse.ArgumentParser, help: str) -> None:
-  parser.add_argument("--refine", type=_budget, metavar="STEPS|SECONDSs", help=help)
-  parser.add_argument("--lmbda", type=above_zero, metavar="L",
-                      help="weight of the distortion in --refine, in the scale of training; default: the quality's")
+def optimization_arguments(parser: argparse.ArgumentParser, help: str) -> None:
+  parser.add_argument("--refine", type=_optimization_budget, metavar="STEPS|SECONDSs", help=help)
+  parser.add_argument("--lmbda", type=positive_number, metavar="L",
+                      help="Weigh the distortion by L in --refine, on the scale of the training. Default: the lambda "
+                      "of the quality.")
 
 
 def skip_argument(parser: argparse.ArgumentParser, help: str) -> None:
-  parser.add_argument("--skip", type=above_zero, metavar="SCALE", help=help)
+  parser.add_argument("--skip", type=positive_number, metavar="SCALE", help=help)
 
 
-def check_refine(args: argparse.Namespace) -> None:
-  """ConfigError for --lmbda without --refine."""
+def check_optimization(args: argparse.Namespace) -> None:
+  """Raises ConfigError for --lmbda without --refine."""
   if args.lmbda and args.refine is None:
     raise ConfigError("--lmbda came without --refine, which it is for")
 
 
-def _budget(text: str) -> str:
-  """As Schedule.of reads it."""
+def _optimization_budget(text: str) -> str:
+  """A number of steps or seconds, as Schedule.of reads it."""
   from mlic_jax.coding.latent_optimization import RefineError, Schedule
   try:
     Schedule.of(text)
@@ -99,5 +119,5 @@ def _budget(text: str) -> str:
   return text
 
 
-def ckpt_argument(parser: argparse.ArgumentParser, help: str) -> None:
-  parser.add_argument("--ckpt", type=anywhere, nargs="+", required=True, help=help)
+def checkpoint_argument(parser: argparse.ArgumentParser, help: str) -> None:
+  parser.add_argument("--ckpt", type=any_path, nargs="+", required=True, metavar="CKPT", help=help)

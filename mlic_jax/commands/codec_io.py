@@ -28,16 +28,16 @@ def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes
       raise bitstream.BitstreamError(f"{'stdin' if path == STREAM else path}: {error}") from None
 
 
-class FirstPicture:
-  """Says on stderr that a command waits for compilers, before the first picture alone: many have a progress bar.
+class CompilationNotice:
+  """Says on stderr that a command waits for compilation, before the first image alone: many images have a progress bar.
 
-  what: is done with pictures, such as "encoding"; it has times of its own."""
+  what: is done with images, such as "encoding"; its compilation times are remembered apart."""
 
   def __init__(self, what: str):
     self._what, self._said = what, False
 
   def __call__(self, codec, height: int, width: int):
-    """A context around the coding of a picture."""
+    """A context around the coding of an image."""
     if self._said or codec.has_compiled(height, width):
       return contextlib.nullcontext()
     from mlic_jax.model.mlic import side_multiple

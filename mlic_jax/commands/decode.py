@@ -1,4 +1,4 @@
-"""decode: .mlic files to pictures."""
+"""decode: decode .mlic files to images."""
 import argparse
 import contextlib
 import functools
@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from mlic_jax.commands import multi_file
-from mlic_jax.commands.arguments import ckpt_argument, coder_argument, path_arguments, whole
-from mlic_jax.commands.codec_io import FirstPicture, load_codecs, read_mlic
+from mlic_jax.commands.arguments import checkpoint_argument, coder_argument, file_arguments, nonnegative_integer
+from mlic_jax.commands.codec_io import CompilationNotice, load_codecs, read_mlic
 from mlic_jax.commands.stdio import STREAM, is_a_stream, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.file_listing import list_files
@@ -15,36 +15,38 @@ from mlic_jax.data.image_io import check_lossless, picture_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  path_arguments(parser, "IN.mlic OUT.png",
-                  "a file, and the picture to write: .png .webp .tif .bmp (- for stdin, and for a PNG to stdout); with "
-                  "--out-dir: files, folders of them")
-  ckpt_argument(parser, "the checkpoint that wrote the file; of several, the one that did is taken")
-  parser.add_argument("--slices", type=whole, metavar="K",
-                      help="decode the first K slices, and predict the others from them")
+  file_arguments(parser, "IN.mlic OUT.png",
+                 "Decode the .mlic file IN to the image OUT, whose name ends in .png, .webp, .tif or .bmp; - is stdin, "
+                 "or a PNG to stdout. With --out-dir, decode any number of files and folders. Name them before the "
+                 "options. Required.")
+  checkpoint_argument(parser, "Decode with the checkpoint that wrote the file; of several, the one that did is used. "
+                              "Required.")
+  parser.add_argument("--slices", type=nonnegative_integer, metavar="K",
+                      help="Decode the first K slices and predict the others from them. Default: all slices.")
   parser.add_argument("--partial", action="store_true",
-                      help="take a file that was cut short, and decode the slices that arrived")
+                      help="Decode the slices that are there of a file that was cut short. Default: off.")
   coder_argument(parser, "numba")
 
 
 def run(args: argparse.Namespace) -> int:
-  """restore the pictures in .mlic files"""
+  """Decode .mlic files to images."""
   pairs = multi_file.pair_up(args.paths, args.out_dir, ".png", _list_mlic)
   for _, output in pairs:
     check_lossless(_name(output))
   pixels_max = args.max_megapixels * 10**6
   codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
-  first_picture = FirstPicture("decoding")
+  compilation_notice = CompilationNotice("decoding")
 
   def work(source: Path, output: Path) -> str:
     blob, content = read_mlic(source, pixels_max, args.partial)
     codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
     start = time.perf_counter()
     refused = codec.fingerprint != content.fingerprint   # by decode, before anything compiles
-    with contextlib.nullcontext() if refused else first_picture(codec, content.height, content.width):
+    with contextlib.nullcontext() if refused else compilation_notice(codec, content.height, content.width):
       image = codec.decode(blob, args.slices, args.partial, pixels_max)
     seconds = time.perf_counter() - start
     if content.icc_profile is not None and output.suffix.lower() == ".bmp":
-      complain(f"{output}: left out: the colour profile, for which a BMP has no place")
+      complain(f"{output}: left out: the color profile, which a BMP cannot hold")
     write(output, picture_file(_name(output), image, content.icc_profile))
     decoded = content.num_arrived if args.slices is None else min(args.slices, content.num_arrived)
     note = "" if decoded == content.num_slices else f"{decoded} of {content.num_slices} slices, "

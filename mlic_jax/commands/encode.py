@@ -1,4 +1,4 @@
-"""encode: pictures to .mlic files."""
+"""encode: compress images to .mlic files."""
 import argparse
 import contextlib
 import functools
@@ -8,51 +8,60 @@ from pathlib import Path
 
 from mlic_jax.commands import multi_file
 from mlic_jax.commands.arguments import (
-  above_zero,
-  check_refine,
-  ckpt_argument,
+  check_optimization,
+  checkpoint_argument,
   coder_argument,
-  path_arguments,
-  positive,
-  refine_arguments,
+  file_arguments,
+  optimization_arguments,
+  positive_integer,
+  positive_number,
   skip_argument,
 )
-from mlic_jax.commands.codec_io import FirstPicture, load_codecs
+from mlic_jax.commands.codec_io import CompilationNotice, load_codecs
 from mlic_jax.commands.stdio import STREAM, is_a_stream, picture_source, refuse_another_ending, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.image_io import list_images, load_picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  path_arguments(parser, "IN OUT.mlic",
-                  "a picture, and the file to write (- for stdin, stdout); with --out-dir: pictures, folders of them")
-  ckpt_argument(parser, "model directory, or workdir of a training run; with a target, several of one rate each")
+  file_arguments(parser, "IN OUT.mlic",
+                 "Compress the image IN to the file OUT; - is stdin or stdout. With --out-dir, compress any number of "
+                 "images and folders. Name them before the options. Required.")
+  checkpoint_argument(parser, "Encode with this model directory, or the model of this training workdir; with a target, "
+                              "several of a single rate each may be named. Required.")
   rate = parser.add_mutually_exclusive_group()
-  rate.add_argument("--quality", type=float,
-                    help="of a variable-rate checkpoint: 1 to its number of rates, or between; default: the middle")
-  rate.add_argument("--target-bytes", type=positive, metavar="N", help="the largest file of at most N bytes")
-  rate.add_argument("--target-bpp", type=above_zero, metavar="R", help="the same, in bits per pixel of the picture")
-  rate.add_argument("--target-psnr", type=above_zero, metavar="DB", help="the smallest file of at least DB dB")
+  rate.add_argument("--quality", type=float, metavar="Q",
+                    help="Encode at quality Q of a variable-rate checkpoint, from 1 (smallest file) to its number of "
+                    "rate points; fractions interpolate. Default: the middle rate point.")
+  rate.add_argument("--target-bytes", type=positive_integer, metavar="N",
+                    help="Write the largest file of at most N bytes. Default: --quality decides.")
+  rate.add_argument("--target-bpp", type=positive_number, metavar="R",
+                    help="Write the largest file of at most R bits per pixel. Default: --quality decides.")
+  rate.add_argument("--target-psnr", type=positive_number, metavar="DB",
+                    help="Write the smallest file of at least DB dB. Default: --quality decides.")
   parser.add_argument("--single-chunk", action="store_true",
-                      help="one chunk instead of one per slice: some 40 bytes less, no progressive decoding")
+                      help="Write one chunk instead of one per slice, which saves some 40 bytes and prevents "
+                      "progressive decoding. Default: off.")
   parser.add_argument("--no-portable", action="store_true",
-                      help="a file for this machine and this jax alone, some bytes less")
-  skip_argument(parser, "leave out what is predicted with a scale up to SCALE, 0.11 to 256, and take its mean")
-  refine_arguments(parser, "optimise the latents of every picture for so many steps, or seconds, as 50s: smaller files "
-                   "or better pictures, which decode as any others")
-  parser.add_argument("--no-icc", action="store_true", help="leave the colour profile of the picture out")
+                      help="Write a file that decodes on this machine and jax version alone, which saves some bytes. "
+                      "Default: off.")
+  skip_argument(parser, "Skip latent elements with a predicted scale of at most SCALE, 0.11 to 256; the decoder takes "
+                        "their means. Default: off.")
+  optimization_arguments(parser, "Optimize the latents of every image for STEPS steps or SECONDS seconds, as in 100 or "
+                                 "50s; the file becomes smaller or better and decodes like any other. Default: off.")
+  parser.add_argument("--no-icc", action="store_true", help="Leave out the color profile of the image. Default: off.")
   coder_argument(parser, "numba")
 
 
 def run(args: argparse.Namespace) -> int:
-  """compress pictures"""
+  """Compress images to .mlic files."""
   pairs = multi_file.pair_up(args.paths, args.out_dir, ".mlic", list_images)
   for _, output in pairs:
     refuse_another_ending(output, ".mlic")
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
   if len(args.ckpt) > 1 and not target:
     raise multi_file.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
-  check_refine(args)
+  check_optimization(args)
   under_way = multi_file.UnderWay()
 
   @functools.cache
@@ -61,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
     plain = plain if args.skip is None else [each.skipping(args.skip) for each in plain]
     return plain if args.refine is None else [each.refining(args.refine, args.lmbda, under_way.of_file)
                                               for each in plain]
-  first_picture = FirstPicture(target or "encoding") if args.refine is None else lambda *_: contextlib.nullcontext()
+  if args.refine is None:
+    compilation_notice = CompilationNotice(target or "encoding")
+  else:                                                  # the progress bar says it
+    compilation_notice = lambda *_: contextlib.nullcontext()
 
   def work(source: Path, output: Path) -> str:
     image, profile, other_colour = load_picture(picture_source(source), args.max_megapixels * 10**6)
@@ -73,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if not target:
       codec.choose_quality(args.quality)  # before it is said that something compiles
     start = time.perf_counter()
-    with first_picture(codec, *image.shape[:2]):
+    with compilation_notice(codec, *image.shape[:2]):
       if target:
         blob, note = _encode_to_target(codecs(), image, args, options)
       else:

@@ -1,44 +1,46 @@
-"""compile: the programs of a configuration for TPUs that are not here, and what they will take there."""
+"""estimate: compile the functions of a configuration for TPUs, without a TPU, and print their memory and time."""
 import argparse
 import time
 
-from mlic_jax.commands.arguments import positive, side
+from mlic_jax.commands.arguments import config_argument, image_size_arguments, positive_integer
 from mlic_jax.console import rich_console, say
 
 READS_CONFIG = True
-PICTURES = {"train": ("batch_size", "crop_size"), "evaluate": ("eval_batch_size", "eval_crop_size")}  # fields
+# Fields of the configuration: the batch size and the crop size of what is estimated.
+BATCH_FIELDS = {"train": ("batch_size", "crop_size"), "evaluate": ("eval_batch_size", "eval_crop_size")}
 CODEC = ("encode", "decode", "refine")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--config", required=True, metavar="FILE.py",
-                      help="or the name of one that comes along, such as mlic_plus_plus")
-  parser.add_argument("--topology", required=True, metavar="KIND:SIDES", help="the chips, such as v5e:2x4 or v4:2x2x1")
-  parser.add_argument("--what", choices=(*PICTURES, *CODEC), default="train",
-                      help="a step of a training, of its evaluation, or for one picture on one chip the functions of a "
-                           "codec, or a step of refining; default: train")
-  parser.add_argument("--batch_size", type=positive, metavar="N", help="of all chips together; default: the config's")
-  parser.add_argument("--find-batch", action="store_true", help="the largest batch that fits; compiles several times")
-  parser.add_argument("--height", type=side, default=512, help="of the picture of encode, decode and refine, in pixels")
-  parser.add_argument("--width", type=side, default=768)
+  config_argument(parser)
+  parser.add_argument("--topology", required=True, metavar="KIND:SIDES",
+                      help="Compile for these chips, such as v5e:2x4 or v4:2x2x1. Required.")
+  parser.add_argument("--what", choices=(*BATCH_FIELDS, *CODEC), default="train",
+                      help="Estimate a step of training, a step of its evaluation, or for one image on one chip the "
+                      "functions of encode or decode, or a step of latent optimization. Default: %(default)s.")
+  parser.add_argument("--batch-size", type=positive_integer, metavar="N",
+                      help="Take N images per step, over all chips. Default: the batch size of the configuration.")
+  parser.add_argument("--find-batch", action="store_true",
+                      help="Find the largest batch that fits into memory, which compiles several times. Default: off.")
+  image_size_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  """compile a training step, an evaluation or the codec for TPUs, without one, and say what a chip will need"""
+  """Estimate memory and time of training, evaluation or coding on TPUs, without a TPU."""
   from mlic_jax.errors import ConfigError
   from mlic_jax.runtime import device_topology
   if args.what in CODEC and (args.batch_size or args.find_batch):
-    raise ConfigError(f"--what={args.what} codes one picture at a time; --batch_size and --find-batch are for "
-                      f"{' and '.join(PICTURES)}")
+    raise ConfigError(f"--what={args.what} codes one image at a time; --batch-size and --find-batch are for "
+                      f"{' and '.join(BATCH_FIELDS)}")
   if args.batch_size and args.find_batch:
-    raise ConfigError("--batch_size and --find-batch came; wanted one of them")
+    raise ConfigError("--batch-size and --find-batch came; wanted one of them")
   devices = device_topology.topology_devices(args.topology)
   from mlic_jax.training.config_schema import check_fields, load_config, model_config
   config = load_config(args.config, args.overrides)
   room = device_topology.memory_of(devices[0])
   if args.what in CODEC:
     say(f"{args.config}: {args.what}, {args.width}x{args.height} pixels, on one chip of {args.topology}")
-    for name, program in _of_codec(args, model_config(config, args.config), devices[0]).items():
+    for name, program in _codec_functions(args, model_config(config, args.config), devices[0]).items():
       footprint, seconds = _compiled(program, name)
       _report(name, footprint, seconds, args.topology, room)
     return
@@ -46,21 +48,21 @@ def run(args: argparse.Namespace) -> None:
   if args.find_batch:
     _find_batch(args, config, codec, devices, room)
     return
-  batch_field, _ = PICTURES[args.what]
+  batch_field, _ = BATCH_FIELDS[args.what]
   config[batch_field] = args.batch_size or config[batch_field]
   say(_title(args, config, devices))
-  footprint, seconds = _compiled(_of_training(args.what, config, codec, devices), "a step")
+  footprint, seconds = _compiled(_training_step(args.what, config, codec, devices), "a step")
   _report("a step", footprint, seconds, args.topology, room)
 
 
 def _title(args: argparse.Namespace, config, devices) -> str:
-  batch_size, crop = (config[field] for field in PICTURES[args.what])
-  return (f"{args.config}: {args.what}, {batch_size} pictures of {crop}x{crop} on {args.topology}: {len(devices)} "
-          f"chips, {batch_size // len(devices)} pictures on each")
+  batch_size, crop = (config[field] for field in BATCH_FIELDS[args.what])
+  return (f"{args.config}: {args.what}, {batch_size} images of {crop}x{crop} on {args.topology}: {len(devices)} "
+          f"chips, {batch_size // len(devices)} images on each")
 
 
-def _of_training(what: str, config, codec, devices):
-  """lower() -> the step, lowered."""
+def _training_step(what: str, config, codec, devices):
+  """A function without arguments that lowers the step."""
   from mlic_jax.training import pmap_programs
   program = pmap_programs.training_program if what == "train" else pmap_programs.evaluation_program
 
@@ -70,7 +72,7 @@ def _of_training(what: str, config, codec, devices):
   return lower
 
 
-def _of_codec(args: argparse.Namespace, codec, device) -> dict:
+def _codec_functions(args: argparse.Namespace, codec, device) -> dict:
   import jax
 
   from mlic_jax.coding.compile_specs import DECODER, ENCODER, REFINER, codec_programs
@@ -83,7 +85,7 @@ def _of_codec(args: argparse.Namespace, codec, device) -> dict:
 
 
 def _compiled(lower, name: str):
-  """Its footprint, and the seconds that the compiler took. A line counts them meanwhile."""
+  """The footprint of what `lower` lowers, and the seconds of compiling it, which a line counts meanwhile."""
   from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
   from mlic_jax.runtime import device_topology
@@ -99,28 +101,28 @@ def _compiled(lower, name: str):
 
 
 def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -> None:
-  """Tries batches until one fits and the next one does not."""
+  """Tries batch sizes until one fits and the next one does not."""
   from mlic_jax.runtime.device_topology import DoesNotFit, TopologyError, in_bytes, largest_batch
-  field, crop = PICTURES[args.what]
+  field, crop = BATCH_FIELDS[args.what]
   parts = config.accumulate_steps if args.what == "train" else 1
-  say(f"{args.config}: {args.what}, pictures of {config[crop]}x{config[crop]} on {args.topology}: {len(devices)} chips "
+  say(f"{args.config}: {args.what}, images of {config[crop]}x{config[crop]} on {args.topology}: {len(devices)} chips "
       f"of {in_bytes(room)}")
 
-  def takes(batch: int) -> float:
+  def peak_memory(batch: int) -> float:
     config[field] = batch * parts * len(devices)
-    name = f"{batch * parts} pictures on a chip"
+    name = f"{batch * parts} images on a chip"
     try:
-      footprint, seconds = _compiled(_of_training(args.what, config, codec, devices), name)
+      footprint, seconds = _compiled(_training_step(args.what, config, codec, devices), name)
     except DoesNotFit as refusal:
       say(f"{name:<24} {in_bytes(refusal.takes)}, too much")
       return max(refusal.takes, room + 1)
     say(f"{name:<24} {in_bytes(footprint.peak)}, compiled in {seconds:.0f} s")
     return min(footprint.peak, room)  # what compiles fits
 
-  largest, _ = largest_batch(takes, room)
+  largest, _ = largest_batch(peak_memory, room)
   if not largest:
-    raise TopologyError(f"not even {parts} pictures fit on a chip of {args.topology}")
-  say(f"{'the largest batch':<24} {largest * parts} pictures on a chip, {largest * parts * len(devices)} on "
+    raise TopologyError(f"not even {parts} images fit on a chip of {args.topology}")
+  say(f"{'the largest batch':<24} {largest * parts} images on a chip, {largest * parts * len(devices)} on "
       f"{args.topology}")
 
 
@@ -136,16 +138,16 @@ def _report(name: str, footprint, seconds: float, topology_name: str, room: floa
   collectives = ", ".join(f"{count} {kind} of {size / 1e6:.1f} MB"
                           for kind, (count, size) in sorted(footprint.collectives.items())) or "none"
   versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "libtpu"))
-  rows = {"memory": f"{in_bytes(footprint.peak)} of {in_bytes(room)} at the same time; in all {parts}",
-          "work": f"{footprint.flops / 1e12:.3f} TFLOP, {footprint.accessed / 1e9:.2f} GB read and written; of a loop "
-                  f"those of one turn",
+  rows = {"peak memory": f"{in_bytes(footprint.peak)} of {in_bytes(room)}; total {parts}",
+          "work": f"{footprint.flops / 1e12:.3f} TFLOP, {footprint.accessed / 1e9:.2f} GB read and written; loops "
+                  "count once",
           "collectives": collectives,
-          "takes at least": f"{max(flops, moving):.2f} ms: {flops:.2f} ms at {chip.peak_flops / 1e12:.0f} TFLOP/s "
+          "roofline time": f"{max(flops, moving):.2f} ms: {flops:.2f} ms at {chip.peak_flops / 1e12:.0f} TFLOP/s "
                             f"(bfloat16), {moving:.2f} ms at {chip.bandwidth / 1e9:.0f} GB/s",
-          "expected": f"{footprint.cycles / 1e6:.1f} million cycles, by the compiler's estimate; every turn of a loop",
+          "compiler": f"estimates {footprint.cycles / 1e6:.1f} million cycles, with every iteration of loops",
           "compiled": f"in {seconds:.0f} s by {versions}"}
   if not footprint.cycles:
-    del rows["expected"]
+    del rows["compiler"]
   say(f"{name}, on each chip")
   for title, text in rows.items():
     say(f"  {title:<15} {text}")

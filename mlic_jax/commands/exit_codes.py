@@ -1,25 +1,33 @@
-"""How every program ends: its exit status, and the one line that a user is told."""
+"""The exit status of every command, and the one line that reports a user error."""
 from collections.abc import Callable
 
 from mlic_jax.console import complain, prepare
 from mlic_jax.errors import exit_status, for_the_user
 
 
-def outcome(work: Callable[[], int | None], name: str, interrupted: str = "") -> int:
-  """The exit status of a program that does `work`: what that returns, 0 for nothing, and 130 for Ctrl-C.
+class UsageError(ValueError):
+  """Arguments that cannot be used; one line with what came and what was wanted."""
 
-  An error that is the user's is a line on stderr that begins with `name`, and its own status; others are raised.
-  `interrupted` is the line for Ctrl-C, where it says more than that.
+
+class Interruption(KeyboardInterrupt):
+  """Ctrl-C in a command that can be continued; one line that says how."""
+
+
+def run_to_exit_status(work: Callable[[], int | None], prefix: str) -> int:
+  """Runs `work` and returns the exit status: what `work` returns, 0 for None, 130 after Ctrl-C.
+
+  A user error (see errors.py) is reported in one line on stderr, behind `prefix`, and has its own exit status; other
+  errors are raised.
   """
   prepare()
   try:
     return work() or 0
-  except KeyboardInterrupt:
-    complain(interrupted or f"{name}: interrupted")
+  except KeyboardInterrupt as stop:
+    complain(f"interrupted{'; ' if str(stop) else ''}{stop}")
     return 130
   except Exception as error:
     line = for_the_user(error)
     if line is None:
       raise
-    complain(f"{name}: {line}")
+    complain(f"{prefix}: {line}")
     return exit_status(error)

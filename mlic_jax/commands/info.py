@@ -1,19 +1,20 @@
-"""info: what a .mlic file holds."""
+"""info: print what a .mlic file contains."""
 import argparse
 
-from mlic_jax.commands.arguments import limit_argument, local
+from mlic_jax.commands.arguments import local_path, pixel_limit_argument
 from mlic_jax.commands.codec_io import read_mlic
 from mlic_jax.console import say
 from mlic_jax.model.scale_table import scale_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("file", type=local, metavar="IN.mlic", help="- for stdin")
-  limit_argument(parser)
+  parser.add_argument("file", type=local_path, metavar="IN.mlic",
+                      help="Read this file, or stdin for -. Required.")
+  pixel_limit_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  """say what a .mlic file holds"""
+  """Print what a .mlic file contains."""
   blob, content = read_mlic(args.file, args.max_megapixels * 10**6)
   quality = "single rate" if content.quality is None else f"{content.quality:g}"
   sizes = [len(chunk) for chunk in content.chunks]

@@ -1,38 +1,26 @@
-"""train.py: the command line of a training.
+"""train: train a codec, or continue an interrupted run.
 
-    python train.py --config configs/nano.py --workdir DIR --config.data_dir=FOLDER [--config.FIELD=VALUE ...]
-    python train.py --config configs/mlic_plus_plus.py:ms_ssim:5 ...      the rest of a name goes to get_config
+    mlic-jax train --config configs/nano.py --workdir DIR --config.data_dir=FOLDER [--config.FIELD=VALUE ...]
+    mlic-jax train --config mlic_plus_plus:ms_ssim:5 ...      what follows the colon is the argument of get_config
 
-Exit status: 0 done, 1 the loss became non-finite, the end could not be saved or another process was lost, 2 bad
-configuration or data, 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM with the state saved.
+Exit status: 0 after the last step; 1 after a loss that is not finite, a failed last save or a lost process; 2 for a
+wrong configuration or data; 129, 130 and 143 after SIGHUP, SIGINT and SIGTERM, with the state saved.
 """
 import argparse
 
-from mlic_jax.commands.exit_codes import outcome
-from mlic_jax.console import complain
+from mlic_jax.commands.arguments import config_argument
 
-USAGE = "--config FILE[:ARGUMENT] --workdir DIR [--config.FIELD=VALUE ...]"
-
-
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):
-    complain(f"{self.prog}: {message}; wanted {USAGE}")
-    self.exit(2)
+READS_CONFIG = True
 
 
-def main(argv: list[str] | None = None, program: str = "train.py") -> int:
-  """Runs a training by the arguments behind the program's name; returns the exit status."""
-  return outcome(lambda: train(argv, program), program)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  config_argument(parser)
+  parser.add_argument("--workdir", required=True, metavar="DIR",
+                      help="Write checkpoints, logs and the model to DIR, or continue the run that is there. Required.")
 
 
-def train(argv: list[str] | None, program: str) -> None:
-  """The order of events. Ctrl-C during the steps ends them with their state saved."""
-  parser = _Parser(prog=program, usage=f"%(prog)s {USAGE}", allow_abbrev=False,
-                   description="Trains a codec, or continues an interrupted run.")
-  parser.add_argument("--config", required=True, help="Python file with get_config(), or the name of one that comes "
-                      "along, such as nano; what follows a colon is its argument, as in mlic_plus_plus:mse:3")
-  parser.add_argument("--workdir", required=True, help="where checkpoints, logs and the model go")
-  args, overrides = parser.parse_known_args(argv)
-  from mlic_jax.training.config_schema import load_config  # slow, as all that computes
+def run(args: argparse.Namespace) -> None:
+  """Train a codec, or continue an interrupted run."""
+  from mlic_jax.training.config_schema import load_config
   from mlic_jax.training.loop import train_and_evaluate
-  train_and_evaluate(load_config(args.config, overrides), args.workdir)
+  train_and_evaluate(load_config(args.config, args.overrides), args.workdir)

@@ -187,7 +187,7 @@ def _pace(run: Path, config: Any) -> float:
   ConfigError when there are none, or when they are of another configuration."""
   try:
     with (run / "metrics.csv").open(newline="") as file:
-      speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
+      speeds = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]
   except (OSError, KeyError, ValueError) as error:
     raise ConfigError(f"{run}: no figures of a run; wanted a workdir with the same rows and seeds") from error
   if not speeds or not (run / "config.json").is_file():

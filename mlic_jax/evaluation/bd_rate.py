@@ -2,9 +2,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import bjontegaard
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 # How the points of a curve are joined before the area between two is taken, and how many points that needs.
 # "pchip" is piecewise cubic, as in the common test conditions of JVET. "cubic" is one polynomial of third degree for
@@ -44,6 +42,7 @@ class Curve(NamedTuple):
     """Interpolated over log(bpp); None outside the curve, and where the curve has but one point."""
     if len(self.bpp) < 2 or not np.all(np.diff(self.bpp) > 0) or not self.bpp[0] <= bpp <= self.bpp[-1]:
       return None
+    from scipy.interpolate import PchipInterpolator  # slow to import, and `mlic-jax --help` imports this module
     return float(PchipInterpolator(np.log(self.bpp), self.db)(np.log(bpp)))
 
 
@@ -65,6 +64,7 @@ def bd_rate(curve: Curve, anchor: Curve, method: str = BD_METHOD) -> dict[str, A
     return result
   if method == "cubic":
     curve, anchor = _within(curve, anchor), _within(anchor, curve)
+  import bjontegaard  # as scipy above
   points = anchor.bpp, anchor.db, curve.bpp, curve.db, method
   result |= {"percent": float(bjontegaard.bd_rate(*points, require_matching_points=False, min_overlap=0)),
              "overlap_db": [float(low), float(high)]}

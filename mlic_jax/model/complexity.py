@@ -1,4 +1,4 @@
-"""How large a codec is and how much it multiplies, part by part, for any config: python -m mlic_jax describe.
+"""How large a codec is and how much it multiplies, part by part, for any config: mlic-jax describe.
 
 The convention is that of the authors' code, so that figures compare:
 

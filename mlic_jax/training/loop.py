@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from mlic_jax.training.preemption import Interrupted, Stop, signals
 from mlic_jax.training.profile import Profile
 from mlic_jax.training.run_log import RunLog
 from mlic_jax.training.step import TrainState, create_state, make_train_step
+from mlic_jax.training.step_timer import StepTimer
 from mlic_jax.training.validation import Validation
 from mlic_jax.training.warm_start import load_teacher, start_from
 from mlic_jax.training.workdir_lock import WorkdirLock
@@ -167,22 +167,24 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
         return end(signum, first)
       checkpoints.note_evaluation(first, validation.best_loss, validation.evaluated)
     takes = prepared.model_config.to_dict(), [config[each] for each in ("optimizer", "accumulate_steps", "remat")]
-    waited, clock, compiled_for = 0.0, time.monotonic(), None
+    timer, compiled_for = StepTimer(), None
 
     for step in range(first + 1, config.num_steps + 1):
       profile.before(step)
 
       # One step
-      before = time.monotonic()
-      batch = parallel.shard(next(batches))
-      waited += time.monotonic() - before
-      with contextlib.nullcontext() if batch.shape == compiled_for else compiling(
-          "the training step", [takes, batch.shape], run_log.say, "some minutes on a CPU"):
+      with timer.waiting():
+        batch = parallel.shard(next(batches))
+      if batch.shape == compiled_for:
         state, metrics, flags = train_step(state, batch, teacher_variables, stop.flags())
-      compiled_for = batch.shape
-      rows.add(metrics)
-      if step == first + 1:  # compiled by now, which is no part of the speed
-        waited, clock = 0.0, time.monotonic()
+        rows.add(metrics)
+        timer.count()
+      else:
+        with timer.paused(), compiling("the training step", [takes, batch.shape], run_log.say, "some minutes on a CPU"):
+          state, metrics, flags = train_step(state, batch, teacher_variables, stop.flags())
+          rows.add(metrics)
+          rows.wait_for_all_but(1)
+        compiled_for = batch.shape
       rows.wait_for_all_but(STEPS_IN_FLIGHT)
       profile.after(step, metrics)
       run_log.step(step)
@@ -191,29 +193,23 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
 
       # Figures
       if step % config.log_every == 0 or last:
-        count = len(rows)
         row = rows.take(step, checkpoints)
-        seconds = time.monotonic() - clock
-        row.update(seconds_per_step=seconds / count, data_wait_share=waited / seconds,
-                   images_per_second=count * config.batch_size / seconds)
-        run_log.train(row)
-        waited, clock = 0.0, time.monotonic()
+        run_log.train(row | timer.take(config.batch_size))
 
       # Evaluation, checkpoint
       evaluate_now = validation.is_due(step) and signum is None
       save_now = step % config.checkpoint_every == 0 or last or signum is not None
       if len(rows) and (evaluate_now or save_now):  # nothing is kept of a state that is not finite
         rows.check(step, checkpoints)
-      before = time.monotonic()
-      if evaluate_now:
-        signum = validation.run(state, step, run_log, stop)
-      if main_process and (save_now or signum is not None):
-        lock.check()
-        run_log.publish()
-        problem = checkpoints.save(parallel.unreplicate(state), validation.best_loss, validation.evaluated)
-        if problem:
-          run_log.say(f"no checkpoint by step {step}: {problem}; the next save tries again")
-      clock += time.monotonic() - before
+      with timer.paused():
+        if evaluate_now:
+          signum = validation.run(state, step, run_log, stop)
+        if main_process and (save_now or signum is not None):
+          lock.check()
+          run_log.publish()
+          problem = checkpoints.save(parallel.unreplicate(state), validation.best_loss, validation.evaluated)
+          if problem:
+            run_log.say(f"no checkpoint by step {step}: {problem}; the next save tries again")
       if signum is not None:
         return end(signum, step)
     return end(None, config.num_steps)

@@ -1,6 +1,6 @@
 """The programs of a training as the devices run them, and the shapes of what they are called with.
 
-What `loop` and `validation` run, what `python -m mlic_jax compile` compiles for chips that are not there, and what the
+What `loop` and `validation` run, what `mlic-jax estimate` compiles for chips that are not there, and what the
 tests lower for every platform are the same functions, from here.
 """
 

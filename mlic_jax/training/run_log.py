@@ -124,16 +124,20 @@ class RunLog:
       self._bar.update(self._task, completed=step)
 
   def train(self, row: dict[str, float]) -> None:
-    """Means over the steps since the last call, with the columns of TRAIN_COLUMNS."""
+    """Means over the steps since the last call, with the columns of TRAIN_COLUMNS.
+
+    Columns of StepTimer may be missing, as before any step ran without compiling; nothing is said of the speed then."""
     if self.quiet:
       return
-    figures = (f"loss {row['loss']:.4f}  {row['bpp']:.4f} bpp  PSNR {row['psnr']:.2f} dB  "
-               f"{row['images_per_second']:.1f} images/s")
+    figures, left = f"loss {row['loss']:.4f}  {row['bpp']:.4f} bpp  PSNR {row['psnr']:.2f} dB", ""
+    if "images_per_second" in row:
+      figures += f"  {row['images_per_second']:.1f} images/s"
+      seconds = (self.num_steps - row["step"]) * row["seconds_per_step"]
+      left = f"  left {datetime.timedelta(seconds=round(seconds))}"
     if self._bar:
       self._bar.update(self._task, description=figures)
     else:
-      left = (self.num_steps - row["step"]) * row["seconds_per_step"]
-      self.say(f"step {row['step']}/{self.num_steps}  {figures}  left {datetime.timedelta(seconds=round(left))}")
+      self.say(f"step {row['step']}/{self.num_steps}  {figures}{left}")
     self._train.write(row)
     for name, value in row.items():
       if name not in ("step", "seconds_per_step"):

@@ -15,7 +15,7 @@ def size(folder):
 
 
 def test_a_shrunk_model_is_near_and_smaller_and_codes(tiny_checkpoint, photograph, tmp_path, capsys):
-  assert main(["shrink", str(tiny_checkpoint), str(tmp_path / "small"), "--mantissa-bits", "10"]) == 0
+  assert main(["round-weights", str(tiny_checkpoint), str(tmp_path / "small"), "--mantissa-bits", "10"]) == 0
   assert "10 bits of mantissa" in capsys.readouterr().out
   assert size(tmp_path / "small") < 0.8 * size(tiny_checkpoint)
   one, two = load_model(tiny_checkpoint), load_model(tmp_path / "small")
@@ -38,7 +38,7 @@ def test_rounding_takes_the_nearest_value_with_so_many_bits():
 
 
 def test_what_is_there_is_not_replaced_and_bits_are_of_float32(tiny_checkpoint, tmp_path, capsys):
-  assert main(["shrink", str(tiny_checkpoint), str(tmp_path)]) == 2
+  assert main(["round-weights", str(tiny_checkpoint), str(tmp_path)]) == 2
   assert "exists; a new directory is wanted" in capsys.readouterr().err
-  assert main(["shrink", str(tiny_checkpoint), str(tmp_path / "a"), "--mantissa-bits", "24"]) == 2
+  assert main(["round-weights", str(tiny_checkpoint), str(tmp_path / "a"), "--mantissa-bits", "24"]) == 2
   assert "1 to 23 are wanted" in capsys.readouterr().err

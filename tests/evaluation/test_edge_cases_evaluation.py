@@ -154,8 +154,8 @@ def test_a_codec_is_left_out_for_a_picture_that_it_cannot_hold_which_is_said(
   status, _, err = run("--ckpt", "x", "--qualities", "1", "--baselines", "jpeg,webp", *arguments)
   assert status == 0
   assert [line for line in err.splitlines()] == [
-      f"eval.py: left out {name}.png: WebP cannot hold {size} pixels (too wide for this); without a curve, which would "
-      "be of other images" for name, size in (("a", "100x70"), ("b", "100x40"))]
+      f"warning: left out {name}.png: WebP cannot hold {size} pixels (too wide for this); its curve is omitted, as it "
+      "would be of other images" for name, size in (("a", "100x70"), ("b", "100x40"))]
   held = {entry["name"]: [image["name"] for image in entry["images"]] for entry in results()["baselines"]}
   assert held == {"JPEG 4:2:0": ["a.png", "b.png", "narrow.png"], "WebP": ["narrow.png"]}
   assert {curve["name"] for curve in results()["curves"]} == {"fake", "JPEG 4:2:0"}

@@ -11,9 +11,9 @@ import pytest
 from helpers.fake_codec import CONFIG, CoderIsNotToBeUsed, FakeCodec, SingleRateCodec, WrongDecoder, bits_of
 
 import mlic_jax
+from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.coding import rangecoder
 from mlic_jax.commands import codec_io
-from mlic_jax.commands import evaluate as evaluation_script
 from mlic_jax.data.image_io import save_image
 from mlic_jax.evaluation import baselines, bit_maps, image_metrics
 
@@ -39,7 +39,7 @@ def run_eval(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(vars(mlic_jax), "Codec", codec)
     monkeypatch.setattr(bit_maps, "bits_map", lambda codec, *picture: bits_of(*picture))
     given = ["--data", folder, "--out", tmp_path / "out", *arguments]
-    status = evaluation_script.main([str(argument) for argument in given])
+    status = main_of_one_command("eval", "eval.py", [str(argument) for argument in given])
     return status, *capsys.readouterr()
   return run
 

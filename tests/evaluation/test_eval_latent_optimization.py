@@ -7,7 +7,7 @@ import pytest
 from helpers.fake_codec import FakeCodec, SingleRateCodec, bits_of
 
 import mlic_jax
-from mlic_jax.commands import evaluate as evaluation_script
+from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.data.image_io import save_image
 from mlic_jax.evaluation import bit_maps
 
@@ -32,7 +32,7 @@ def run_eval(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(vars(mlic_jax), "Codec", Counting)
     monkeypatch.setattr(bit_maps, "bits_map", lambda codec, *picture: bits_of(*picture))
     given = ["--data", tmp_path / "photos", "--out", tmp_path / "out", "--baselines", "jpeg", *arguments]
-    status = evaluation_script.main([str(argument) for argument in given])
+    status = main_of_one_command("eval", "eval.py", [str(argument) for argument in given])
     return status, capsys.readouterr().err, encoded
   return run
 
@@ -83,7 +83,7 @@ def test_single_rates_of_a_family_are_one_curve_refined_and_without_elements_too
     ("-1", "a number above 0 is wanted")])
 def test_a_scale_that_leaves_nothing_out_is_one_line(tiny_checkpoint, tmp_path, capsys, scale, message):
   arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out"), f"--skip={scale}"]
-  assert evaluation_script.main(arguments) == 2
+  assert main_of_one_command("eval", "eval.py", arguments) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
 

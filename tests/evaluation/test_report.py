@@ -11,7 +11,7 @@ from helpers.fake_codec import FakeCodec, SingleRateCodec, bits_of
 from PIL import Image
 
 import mlic_jax
-from mlic_jax.commands import evaluate as evaluation_script
+from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.data.image_io import save_image
 from mlic_jax.evaluation import baselines, bit_maps, report, report_images
 from mlic_jax.evaluation.image_metrics import Coded, measure_baseline
@@ -61,7 +61,7 @@ def evaluate(tmp_path_factory):
       patch.setitem(vars(mlic_jax), "Codec", codec)
       patch.setattr(bit_maps, "bits_map", lambda codec, *picture: bits_of(*picture))
       given = ["--data", str(place / "photos"), "--out", str(place / "out"), *arguments]
-      assert evaluation_script.main(given) == 0
+      assert main_of_one_command("eval", "eval.py", given) == 0
     return place / "out"
   return evaluate
 

@@ -1,4 +1,4 @@
-"""What `compile` says where the compiler for TPUs is missing, and what it makes of the answers of that compiler."""
+"""What `estimate` says where the compiler for TPUs is missing, and what it makes of the answers of that compiler."""
 from types import SimpleNamespace
 
 import jax
@@ -64,7 +64,7 @@ def test_a_report_names_its_program_and_says_what_the_compiler_said(monkeypatch,
                                     collectives={"all-reduce": (2, 5_000_000)})
   estimate._report("a step", found, 61.0, "v5e:2x4", 16 * GIB)
   said = capsys.readouterr().out
-  assert said.startswith("a step, on each chip\n  memory          5.00 GiB of 16.00 GiB at the same time; in all 2.00 ")
+  assert said.startswith("a step, on each chip\n  peak memory     5.00 GiB of 16.00 GiB; total 2.00 ")
   assert "2 all-reduce of 5.0 MB" in said and "1000.00 ms: 1.00 ms at 197 TFLOP/s" in said
   assert ("2.5 million cycles" in said) == (cycles > 0)
 
@@ -81,17 +81,17 @@ def test_what_compiles_fits_also_where_it_is_said_to_take_more_than_there_is(mon
   config = ConfigDict(dict(batch_size=8, crop_size=64, accumulate_steps=1))
   estimate._find_batch(args, config, None, range(8), 16 * GIB)
   said = capsys.readouterr().out.splitlines()
-  assert said[-1].endswith("7 pictures on a chip, 56 on v5e:2x4")
+  assert said[-1].endswith("7 images on a chip, 56 on v5e:2x4")
   assert any("21.00 GiB, compiled" in line for line in said)
 
 
 @pytest.mark.parametrize("arguments, message", [
     (("--topology", "v5e:2x4"), "the compiler for TPUs is not installed: pip install 'jax[tpu]'"),
     (("--topology", "h100:8"), "--topology=h100:8: no chip 'h100'; wanted one of v4, v5e, v5p, v6e"),
-    (("--topology", "v5e:2x4", "--what", "encode", "--find-batch"), "--what=encode codes one picture at a time"),
-    (("--topology", "v5e:2x4", "--batch_size", "8", "--find-batch"), "wanted one of them")])
-def test_what_compile_cannot_do_is_one_line_and_status_2(monkeypatch, capsys, arguments, message):
+    (("--topology", "v5e:2x4", "--what", "encode", "--find-batch"), "--what=encode codes one image at a time"),
+    (("--topology", "v5e:2x4", "--batch-size", "8", "--find-batch"), "wanted one of them")])
+def test_what_estimate_cannot_do_is_one_line_and_status_2(monkeypatch, capsys, arguments, message):
   monkeypatch.setattr(device_topology.importlib.util, "find_spec", lambda name: None)
-  assert main(["compile", "--config", "nano", *arguments]) == 2
+  assert main(["estimate", "--config", "nano", *arguments]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1

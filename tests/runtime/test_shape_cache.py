@@ -115,7 +115,6 @@ import re, resource, sys, threading, time
 from pathlib import Path
 from mlic_jax.runtime import startup
 startup.begin()                          # as in the programs
-from mlic_jax.commands import evaluate
 from mlic_jax.__main__ import main
 
 most = [0]
@@ -124,7 +123,7 @@ def watch():
     most[0] = max(most[0], len(Path("/proc/self/maps").read_text().splitlines()))
     time.sleep(0.5)
 threading.Thread(target=watch, daemon=True).start()
-status = (evaluate.main if sys.argv[1] == "eval" else main)(sys.argv[2:])
+status = main(sys.argv[1:])
 print("status", status, "mappings", most[0], "bytes", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -139,7 +138,7 @@ def test_pictures_of_two_hundred_sizes_fit_into_memory(tiny_checkpoint, tmp_path
   for i in range(200):
     side = (1 + i // 20) * 64, (1 + i % 20) * 64
     Image.effect_noise(side[::-1], 40).convert("RGB").save(folder / f"{i:03d}.png", compress_level=1)
-  arguments = {"encode": ["encode", folder, "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "out"],
+  arguments = {"encode": [folder, "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "out"],
                "eval": ["--data", folder, "--ckpt", tiny_checkpoint, "--out", tmp_path / "out", "--qualities", "2",
                         "--baselines", "none", "--report-images", "0"]}[program]
   done = subprocess.run([sys.executable, "-c", MEASURED, program, *map(str, arguments)], cwd=ROOT, text=True,

@@ -110,6 +110,6 @@ def test_the_command_says_what_a_codec_takes(small_file, capsys):
 
 
 def test_a_batch_that_does_not_fit_is_one_line(small_file, capsys):
-  assert main([*small_file, "--what", "evaluate", "--batch_size", "800000"]) == 2
+  assert main([*small_file, "--what", "evaluate", "--batch-size", "800000"]) == 2
   said = capsys.readouterr().err
   assert re.search(r"^error: it takes \d+\.\d+ GiB on a chip, where there are 15\.\d+ GiB$", said, re.M)

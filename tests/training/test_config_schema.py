@@ -2,13 +2,12 @@
 import pytest
 
 from mlic_jax.__main__ import main
-from mlic_jax.commands.train import main as train
 from mlic_jax.errors import ConfigError
 from mlic_jax.training.config_schema import FIELDS, load_config, model_config
 
 NANO = "from configs import nano\ndef get_config():\n  c = nano.get_config()\n  {}\n  return c\n"
 READERS = {
-    "train": lambda file, rest, out: train([f"--config={file}", f"--workdir={out}", *rest]),
+    "train": lambda file, rest, out: main(["train", f"--config={file}", f"--workdir={out}", *rest]),
     "describe": lambda file, rest, out: main(["describe", f"--config={file}", "--height=64", "--width=64", *rest]),
     "ablate": lambda file, rest, out: main(["ablate", f"--data={out.parent}", "--steps=1", f"--workdir={out}", *rest,
                                             "--configs", str(file)]),

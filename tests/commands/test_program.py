@@ -1,0 +1,83 @@
+"""One program, mlic-jax: its commands, their options, and what their help says."""
+import argparse
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from mlic_jax.__main__ import COMMANDS, main, main_of_one_command
+
+ROOT = Path(__file__).parents[2]
+
+
+def options(command) -> list[argparse.Action]:
+  """The arguments that a command adds to its parser, without --help."""
+  parser = argparse.ArgumentParser(add_help=False)
+  import_module(f"mlic_jax.commands.{COMMANDS[command]}").add_arguments(parser)
+  return parser._actions
+
+
+def help_of(*arguments, capsys) -> str:
+  with pytest.raises(SystemExit) as stop:
+    main([*arguments, "--help"])
+  assert stop.value.code == 0
+  return capsys.readouterr().out
+
+
+def test_one_program_is_installed_and_has_all_commands(capsys):
+  scripts = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[2].partition("[")[0].split("\n")
+  assert [line.split(" =")[0] for line in scripts if line.strip()] == ["mlic-jax"]
+  assert list(COMMANDS) == ["train", "eval", "encode", "decode", "info", "describe", "estimate", "convert",
+                            "round-weights", "ablate"]
+  listed = help_of(capsys=capsys)
+  assert all(re.search(rf"^    {command}\b", listed, re.MULTILINE) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_have_hyphens_and_help_texts_are_sentences_that_end_with_the_default(command):
+  for action in options(command):
+    assert all("_" not in name for name in action.option_strings)
+    sentences = (action.help % vars(action)) if "%(" in action.help else action.help
+    assert re.match(r"[A-Z]", sentences) and re.search(r"\.$", sentences), sentences
+    *_, first, last = re.split(r"(?<=\.) ", sentences)
+    is_required = action.required and action.nargs != "*" or not action.option_strings
+    assert last == "Required." if is_required else "Default: " in f"{first} {last}", sentences
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_takes_fields_of_the_configuration_says_so(command, capsys):
+  takes_fields = command in ("train", "describe", "estimate", "ablate")
+  assert ("[--config.FIELD=VALUE ...]" in help_of(command, capsys=capsys)) == takes_fields
+  required = {"eval": ["--ckpt", "x"], "encode": ["--ckpt", "x"], "decode": ["--ckpt", "x"], "info": ["x"],
+              "convert": ["a", "b"], "round-weights": ["a", "b"]}
+  if not takes_fields:
+    assert main([command, *required[command], "--config.seed=1"]) == 2
+    assert "unrecognized arguments: --config.seed=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command, script", [("train", "train.py"), ("eval", "eval.py")])
+def test_the_scripts_are_commands_of_the_program_under_their_own_names(command, script, capsys):
+  ours = help_of(command, capsys=capsys)
+  done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0 and f"usage: {script} [-h]" in done.stdout
+  words = lambda text: text.replace(f"mlic-jax {command}", script).split()
+  assert words(done.stdout) == words(ours)
+  assert main([command]) == 2 and main_of_one_command(command, script, []) == 2
+  of_program, of_script = capsys.readouterr().err.splitlines()
+  assert of_program.startswith("error: the following arguments are required: --c")
+  assert of_script.startswith(f"{script}: the following arguments are required: --c")
+
+
+def test_help_answers_without_jax():
+  code = ("import sys; from mlic_jax.__main__ import main\n"
+          "try: main(['--help'])\nfinally: assert not {'jax', 'scipy', 'matplotlib'} & set(sys.modules)")
+  assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300).returncode == 0
+
+
+def test_an_old_name_of_a_command_is_refused_with_the_names_there_are(capsys):
+  assert main(["compile"]) == 2
+  line = capsys.readouterr().err
+  assert line.count("\n") == 1 and "invalid choice: 'compile'" in line and "estimate" in line
