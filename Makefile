@@ -39,8 +39,10 @@ test-tpu:  ## real programs through the compiler for TPUs, without a TPU; Linux 
 mutate: .venv/.dev  ## deliberate faults, each with the test that catches it; MUTATIONS="adam_eps muon_*" chooses
 	$(RUN) tools/mutate.py $(MUTATIONS)
 
-docs: .venv/.dev  ## the reference, from the docstrings: out/reference/index.html
-	$(RUN) docs/reference.py out/reference
+docs: .venv/.docs  ## the documentation site, out/docs/index.html; a warning or a broken link is an error
+	rm -rf docs/api docs/project out/docs
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --jobs auto --builder html docs out/docs
+	$(RUN) tools/check_links.py out/docs
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
@@ -54,5 +56,9 @@ lint: .venv/.dev
 	$(RUN) $(PIP) -r requirements-dev.txt
 	touch $@
 
+.venv/.docs: requirements/docs.txt .venv/.runtime
+	$(RUN) $(PIP) -r requirements/docs.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-latest .venv-tpu out
+	rm -rf .venv .venv-latest .venv-tpu out docs/api docs/project
