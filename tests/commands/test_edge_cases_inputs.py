@@ -168,7 +168,7 @@ def test_describe_says_any_name_as_it_is_and_refuses_sides_that_no_file_can_have
 
 def test_texts_of_the_package_are_read_as_what_they_are_whatever_the_locale():
   root = Path(mlic_jax.__file__).parent
-  for file in [*(root / "evaluation").rglob("*.py"), root / "coding" / "model_directory.py"]:
+  for file in [*(root / "evaluation").rglob("*.py"), root / "coding" / "checkpoint_io.py"]:
     for call in re.findall(r"\.(?:read_text|write_text)\(([^()]*)\)", file.read_text("utf-8")):
       assert "utf-8" in call, f"{file.name} leaves the encoding to the locale"
 

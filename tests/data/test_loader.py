@@ -288,11 +288,11 @@ def test_a_held_out_image_that_fails_in_decoding_is_named_and_the_next_one_that_
 
 READS_UNTIL_CTRL_C = """if True:
   import contextlib, signal, sys
-  from mlic_jax.data import batches, sources
+  from mlic_jax.data import loader, sources
   stopped = []
   signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
-  with contextlib.closing(batches.training_batches(
-      batches.Mixture(sources.open_sources(sys.argv[1], ""), ((0, 64),)), seed=0, batch_size=2, sizes=((0, 64),),
+  with contextlib.closing(loader.training_batches(
+      loader.Mixture(sources.open_sources(sys.argv[1], ""), ((0, 64),)), seed=0, batch_size=2, sizes=((0, 64),),
       downscale_probability=0.5, downscale="all", flip=True, workers=2)) as reader:
     next(reader)
     print("ready", flush=True)

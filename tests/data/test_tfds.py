@@ -128,9 +128,9 @@ def test_tensorflow_is_not_imported_to_read_a_tfds_dataset(tfds_dir):
   program = f"""if True:
     import sys
     from mlic_jax.data import sources
-    from mlic_jax.data import batches
-    mixture = batches.Mixture(sources.open_sources("tfds:tiny_photos", {tfds_dir!r}), ((0, 64),))
-    reader = batches.training_batches(mixture, seed=0, batch_size=2, sizes=((0, 64),), downscale_probability=0.5,
+    from mlic_jax.data import loader
+    mixture = loader.Mixture(sources.open_sources("tfds:tiny_photos", {tfds_dir!r}), ((0, 64),))
+    reader = loader.training_batches(mixture, seed=0, batch_size=2, sizes=((0, 64),), downscale_probability=0.5,
                                     downscale="all", flip=True)
     assert next(reader).shape == (2, 64, 64, 3)
     assert "tensorflow" not in sys.modules"""
