@@ -1,27 +1,32 @@
-"""The authors' state dicts in the shapes in which they are met, and those that are refused."""
+"""State dicts of the authors' release and of CompressAI: what is read, what is written back, and what is refused."""
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from helpers import golden_fill
+from helpers import compressai_fill, golden_fill
 
-import mlic_jax
-from mlic_jax.__main__ import main
-from mlic_jax.coding.checkpoint_io import load_model
-from mlic_jax.interop import reference_weights
-from mlic_jax.interop.reference_weights import WeightsError, from_state_dict
+from mlic_jax.config import CodecConfig
+from mlic_jax.interop.reference_weights import WeightsError, from_state_dict, infer_config, to_state_dict
+from mlic_jax.interop.state_dict_names import common_name, compressai_name
 
-MANIFEST = Path(__file__).parents[1] / "fixtures" / "golden" / "manifest_A.json"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
+LAYOUTS = compressai_fill.layouts()
+# Of the three models that all implementations have: the name of its layout, and what has to be said to read it.
+MODELS = {"mlic": None, "mlicplus": "mlic_plus", "mlicpp": None}
 
 
 @pytest.fixture(scope="module")
 def weights():
-  return golden_fill.fill(json.loads(MANIFEST.read_text()))
+  return golden_fill.fill(json.loads((GOLDEN / "manifest_A.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def converted(weights):
+  return from_state_dict(weights)
 
 
 def assert_same(a, b):
@@ -29,7 +34,83 @@ def assert_same(a, b):
   jax.tree.map(np.testing.assert_array_equal, a[1], b[1])
 
 
-def test_wrappers_prefixes_and_both_namings_of_the_bottleneck_give_the_same_variables(weights):
+def assert_equal_arrays(written: dict[str, np.ndarray], wanted: dict[str, np.ndarray]):
+  """`written` has all arrays of `wanted`, bit for bit, and buffers beside them."""
+  assert wanted.keys() <= written.keys()
+  for name, array in wanted.items():
+    np.testing.assert_array_equal(written[name].view(np.uint32), array.view(np.uint32), err_msg=name)
+
+
+# --- both ways ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("case", ["A", "B", "C"])  # C is the release of September 2023
+def test_what_the_authors_released_is_written_back_bit_for_bit_with_its_buffers(case):
+  manifest = json.loads((GOLDEN / f"manifest_{case}.json").read_text())
+  weights = golden_fill.fill(manifest)
+  written = to_state_dict(*from_state_dict(weights), "authors")
+  assert {name: (list(a.shape), str(a.dtype)) for name, a in written.items()} == {
+      each["name"]: (each["shape"], each["dtype"]) for each in manifest}
+  assert_equal_arrays(written, weights)
+
+
+def round_trip(model: str, size: str):
+  """From the authors' layout to ours, to CompressAI's, to ours and back to the authors', all bit for bit."""
+  variant = MODELS[model]
+  entries = LAYOUTS[model][size]["state_dict"]
+  theirs = compressai_fill.fill(entries)
+  authors = {common: theirs[name] for name, _, _, kind, common in entries if kind == "parameter"}
+  ours = from_state_dict(authors, variant)
+  compressai = to_state_dict(*ours, "compressai")
+  assert set(compressai) == {name for name, *_ in entries}
+  assert_equal_arrays(compressai, theirs)
+  again = from_state_dict(compressai, variant)
+  assert_same(again, ours)
+  del ours
+  assert_equal_arrays(to_state_dict(*again, "authors"), authors)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_round_trip_through_both_layouts_changes_no_bit(model):
+  round_trip(model, "small")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_a_round_trip_through_both_layouts_changes_no_bit_at_the_size_of_the_papers(model):
+  round_trip(model, "paper")
+
+
+@pytest.mark.parametrize("model", LAYOUTS)
+def test_the_names_of_compressai_and_those_in_common_translate_into_each_other(model):
+  for name, _, _, _, common in LAYOUTS[model]["small"]["state_dict"]:
+    assert (common_name(name), compressai_name(common)) == (common, name)
+
+
+def test_contexts_in_another_order_are_written_in_the_order_of_the_other_implementation(converted):
+  """A model of this package may have its contexts in any order; the networks then read them in that order."""
+  config, variables = converted
+  names, widths = config.contexts, [64, 64, 64, 128]  # local, intra, inter, channel
+  steps = dict(variables["params"]["slices"]["steps"])
+  starts = np.cumsum([0, *widths])
+  place = {name: np.arange(starts[i], starts[i + 1]) for i, name in enumerate(names)}
+  order = ("channel", "global_intra_linear", "global_inter_linear", "local_attention")
+  of_pass = {"entropy_anchor": ("channel", "global_inter_linear"),
+             "entropy_nonanchor": ("global_intra_linear", "local_attention", "channel", "global_inter_linear")}
+  for part, spoken in of_pass.items():
+    first = place["global_inter_linear"][0] if part == "entropy_anchor" else 0
+    inputs = np.concatenate([*(place[name] - first for name in spoken), np.arange(320 - first, 320 - first + 192)])
+    conv = steps[part]["conv0"]
+    steps[part] = {**steps[part], "conv0": {**conv, "kernel": conv["kernel"][:, :, :, inputs]}}
+  reordered = CodecConfig.from_dict({**config.to_dict(), "contexts": order})
+  other = {"params": {**variables["params"], "slices": {"steps": steps}}}
+  for layout in "authors", "compressai":
+    assert_equal_arrays(to_state_dict(reordered, other, layout), to_state_dict(config, variables, layout))
+
+
+# --- what is read -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "network", "model_state_dict"])
+def test_wrappers_prefixes_and_both_namings_of_the_bottleneck_give_the_same_variables(weights, converted, wrapper):
   old_names = {"matrices": "_matrix", "biases": "_bias", "factors": "_factor"}
   renamed = {}
   for name, value in weights.items():
@@ -39,8 +120,24 @@ def test_wrappers_prefixes_and_both_namings_of_the_bottleneck_give_the_same_vari
       name = f"entropy_bottleneck.{old_names[kind]}{number}"
     renamed[f"module.{name}"] = value
   renamed["module.gaussian_conditional.scale_table"] = np.zeros(64, np.float32)  # a buffer
-  assert_same(from_state_dict({"state_dict": renamed}), from_state_dict(weights))
+  assert_same(from_state_dict({"epoch": 3, wrapper: renamed}), converted)
 
+
+def test_a_model_is_recognized_by_its_keys_and_mlic_plus_has_to_be_named():
+  shapes = lambda model: {common: SimpleNamespace(shape=tuple(shape)) for _, shape, _, kind, common in
+                          LAYOUTS[model]["small"]["state_dict"] if kind == "parameter"}
+  contexts = lambda model, variant=None: infer_config(shapes(model), variant).contexts
+  assert contexts("mlic") == ("local_stacked", "global_intra_softmax", "channel")
+  assert contexts("mlicplus") == contexts("mlicpp") == CodecConfig().contexts
+  assert contexts("mlicplus", "mlic_plus") == ("local_attention", "global_intra_softmax", "global_inter_softmax",
+                                               "channel")
+  assert contexts("mlicv2")[1] == "global_hyper_anchors"
+  for model, variant in ("mlic", "mlic_plus"), ("mlicpp", "mlic"), ("mlicv2", "mlic_plus_plus"):
+    with pytest.raises(WeightsError, match=f"the keys are those of .*; {variant} was asked for"):
+      contexts(model, variant)
+
+
+# --- what is refused ----------------------------------------------------------------------
 
 def test_unknown_and_missing_keys_are_listed_with_the_nearest_names(weights):
   broken = dict(weights)
@@ -53,53 +150,48 @@ def test_unknown_and_missing_keys_are_listed_with_the_nearest_names(weights):
   assert "\n" not in message
 
 
-def test_another_state_dict_is_refused(weights):
-  with pytest.raises(WeightsError, match="not a state dict of MLIC"):
+def test_another_state_dict_is_refused():
+  with pytest.raises(WeightsError, match="not a state dict of the MLIC models"):
     from_state_dict({"conv.weight": np.zeros((3, 3))})
 
 
-def test_a_converted_release_is_a_checkpoint(weights, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(reference_weights, "read_state_dict", lambda path: weights)
-  assert main(["convert", "official.pth.tar", str(tmp_path / "ckpt")]) == 0
-  assert "N=32, M=96, 3 slices" in capsys.readouterr().out
-  model = load_model(tmp_path / "ckpt")
-  assert_same((model.config, model.variables), from_state_dict(weights))
-  assert mlic_jax.Codec.load(tmp_path / "ckpt").qualities == (None,)
+@pytest.mark.parametrize("fields, layout, message", [
+    (dict(num_rates=3), "compressai", "a variable-rate model (num_rates=3), which CompressAI does not have; wanted a "),
+    (dict(num_rates=3), "authors", "a variable-rate model (num_rates=3), which the authors' code does not have"),
+    (dict(transforms="elic"), "compressai", "transforms='elic' with the contexts of mlic_plus_plus, which CompressAI"),
+    (dict(contexts=("channel",)), "authors", "contexts=('channel',), which the authors' code does not have; wanted"),
+    (dict(context_ratio=1), "compressai", "context_ratio=1, which CompressAI does not have; wanted 2"),
+    (dict(entropy_widths=(8,)), "authors", "entropy_widths=(8,), which the authors' code does not have; wanted (320"),
+    (dict(synthesis_width=32, lrp_widths=(152, 112, 72)), "compressai", "synthesis_width=32 with lrp_widths=(152, 112"),
+    (dict(lrp_widths=()), "authors", "lrp_widths=(), which the authors' code does not have; wanted 0 with (224, 128)"),
+    (dict(options=dict(rotary=True)), "compressai", "the option rotary=True, which CompressAI does not have; wanted F"),
+    (dict(M=48), "authors", "[1, 2] heads for 1, 2, ... slices of 16 channels, which the authors' code does not have"),
+    (dict(contexts=("local_stacked", "global_intra_softmax", "channel")), "compressai",
+     "the option plain_convolutions=False, which CompressAI does not have; wanted True"),
+    (dict(contexts=("local_attention", "global_intra_softmax", "global_inter_softmax", "channel"), window_size=7),
+     "compressai", "softmax attention that hides a window of 7, which CompressAI does not have; wanted hidden_wind"),
+])
+def test_a_model_that_the_other_implementation_does_not_have_is_refused_in_one_line(converted, fields, layout, message):
+  config = CodecConfig.from_dict({**converted[0].to_dict(), **fields})
+  with pytest.raises(WeightsError) as error:
+    to_state_dict(config, {"params": {}}, layout)
+  assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_file_is_read_by_pytorch_without_running_code_from_it(tmp_path, monkeypatch):
-  path = tmp_path / "official.pth.tar"
-  path.write_bytes(b"a zip")
-  tensor = SimpleNamespace(numpy=lambda: np.ones(2, np.float32))
-
-  def load(file, **options):
-    assert file == path and options == dict(map_location="cpu", weights_only=True)
-    return {"epoch": 3, "state_dict": {"module.g_a": tensor}}
-
-  monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(load=load))
-  state_dict = reference_weights.read_state_dict(path)
-  assert list(state_dict) == ["module.g_a"] and state_dict["module.g_a"].tolist() == [1, 1]
+def test_mlic_v2_without_a_map_and_mlic_v2_for_the_authors_are_refused():
+  config, variables = from_state_dict(compressai_fill.fill(LAYOUTS["mlicv2"]["tiny"]["state_dict"]))
+  with pytest.raises(WeightsError, match="^MLICv2, which the authors' code does not have; wanted mlic, mlic_plus or"):
+    to_state_dict(config, variables, "authors")
+  without = {name: value for name, value in dict(config.options).items() if not name.startswith("selection")}
+  with pytest.raises(WeightsError, match="^MLICv2 without a map of coded elements, which CompressAI does not have"):
+    to_state_dict(CodecConfig.from_dict({**config.to_dict(), "options": without}), variables, "compressai")
 
 
-def broken(file, **options):
-  raise RuntimeError("not a zip\narchive")
-
-
-@pytest.mark.parametrize("torch, message", [
-    (None, "takes PyTorch, which is not installed here; pip install torch"),
-    (SimpleNamespace(load=broken), "PyTorch cannot read it (RuntimeError: not a zip archive)"),
-    (SimpleNamespace(load=lambda file, **options: [1, 2]), "holds no state dict"),
-    (SimpleNamespace(load=lambda file, **options: {"a": SimpleNamespace(numpy=lambda: np.ones(2))}),
-     "official.pth.tar: not a state dict of MLIC++")])
-def test_a_file_that_cannot_be_converted_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, torch, message):
-  monkeypatch.setitem(sys.modules, "torch", torch)  # None: an import fails
-  (tmp_path / "official.pth.tar").write_bytes(b"a zip")
-  assert main(["convert", str(tmp_path / "official.pth.tar"), str(tmp_path / "ckpt")]) == 2
-  out, err = capsys.readouterr()
-  assert not out and err.count("\n") == 1 and message in err and not (tmp_path / "ckpt").exists()
-
-
-def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path, capsys):
-  (tmp_path / "photographs").mkdir()
-  assert main(["convert", "official.pth.tar", str(tmp_path / "photographs")]) == 2
-  assert "no model directory that could be replaced" in capsys.readouterr().err
+def test_a_residual_prediction_that_is_wider_than_in_the_first_release_is_refused():
+  """All slices of a model that was trained here have the width of the last."""
+  weights = golden_fill.fill(json.loads((GOLDEN / "manifest_C.json").read_text()))
+  config, variables = from_state_dict(weights)
+  wide = jax.tree.map(np.copy, variables)
+  wide["params"]["slices"]["steps"]["lrp_anchor"]["conv1"]["kernel"][0, ..., -1] = 1.0
+  with pytest.raises(WeightsError, match=r"lrp_anchor.0.lrp_transform.2.weight has \d+ outputs .* the model has 112"):
+    to_state_dict(config, wide, "authors")

@@ -1,0 +1,95 @@
+"""Files of state dicts: NPZ, which NumPy reads and writes, and those of torch.save, for which PyTorch has to be there.
+
+Nothing in a file is ever run: PyTorch loads weights only, and NumPy no pickled objects.
+"""
+
+import importlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mlic_jax.atomic_io import check_output, whole_file
+from mlic_jax.interop.state_dict_names import WeightsError, unwrapped
+
+NPZ = ".npz"
+PYTORCH = (".pth.tar", ".pth", ".pt")
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The state dict in an NPZ file or in a file of torch.save, as NumPy arrays.
+
+  OSError when there is no such file; WeightsError in one line when it holds no state dict, or PyTorch is not installed.
+  """
+  with open(path, "rb"):  # the errors of PyTorch and NumPy have no file name in them
+    pass
+  return _read_npz(path) if Path(path).name.endswith(NPZ) else _read_pytorch(path)
+
+
+def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  try:
+    with np.load(path, allow_pickle=False) as content:
+      arrays = dict(content)
+  except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    raise WeightsError(f"{path}: NumPy cannot read it as an NPZ file ({_one_line(error)})") from error
+  if bad := next((name for name, value in arrays.items() if not isinstance(value, np.ndarray)), None):
+    raise WeightsError(f"{path}: holds {bad!r}, which is no array; a file of torch.save ends in {' or '.join(PYTORCH)}")
+  return arrays
+
+
+def _read_pytorch(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  torch = _torch(path, "reading")
+  try:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # PyTorch raises whatever the damage leads it to
+    raise WeightsError(f"{path}: PyTorch cannot read it ({_one_line(error)})") from error
+  content = unwrapped(content)
+  if not isinstance(content, dict) or not all(hasattr(value, "numpy") for value in content.values()):
+    raise WeightsError(f"{path}: holds no state dict, a dictionary of tensors")
+  if bad := next((name for name in content if not isinstance(name, str)), None):
+    raise WeightsError(f"{path}: holds no state dict: {bad!r} is no name of a tensor")
+  return {name: _array(value) for name, value in content.items()}
+
+
+def _array(tensor: Any) -> np.ndarray:
+  """A tensor of PyTorch as NumPy, which has no bfloat16 and no gradients; a copy of what NumPy can have as it is."""
+  tensor = tensor.detach() if hasattr(tensor, "detach") else tensor
+  if hasattr(tensor, "is_floating_point") and tensor.is_floating_point():
+    tensor = tensor.float()
+  return tensor.numpy()
+
+
+def check_state_dict_path(path: str | os.PathLike) -> None:
+  """WeightsError or OSError, before the work, when `write_state_dict` cannot write to the path."""
+  if not Path(path).name.endswith((NPZ, *PYTORCH)):
+    raise WeightsError(f"{path}: wanted a name that ends in {NPZ}, which NumPy writes, or in {', '.join(PYTORCH)}")
+  check_output(path)
+  if not Path(path).name.endswith(NPZ):
+    _torch(path, "writing")
+
+
+def write_state_dict(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
+  """Writes an NPZ file, or {"state_dict": ...} by torch.save, as the name of the file ends. It appears whole."""
+  check_state_dict_path(path)
+  with whole_file(path) as partial, partial.open("wb") as file:
+    if Path(path).name.endswith(NPZ):
+      np.savez(file, **state_dict)
+    else:
+      torch = _torch(path, "writing")
+      torch.save({"state_dict": {name: torch.from_numpy(array) for name, array in state_dict.items()}}, file)
+
+
+def _torch(path: str | os.PathLike, doing: str) -> ModuleType:
+  try:
+    return importlib.import_module("torch")
+  except ImportError as error:
+    raise WeightsError(f"{path}: {doing} it takes PyTorch, which is not installed here; pip install torch, or use "
+                       f"an NPZ file") from error
+
+
+def _one_line(error: BaseException) -> str:
+  return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,149 @@
+"""The names of a state dict: CompressAI's layout and the authors', the buffers of both, and which model they are of.
+
+Names in common are those of the authors' release under CompressAI 1.2.8, `local_context.3.proj.weight`. CompressAI's
+MLIC series has its containers in front of them, `latent_codec.y.latent_codec.y3.spatial_context_nonanchor.proj.weight`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.interop.layer_map import Entry
+from mlic_jax.model.contexts.local_attention import relative_position_index
+from mlic_jax.model.likelihoods import LIKELIHOOD_MIN, TAIL_MASS
+from mlic_jax.model.scale_table import SCALE_MIN
+
+AUTHORS, COMPRESSAI = "authors", "compressai"
+WRAPPERS = ("state_dict", "network", "model_state_dict")  # keys that checkpoints have their state dict under
+# Parts of a slice, by their names in common, and where CompressAI has them.
+OF_CHANNEL_CONTEXT = {"channel_context": "channel_part", "global_inter_context": "global_inter_part"}
+OF_LATENT_CODEC = {"local_context": "spatial_context_nonanchor",
+                   "global_intra_context": "intra_channel_context_nonanchor"}
+# Values that are made anew, or that CompressAI's own model never reads (slice_values).
+IGNORED = re.compile(r"(y\.\d+\.)?gaussian_conditional\.|entropy_bottleneck\.(_|target|likelihood_lower_bound)"
+                     r"|.*_reparam\.|.*relative_position_index$|.*attn_mask$|.*\.rope\.frequency$|.*\.slice_values\.")
+PEDESTAL = 2.0**-36                            # of GDN's parameters, which are stored as square roots
+GDN_MIN = {"beta": 1e-6, "gamma": 0.0}
+
+
+class WeightsError(ValueError):
+  """A state dict, or a model, that cannot be converted; one line that says why, and names keys."""
+
+
+def unwrapped(content: Any) -> Any:
+  """The state dict in a checkpoint, which has it under one of WRAPPERS or is it."""
+  for wrapper in WRAPPERS:
+    if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+      return content[wrapper]
+  return content
+
+
+def common_name(name: str) -> str:
+  """The name in common of an array in either layout, of any version of CompressAI."""
+  name = name.removeprefix("module.")
+  if found := re.match(r"latent_codec\.y\.channel_context\.y(\d+)\.(channel_part|global_inter_part)\.(.*)", name):
+    k, part, rest = found.groups()
+    name = f"{_inverse(OF_CHANNEL_CONTEXT)[part]}.{k}.{rest}"
+  elif found := re.match(r"latent_codec\.y\.latent_codec\.y(\d+)\.(\w+)\.(.*)", name):
+    k, part, rest = found.groups()
+    name = f"{_inverse(OF_LATENT_CODEC).get(part, part)}.{k}.{rest}"
+  elif found := re.match(r"latent_codec\.(?:z\.(?=entropy_bottleneck\.)|(?=h_[as]\.))(.*)", name):
+    name = found[1]
+  if old := re.fullmatch(r"entropy_bottleneck\._(matrix|bias|factor)(\d)", name):
+    name = f"entropy_bottleneck.{dict(matrix='matrices', bias='biases', factor='factors')[old[1]]}.{old[2]}"
+  return name
+
+
+def compressai_name(name: str) -> str:
+  """CompressAI's name of an array, from its name in common."""
+  if name.startswith(("h_a.", "h_s.")):
+    return f"latent_codec.{name}"
+  if name.startswith("entropy_bottleneck."):
+    return f"latent_codec.z.{name}"
+  if found := re.match(r"(\w+)\.(\d+)\.(.*)", name):
+    part, k, rest = found.groups()
+    if part in OF_CHANNEL_CONTEXT:
+      return f"latent_codec.y.channel_context.y{k}.{OF_CHANNEL_CONTEXT[part]}.{rest}"
+    return f"latent_codec.y.latent_codec.y{k}.{OF_LATENT_CODEC.get(part, part)}.{rest}"
+  return name
+
+
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
+  return {value: key for key, value in names.items()}
+
+
+def buffers(config: CodecConfig, layout: str, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+  """What such a state dict holds beside its parameters, by names in common; coding tables are empty, as after training:
+  the models fill them by update()."""
+  found = {}
+  for entry in entries:
+    if entry.path[-1] in GDN_MIN:
+      found[f"{entry.name}_reparam.pedestal"] = np.float32([PEDESTAL])
+      found[f"{entry.name}_reparam.lower_bound.bound"] = np.float32([(GDN_MIN[entry.path[-1]] + PEDESTAL)**0.5])
+    elif entry.path[-1] == "relative_position_table":
+      name = entry.name.replace("_table", "_index")
+      found[name] = relative_position_index(config.window_size).astype(np.int64)
+    elif entry.name.endswith(".rope.theta_x"):
+      features = config.context_ratio * config.slice_channels
+      found[entry.name.replace("theta_x", "frequency")] = np.arange(0, features, 2, dtype=np.float32) / features
+    elif entry.name.endswith(".hgcp.proj.weight"):  # parameters that CompressAI's model has, and never reads
+      name = entry.name.replace("proj.weight", "slice_values")
+      found[f"{name}.weight"] = np.zeros((config.M, config.slice_channels, 1, 1), np.float32)
+      found[f"{name}.bias"] = np.zeros(config.M, np.float32)
+  found.update(_of_entropy_model("entropy_bottleneck"))
+  found["entropy_bottleneck.target"] = np.float32([-1, 0, 1]) * np.float32(np.log(2 / TAIL_MASS - 1))
+  conditionals = ("gaussian_conditional",) if layout == AUTHORS else (
+      f"y.{k}.gaussian_conditional" for k in range(config.num_slices))
+  for name in conditionals:
+    found.update(_of_entropy_model(name))
+    found[f"{name}.scale_table"] = np.zeros(0, np.float32)
+    found[f"{name}.scale_bound"] = found[f"{name}.lower_bound_scale.bound"] = np.float32([SCALE_MIN])
+  return found
+
+
+def _of_entropy_model(name: str) -> Iterator[tuple[str, np.ndarray]]:
+  for table in ("_offset", "_quantized_cdf", "_cdf_length"):
+    yield f"{name}.{table}", np.zeros(0, np.int32)
+  yield f"{name}.likelihood_lower_bound.bound", np.float32([LIKELIHOOD_MIN])
+
+
+class Shapes:
+  """The shapes of a state dict by names in common; a name that is missing is a WeightsError with the nearest one."""
+
+  def __init__(self, weights: Mapping[str, Any]):
+    self._weights = weights
+
+  def __call__(self, name: str) -> tuple[int, ...]:
+    if name not in self._weights:
+      near = difflib.get_close_matches(name, self._weights, n=1, cutoff=0.0)
+      raise WeightsError(f"not a state dict of the MLIC models: it lacks {name!r}"
+                         f"{f'; the nearest is {near[0]!r}' if near else ''}")
+    return tuple(self._weights[name].shape)
+
+  def numbers(self, pattern: str) -> list[int]:
+    """The number that a pattern has as its group, of all names that it matches, in order."""
+    return sorted({int(found[1]) for found in (re.match(pattern, name) for name in self._weights) if found})
+
+  def widths(self, prefix: str, layers: Iterable[int]) -> tuple[int, ...]:
+    """Output channels of layers of a network."""
+    return tuple(self(f"{prefix}.{i}.weight")[0] for i in layers)
+
+
+def complaint(missing: list[str], unknown: list[str], most: int = 8) -> str:
+  """One line that lists missing and unknown names, each with the nearest of the others."""
+  def listed(names: list[str], others: list[str]) -> str:
+    parts = []
+    for name in names[:most]:
+      near = difflib.get_close_matches(name, others, n=1, cutoff=0.6)
+      parts.append(f"{name}" + (f" (nearest: {near[0]})" if near else ""))
+    return ", ".join(parts) + (f" and {len(names) - most} more" if len(names) > most else "")
+  parts = []
+  if missing:
+    parts.append(f"missing keys: {listed(missing, unknown)}")
+  if unknown:
+    parts.append(f"unknown keys: {listed(unknown, missing)}")
+  return "; ".join(parts)

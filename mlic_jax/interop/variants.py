@@ -1,0 +1,153 @@
+"""Which config a state dict is of, and which models of this package the other implementations have.
+
+CompressAI reads the papers differently from this package in some places. The options of a config have both readings
+(docs/models.md lists them).
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.interop.layer_map import FIRST, shrinking_widths
+from mlic_jax.interop.state_dict_names import AUTHORS, COMPRESSAI, Shapes, WeightsError
+from mlic_jax.model import selection_map
+from mlic_jax.model.contexts.global_inter_linear import num_heads
+
+MLIC, MLIC_PLUS, MLIC_PLUS_PLUS, MLIC_V2 = "mlic", "mlic_plus", "mlic_plus_plus", "mlic_v2"
+CONTEXTS = {
+    MLIC: ("local_stacked", "global_intra_softmax", "channel"),
+    MLIC_PLUS: ("local_attention", "global_intra_softmax", "global_inter_softmax", "channel"),
+    MLIC_PLUS_PLUS: ("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
+    MLIC_V2: ("local_attention", FIRST, "global_intra_linear", "global_inter_linear", "channel")}
+HEAD_CHANNELS = 32       # of the heads between slices, in the authors' code and in CompressAI
+HIDDEN_WINDOW = 5        # of softmax attention within a slice, in CompressAI
+# What CompressAI's models have that a config here can change: {field: value}.
+FIXED = dict(widths=(), hyper_widths=(), context_ratio=2, channel_widths=(192, 128), entropy_widths=(320, 256, 128))
+LRP_WIDTHS = (224, 128)
+# Readings of MLICv2; token_expansion is the width of the gate.
+V2_OPTIONS = dict(token_blocks=2, token_expansion=1, token_depthwise_first=True, gate_norm=True, guide_scales=True,
+                  rotary_output=True, reweighting=True, reweighting_cosines=False, selection_spatial=True,
+                  selection_distance=0.3, selection_chance=0.5, selection_lrp=False)
+
+
+def infer_config(weights: Mapping[str, Any], variant: str | None = None) -> CodecConfig:
+  """The config of a state dict, from its shapes by names in common.
+
+  The names of MLIC+ are those of MLIC++, which is what they are taken for unless `variant` says "mlic_plus". It may say
+  any of CONTEXTS; WeightsError where the names are those of another one, or of no MLIC model.
+  """
+  shape = Shapes(weights)
+  M, N = shape("g_a.analysis_transform.6.weight")[:2]
+  found = MLIC_V2 if "g_a.analysis_transform.1.0.norm1.weight" in weights else (
+      MLIC if "local_context.0.context.0.weight" in weights else MLIC_PLUS_PLUS)
+  if variant not in (None, found) and {variant, found} != {MLIC_PLUS, MLIC_PLUS_PLUS}:
+    raise WeightsError(f"the keys are those of {found}; {variant} was asked for")
+  num_slices = 1 + max(shape.numbers(r"lrp_anchor\.(\d+)\."), default=0)
+  last, options = num_slices - 1, {}
+  if found == MLIC_V2:
+    options = V2_OPTIONS | dict(
+        token_blocks=1 + max(shape.numbers(r"g_a\.analysis_transform\.1\.(\d+)\.norm1\."), default=0),
+        selection_widths=(shape("selective_predictor.0.side_proj.weight")[0],))
+    first_width, window = 0, _window(shape)
+  else:
+    first_width = width if (width := shape("g_s.synthesis_transform.0.conv1.weight")[0]) != M else 0
+    window = shape("local_context.0.context.0.weight")[-1] if found == MLIC else _window(shape)
+  chosen = variant or found
+  if chosen in (MLIC, MLIC_PLUS):
+    options |= dict(average_unseen=True)
+    options |= dict(hidden_window=HIDDEN_WINDOW) if window != HIDDEN_WINDOW else {}
+    options |= dict(plain_convolutions=True) if chosen == MLIC else {}
+  lrp = f"lrp_anchor.{last}.lrp_transform"
+  config = CodecConfig(
+      N=N, M=M, num_slices=num_slices, window_size=window, synthesis_width=first_width, contexts=CONTEXTS[chosen],
+      transforms="token_mixing" if found == MLIC_V2 else "cheng2020", options=options,
+      channel_widths=shape.widths(f"channel_context.{last}.fushion", (0, 2)) if last else FIXED["channel_widths"],
+      entropy_widths=shape.widths(f"entropy_parameters_anchor.{last}.fusion", (0, 2, 4)),
+      lrp_widths=shape.widths(lrp, shape.numbers(re.escape(lrp) + r"\.(\d+)\.weight$")[:-1]))
+  by_channels = dataclasses.replace(config, options=options | dict(head_channels=HEAD_CHANNELS))
+  return config if chosen == MLIC or _heads(config) == _heads(by_channels) else by_channels
+
+
+def _window(shape: Shapes) -> int:
+  return (round(shape("local_context.0.relative_position_table")[0]**0.5) + 1) // 2
+
+
+def _heads(config: CodecConfig) -> list[int]:
+  """How many heads look at 1, 2, ... decoded slices."""
+  return [num_heads(config, count) for count in range(1, max(config.num_slices, 2))]
+
+
+def variant_of(config: CodecConfig, layout: str) -> str:
+  """The name of the model that a config is in the layout; WeightsError in one line when it has no such model."""
+  refuse = lambda what, wanted: WeightsError(f"{what}, which {_owner(layout)} does not have; {wanted}")
+  if config.num_rates:
+    raise refuse(f"a variable-rate model (num_rates={config.num_rates})", "wanted a model of one rate, num_rates=0")
+  variant = next((name for name, contexts in CONTEXTS.items() if set(contexts) == set(config.contexts)), None)
+  if variant is None:
+    raise refuse(f"contexts={config.contexts}", f"wanted those of one of {CONTEXTS}")
+  if layout == AUTHORS and variant == MLIC_V2:
+    raise refuse("MLICv2", "wanted mlic, mlic_plus or mlic_plus_plus")
+  transforms = "token_mixing" if variant == MLIC_V2 else "cheng2020"
+  if config.transforms != transforms:
+    raise refuse(f"transforms={config.transforms!r} with the contexts of {variant}", f"wanted {transforms!r}")
+  for name, wanted in FIXED.items():
+    if getattr(config, name) != wanted:
+      raise refuse(f"{name}={getattr(config, name)}", f"wanted {wanted}")
+  _check_release(config, refuse, layout)
+  _check_options(config, variant, refuse)
+  return variant
+
+
+def summary(config: CodecConfig) -> str:
+  """One line about a model that was converted, for the terminal."""
+  name = next(name for name, contexts in CONTEXTS.items() if set(contexts) == set(config.contexts))
+  options = "".join(f", {name}={value}" for name, value in dict(config.options).items())
+  return f"{name}, N={config.N}, M={config.M}, {config.num_slices} slices, window of {config.window_size}{options}"
+
+
+def _owner(layout: str) -> str:
+  return "CompressAI" if layout == COMPRESSAI else "the authors' code"
+
+
+def _check_release(config: CodecConfig, refuse, layout: str) -> None:
+  """Of the two releases of the authors, CompressAI has the second one."""
+  second = (0, LRP_WIDTHS)
+  first = (config.N if config.N != config.M else 0, shrinking_widths(config, config.num_slices - 1))
+  allowed = [second, first] if layout == AUTHORS else [second]
+  if (config.synthesis_width, config.lrp_widths) not in allowed:
+    raise refuse(f"synthesis_width={config.synthesis_width} with lrp_widths={config.lrp_widths}",
+                 "wanted " + " or ".join(f"{width} with {widths}" for width, widths in allowed))
+
+
+def _check_options(config: CodecConfig, variant: str, refuse) -> None:
+  """The settings have to be those of `variant`. Whether softmax attention averages what it does not see is left open:
+  it makes a difference for pictures of 64x64 pixels alone."""
+  wanted: dict[str, Any] = {}
+  if variant == MLIC_V2:
+    wanted = V2_OPTIONS
+    if not selection_map.has_map(config):
+      raise refuse("MLICv2 without a map of coded elements", "wanted selection_widths of one width")
+  elif variant == MLIC:
+    wanted = dict(plain_convolutions=True)
+  open_ones = ("selection_widths", "average_unseen", "hidden_window", "head_channels")
+  came = {name: value for name, value in dict(config.options).items() if name not in open_ones}
+  known = _defaults(config)
+  for name in sorted(wanted.keys() | came.keys()):
+    if (value := came.get(name, known[name])) != (right := wanted.get(name, known[name])):
+      raise refuse(f"the option {name}={value}", f"wanted {right}")
+  hidden = dict(config.options).get("hidden_window") or config.window_size
+  if "global_intra_softmax" in config.contexts and hidden != HIDDEN_WINDOW:
+    raise refuse(f"softmax attention that hides a window of {hidden}", f"wanted hidden_window={HIDDEN_WINDOW}")
+  by_channels = dataclasses.replace(config, options=dict(config.options) | dict(head_channels=HEAD_CHANNELS))
+  if variant != MLIC and _heads(config) != _heads(by_channels):
+    raise refuse(f"{_heads(config)} heads for 1, 2, ... slices of {config.slice_channels} channels",
+                 f"wanted head_channels={HEAD_CHANNELS}, which makes {_heads(by_channels)}")
+
+
+def _defaults(config: CodecConfig) -> dict[str, Any]:
+  """{name: default} of the settings of all parts that a config has."""
+  from mlic_jax.model import contexts, transforms
+  modules = [transforms.find(config.transforms), *map(contexts.find, config.contexts), selection_map]
+  return {name: value for module in modules for name, value in getattr(module, "OPTIONS", {}).items()}
