@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mlic_jax.commands import multi_file
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     plain = plain if args.skip is None else [each.skipping(args.skip) for each in plain]
     return plain if args.refine is None else [each.refining(args.refine, args.lmbda, under_way.of_file)
                                               for each in plain]
+  compilation_notice: Callable[..., contextlib.AbstractContextManager]
   if args.refine is None:
     compilation_notice = CompilationNotice(target or "encoding")
   else:                                                  # the progress bar says it

@@ -283,7 +283,8 @@ def _projections(path: Sequence[str], names: dict[str, str], channels: int) -> I
 
 def _attention(config: CodecConfig, context: str, name: str, channels: int, wide: int) -> Iterator[Entry]:
   """A global context: of `channels`, and `wide` after its reprojection. Between slices it has a skip connection."""
-  path, f = (context,), config.context_ratio * config.slice_channels
+  f = config.context_ratio * config.slice_channels
+  path: tuple[str, ...] = (context,)
   refined = dict(config.options).get("reweighting", False)
   inner = f"{name}.context" if refined else name
   yield from _projections(path, {part: f"{inner}.{part}" for part in ("queries", "keys", "values")}, channels)

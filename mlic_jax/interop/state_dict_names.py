@@ -79,11 +79,12 @@ def _inverse(names: Mapping[str, str]) -> dict[str, str]:
 def buffers(config: CodecConfig, layout: str, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
   """What such a state dict holds beside its parameters, by names in common; coding tables are empty, as after training:
   the models fill them by update()."""
-  found = {}
+  found: dict[str, np.ndarray] = {}
   for entry in entries:
     if entry.path[-1] in GDN_MIN:
-      found[f"{entry.name}_reparam.pedestal"] = np.float32([PEDESTAL])
-      found[f"{entry.name}_reparam.lower_bound.bound"] = np.float32([(GDN_MIN[entry.path[-1]] + PEDESTAL)**0.5])
+      found[f"{entry.name}_reparam.pedestal"] = np.array([PEDESTAL], np.float32)
+      bound = (GDN_MIN[entry.path[-1]] + PEDESTAL)**0.5
+      found[f"{entry.name}_reparam.lower_bound.bound"] = np.array([bound], np.float32)
     elif entry.path[-1] == "relative_position_table":
       name = entry.name.replace("_table", "_index")
       found[name] = relative_position_index(config.window_size).astype(np.int64)
@@ -95,20 +96,20 @@ def buffers(config: CodecConfig, layout: str, entries: Iterable[Entry]) -> dict[
       found[f"{name}.weight"] = np.zeros((config.M, config.slice_channels, 1, 1), np.float32)
       found[f"{name}.bias"] = np.zeros(config.M, np.float32)
   found.update(_of_entropy_model("entropy_bottleneck"))
-  found["entropy_bottleneck.target"] = np.float32([-1, 0, 1]) * np.float32(np.log(2 / TAIL_MASS - 1))
+  found["entropy_bottleneck.target"] = np.array([-1, 0, 1], np.float32) * np.float32(np.log(2 / TAIL_MASS - 1))
   conditionals = ("gaussian_conditional",) if layout == AUTHORS else (
       f"y.{k}.gaussian_conditional" for k in range(config.num_slices))
   for name in conditionals:
     found.update(_of_entropy_model(name))
     found[f"{name}.scale_table"] = np.zeros(0, np.float32)
-    found[f"{name}.scale_bound"] = found[f"{name}.lower_bound_scale.bound"] = np.float32([SCALE_MIN])
+    found[f"{name}.scale_bound"] = found[f"{name}.lower_bound_scale.bound"] = np.array([SCALE_MIN], np.float32)
   return found
 
 
 def _of_entropy_model(name: str) -> Iterator[tuple[str, np.ndarray]]:
   for table in ("_offset", "_quantized_cdf", "_cdf_length"):
     yield f"{name}.{table}", np.zeros(0, np.int32)
-  yield f"{name}.likelihood_lower_bound.bound", np.float32([LIKELIHOOD_MIN])
+  yield f"{name}.likelihood_lower_bound.bound", np.array([LIKELIHOOD_MIN], np.float32)
 
 
 class Shapes:

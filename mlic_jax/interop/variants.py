@@ -24,7 +24,8 @@ CONTEXTS = {
 HEAD_CHANNELS = 32       # of the heads between slices, in the authors' code and in CompressAI
 HIDDEN_WINDOW = 5        # of softmax attention within a slice, in CompressAI
 # What CompressAI's models have that a config here can change: {field: value}.
-FIXED = dict(widths=(), hyper_widths=(), context_ratio=2, channel_widths=(192, 128), entropy_widths=(320, 256, 128))
+FIXED: dict[str, Any] = dict(
+    widths=(), hyper_widths=(), context_ratio=2, channel_widths=(192, 128), entropy_widths=(320, 256, 128))
 LRP_WIDTHS = (224, 128)
 # Readings of MLICv2; token_expansion is the width of the gate.
 V2_OPTIONS = dict(token_blocks=2, token_expansion=1, token_depthwise_first=True, gate_norm=True, guide_scales=True,

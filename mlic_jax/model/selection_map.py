@@ -108,10 +108,10 @@ class SpatialSelectionMap(nn.Module):
     """side: features of all positions, (B, h, w, ...), of which `live` are not zero for this slice; mean and scale
     (B, h, w/2, Cs) of one pass, the scale as the network gives it, without its lower bound."""
     settings, cs = options(self.config), mean.shape[-1]
-    side, mean, scale = jax.lax.stop_gradient((jnp.concatenate(side, axis=-1), mean, scale))
+    features, mean, scale = jax.lax.stop_gradient((jnp.concatenate(side, axis=-1), mean, scale))
     hidden, = settings["selection_widths"]
     wide = [unpack(t, anchors) for t in (scale, mean, (scale >= settings["selection_distance"]).astype(scale.dtype))]
-    x = jnp.concatenate([Conv(hidden, 1, name="side")(side, live), *wide], axis=-1)
+    x = jnp.concatenate([Conv(hidden, 1, name="side")(features, live), *wide], axis=-1)
     x = gelu(Conv(hidden, name="conv0")(x))
     x = Conv(cs, 1, name="conv2")(gelu(Conv(hidden, name="conv1")(x)))
     slope = parameter(self, "slope", nn.initializers.constant(SLOPE_AT_FIRST), ())

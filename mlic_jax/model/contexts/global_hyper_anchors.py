@@ -9,6 +9,7 @@ Settings:
 """
 
 import sys
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -47,9 +48,10 @@ class Context(nn.Module):
     b, h, w, m = guide.shape
     queries, keys, values = (Projection(name=name) for name in ("queries", "keys", "values"))
     flat = lambda t: t.reshape(b, h * w, m)
-    value, is_anchor, x = values(guide), anchor_mask(h, w)[..., None], 0.0
+    value, is_anchor = values(guide), anchor_mask(h, w)[..., None]
+    attended: Any = 0.0
     for asking in (is_anchor, ~is_anchor):
       q, k, v = queries(guide * asking), keys(guide * ~asking), value * ~asking
-      x = x + linear_attention(flat(q), flat(k), flat(v), global_inter_linear.num_heads(self.config, 1))
-    x = Conv(self.features, name="reprojection")(x.reshape(b, h, w, m))
+      attended = attended + linear_attention(flat(q), flat(k), flat(v), global_inter_linear.num_heads(self.config, 1))
+    x = Conv(self.features, name="reprojection")(attended.reshape(b, h, w, m))
     return x + Gate(norm=True, name="gate")(x)
