@@ -12,13 +12,19 @@ LATEST := .venv-latest/bin/python
 TPU := .venv-tpu/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: eval test test-slow test-latest test-tpu test-package mutate docs lint clean
+.PHONY: eval test test-random test-optimized test-slow test-latest test-tpu test-package mutate docs wheel lint clean
 
 eval: .venv/.runtime  ## rate-distortion table of CKPT on sample photographs, from real files
 	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
 
 test: lint  ## the whole suite, in WORKERS processes of up to 5 GB
 	$(RUN) -m pytest -q -rs $(PARALLEL)
+
+test-random: .venv/.dev  ## the suite in random order: no test needs another one before it; the seed is printed
+	$(RUN) -m pytest -rs -p randomly $(PARALLEL)
+
+test-optimized: .venv/.dev  ## the suite compiled as for users, where `make test` compiles in a fraction of the time
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(RUN) -m pytest -q -rs $(PARALLEL)
 
 test-slow: .venv/.dev  ## the long checks
 	$(RUN) -m pytest -q -rs -m slow
@@ -44,7 +50,10 @@ docs: .venv/.docs  ## the documentation site, out/docs/index.html; a warning or 
 	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --jobs auto --builder html docs out/docs
 	$(RUN) tools/check_links.py out/docs
 
-lint: .venv/.dev
+wheel: .venv/.dev  ## the wheel and the source distribution, into out/dist
+	$(RUN) -m build --outdir out/dist .
+
+lint: .venv/.dev  ## style, and types
 	.venv/bin/ruff check .
 
 .venv/.runtime: requirements.txt $(wildcard requirements/*.txt)

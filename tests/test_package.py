@@ -113,6 +113,7 @@ def test_a_wheel_holds_what_the_programs_read(installed):
   modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mlic_jax").rglob("*.py")}
   assert modules <= set(names) and not any(name.startswith(("tests", "configs")) for name in names)
   assert any(name.endswith("licenses/LICENSE") for name in names)
+  assert "mlic_jax/py.typed" in names  # or type checkers ignore the annotations
 
 
 OWN_CONFIG = """
