@@ -8,7 +8,7 @@ CompressAI has MLIC, MLIC+, MLIC++ and its own reading of MLICv2 (https://github
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from mlic_jax.interop.state_dict_names import (
   common_name,
   complaint,
   compressai_name,
+  renaming,
   unwrapped,
 )
 from mlic_jax.interop.variants import infer_config, variant_of
@@ -52,15 +53,15 @@ def from_state_dict(state_dict: Mapping[str, Any], variant: str | None = None) -
   Raises WeightsError in one line that lists unknown and missing keys with the nearest names, or says what has not the
   shape that it has to have.
   """
-  arrays = canonical_names(state_dict)
+  arrays, rename = canonical_names(state_dict), renaming(unwrapped(state_dict))
   try:
-    config = infer_config(arrays, variant)
+    config = infer_config(arrays, variant, rename)
     entries = layer_map.entries(config)
   except WeightsError:
     raise
   except (ValueError, IndexError, TypeError) as error:   # of shapes that no model has
     raise WeightsError(f"the shapes are not those of an MLIC model ({' '.join(str(error).split())})") from error
-  _check(arrays, entries)
+  _check(arrays, entries, rename)
   params = _map(lambda shape: np.zeros(shape.shape, np.float32), _target_shapes(config))
   for entry in entries:
     parameter, values = _parameter(params, entry), layer_map.to_parameter(entry, arrays[entry.name])
@@ -92,18 +93,18 @@ def _parameter(params: Any, entry: layer_map.Entry) -> np.ndarray:
   return params if entry.k is None else params[entry.k, ...]  # a view, also where it is a single number
 
 
-def _check(arrays: Mapping[str, np.ndarray], entries: list[layer_map.Entry]) -> None:
+def _check(arrays: Mapping[str, np.ndarray], entries: list[layer_map.Entry], rename: Callable[[str], str]) -> None:
   """WeightsError unless the state dict has all arrays, in their shapes, and no others."""
   wanted = {entry.name: entry.shape for entry in entries}
-  missing = [name for name in wanted if name not in arrays]
-  unknown = [name for name in arrays if name not in wanted and not IGNORED.match(name)]
+  missing = [rename(name) for name in wanted if name not in arrays]
+  unknown = [rename(name) for name in arrays if name not in wanted and not IGNORED.match(name)]
   if missing or unknown:
     raise WeightsError(complaint(missing, unknown))
   for name, shape in wanted.items():
     if arrays[name].shape != shape:
-      raise WeightsError(f"{name} has the shape {arrays[name].shape}; {shape} is wanted")
+      raise WeightsError(f"{rename(name)} has the shape {arrays[name].shape}; {shape} is wanted")
     if arrays[name].dtype.kind != "f":
-      raise WeightsError(f"{name} holds {arrays[name].dtype}; floating-point numbers are wanted")
+      raise WeightsError(f"{rename(name)} holds {arrays[name].dtype}; floating-point numbers are wanted")
 
 
 def _check_unused_outputs(entry: layer_map.Entry, parameter: np.ndarray) -> None:

@@ -5,6 +5,9 @@ Nothing in a file is ever run: PyTorch loads weights only, and NumPy no pickled 
 
 import importlib
 import os
+import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +47,13 @@ def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def _read_pytorch(path: str | os.PathLike) -> dict[str, np.ndarray]:
   torch = _torch(path, "reading")
   try:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of pickles that are refused anyway
+      content = torch.load(path, map_location="cpu", weights_only=True)
+  except pickle.UnpicklingError as error:
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    what = f"more than weights ({found[1]})" if found else "more than weights"
+    raise WeightsError(f"{path}: holds {what}; such a file could run code, so it is refused") from error
   except Exception as error:  # PyTorch raises whatever the damage leads it to
     raise WeightsError(f"{path}: PyTorch cannot read it ({_one_line(error)})") from error
   content = unwrapped(content)

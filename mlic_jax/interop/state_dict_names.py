@@ -6,7 +6,7 @@ MLIC series has its containers in front of them, `latent_codec.y.latent_codec.y3
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,12 +58,19 @@ def common_name(name: str) -> str:
   return name
 
 
+def renaming(names: Iterable[str]) -> Callable[[str], str]:
+  """What makes of a name in common the one that the layout of these names has, for errors."""
+  return compressai_name if any(name.removeprefix("module.").startswith("latent_codec.") for name in names) else str
+
+
 def compressai_name(name: str) -> str:
   """CompressAI's name of an array, from its name in common."""
   if name.startswith(("h_a.", "h_s.")):
     return f"latent_codec.{name}"
   if name.startswith("entropy_bottleneck."):
     return f"latent_codec.z.{name}"
+  if name.startswith(("g_a.", "g_s.")):
+    return name
   if found := re.match(r"(\w+)\.(\d+)\.(.*)", name):
     part, k, rest = found.groups()
     if part in OF_CHANNEL_CONTEXT:
@@ -113,16 +120,17 @@ def _of_entropy_model(name: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class Shapes:
-  """The shapes of a state dict by names in common; a name that is missing is a WeightsError with the nearest one."""
+  """The shapes of a state dict by names in common; a name that is missing is a WeightsError with the nearest one, both
+  as `rename` gives them."""
 
-  def __init__(self, weights: Mapping[str, Any]):
-    self._weights = weights
+  def __init__(self, weights: Mapping[str, Any], rename: Callable[[str], str]):
+    self._weights, self._rename = weights, rename
 
   def __call__(self, name: str) -> tuple[int, ...]:
     if name not in self._weights:
       near = difflib.get_close_matches(name, self._weights, n=1, cutoff=0.0)
-      raise WeightsError(f"not a state dict of the MLIC models: it lacks {name!r}"
-                         f"{f'; the nearest is {near[0]!r}' if near else ''}")
+      raise WeightsError(f"not a state dict of the MLIC models: it lacks {self._rename(name)!r}"
+                         f"{f'; the nearest is {self._rename(near[0])!r}' if near else ''}")
     return tuple(self._weights[name].shape)
 
   def numbers(self, pattern: str) -> list[int]:

@@ -6,7 +6,7 @@ CompressAI reads the papers differently from this package in some places. The op
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlic_jax.config import CodecConfig
@@ -33,13 +33,15 @@ V2_OPTIONS = dict(token_blocks=2, token_expansion=1, token_depthwise_first=True,
                   selection_distance=0.3, selection_chance=0.5, selection_lrp=False)
 
 
-def infer_config(weights: Mapping[str, Any], variant: str | None = None) -> CodecConfig:
+def infer_config(weights: Mapping[str, Any], variant: str | None = None,
+                 rename: Callable[[str], str] = str) -> CodecConfig:
   """The config of a state dict, from its shapes by names in common.
 
   The names of MLIC+ are those of MLIC++, which is what they are taken for unless `variant` says "mlic_plus". It may say
-  any of CONTEXTS; WeightsError where the names are those of another one, or of no MLIC model.
+  any of CONTEXTS; WeightsError where the names are those of another one, or of no MLIC model. `rename` makes of a name
+  in common the one for errors.
   """
-  shape = Shapes(weights)
+  shape = Shapes(weights, rename)
   M, N = shape("g_a.analysis_transform.6.weight")[:2]
   found = MLIC_V2 if "g_a.analysis_transform.1.0.norm1.weight" in weights else (
       MLIC if "local_context.0.context.0.weight" in weights else MLIC_PLUS_PLUS)

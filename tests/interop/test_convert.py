@@ -1,6 +1,7 @@
 """The command `convert`: files of torch.save and NPZ to model directories, and back."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,9 +124,16 @@ def broken(file, **options):
   raise RuntimeError("not a zip\narchive")
 
 
+def hostile(file, **options):
+  raise pickle.UnpicklingError("Weights only load failed. Do this and that.\n\tWeightsUnpickler error: Unsupported "
+                               "global: GLOBAL os.system was not an allowed global by default. \nMore advice.")
+
+
 @pytest.mark.parametrize("torch, message", [
     (None, "reading it takes PyTorch, which is not installed here; pip install torch, or use an NPZ file"),
     (SimpleNamespace(load=broken), "PyTorch cannot read it (RuntimeError: not a zip archive)"),
+    (SimpleNamespace(load=hostile),
+     "weights.pth.tar: holds more than weights (os.system); such a file could run code, so it is refused\n"),
     (SimpleNamespace(load=lambda file, **options: [1, 2]), "holds no state dict"),
     (SimpleNamespace(load=lambda file, **options: {"a": SimpleNamespace(numpy=lambda: np.ones(2))}),
      "weights.pth.tar: not a state dict of the MLIC models: it lacks 'g_a.analysis_transform.6.weight'")])
@@ -144,7 +152,7 @@ ELIC = {"g_a.0.weight": (192, 3, 5, 5), "g_a.1.conv1.weight": (96, 192, 1, 1), "
 
 @pytest.mark.parametrize("change, message", [
     (lambda w: {name: np.zeros(shape, np.float32) for name, shape in ELIC.items()},
-     "not a state dict of the MLIC models: it lacks 'g_a.analysis_transform.6.weight'; the nearest is 'g_a."),
+     "not a state dict of the MLIC models: it lacks 'g_a.analysis_transform.6.weight'; the nearest is 'g_"),
     (lambda w: {name: value for name, value in w.items() if name != "h_s.increase.4.bias"},
      "missing keys: h_s.increase.4.bias\n"),
     (lambda w: w | {"lrp_anchor.1.lrp_transform.2.weight": np.zeros((128, 223, 3, 3), np.float32)},

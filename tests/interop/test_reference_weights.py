@@ -150,6 +150,18 @@ def test_unknown_and_missing_keys_are_listed_with_the_nearest_names(weights):
   assert "\n" not in message
 
 
+def test_errors_name_the_keys_of_the_layout_that_came():
+  theirs = compressai_fill.fill(LAYOUTS["mlicpp"]["small"]["state_dict"])
+  lost, cut = "latent_codec.y.latent_codec.y1.lrp_anchor.lrp_transform.2.bias", "latent_codec.h_a.reduction.0.weight"
+  with pytest.raises(WeightsError, match=f"^missing keys: {lost}$"):
+    from_state_dict({name: value for name, value in theirs.items() if name != lost})
+  with pytest.raises(WeightsError, match=f"^{cut} has the shape "):
+    from_state_dict(theirs | {cut: theirs[cut][:, 1:]})
+  last = "latent_codec.y.latent_codec.y2.entropy_parameters_anchor.fusion.2.weight"
+  with pytest.raises(WeightsError, match=f"it lacks '{last}'; the nearest is 'latent_codec.y."):
+    from_state_dict({name: value for name, value in theirs.items() if name != last})
+
+
 def test_another_state_dict_is_refused():
   with pytest.raises(WeightsError, match="not a state dict of the MLIC models"):
     from_state_dict({"conv.weight": np.zeros((3, 3))})
