@@ -86,7 +86,8 @@ def write_state_dict(path: str | os.PathLike, state_dict: Mapping[str, np.ndarra
   check_state_dict_path(path)
   with whole_file(path) as partial, partial.open("wb") as file:
     if Path(path).name.endswith(NPZ):
-      np.savez(file, **state_dict)
+      arrays: dict[str, Any] = dict(state_dict)  # NumPy 2 has bool as the type of every keyword
+      np.savez(file, **arrays)
     else:
       torch = _torch(path, "writing")
       torch.save({"state_dict": {name: torch.from_numpy(array) for name, array in state_dict.items()}}, file)
