@@ -122,7 +122,7 @@ def errors(tmp_path, tiny_checkpoint, capsys, monkeypatch) -> list[str]:
   found += [f"{portable}: {refused(portable_cdf.check_symbols, content, 0, (np.zeros(8, np.int32),) * 2)}",
             code("encode", image, str(tmp_path / "out.mlic"), "--ckpt", ckpt)]
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: 1000)
-  found += [refused(memory_estimate.check_memory, CodecConfig(), 512, 768),
+  found += [f"{image}: {refused(memory_estimate.check_memory, CodecConfig(), 512, 768)}",
             refused(load_config, "nano", ["--config.lmda=1"]),
             code("train", "--config", "nano", "--workdir", str(tmp_path / "run")),
             refused(check_batch_size, "batch_size", 9, 1, 8),

@@ -1,7 +1,7 @@
-"""The first picture of a size, on two cores.
+"""Compilation for the decoder in a thread, while the encoder compiles and runs.
 
 Coding calls one compiled function after the other, and most of them compile on a single core. But those of the decoder
-can be compiled as soon as the size of the picture is known, beside what the encoder begins with.
+can be compiled as soon as the size of the image is known.
 """
 import contextlib
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from mlic_jax.model.mlic import build, side_multiple
 
 @contextlib.contextmanager
 def decoder_compiled_beside(codec, height: int, width: int) -> Iterator[None]:
-  """Around the first coding and decoding of a picture of that size with a `Codec`, while a thread compiles for the
+  """Around the first coding and decoding of an image of that size with a `Codec`; meanwhile a thread compiles for the
   decoder. At its end the thread has ended, so that it disturbs nothing that is timed.
 
-  It makes a difference where programs are cached on disk (runtime/executable_cache.py) and those of that size are not
-  yet. What goes wrong in it goes wrong for the picture, too, and is said of that."""
+  It makes a difference where executables are cached on disk (runtime/executable_cache.py) and those of that size are
+  not yet. An error in the thread also occurs when the image is coded, and is reported there."""
   with ThreadPoolExecutor(1) as beside:
     beside.submit(_compile_decoder, codec, height, width)
     yield
@@ -35,8 +35,8 @@ def _compile_decoder(codec, height: int, width: int) -> None:
   started = jit_functions.start.prepare(*of_model, z_symbols)
   if started is None:
     return
-  hyper, places, _, state = started
-  symbols = ShapeDtypeStruct(places.shape, np.int32)
+  hyper, positions, _, state = started
+  symbols = ShapeDtypeStruct(positions.shape, np.int32)
   between = jit_functions.nonanchors.prepare(*of_model, k, hyper, state, symbols)
   if between is None:
     return

@@ -1,4 +1,4 @@
-"""What a codec compiles, with the shapes of the arguments, for a picture that is not there."""
+"""The functions that a codec compiles for an image, with the shapes of their arguments, without an image."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mlic_jax.coding import jit_functions, latent_optimization
-from mlic_jax.coding.latent_optimized_codec import rate_distortion_gradient
+from mlic_jax.coding.latent_optimizer import rate_distortion_gradient
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build, side_multiple
 
@@ -17,10 +17,10 @@ REFINER = ("refine",)
 
 
 def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tuple[Callable, tuple]]:
-  """{name: (function of compiled.py without its module, its arguments as shapes)} for a picture, padded as by `Codec`,
-  and "refine", a step of refining its latents for the mean squared error.
+  """{name: (function of jit_functions.py without its module, its arguments as shapes)} for an image, padded as by
+  `Codec`, and "refine", a step of latent optimization for the mean squared error.
 
-  What else is compiled for a picture is a line each."""
+  The other functions that are compiled for an image are small."""
   module, multiple = build(config), side_multiple(config)
   image = jax.ShapeDtypeStruct((1, *(-(-side // multiple) * multiple for side in (height, width)), 3), np.uint8)
   quality = jax.ShapeDtypeStruct((), np.float32) if config.num_rates else None

@@ -1,9 +1,9 @@
 """The compiled functions of a codec, the same for encoder and decoder.
 
-The slice index is traced, so that a picture size compiles start, nonanchors, advance and finish, the encoder analyse
-besides; the others are a line each. The module is static and equal for equal configs: codecs of one architecture share
-what is compiled. It is kept for the sizes used last (runtime/shape_cache.py). What is called places are those of the
-scales in the coding table (priors.scale_place).
+The slice index is traced, so an image size compiles start, nonanchors, advance and finish, the encoder also analyse;
+the others are small. The module is static and equal for equal configs: codecs of one architecture share compiled
+functions. They are cached for the sizes used last (runtime/shape_cache.py). `positions` are those of the scales in the
+coding table (likelihoods.scale_place).
 """
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from mlic_jax.runtime.shape_cache import shape_cached
 
 @shape_cached(size=2, module=0, describe=registry.described)
 def analyse(module, variables, image, quality):
-  """A picture (1, H, W, 3) uint8, padded -> y (1, h, w, M), z (1, h/4, w/4, N). The encoder only."""
+  """An image (1, H, W, 3) uint8, padded -> y (1, h, w, M), z (1, h/4, w/4, N). The encoder only."""
   return module.apply(variables, image / 255, quality, method="analyse")
 
 
@@ -36,7 +36,7 @@ def symbols(y, k, mean, anchors):
 
 @shape_cached(size=2, module=0, describe=registry.described)
 def start(module, variables, z_symbols):
-  """Symbols of z -> hyper; places, prior and state of the anchors of slice 0."""
+  """Symbols of z -> hyper; table positions, prior and state of the anchors of slice 0."""
   hyper = module.apply(variables, z_symbols, method="hyper")
   state = module.apply(variables, hyper, method="initial_state")
   prior, state = module.apply(variables, 0, hyper, state, method="anchor_prior")
@@ -45,14 +45,14 @@ def start(module, variables, z_symbols):
 
 @shape_cached(size=3, module=0, describe=registry.described)
 def nonanchors(module, variables, k, hyper, state, symbols):
-  """Symbols of the anchors of slice k -> places, prior and state of its non-anchors."""
+  """Symbols of the anchors of slice k -> table positions, prior and state of its non-anchors."""
   prior, state = module.apply(variables, k, hyper, state, symbols, method="nonanchor_prior")
   return prior.place, prior, state
 
 
 @shape_cached(size=3, module=0, describe=registry.described)
 def advance(module, variables, k, hyper, state, symbols):
-  """Symbols of the non-anchors of slice k -> places, prior and state of the anchors of slice k + 1."""
+  """Symbols of the non-anchors of slice k -> table positions, prior and state of the anchors of slice k + 1."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
   prior, state = module.apply(variables, k + 1, hyper, state, method="anchor_prior")
   return prior.place, prior, state
@@ -66,7 +66,7 @@ def rows(prior):
 
 @shape_cached(size=3, module=0, describe=registry.described)
 def finish(module, variables, k, hyper, state, symbols, quality):
-  """Symbols of the non-anchors of the last slice -> the picture (1, H, W, 3) uint8."""
+  """Symbols of the non-anchors of the last slice -> the image (1, H, W, 3) uint8."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
   return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesise"))
 

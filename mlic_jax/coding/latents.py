@@ -1,4 +1,4 @@
-"""What is coded of a picture: its latents; and what cannot be."""
+"""Latents of an image, and errors about them and about qualities."""
 from typing import NamedTuple
 
 import jax
@@ -27,9 +27,9 @@ class LatentError(ValueError):
 
 
 class Latents(NamedTuple):
-  """What is coded of a picture; h = H/stride and w = W/stride, of the padded one."""
+  """The latents of an image; h = H/stride and w = W/stride, of the padded image."""
   y: np.ndarray | jax.Array   # (1, h, w, M) float32, with the gain of the quality
   z: np.ndarray | jax.Array   # (1, h/4, w/4, N) float32
-  height: int                 # of the picture itself
+  height: int                 # of the image, before padding
   width: int
   quality: float | None       # as `Codec.choose_quality` gives it

@@ -1,4 +1,4 @@
-"""How much memory a picture takes, so that one that does not fit is refused before the work, with the figure."""
+"""How much memory an image takes, so that one that does not fit is refused before the work, with the figure."""
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,21 +10,22 @@ from mlic_jax.model.mlic import side_multiple
 
 MEMINFO = "/proc/meminfo"   # of Linux; elsewhere nothing is refused
 PROC_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-ACTIVATIONS = 4.6           # of the widest layer of g_a or g_s, at once, as XLA allocates them on CPU
-HYPER_FLOATS = 16           # a position of y and channel of y: what h_s has at once
+ACTIVATIONS = 4.6           # arrays of the widest layer of g_a or g_s at the same time, as XLA allocates on CPU
+HYPER_FLOATS = 16           # of h_s at the same time, per element of y
 WINDOW_COPIES = 2           # of the queries, keys and values of all windows of the local attention
-NUM_HEADS = 2               # of the same
-PICTURE = 30                # bytes a pixel: the picture as uint8 and as float, padded, in and out
-REFINING = 9.5              # times as much; jax.vjp keeps 4.3 (nano) to 8.0 times (mlic_plus_plus) of it, at 256x256
-MARGIN = 1.25               # what the allocator keeps, and XLA's scratch
+NUM_HEADS = 2               # of the local attention
+IMAGE = 30                  # bytes a pixel: the image as uint8 and as float, padded, in and out
+REFINING = 9.5              # times as much with gradients; jax.vjp stores 4.3 (nano) to 8.0 times (mlic_plus_plus)
+                            # of it, at 256x256
+MARGIN = 1.25               # for memory that the allocator does not give back, and XLA's scratch
 
 
 class MemoryLimitError(ValueError):
-  """A picture that this machine has no memory for; one line with what it takes and what there is."""
+  """An image that this machine has no memory for; one line with how much it takes and how much is free."""
 
 
 def bytes_needed(config: CodecConfig, height: int, width: int, refining: bool = False) -> int:
-  """About how many bytes a picture takes to encode or to decode, or to refine, beside the weights.
+  """About how many bytes encoding or decoding an image takes, or optimizing its latents, beside the weights.
 
   Per pixel: the transforms hold ACTIVATIONS arrays of their widest layer, which is the first one in most models, at
   half of the resolution; the entropy model adds what h_s and the local attention hold, at the positions of y. These
@@ -37,19 +38,19 @@ def bytes_needed(config: CodecConfig, height: int, width: int, refining: bool = 
   activations = ACTIVATIONS * 4 * chosen.activation_floats_per_pixel(config)  # float32
   floats: float = HYPER_FLOATS * config.M   # a position of y
   if "local_attention" in config.contexts:
-    places = config.window_size**2   # around each non-anchor, which half of the positions are
-    floats += (WINDOW_COPIES * 3 * config.slice_channels * places + NUM_HEADS * places**2) / 2
-  return int((REFINING if refining else 1) * MARGIN * pixels * (activations + 4 * floats / chosen.STRIDE**2 + PICTURE))
+    window = config.window_size**2   # positions around each non-anchor, which half of the positions are
+    floats += (WINDOW_COPIES * 3 * config.slice_channels * window + NUM_HEADS * window**2) / 2
+  return int((REFINING if refining else 1) * MARGIN * pixels * (activations + 4 * floats / chosen.STRIDE**2 + IMAGE))
 
 
 def bytes_available() -> int | None:
-  """What the system can give without swapping, within the limits of the control groups that this process is in, as in
-  containers; None where neither is said."""
-  found = [each for each in (_of_the_machine(), *_of_control_groups()) if each is not None]
+  """Bytes that the system can give without swapping, within the limits of the control groups of this process, as in
+  containers; None where neither is known."""
+  found = [each for each in (_free_memory(), *_control_group_limits()) if each is not None]
   return min(found) if found else None
 
 
-def _of_the_machine() -> int | None:
+def _free_memory() -> int | None:
   try:
     with open(MEMINFO) as file:
       fields = dict(line.split(":") for line in file)
@@ -58,8 +59,8 @@ def _of_the_machine() -> int | None:
     return None
 
 
-def _of_control_groups() -> Iterator[int]:
-  """What is left of each limit on the way up from the group of this process; files that were read do not count."""
+def _control_group_limits() -> Iterator[int]:
+  """Bytes left of each limit on the way up from the group of this process; cached files do not count."""
   try:
     lines = [line.split(":", 2) for line in PROC_CGROUP.read_text().splitlines()]
   except OSError:
@@ -96,11 +97,11 @@ def _reclaimable(path: Path, name: str) -> int:
 
 
 def check_memory(config: CodecConfig, height: int, width: int, refining: bool = False) -> None:
-  """MemoryLimitError when the picture will not fit. Not on accelerators, whose memory is another."""
+  """MemoryLimitError when the image will not fit. Not on accelerators, whose memory is another."""
   available = bytes_available() if jax.default_backend() == "cpu" else None
   needed = bytes_needed(config, height, width, refining)
   if available is not None and needed > available:
-    raise MemoryLimitError(f"the picture is {height}x{width} and takes about {_gigabytes(needed)} of memory"
+    raise MemoryLimitError(f"the image is {height}x{width} and takes about {_gigabytes(needed)} of memory"
                            f"{' to refine' * refining} with this model; {_gigabytes(available)} are free")
 
 

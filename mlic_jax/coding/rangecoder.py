@@ -41,7 +41,7 @@ from mlic_jax.coding.portable_cdf import (
   SAFE_SHARES,
   SINGLE_SHARE,
   Grids,
-  largest,
+  max_size_index,
   num_blocks,
 )
 
@@ -99,7 +99,7 @@ class Encoder:
 
     The size is not written where there is but one, nor the share, SINGLE_SHARE, of a single block. SymbolError for
     choices that are none."""
-    choices, most = grids.choices, largest(elements)
+    choices, most = grids.choices, max_size_index(elements)
     if choices.size and not 0 <= choices.min() <= choices.max() < GRIDS:
       raise SymbolError(f"grids {choices.min()} to {choices.max()} came; there are 0 to {GRIDS - 1}")
     share = SAFE_SHARES.index(grids.share)
@@ -152,7 +152,7 @@ class Decoder:
     if fixed:
       size, share, blocks = FIXED_SIZE, SAFE_SHARES.index(FIXED_SHARE), num_blocks(elements, FIXED_SIZE)
     else:
-      most = largest(elements)
+      most = max_size_index(elements)
       size = BLOCK_SIZES[max(most - one(self._rows.halved_row), 0) if most else 0]
       blocks = num_blocks(elements, size)
       share = one(self._rows.share_row) if blocks > 1 else SAFE_SHARES.index(SINGLE_SHARE)

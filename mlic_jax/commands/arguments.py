@@ -111,7 +111,7 @@ def check_optimization(args: argparse.Namespace) -> None:
 
 def _optimization_budget(text: str) -> str:
   """A number of steps or seconds, as Schedule.of reads it."""
-  from mlic_jax.coding.latent_optimization import RefineError, Schedule
+  from mlic_jax.coding.optimization_schedule import RefineError, Schedule
   try:
     Schedule.of(text)
   except RefineError as error:

@@ -67,10 +67,11 @@ def run(args: argparse.Namespace) -> int:
 
   @functools.cache
   def codecs():
-    plain = load_codecs(args.ckpt, args.coder)
-    plain = plain if args.skip is None else [each.skipping(args.skip) for each in plain]
-    return plain if args.refine is None else [each.refining(args.refine, args.lmbda, under_way.of_file)
-                                              for each in plain]
+    found = [each.with_options(chunked=not args.single_chunk, portable=not args.no_portable, skip=args.skip,
+                               refine=args.refine, lmbda=args.lmbda) for each in load_codecs(args.ckpt, args.coder)]
+    for codec in found:
+      codec.progress = under_way.of_file
+    return found
   compilation_notice: Callable[..., contextlib.AbstractContextManager]
   if args.refine is None:
     compilation_notice = CompilationNotice(target or "encoding")
@@ -81,17 +82,16 @@ def run(args: argparse.Namespace) -> int:
     image, profile, other_colour = load_picture(picture_source(source), args.max_megapixels * 10**6)
     if other_colour and not args.no_icc:
       complain(f"{source}: left out: {other_colour}; of colour a .mlic file carries an ICC profile of RGB alone")
-    options = dict(icc_profile=None if args.no_icc else profile, chunked=not args.single_chunk,
-                   portable=not args.no_portable)
+    profile = None if args.no_icc else profile
     codec = codecs()[0]
     if not target:
       codec.choose_quality(args.quality)  # before it is said that something compiles
     start = time.perf_counter()
     with compilation_notice(codec, *image.shape[:2]):
       if target:
-        blob, note = _encode_to_target(codecs(), image, args, options)
+        blob, note = _encode_to_target(codecs(), image, args, profile)
       else:
-        blob, note = codec.encode(image, args.quality, **options), ""
+        blob, note = codec.encode(image, args.quality, profile), ""
     seconds = time.perf_counter() - start
     write(output, blob)
     height, width = image.shape[:2]
@@ -110,16 +110,16 @@ def run(args: argparse.Namespace) -> int:
   return multi_file.run(pairs, work, "encode", args.overwrite, under_way)
 
 
-def _encode_to_target(codecs: list, image, args: argparse.Namespace, options: dict) -> tuple[bytes, str]:
+def _encode_to_target(codecs: list, image, args: argparse.Namespace, profile: bytes | None) -> tuple[bytes, str]:
   """The file, and what was reached, in words."""
   from mlic_jax.coding.rate_control import encode_to_bytes, encode_to_psnr
   if args.target_psnr:
-    reached = encode_to_psnr(codecs, image, args.target_psnr, **options)
+    reached = encode_to_psnr(codecs, image, args.target_psnr, profile)
     wanted, last = f"{args.target_psnr:g} dB", f"the smallest file it makes of this picture, of {reached.psnr:.2f} dB"
   else:
     height, width = image.shape[:2]
     target = args.target_bytes or math.floor(args.target_bpp * height * width / 8)
-    reached = encode_to_bytes(codecs, image, target, **options)
+    reached = encode_to_bytes(codecs, image, target, profile)
     wanted, last = f"{target} bytes", f"{len(reached.blob)} bytes, the most it makes of this picture"
   if reached.is_last:
     complain(f"out of range: {wanted} of {reached.codec.name}; taking {last}")

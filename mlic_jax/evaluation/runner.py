@@ -31,8 +31,8 @@ def _never(*_) -> bool:
 
 
 def refines(codec) -> bool:
-  """Whether it is what `Codec.refining` gives."""
-  return hasattr(codec, "plain")
+  """Whether a codec optimizes latents."""
+  return codec.options.refine is not None
 
 
 def codec_key(codec, estimated: bool = False) -> str:
@@ -50,13 +50,14 @@ def how_refined(codec, quality: float | None) -> dict[str, Any] | None:
   if not refines(codec):
     return None
   distortion, lmbda = codec.objective(quality)
-  return {"plain": codec.plain.name, "budget": str(codec.schedule), "distortion": distortion, "lmbda": lmbda}
+  return {"plain": codec.with_options(refine=None).name, "budget": str(codec.options.refine), "distortion": distortion,
+          "lmbda": lmbda}
 
 
 def of_entry(codec, quality: float | None) -> dict[str, Any]:
   """The fields of an entry that say what was measured."""
-  return {"name": codec.name, "plain_name": codec.plain_name, "quality": quality, "config": codec.config.to_dict(),
-          "skip": codec.skips_up_to, "refine": how_refined(codec, quality)}
+  return {"name": codec.name, "plain_name": codec.model_name, "quality": quality, "config": codec.config.to_dict(),
+          "skip": codec.options.skip, "refine": how_refined(codec, quality)}
 
 
 def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageSet, *, estimated: bool = False,
@@ -77,7 +78,8 @@ def evaluate_codec(codec, qualities: Sequence[float | None], photographs: ImageS
   def submit(name, image, missing):
     if not estimated and not codec.has_compiled(*image.shape[:2]):
       with compiling(codec, *image.shape[:2]), decoder_compiled_beside(codec, *image.shape[:2]):
-        first = image_metrics.code(codec.of_one_step() if refines(codec) else codec, name, image, qualities[0])
+        short = codec.with_options(refine=codec.options.refine.one_step()) if refines(codec) else codec
+        first = image_metrics.code(short, name, image, qualities[0])
       journal.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],
                                   "encode_s": first.encode_s, "decode_s": first.decode_s})
     return image_metrics.measure_codec(codec, name, image, missing, estimated=estimated, workers=workers,

@@ -14,7 +14,6 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 import mlic_jax
 from mlic_jax.atomic_io import write_whole
 from mlic_jax.coding import rangecoder
-from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.console import rich_console
 from mlic_jax.data.file_listing import MEASUREMENTS
 from mlic_jax.evaluation import (
@@ -128,16 +127,17 @@ def variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_
   """A checkpoint as it is, and with each of --skip and --refine in turn added to that."""
   found = [codec]
   if arguments.skip is not None:
-    found.append(found[-1].skipping(arguments.skip))
+    found.append(found[-1].with_options(skip=arguments.skip))
   if arguments.refine is not None:
-    found.append(found[-1].refining(arguments.refine, arguments.lmbda))
+    found.append(found[-1].with_options(refine=arguments.refine, lmbda=arguments.lmbda))
   return found
 
 
 def besides_results(codec, key: str, pictures: Pictures, arriving: Arrivals | None):
   """What is made of a coded picture besides its results: `lacks` and `seen` of sweep.evaluate_codec."""
   bits_of = functools.partial(bit_maps.bits_map, codec)
-  beside = runner.codec_key(codec.plain, key.endswith(" estimated")) if runner.refines(codec) else None
+  plain = codec.with_options(refine=None)
+  beside = runner.codec_key(plain, key.endswith(" estimated")) if runner.refines(codec) else None
 
   def lacks(name, quality):
     return pictures.lacks(key, name, quality) or (arriving is not None and arriving.lacks(key, name, quality))
@@ -198,10 +198,8 @@ def chosen_references(wanted: str | None) -> list[bd_rate.Curve]:
 
 
 def check_size(codec, height: int, width: int) -> None:
-  """An error of one line for a picture that cannot be coded, or not be refined."""
-  if runner.refines(codec):
-    codec.check(height, width)
-  check_memory(codec.config, height, width)
+  """An error of one line for an image that cannot be coded, or whose latents cannot be optimized."""
+  codec.check(height, width)
 
 
 def curve_names(loaded, conventional, published) -> list[str]:

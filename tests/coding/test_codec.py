@@ -11,8 +11,8 @@ from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.coding.cdf_tables import gaussian_table
 from mlic_jax.coding.checkpoint_io import load_model
-from mlic_jax.coding.codec import Codec, QualityError
-from mlic_jax.coding.latents import LatentError
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.latents import LatentError, QualityError
 from mlic_jax.coding.rangecoder import Encoder
 from mlic_jax.model.mlic import build
 from mlic_jax.training.step import COMPILE_QUICKLY
@@ -49,7 +49,7 @@ def test_latents_that_are_given_make_the_file_that_the_picture_makes(codec, phot
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda latents: latents._replace(width=500), "y and z of a picture of 65x500 are"),
+    (lambda latents: latents._replace(width=500), "y and z of an image of 65x500 are"),
     (lambda latents: latents._replace(z=np.asarray(latents.z)[..., :-1]), "came"),
     (lambda latents: latents._replace(y=latents.y * np.nan), "not finite")])
 def test_latents_that_are_not_of_this_codec_are_refused(codec, photograph, change, message):

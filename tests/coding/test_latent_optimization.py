@@ -10,7 +10,7 @@ import pytest
 from conftest import random_variables
 
 from mlic_jax.__main__ import main
-from mlic_jax.coding import latent_optimization, latent_optimized_codec, memory_estimate
+from mlic_jax.coding import latent_optimization, latent_optimizer, memory_estimate
 from mlic_jax.coding.checkpoint_io import Model, save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.compile_specs import codec_programs
@@ -41,7 +41,7 @@ def codec(checkpoint):
 
 def trained(codec, training):
   """The same codec, of another training."""
-  return Codec(Model("other", SMALL, codec.variables, codec._table, b"12345678", training))
+  return Codec(Model("other", SMALL, codec.variables, codec.coder.table, b"12345678", training))
 
 
 # --- relaxations ---------------------------------------------------------------------
@@ -137,19 +137,19 @@ def test_a_time_is_kept_to():
 
 def test_a_refined_file_decodes_as_any_other_and_its_loss_is_lower(codec, photograph):
   true_loss = lambda blob: 8 * len(blob) / photograph[..., 0].size + 0.05 * mse(photograph, codec.decode(blob))
-  refined = codec.refining(20)
+  refined = codec.with_options(refine=20)
   blob, predicted = refined.encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   plain = codec.encode(photograph, 2)
-  assert true_loss(blob) == pytest.approx(refined.loss(photograph, 2, blob, predicted))
+  assert true_loss(blob) == pytest.approx(refined.optimizer.loss_of_file(photograph, 2, blob, predicted))
   assert true_loss(blob) < true_loss(plain)
   assert codec.encode(photograph, 2, refine=20) == blob      # the same again, and by the other way
 
 
 def test_its_estimate_and_its_bits_are_those_of_the_file_without_another_refinement(codec, photograph, monkeypatch):
-  refined = codec.refining(5)
+  refined = codec.with_options(refine=5)
   blob, predicted = refined.encode_with_reconstruction(photograph, 2)
-  monkeypatch.setattr(latent_optimized_codec, "refine", lambda *args: pytest.fail("refined again"))
+  monkeypatch.setattr(latent_optimizer, "refine", lambda *args: pytest.fail("refined again"))
   bits, picture = refined.estimate(photograph, 2)
   np.testing.assert_array_equal(picture, predicted)
   assert 0.8 * bits < 8 * len(blob) < 1.01 * bits + 8 * 80 and bits < codec.estimate(photograph, 2)[0]
@@ -158,7 +158,7 @@ def test_its_estimate_and_its_bits_are_those_of_the_file_without_another_refinem
 
 def test_refining_that_makes_it_worse_gives_the_plain_file(codec, photograph, monkeypatch):
   moved = lambda latents, *_: jax.tree.map(lambda each: each + 3, latents)
-  monkeypatch.setattr(latent_optimized_codec, "refine", moved)
+  monkeypatch.setattr(latent_optimizer, "refine", moved)
   for options in {}, {"chunked": False}, {"portable": False}:
     assert codec.encode(photograph, 1, refine=1, **options) == codec.encode(photograph, 1, **options)
 
@@ -173,20 +173,22 @@ def test_all_pictures_and_qualities_of_a_size_share_one_compiled_step(codec, pho
 
 
 def test_lambda_is_that_of_the_quality_and_geometric_between_two_rates(codec):
-  refined = codec.refining(1)
+  refined = codec.with_options(refine=1)
   assert refined.objective(1) == ("mse", pytest.approx(0.002)) and refined.objective(2)[1] == pytest.approx(0.05)
-  assert refined.objective(1.5)[1] == pytest.approx(0.01) and codec.refining(1, 0.7).objective(1.5) == ("mse", 0.7)
+  assert refined.objective(1.5)[1] == pytest.approx(0.01)
+  assert codec.with_options(refine=1, lmbda=0.7).objective(1.5) == ("mse", 0.7)
 
 
 def test_a_codec_of_ms_ssim_refines_for_ms_ssim_and_refuses_what_is_too_small_for_it(codec, photograph):
-  refined = trained(codec, {"config": {"distortion": "ms_ssim", "lmbdas": [2.0, 60.0]}}).refining(10)
+  refined = trained(codec, {"config": {"distortion": "ms_ssim", "lmbdas": [2.0, 60.0]}}).with_options(refine=10)
   picture = np.tile(photograph, (3, 2, 1))[:180, :180]
-  plain, loss = refined.plain.latents(picture, 2), refined.loss_of_latents(picture, 2)
+  start, loss = codec.latents(picture, 2), refined.optimizer.loss_of_latents(picture, 2)
   losses = []
-  refine((plain.y, plain.z), loss, jax.random.key(0), refined.schedule, lambda done, loss: losses.append(loss))
+  refine((start.y, start.z), loss, jax.random.key(0), refined.options.refine, lambda done, loss: losses.append(loss))
   assert min(losses) < losses[0]
   worse = picture // 2 + 60
-  assert refined.loss(picture, 2, bytes(405), worse) == pytest.approx(0.1 + 60 * (1 - ms_ssim_8bit(picture, worse)))
+  loss = refined.optimizer.loss_of_file(picture, 2, bytes(405), worse)
+  assert loss == pytest.approx(0.1 + 60 * (1 - ms_ssim_8bit(picture, worse)))
   with pytest.raises(RefineError, match="65x130; other was trained for MS-SSIM, which wants at least 176 pixels"):
     refined.encode(photograph, 2)
 
@@ -216,18 +218,18 @@ def test_a_model_that_does_not_say_its_lambda_wants_one(codec, photograph):
   for training in None, {"steps": 300}, {"config": {"lmbda": 0.1, "distortion": "mse"}}, {"config": {"lmbdas": [0.1]}}:
     with pytest.raises(RefineError, match="other: its model directory does not say for which lmbda it was trained"):
       trained(codec, training).encode(photograph, 1, refine=3)
-  assert trained(codec, None).refining(3, 0.01).objective(1) == ("mse", 0.01)
+  assert trained(codec, None).with_options(refine=3, lmbda=0.01).objective(1) == ("mse", 0.01)
   with pytest.raises(RefineError, match="lmbda=-1; wanted a number above 0"):
-    codec.refining(3, -1)
+    codec.with_options(refine=3, lmbda=-1)
 
 
 def test_a_picture_that_fits_only_without_refining_is_refused_before_the_work(codec, photograph, monkeypatch):
   needed = [memory_estimate.bytes_needed(SMALL, 65, 130, refining) for refining in (False, True)]
   assert needed[0] < needed[1]
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed[1] - 1)
-  monkeypatch.setattr(latent_optimized_codec, "refine", lambda *args: pytest.fail("work was begun"))
+  monkeypatch.setattr(latent_optimizer, "refine", lambda *args: pytest.fail("work was begun"))
   codec.encode(photograph, 1)
-  with pytest.raises(MemoryLimitError, match="the picture is 65x130 and takes about 0.0 GB of memory to refine"):
+  with pytest.raises(MemoryLimitError, match="the image is 65x130 and takes about 0.0 GB of memory to refine"):
     codec.encode(photograph, 1, refine=3)
 
 

@@ -1,4 +1,4 @@
-"""Portable files: rows that survive what machines differ by, what they cost, and a clear error beyond."""
+"""Portable files: their rows are equal across machines, they cost little, and larger differences are a clear error."""
 import re
 
 import jax
@@ -12,24 +12,23 @@ from hypothesis import strategies as st
 
 from configs.nano import get_config
 from mlic_jax.__main__ import main
-from mlic_jax.coding import bitstream, jit_functions, portable_cdf
-from mlic_jax.coding import codec as codec_module
+from mlic_jax.coding import bitstream, jit_functions, latent_coder, portable_cdf
 from mlic_jax.coding.bitstream import BitstreamError, PortabilityError
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.portable_cdf import (
   BLOCK_SIZES,
   CHOICE_COUNTS,
-  DISTANCE_MAX,
   GRIDS,
   HALVED_COUNTS,
+  MARGIN_MAX,
   SAFE_SHARES,
   SHIFTS,
   Grids,
-  choose,
+  choose_grids,
   choose_rows,
-  distances,
-  largest,
+  max_size_index,
   num_blocks,
+  required_margins,
   rows,
 )
 from mlic_jax.config import CodecConfig
@@ -47,33 +46,33 @@ def noise(shape, size, seed=0):
   return np.float32(size) * np.random.default_rng(seed).choice(np.float32([-1, 1]), shape)
 
 
-def random_places(seed, size, spread=8.0, at_minimum=0.8):
-  """Places as trained models have them: most scales are the smallest there is."""
+def random_positions(seed, size, spread=8.0, at_minimum=0.8):
+  """Table positions as trained models have them: most scales are the smallest there is."""
   rng = np.random.default_rng(seed)
   return (rng.exponential(spread, size) * (rng.uniform(size=size) > at_minimum)).astype(np.float32)
 
 
-def spread(places, epsilon):
-  """Distances as those of a pass with scales of all sizes: epsilon at the large ones, and up to the largest below."""
-  return np.minimum(epsilon * np.exp2(np.maximum(20 - np.minimum(places, 63), 0) / 3), DISTANCE_MAX)
+def spread(positions, epsilon):
+  """Margins as those of a pass with scales of all sizes: epsilon at the large ones, and up to the largest below."""
+  return np.minimum(epsilon * np.exp2(np.maximum(20 - np.minimum(positions, 63), 0) / 3), MARGIN_MAX)
 
 
-def kept(places, wanted, grid):
-  """The share of its distance that the worst place keeps in a grid."""
-  shifted = np.minimum(places, 63) + SHIFTS[grid]
-  return (np.abs(shifted - np.rint(shifted)) / wanted).min()
+def margin_left(positions, margins, grid):
+  """How many times its margin the worst element has in a grid."""
+  shifted = np.minimum(positions, 63) + SHIFTS[grid]
+  return (np.abs(shifted - np.rint(shifted)) / margins).min()
 
 
-# --- places, grids and rows -------------------------------------------------------------
+# --- positions, grids and rows -------------------------------------------------------------
 
-def test_a_place_is_a_row_before_its_ceiling():
+def test_the_ceiling_of_a_position_is_the_row():
   """Away from the levels, where the float32 of the logarithm decides."""
   scales = np.exp(np.linspace(np.log(SCALE_MIN), np.log(2 * SCALE_MAX), 100_001)).astype(np.float32)
-  places = np.asarray(jax.jit(scale_place)(scales))
-  inside = np.abs(places - np.rint(places)) > 1e-4
+  positions = np.asarray(jax.jit(scale_place)(scales))
+  inside = np.abs(positions - np.rint(positions)) > 1e-4
   assert inside.mean() > 0.999
-  wanted = np.asarray(scale_index(jnp.asarray(scales)))
-  np.testing.assert_array_equal(np.minimum(np.ceil(places[inside]), SCALE_LEVELS - 1), wanted[inside])
+  margins = np.asarray(scale_index(jnp.asarray(scales)))
+  np.testing.assert_array_equal(np.minimum(np.ceil(positions[inside]), SCALE_LEVELS - 1), margins[inside])
   levels = np.asarray(jax.jit(scale_place)(scale_table()))
   np.testing.assert_allclose(levels, np.arange(SCALE_LEVELS), atol=2e-5)
   assert abs(levels[0]) < 2e-6
@@ -92,119 +91,122 @@ def test_rows_of_a_file_that_is_not_portable_are_those_of_the_index():
 def test_no_shift_is_zero_or_moves_an_edge_by_half_a_step_and_they_are_evenly_spread():
   assert len(SHIFTS) == GRIDS and SHIFTS.dtype == np.float32
   np.testing.assert_allclose(SHIFTS[:4] * 56, [-1, 1, -3, 3], rtol=1e-6)
-  assert np.abs(SHIFTS).min() > DISTANCE_MAX and np.abs(SHIFTS).max() < 0.5
+  assert np.abs(SHIFTS).min() > MARGIN_MAX and np.abs(SHIFTS).max() < 0.5
   np.testing.assert_allclose(np.diff(np.sort(SHIFTS)), 1 / 28, rtol=1e-4)
   assert np.all(np.diff(np.abs(SHIFTS)) >= 0)
 
 
 def test_a_shift_moves_no_row_by_more_than_one():
-  places = np.concatenate([np.linspace(0, 70, 6000), np.arange(64)]).astype(np.float32)
-  plain = np.minimum(np.ceil(places), 63)
+  positions = np.concatenate([np.linspace(0, 70, 6000), np.arange(64)]).astype(np.float32)
+  plain = np.minimum(np.ceil(positions), 63)
   for grid in range(GRIDS):
-    shifted = rows(places, Grids(2048, 0.5, np.full(num_blocks(places.size, 2048), grid)))
+    shifted = rows(positions, Grids(2048, 0.5, np.full(num_blocks(positions.size, 2048), grid)))
     assert shifted.dtype == np.int32 and np.abs(shifted - plain).max() <= 1
 
 
-@pytest.mark.parametrize("place, row", [(-1e-6, 0), (0, 0), (0.5, 1), (63, 63), (1e9, 63), (np.inf, 63), (np.nan, 63)])
-def test_rows_stay_in_the_table_whatever_the_place_is(place, row):
-  places = np.full((1, 2, 3, 4), place, np.float32)
-  grids, found = choose_rows(places, np.zeros_like(places), portable_cdf.here())
+@pytest.mark.parametrize("position, row", [(-1e-6, 0), (0, 0), (0.5, 1), (63, 63), (1e9, 63), (np.inf, 63),
+                                           (np.nan, 63)])
+def test_rows_stay_in_the_table_whatever_the_position_is(position, row):
+  positions = np.full((1, 2, 3, 4), position, np.float32)
+  grids, found = choose_rows(positions, np.zeros_like(positions), portable_cdf.origin_of_this_machine())
   np.testing.assert_array_equal(grids.choices, [0])
-  np.testing.assert_array_equal(found, np.full(places.shape, row))
+  np.testing.assert_array_equal(found, np.full(positions.shape, row))
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_blocks_follow_c_order_and_the_last_may_be_short(size):
-  places = np.zeros((1, 3, 5, size // 6), np.float32)     # two blocks, and half of a third
+  positions = np.zeros((1, 3, 5, size // 6), np.float32)     # two blocks, and half of a third
   grids = Grids(size, 0.5, np.array([1, 0, 1], np.int32))
-  found = rows(places, grids).ravel()                      # the second grid puts a place of 0 into row 1
-  np.testing.assert_array_equal(found, np.arange(places.size) // size != 1)
+  found = rows(positions, grids).ravel()                      # the second grid puts t = 0 into row 1
+  np.testing.assert_array_equal(found, np.arange(positions.size) // size != 1)
 
 
 def test_a_pass_is_one_block_where_one_grid_is_safe_for_all_and_many_where_each_needs_its_own():
-  places = np.zeros((1, 3, 5, 350), np.float32)
-  grids = choose(places, spread(places, EPSILON))
+  positions = np.zeros((1, 3, 5, 350), np.float32)
+  grids = choose_grids(positions, spread(positions, EPSILON))
   assert (grids.size, grids.share) == (8192, portable_cdf.SINGLE_SHARE)
   np.testing.assert_array_equal(grids.choices, [0])
   for grid in range(GRIDS):                                # at an edge of each grid, all in one half of the pass
-    places.ravel()[10 * grid] = 5 - SHIFTS[grid]
-  wanted = spread(places, EPSILON)
-  grids, wanted = choose(places, wanted), wanted.ravel()
+    positions.ravel()[10 * grid] = 5 - SHIFTS[grid]
+  margins = spread(positions, EPSILON)
+  grids, margins = choose_grids(positions, margins), margins.ravel()
   assert grids.size < 280
   for block, chosen in enumerate(grids.choices):
     of_block = slice(block * grids.size, (block + 1) * grids.size)
-    assert kept(places.ravel()[of_block], wanted[of_block], chosen) > 1 or block == 0
+    assert margin_left(positions.ravel()[of_block], margins[of_block], chosen) > 1 or block == 0
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 20_000), exponent=st.integers(6, 16),
        at_minimum=st.sampled_from([0.0, 0.8, 0.999]))
-def test_what_is_off_by_less_than_its_distance_takes_the_same_rows_where_a_choice_is_safe(
+def test_errors_below_the_margin_give_the_same_rows_where_a_grid_is_safe(
     seed, size, exponent, at_minimum):
-  epsilon, places = 2.0**-exponent, random_places(seed, size, at_minimum=at_minimum)
-  wanted = spread(places, epsilon).astype(np.float32)
-  grids = choose(places, wanted)
-  shifted = np.minimum(places, 63) + np.repeat(SHIFTS[grids.choices], grids.size)[:size]
-  safe = np.repeat([block.all() for block in np.split(np.abs(shifted - np.rint(shifted)) > wanted,
+  epsilon, positions = 2.0**-exponent, random_positions(seed, size, at_minimum=at_minimum)
+  margins = spread(positions, epsilon).astype(np.float32)
+  grids = choose_grids(positions, margins)
+  shifted = np.minimum(positions, 63) + np.repeat(SHIFTS[grids.choices], grids.size)[:size]
+  safe = np.repeat([block.all() for block in np.split(np.abs(shifted - np.rint(shifted)) > margins,
                                                       range(grids.size, size, grids.size))], grids.size)[:size]
-  off = places + np.float32(0.99) * wanted * np.random.default_rng(seed).uniform(-1, 1, size).astype(np.float32)
-  np.testing.assert_array_equal(rows(off, grids)[safe], rows(places, grids)[safe])
+  off = positions + np.float32(0.99) * margins * np.random.default_rng(seed).uniform(-1, 1, size).astype(np.float32)
+  np.testing.assert_array_equal(rows(off, grids)[safe], rows(positions, grids)[safe])
   assert safe.all() or exponent < 15 or not at_minimum    # nearly always there is a safe one
 
 
 def as_pass(scales, means):
-  """Places and means (1, 1, positions, Cs), from rows of the same lengths."""
-  scales, means = (np.float32(rows_of_positions)[None, None] for rows_of_positions in (scales, means))
+  """Table positions and means (1, 1, w, Cs), from lists of the same lengths."""
+  scales, means = (np.float32(values)[None, None] for values in (scales, means))
   return np.asarray(scale_place(scales)), np.broadcast_to(means, scales.shape)
 
 
-def test_the_distance_of_a_large_scale_is_epsilon_and_none_is_larger_than_the_largest():
-  places, means = as_pass([[200, 0.11]], [[0, 0]])
-  np.testing.assert_allclose(distances(places, means, 2.0**-12), 2.0**-12 * 1.3, rtol=1e-4)
-  places, means = as_pass([[200, 0.11], [200, 100]], [[0, 0.01]])
-  np.testing.assert_allclose(distances(places, means, 2.0**-12)[0, 0, 0, 1], DISTANCE_MAX)
+def test_the_margin_of_a_large_scale_is_epsilon_and_none_is_above_the_maximum():
+  positions, means = as_pass([[200, 0.11]], [[0, 0]])
+  np.testing.assert_allclose(required_margins(positions, means, 2.0**-12), 2.0**-12 * 1.3, rtol=1e-4)
+  positions, means = as_pass([[200, 0.11], [200, 100]], [[0, 0.01]])
+  np.testing.assert_allclose(required_margins(positions, means, 2.0**-12)[0, 0, 0, 1], MARGIN_MAX)
 
 
-def test_the_distance_is_that_of_an_error_which_goes_with_position_and_channel_and_not_with_the_scale():
-  """(distance - epsilon) * scale is that error. It is the same for a small scale and a large one."""
+def test_the_margin_follows_the_error_of_spatial_position_and_channel_and_not_the_scale():
+  """(margin - epsilon) * scale is that error. It is the same for a small scale and a large one."""
   rng, epsilon = np.random.default_rng(0), 2.0**-16
   scales, means = rng.uniform(0.2, 9, (30, 7)), rng.normal(0, 4, (30, 7)) * rng.uniform(0.1, 2, (30, 1))
-  error = (distances(*as_pass(scales, means), epsilon)[0, 0] / epsilon - 1) * scales
+  error = (required_margins(*as_pass(scales, means), epsilon)[0, 0] / epsilon - 1) * scales
   of_position = np.sqrt(np.sqrt((scales**2).mean(1)) * np.sqrt((means**2).mean(1)))
   of_channel = np.sqrt((scales**2).mean(0))
   np.testing.assert_allclose(error, 1.25 * of_position[:, None] + 0.3 * of_channel, rtol=1e-4)
 
 
-def test_narrow_models_keep_half_the_distance_of_those_of_the_papers():
-  exponents = {name: portable_cdf.here(config).epsilon_exponent for name, config in PAPER_MODELS.items()}
+def test_narrow_models_have_half_the_margin_of_those_of_the_papers():
+  exponents = {name: portable_cdf.origin_of_this_machine(config).epsilon_exponent
+               for name, config in PAPER_MODELS.items()}
   assert set(exponents.values()) == {12} and "mlic" in exponents
   nano = CodecConfig.from_dict(get_config().model.to_dict())
-  assert portable_cdf.here(nano).epsilon_exponent == portable_cdf.here(TINY).epsilon_exponent == 13
+  assert {portable_cdf.origin_of_this_machine(config).epsilon_exponent for config in (nano, TINY)} == {13}
 
 
-def test_means_that_are_no_numbers_leave_every_row_as_it_is():
-  places = random_places(0, 5000, at_minimum=0.5).reshape(1, 5, 10, 100)
+def test_means_that_are_not_finite_leave_every_row_as_it_is():
+  positions = random_positions(0, 5000, at_minimum=0.5).reshape(1, 5, 10, 100)
   for mean in (np.nan, np.inf):
-    grids, found = choose_rows(places, np.full_like(places, mean), portable_cdf.here())
-    np.testing.assert_array_equal(found, rows(places, grids))
+    grids, found = choose_rows(positions, np.full_like(positions, mean), portable_cdf.origin_of_this_machine())
+    np.testing.assert_array_equal(found, rows(positions, grids))
 
 
-def test_the_first_safe_grid_is_taken_and_without_any_the_one_that_keeps_most_of_the_distances():
+def test_the_first_safe_grid_is_taken_and_without_any_the_one_with_most_of_the_margins():
   for seed, size in ((0, 300), (1, 1500), (2, 5000)):
-    places = np.minimum(random_places(seed, size, at_minimum=0.0), 63)
+    positions = np.minimum(random_positions(seed, size, at_minimum=0.0), 63)
     for epsilon in (2.0**-14, 2.0**-12, 2.0**-7, 2.0**-6):
-      wanted = spread(places, epsilon)
-      grids = choose(places, wanted)
+      margins = spread(positions, epsilon)
+      grids = choose_grids(positions, margins)
       for block, chosen in enumerate(grids.choices):
         of_block = slice(block * grids.size, (block + 1) * grids.size)
-        shares = np.array([kept(places[of_block], wanted[of_block], grid) for grid in range(GRIDS)])
+        shares = np.array([margin_left(positions[of_block], margins[of_block], grid) for grid in range(GRIDS)])
         safe = np.flatnonzero(shares > 1)
         assert chosen == (safe[0] if safe.size else shares.argmax())
 
 
 def bits_of(grids, elements):
-  """What the grids of a pass cost."""
-  counts, halved = CHOICE_COUNTS[SAFE_SHARES.index(grids.share)], largest(elements) - BLOCK_SIZES.index(grids.size)
+  """Bits that the grids of a pass cost."""
+  counts = CHOICE_COUNTS[SAFE_SHARES.index(grids.share)]
+  halved = max_size_index(elements) - BLOCK_SIZES.index(grids.size)
   bits = (16 - np.log2(counts[grids.choices])).sum() + 16 - np.log2(HALVED_COUNTS[halved])
   return bits + 3 if len(grids.choices) > 1 else bits
 
@@ -212,30 +214,30 @@ def bits_of(grids, elements):
 def test_of_the_sizes_that_are_safe_and_the_shares_the_cheapest_is_taken():
   """Safe in all blocks, as every size of 256 and many a larger one is here."""
   for seed in range(8):
-    places = random_places(seed, 40_000)
-    wanted, costs = spread(places, 2.0**-13), []
+    positions = random_positions(seed, 40_000)
+    margins, costs = spread(positions, 2.0**-13), []
     for size in BLOCK_SIZES:
-      shares = [[kept(places[at:at + size], wanted[at:at + size], grid) for grid in range(GRIDS)]
-                for at in range(0, places.size, size)]
+      shares = [[margin_left(positions[at:at + size], margins[at:at + size], grid) for grid in range(GRIDS)]
+                for at in range(0, positions.size, size)]
       if (np.max(shares, axis=1) > 1).all():
         choices = (np.array(shares) > 1).argmax(axis=1)
         shares = SAFE_SHARES if len(choices) > 1 else [portable_cdf.SINGLE_SHARE]
-        costs += [bits_of(Grids(size, share, choices), places.size) for share in shares]
+        costs += [bits_of(Grids(size, share, choices), positions.size) for share in shares]
       if len(choices) == 1:
         break
-    assert len(costs) > 8 and bits_of(choose(places, wanted), places.size) == pytest.approx(min(costs))
+    assert len(costs) > 8 and bits_of(choose_grids(positions, margins), positions.size) == pytest.approx(min(costs))
 
 
 @pytest.mark.parametrize("elements, size", [(0, 256), (1, 256), (256, 256), (257, 512), (512, 512), (513, 1024),
                                             (131072, 131072), (10**8, 131072)])
 def test_the_largest_size_is_the_smallest_that_holds_the_pass(elements, size):
-  assert BLOCK_SIZES[largest(elements)] == size
+  assert BLOCK_SIZES[max_size_index(elements)] == size
 
 
-def test_no_place_is_near_an_edge_of_two_grids():
-  """What `choose` relies on: it looks at the nearest alone."""
-  places = np.linspace(0, 2, 100_001, dtype=np.float32)[:, None]
-  assert (np.abs(places + SHIFTS - np.rint(places + SHIFTS)) <= DISTANCE_MAX).sum(axis=1).max() == 1
+def test_no_position_is_near_an_edge_of_two_grids():
+  """`choose_grids` relies on it: it looks at the nearest edge alone."""
+  positions = np.linspace(0, 2, 100_001, dtype=np.float32)[:, None]
+  assert (np.abs(positions + SHIFTS - np.rint(positions + SHIFTS)) <= MARGIN_MAX).sum(axis=1).max() == 1
 
 
 # --- the codec ----------------------------------------------------------------------------
@@ -246,28 +248,30 @@ def codec(tiny_checkpoint):
 
 
 def disturb(monkeypatch, size):
-  """From here on this machine computes places that are off by `size`, up or down."""
-  monkeypatch.setattr(portable_cdf, "rows", lambda places, choices: rows(places + noise(places.shape, size), choices))
+  """From now on this machine computes table positions that are off by `size`, up or down."""
+  monkeypatch.setattr(portable_cdf, "rows",
+                      lambda positions, choices: rows(positions + noise(positions.shape, size), choices))
 
 
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("skip", [None, 0.8])
-def test_places_that_are_off_by_half_of_epsilon_decode_to_the_same_picture(
+def test_positions_that_are_off_by_half_of_epsilon_decode_to_the_same_image(
     codec, photograph, monkeypatch, chunked, skip):
-  codec = codec if skip is None else codec.skipping(skip)
+  codec = codec.with_options(skip=skip)
+  codec = codec.with_options(chunked=chunked)
   for quality in (1, 2, 3):
-    blob, predicted = codec.encode_with_reconstruction(photograph, quality, chunked=chunked)
+    blob, predicted = codec.encode_with_reconstruction(photograph, quality)
     with monkeypatch.context() as elsewhere:
       disturb(elsewhere, EPSILON / 2)
       np.testing.assert_array_equal(codec.decode(blob), predicted)
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_places_that_are_off_by_twenty_epsilon_are_an_error_that_names_both_machines(
+def test_positions_that_are_off_by_twenty_epsilon_are_an_error_that_names_both_machines(
     codec, photograph, monkeypatch, chunked):
   blob = codec.encode(photograph, chunked=chunked)
   elsewhere = bitstream.Origin(portable_cdf.EPSILON_EXPONENT, "gpu", "aarch64", (0, 6, 1))
-  monkeypatch.setattr(portable_cdf, "here", lambda: elsewhere)
+  monkeypatch.setattr(portable_cdf, "origin_of_this_machine", lambda: elsewhere)
   disturb(monkeypatch, 20 * EPSILON)
   for decode in (codec.decode, lambda blob: codec.decode(blob, slices=1), lambda blob: codec.decode(blob, partial=True),
                  lambda blob: list(codec.decode_progressively(blob))):
@@ -279,17 +283,17 @@ def test_places_that_are_off_by_twenty_epsilon_are_an_error_that_names_both_mach
     assert "\n" not in message
 
 
-def test_without_the_checksums_such_places_would_give_another_picture(codec, photograph, monkeypatch):
+def test_without_the_checksums_such_positions_would_give_another_image(codec, photograph, monkeypatch):
   blob, predicted = codec.encode_with_reconstruction(photograph)
   disturb(monkeypatch, 20 * EPSILON)
   monkeypatch.setattr(portable_cdf, "check_symbols", lambda *args: None)
-  monkeypatch.setattr(codec_module.Decoder, "finish", lambda self: None)
+  monkeypatch.setattr(latent_coder.Decoder, "finish", lambda self: None)
   assert np.abs(codec.decode(blob).astype(int) - predicted).max() > 10
 
 
-def test_a_file_that_is_not_portable_decodes_to_another_picture_or_not_at_all_where_scales_are_off(
+def test_a_file_that_is_not_portable_decodes_to_another_image_or_not_at_all_where_scales_are_off(
     codec, photograph, monkeypatch):
-  blob, predicted = codec.encode_with_reconstruction(photograph, portable=False)
+  blob, predicted = codec.with_options(portable=False).encode_with_reconstruction(photograph)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   rows = jit_functions.rows
   off = lambda scale: scale * np.exp(noise(scale.shape, 20 * EPSILON * SCALE_STEP))
@@ -313,13 +317,13 @@ def test_an_error_of_the_second_slice_comes_after_the_first_was_found_whole(code
     next(pictures)
 
 
-def test_both_kinds_of_file_decode_to_the_same_picture_and_being_portable_costs_little(codec, photograph):
+def test_both_kinds_of_file_decode_to_the_same_image_and_being_portable_costs_little(codec, photograph):
   """6 bytes of header, 2 for each of two slices, the grids of four passes, and rows that are less fitting."""
   portable_file, plain = codec.encode(photograph), codec.encode(photograph, portable=False)
   np.testing.assert_array_equal(codec.decode(portable_file), codec.decode(plain))
   assert abs(len(portable_file) - len(plain) - (6 + 2 * 2)) <= 5 + 0.002 * len(plain)
   assert bitstream.parse(plain).origin is None and not bitstream.parse(plain).symbol_checksums
-  assert bitstream.parse(portable_file).origin == portable_cdf.here(TINY)
+  assert bitstream.parse(portable_file).origin == portable_cdf.origin_of_this_machine(TINY)
 
 
 def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photograph, monkeypatch):
@@ -330,30 +334,31 @@ def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photogra
 
 
 def as_version_2(codec, image, monkeypatch):
-  """The file that programs wrote before blocks had sizes of their own; of version 3 where elements are left out."""
-  def choose_fixed(places, wanted):
-    places, wanted = places.ravel(), wanted.ravel()
-    shares = [[kept(places[at:at + 2048], wanted[at:at + 2048], grid) for grid in range(GRIDS)]
-              for at in range(0, places.size, 2048)]
+  """The file that programs wrote before blocks had sizes of their own; of version 3 where elements are skipped."""
+  def choose_fixed(positions, margins):
+    positions, margins = positions.ravel(), margins.ravel()
+    shares = [[margin_left(positions[at:at + 2048], margins[at:at + 2048], grid) for grid in range(GRIDS)]
+              for at in range(0, positions.size, 2048)]
     return Grids(2048, 0.7, (np.array(shares) > 1).argmax(axis=1).astype(np.int32))
 
   def encode_choices(encoder, grids, elements):
     encoder._push(grids.choices, encoder._rows.choice_rows[SAFE_SHARES.index(0.7)])
 
   with monkeypatch.context() as before:
-    before.setattr(portable_cdf, "choose", choose_fixed)
-    before.setattr(codec_module.Encoder, "encode_grids", encode_choices)
-    before.setattr(bitstream, "VERSION", 3 if codec.skipped else 2)
+    before.setattr(portable_cdf, "choose_grids", choose_fixed)
+    before.setattr(latent_coder.Encoder, "encode_grids", encode_choices)
+    before.setattr(bitstream, "VERSION", 3 if codec.options.skip else 2)
     before.setattr(bitstream, "SELECTIVE", 0)
     return codec.encode_with_reconstruction(image, 2)
 
 
 @pytest.mark.parametrize("skip", [None, 0.8])
 def test_files_of_versions_2_and_3_decode(codec, photograph, monkeypatch, skip):
-  codec = codec if skip is None else codec.skipping(skip)
+  codec = codec.with_options(skip=skip)
   blob, predicted = as_version_2(codec, photograph, monkeypatch)
   content = bitstream.parse(blob)
-  assert (content.version, content.skipped) == (blob[4], codec.skipped) and blob[4] == (2 if skip is None else 3)
+  assert content.version == blob[4] == (2 if skip is None else 3)
+  assert content.skipped == codec.options.skipped_rows
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   np.testing.assert_array_equal(predicted, codec.encode_with_reconstruction(photograph, 2)[1])
   assert blob[5] == 4 and content.chunks[1:] != bitstream.parse(codec.encode(photograph, 2)).chunks[1:]
@@ -365,7 +370,7 @@ def test_info_says_where_a_file_was_written_and_no_portable_leaves_it_out(
     tmp_path, photograph, tiny_checkpoint, capsys):
   source, coded = tmp_path / "photo.png", tmp_path / "photo.mlic"
   save_image(source, photograph)
-  for options, line in (([], rf"portable, epsilon 2\^-13, written on {portable_cdf.here(TINY)}\n"),
+  for options, line in (([], rf"portable, epsilon 2\^-13, written on {portable_cdf.origin_of_this_machine(TINY)}\n"),
                         (["--no-portable"], "where it was written, or where arithmetic is the same bit for bit\n")):
     assert main(["encode", str(source), str(coded), "--ckpt", str(tiny_checkpoint), *options]) == 0
     capsys.readouterr()

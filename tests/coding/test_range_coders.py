@@ -110,8 +110,9 @@ def test_a_carry_runs_back_through_what_was_written():
 
 
 def test_a_file_of_one_coder_is_that_of_the_other(tfc, tiny_checkpoint, photograph):
-  codecs = [Codec.load(tiny_checkpoint, coder=coder) for coder in PACKAGES]
-  assert [codec.coder for codec in codecs] == ["numba", "tfc"] and Codec.load(tiny_checkpoint).coder == "numba"
+  codecs = [Codec.load(tiny_checkpoint, range_coder=coder) for coder in PACKAGES]
+  assert [codec.coder.range_coder for codec in codecs] == ["numba", "tfc"]
+  assert Codec.load(tiny_checkpoint).coder.range_coder == "numba"
   blobs = [codec.encode(photograph, 2.0) for codec in codecs]
   assert blobs[0] == blobs[1]
   pictures = [codec.decode(blobs[0]) for codec in codecs]

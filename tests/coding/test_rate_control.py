@@ -1,4 +1,4 @@
-"""Rate control: the best file within a target, few encodes, and a target out of reach said with the reachable range.
+"""Rate control: the best file within a target in few encodes; errors for targets out of reach name the range.
 
 The codecs are stand-ins whose files grow with the quality by a known rule.
 """
@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from mlic_jax.coding import rate_control
+from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.rate_control import TargetError, encode_to_bytes, encode_to_psnr
 
 IMAGE = np.zeros((16, 16, 3), np.uint8)
 
 
 class StandIn:
-  """1000 bytes at quality 1, doubling with each; the decoded picture is off by 32 levels at 1, halving with each."""
+  """1000 bytes at quality 1, doubling with each; the decoded image is off by 32 levels at 1, halving with each."""
+  options = EncodeOptions()
 
   def __init__(self, qualities=(1, 2, 3, 4, 5, 6), name="stand-in", size=1000, error=32, unevenness=0):
     self.qualities, self.name, self.size, self.error, self.unevenness = qualities, name, size, error, unevenness
@@ -63,7 +65,7 @@ def test_the_smallest_file_at_or_above_the_psnr_is_found(target, error):
 
 
 def test_bytes_below_the_smallest_file_are_refused_with_the_range():
-  with pytest.raises(TargetError, match="999 bytes are wanted; stand-in makes 1000 to 32000 of this picture"):
+  with pytest.raises(TargetError, match="999 bytes are wanted; stand-in makes 1000 to 32000 of this image"):
     encode_to_bytes([StandIn()], IMAGE, 999)
 
 
@@ -141,27 +143,31 @@ def test_options_reach_the_encoder():
   assert encode_to_bytes([StandIn()], IMAGE, 1500, icc_profile=b"profile").blob.startswith(b"profile")
 
 
-# --- refined -------------------------------------------------------------------------
+# --- latent optimization -------------------------------------------------------------
 
 class Refined:
-  """Refines a StandIn: `factor` times the bytes, `db` more of PSNR."""
+  """A StandIn whose latents are optimized: `factor` times the bytes, `error` times the error."""
 
   def __init__(self, plain, factor=0.9, error=0.8):
     self.plain, self.qualities, self.name, self.factor, self.error = plain, plain.qualities, "refined", factor, error
-    self.encoded = []
+    self.encoded, self.options = [], EncodeOptions(refine=1)
 
-  def encode(self, image, quality=None):
+  def with_options(self, refine):
+    assert refine is None
+    return self.plain
+
+  def encode(self, image, quality=None, icc_profile=None):
     self.encoded.append(quality)
     return b"?" * round(self.factor * len(self.plain.encode(image, quality)))
 
-  def encode_with_reconstruction(self, image, quality=None):
+  def encode_with_reconstruction(self, image, quality=None, icc_profile=None):
     _, decoded = self.plain.encode_with_reconstruction(image, quality)
     return self.encode(image, quality), np.uint8(np.round(self.error * decoded))
 
 
 @pytest.mark.parametrize("factor", [0.9, 0.99, 1.05])
 @pytest.mark.parametrize("target", [1003, 7777, 20_000])
-def test_a_size_is_aimed_at_after_refining_in_few_refinements(target, factor):
+def test_a_size_is_met_after_latent_optimization_in_few_optimizations(target, factor):
   codec = Refined(StandIn(), factor)
   reached = encode_to_bytes([codec], IMAGE, target)
   if factor * 1000 <= target:
@@ -169,21 +175,21 @@ def test_a_size_is_aimed_at_after_refining_in_few_refinements(target, factor):
   assert len(codec.encoded) <= 3 and len(codec.plain.encoded) <= 30
 
 
-def test_a_size_that_only_refined_files_meet_is_met_and_one_that_they_miss_gives_the_plain_file():
+def test_a_size_that_only_optimized_latents_meet_is_met_and_one_that_they_miss_gives_a_file_without():
   assert encode_to_bytes([Refined(StandIn())], IMAGE, 950)[1:3] == (1, b"?" * 900)
   larger = Refined(StandIn(), factor=1.5)
   reached = encode_to_bytes([larger], IMAGE, 1100)
   assert reached.codec is larger.plain and 1000 <= len(reached.blob) <= 1100
-  with pytest.raises(TargetError, match="800 bytes are wanted; refined makes 1000 to 32000 of this picture"):
+  with pytest.raises(TargetError, match="800 bytes are wanted; refined makes 1000 to 32000 of this image"):
     encode_to_bytes([Refined(StandIn())], IMAGE, 800)
 
 
-def test_a_size_above_the_largest_refined_file_gives_it_and_says_so():
+def test_a_size_above_the_largest_optimized_file_gives_it_and_says_so():
   codec = Refined(StandIn())
   assert encode_to_bytes([codec], IMAGE, 33_000) == (codec, 6, b"?" * 28_800, None, True)
 
 
-def test_a_psnr_is_aimed_at_after_refining():
+def test_a_psnr_is_met_after_latent_optimization():
   codec = Refined(StandIn(error=128))
   reached = encode_to_psnr([codec], IMAGE, 30.0)
   assert reached.codec is codec and 30 <= reached.psnr < 31 and len(codec.encoded) <= 4

@@ -1,4 +1,4 @@
-"""Elements of small scale that are left out: files without them, their estimate, and what is refused."""
+"""Skip coding: files without elements of small scale, their estimate, and scales that are refused."""
 import re
 
 import numpy as np
@@ -17,17 +17,17 @@ def codec(tiny_checkpoint):
 
 
 @pytest.mark.parametrize("options", [{}, dict(portable=False), dict(chunked=False)])
-def test_a_file_without_elements_of_small_scale_decodes_to_what_was_predicted(codec, photograph, options):
-  whole, of_all = codec.encode_with_reconstruction(photograph, 2, **options)
-  blob, predicted = codec.skipping(0.8).encode_with_reconstruction(photograph, 2, **options)
+def test_a_file_without_elements_of_small_scale_decodes_to_the_predicted_image(codec, photograph, options):
+  whole, of_all = codec.with_options(**options).encode_with_reconstruction(photograph, 2)
+  blob, predicted = codec.with_options(skip=0.8, **options).encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   assert 0 < np.abs(predicted.astype(int) - of_all).max() and len(blob) < 0.9 * len(whole)
   assert bitstream.parse(blob).skipped == np.searchsorted(scale_table(), 0.8)
   assert not np.array_equal(codec.decode(blob, slices=1), predicted)
 
 
-def test_what_is_left_out_costs_nothing_in_the_estimate_and_is_coded_as_estimated(codec, photograph):
-  skipping = codec.skipping(0.8)
+def test_skipped_elements_cost_nothing_in_the_estimate_and_the_file_is_as_long_as_estimated(codec, photograph):
+  skipping = codec.with_options(skip=0.8)
   blob, predicted, bits = skipping.encode_with_bits(photograph, 2)
   estimated, picture = skipping.estimate(photograph, 2)
   np.testing.assert_array_equal(picture, predicted)
@@ -38,23 +38,19 @@ def test_what_is_left_out_costs_nothing_in_the_estimate_and_is_coded_as_estimate
   assert 0.1 < np.mean(y_bits == 0) < 0.9 and not np.any(of_all == 0)
 
 
-def test_what_refines_leaves_out_what_its_codec_does(codec):
-  assert codec.skipping(0.8).refining(1, 0.01).skipped == codec.skipping(0.8).skipped > codec.skipped == 0
-
-
-def test_all_elements_of_a_pass_may_be_left_out(codec, photograph):
-  blob, predicted = codec.skipping(200).encode_with_reconstruction(photograph, 2)
+def test_all_elements_of_a_pass_may_be_skipped(codec, photograph):
+  blob, predicted = codec.with_options(skip=200).encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
 
 
-def test_a_scale_that_leaves_nothing_out_or_everything_is_refused_in_one_line(
+def test_a_scale_that_skips_nothing_or_everything_is_refused_in_one_line(
     tmp_path, photograph, tiny_checkpoint, capsys):
   save_image(tmp_path / "photo.png", photograph)
   files = [str(tmp_path / "photo.png"), str(tmp_path / "photo.mlic")]
   for scale, status in (("0.1", 2), ("256", 2), ("0.8", 0)):
     assert main(["encode", *files, "--ckpt", str(tiny_checkpoint), "--skip", scale]) == status
     err = capsys.readouterr().err
-    assert status == 0 or err.count("\n") == 1 and "elements can be left out from 0.11 on and below 256" in err
+    assert status == 0 or err.count("\n") == 1 and "wanted a scale of at least 0.11 and below 256" in err
   assert main(["info", files[1]]) == 0
   assert re.search(r"left out +elements with scales up to 0\.\d+\n", capsys.readouterr().out)
   assert main(["decode", files[1], str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 0

@@ -26,7 +26,7 @@ def run_eval(tmp_path, monkeypatch, capsys):
 
     class Counting(codec):
       def encode_with_reconstruction(self, image, quality):
-        encoded.append(quality)
+        encoded.append((quality or 0) + (0.5 if self.options.refine else 0))
         return super().encode_with_reconstruction(image, quality)
 
     monkeypatch.setitem(vars(mlic_jax), "Codec", Counting)
@@ -79,7 +79,7 @@ def test_single_rates_of_a_family_are_one_curve_refined_and_without_elements_too
 
 
 @pytest.mark.parametrize("scale, message", [
-    ("0.01", "a scale of 0.01; elements can be left out from 0.11 on and below 256"),
+    ("0.01", "skip=0.01; wanted a scale of at least 0.11 and below 256"),
     ("-1", "a number above 0 is wanted")])
 def test_a_scale_that_leaves_nothing_out_is_one_line(tiny_checkpoint, tmp_path, capsys, scale, message):
   arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out"), f"--skip={scale}"]
@@ -93,11 +93,11 @@ def test_a_resumed_evaluation_mixes_no_plain_and_refined_rows(run, tmp_path):
   bytes_of = lambda: [(entry["name"], entry["mean"]["bytes"]) for entry in read(tmp_path)["checkpoints"]]
   assert run(*arguments)[2] == [1, 1, 2]                           # the first compiles
   plain = bytes_of()
-  assert run(*arguments, "--resume", "--refine", 100)[2] == [1, 1.5, 2.5]
+  assert run(*arguments, "--resume", "--refine", 100)[2] == [1.5, 1.5, 2.5]
   both = bytes_of()
   assert both[:2] == plain and [name for name, _ in both[2:]] == ["fake, refined 100"] * 2 and both[2][1] > both[0][1]
   assert run(*arguments, "--resume", "--refine", 100)[2] == [] and bytes_of() == both
-  assert run(*arguments, "--resume", "--refine", 200)[2] == [1, 1.5, 2.5]
+  assert run(*arguments, "--resume", "--refine", 200)[2] == [1.5, 1.5, 2.5]
   assert run(*arguments, "--resume")[2] == [] and bytes_of() == plain
 
 

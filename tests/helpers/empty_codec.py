@@ -2,10 +2,16 @@
 import numpy as np
 
 from mlic_jax.coding import bitstream
+from mlic_jax.coding.encode_options import EncodeOptions
 
 
 class EmptyCodec:
   name, fingerprint, qualities = "stand-in", b"8 bytes.", (1, 2, 3)
+  options = EncodeOptions()
+
+  def with_options(self, **changes):
+    self.options = self.options.replace(**changes)
+    return self
 
   def choose_quality(self, quality):
     return quality
@@ -13,7 +19,7 @@ class EmptyCodec:
   def has_compiled(self, height, width):
     return True
 
-  def encode(self, image, quality=None, icc_profile=None, chunked=True, portable=True):
+  def encode(self, image, quality=None, icc_profile=None, **changes):
     return bitstream.write(bitstream.Bitstream(self.fingerprint, *image.shape[:2], 1.0, 1, (b"z", b"y"),
                                                icc_profile=icc_profile))
 

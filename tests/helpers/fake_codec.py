@@ -4,6 +4,8 @@ import copy
 import numpy as np
 
 from mlic_jax.coding.checkpoint_io import CheckpointError
+from mlic_jax.coding.encode_options import EncodeOptions
+from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.config import CodecConfig
 from mlic_jax.evaluation import baselines
 from mlic_jax.evaluation.bit_maps import BitsMap
@@ -13,9 +15,10 @@ CONFIG = CodecConfig(N=4, M=4, num_slices=2, contexts=(), entropy_widths=(4, 4),
 
 
 class FakeCodec:
-  """JPEG of quality 10 * quality, whose estimate is always 40 bits below the file."""
-  name = plain_name = "fake"
-  skips_up_to = None
+  """JPEG of quality 10 * quality, whose estimate is always 40 bits below the file. Skipping is four steps less, latent
+  optimization half a step more."""
+  model_name = "fake"
+  options = EncodeOptions()
   fingerprint = b"fake"
   qualities = (1, 2, 3, 4, 5, 6)
   config = CONFIG
@@ -29,10 +32,30 @@ class FakeCodec:
       raise CheckpointError("missing: no such directory; wanted a model directory")
     return cls()
 
+  @property
+  def name(self):
+    return self.model_name + self.options.suffix()
+
+  def with_options(self, **changes):
+    other = copy.copy(self)
+    other.encoded, other.options = [], self.options.replace(**changes)
+    return other
+
+  def check(self, height, width):
+    check_memory(self.config, height, width)
+    if self.options.refine is not None and height == 13:
+      raise CheckpointError("13 lines cannot be refined")
+
+  def objective(self, quality):
+    return "mse", self.options.lmbda or 0.01
+
   def encode_with_reconstruction(self, image, quality):
     self.encoded.append((image.shape, quality))
-    blob = baselines.encode_jpeg(image, int(10 * (quality or 5)) - (4 if self.skips_up_to else 0))
+    blob = baselines.encode_jpeg(image, self._jpeg_quality(quality) - (4 if self.options.skip else 0))
     return blob, baselines.decode(blob)
+
+  def _jpeg_quality(self, quality):
+    return int(10 * ((quality or 5) + (0.5 if self.options.refine else 0)))
 
   def encode_with_bits(self, image, quality):
     return *self.encode_with_reconstruction(image, quality), lambda: self.estimate(image, quality)[0]
@@ -54,44 +77,8 @@ class FakeCodec:
       yield len(blob) * (slices + 1) // (self.config.num_slices + 1), arrived
 
   def estimate(self, image, quality):
-    blob = baselines.encode_jpeg(image, int(10 * (quality or 5)))
+    blob = baselines.encode_jpeg(image, self._jpeg_quality(quality))
     return 8.0 * len(blob) - 40, baselines.decode(blob)
-
-  def skipping(self, scale):
-    """JPEG of four steps less."""
-    other = copy.copy(self)
-    other.encoded, other.skips_up_to, other.name = [], scale, f"{self.name}, without scales up to {scale:g}"
-    return other
-
-  def refining(self, schedule, lmbda=None):
-    return RefinedFake(self, schedule, lmbda)
-
-
-class RefinedFake(FakeCodec):
-  """JPEG again, of half a step more."""
-
-  def __init__(self, plain, schedule, lmbda):
-    super().__init__()
-    self.plain, self.schedule, self.lmbda, self.qualities = plain, schedule, lmbda, plain.qualities
-    self.plain_name, self.skips_up_to = plain.plain_name, plain.skips_up_to
-    self.name = f"{plain.name}, refined {schedule}{'' if lmbda is None else f' for {lmbda:g}'}"
-
-  def check(self, height, width):
-    if height == 13:
-      raise CheckpointError("13 lines cannot be refined")
-
-  def objective(self, quality):
-    return "mse", self.lmbda or 0.01
-
-  def of_one_step(self):
-    return self.plain
-
-  def encode_with_reconstruction(self, image, quality):
-    self.encoded.append((image.shape, quality))
-    return self.plain.encode_with_reconstruction(image, (quality or 5) + 0.5)
-
-  def estimate(self, image, quality):
-    return self.plain.estimate(image, (quality or 5) + 0.5)
 
 
 class SingleRateCodec(FakeCodec):
@@ -101,7 +88,7 @@ class SingleRateCodec(FakeCodec):
   @classmethod
   def load(cls, path, coder=None):
     codec = super().load(path)
-    codec.name = codec.plain_name = path
+    codec.model_name = path
     return codec
 
   def encode_with_reconstruction(self, image, quality):
@@ -112,7 +99,7 @@ class SingleRateCodec(FakeCodec):
 
   @property
   def _quality(self):
-    digits = self.plain_name.rpartition("_q")[2]
+    digits = self.model_name.rpartition("_q")[2]
     return int(digits) / 10 if digits.isdecimal() else 5
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import random_variables
 
 from configs import nano
-from mlic_jax.coding import bitstream, portable_cdf, skip_coding
+from mlic_jax.coding import bitstream, portable_cdf
 from mlic_jax.coding.bitstream import BitstreamError, PortabilityError
 from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
@@ -131,10 +131,10 @@ def test_settings_that_no_map_can_have_are_refused_in_one_line(options, wanted):
 
 @pytest.mark.parametrize("options", [{}, dict(portable=False), dict(chunked=False)])
 def test_a_file_that_goes_by_the_map_decodes_to_what_was_predicted(codec, photograph, options):
-  blob, predicted = codec.encode_with_reconstruction(photograph, 2, **options)
+  blob, predicted = codec.with_options(**options).encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   assert bitstream.parse(blob).mapped and blob[5] & 0x10 and 0.2 < share_left_out(codec, photograph) < 0.8
-  whole, of_all = skip_coding.without_map(codec).encode_with_reconstruction(photograph, 2, **options)
+  whole, of_all = codec.with_options(use_map=False, **options).encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(whole), of_all)
   assert not bitstream.parse(whole).mapped and len(blob) < 0.9 * len(whole)
   assert np.abs(predicted.astype(int) - of_all).max() > 0
@@ -149,10 +149,10 @@ def test_what_the_map_leaves_out_costs_nothing_in_the_estimate_and_is_coded_as_e
 
 
 def test_elements_of_small_scale_and_those_outside_the_map_may_both_be_left_out(codec, photograph):
-  both = codec.skipping(0.8)
+  both = codec.with_options(skip=0.8)
   blob, predicted = both.encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
-  apart = share_left_out(codec, photograph), share_left_out(skip_coding.without_map(both), photograph)
+  apart = share_left_out(codec, photograph), share_left_out(both.with_options(use_map=False), photograph)
   assert max(apart) < share_left_out(both, photograph) <= sum(apart)
 
 
@@ -163,12 +163,12 @@ def off_by(size: float, keep):
 
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_map_that_is_off_in_its_last_bits_decodes_to_the_same_picture(codec, photograph, monkeypatch, chunked):
-  epsilon, kept = 2.0**-portable_cdf.epsilon_exponent(MAPPED) / portable_cdf.MAP_STEP, portable_cdf.kept
-  blob, predicted = codec.encode_with_reconstruction(photograph, 2, chunked=chunked)
+  epsilon, kept = 2.0**-portable_cdf.epsilon_exponent(MAPPED) / portable_cdf.MAP_STEP, portable_cdf.coded_by_map
+  blob, predicted = codec.with_options(chunked=chunked).encode_with_reconstruction(photograph, 2)
   with monkeypatch.context() as elsewhere:
-    elsewhere.setattr(portable_cdf, "kept", lambda keep, grids: kept(off_by(epsilon / 2, keep), grids))
+    elsewhere.setattr(portable_cdf, "coded_by_map", lambda keep, grids: kept(off_by(epsilon / 2, keep), grids))
     np.testing.assert_array_equal(codec.decode(blob, slices=2), predicted)
-  monkeypatch.setattr(portable_cdf, "kept", lambda keep, grids: kept(off_by(100 * epsilon, keep), grids))
+  monkeypatch.setattr(portable_cdf, "coded_by_map", lambda keep, grids: kept(off_by(100 * epsilon, keep), grids))
   with pytest.raises(PortabilityError, match="slice [12] of 2 decodes to other symbols"):
     codec.decode(blob)
 
@@ -176,12 +176,12 @@ def test_a_map_that_is_off_in_its_last_bits_decodes_to_the_same_picture(codec, p
 def test_a_map_lies_on_one_edge_whatever_grid_is_chosen():
   """Log-odds far from 0 are safe in all grids, so that nothing else decides about the choice."""
   far = np.where(np.arange(5000) % 3 > 0, np.float32(9), np.float32(-7)).reshape(1, 10, 10, 50)
-  origin = portable_cdf.here(MAPPED)
+  origin = portable_cdf.origin_of_this_machine(MAPPED)
   grids, kept = portable_cdf.choose_map(far, origin)
   assert not grids.choices.any() and np.array_equal(kept, far > 0)
   for shift in range(portable_cdf.GRIDS):
     every = grids._replace(choices=np.full_like(grids.choices, shift))
-    np.testing.assert_array_equal(portable_cdf.kept(far, every), far > 0)
+    np.testing.assert_array_equal(portable_cdf.coded_by_map(far, every), far > 0)
   near = far.copy()
   near[0, 0, 0, 0] = -portable_cdf.SHIFTS[0] / portable_cdf.MAP_STEP  # the edge of the first grid
   assert portable_cdf.choose_map(near, origin)[0].choices[0] == 1

@@ -1,0 +1,228 @@
+"""LatentCoder: one trained model as an entropy coder of latents, with the transforms around it.
+
+    image (H, W, 3) uint8 -> pad -> g_a, h_a -> z, y --passes--> range coder -> bitstream -> bytes
+    bytes -> bitstream -> range decoder --passes--> y_hat -> g_s -> crop -> image
+
+Encoder and decoder run the passes in one function, `run_passes`, and call the same compiled functions in it
+(jit_functions.py). A prior that is computed elsewhere differs in its last bits; where that picks another row of the
+coding table, every later symbol decodes to garbage; portable_cdf.py prevents that. The difference (the encoder chooses
+rows and computes symbols, the decoder reads both from the stream) is a function that `run_passes` calls.
+
+A slice that did not arrive is decoded like any other, with zeros for symbols: it is then what its prior predicts from
+the slices before it.
+"""
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mlic_jax.coding import bitstream, jit_functions, portable_cdf, rangecoder, skip_coding
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError
+from mlic_jax.coding.cdf_tables import z_rows
+from mlic_jax.coding.checkpoint_io import Model
+from mlic_jax.coding.encode_options import EncodeOptions
+from mlic_jax.coding.latents import LatentError, Latents, QualityError, check_quality
+from mlic_jax.coding.memory_estimate import check_memory
+from mlic_jax.coding.rangecoder import Decoder, Encoder
+from mlic_jax.model import selection_map
+from mlic_jax.model.mlic import build, side_multiple
+
+# (slice index, True for anchors, table positions (1, h, w/2, Cs), prior) -> int32 symbols (1, h, w/2, Cs)
+CodePass = Callable[[int, bool, jax.Array, object], np.ndarray]
+Pass = tuple[np.ndarray, np.ndarray | jax.Array]   # symbols and scales of a pass, both (1, h, w/2, Cs)
+
+
+class Encoded(NamedTuple):
+  """A file, and what its encoder computed on the way."""
+  blob: bytes
+  z_symbols: np.ndarray                  # (1, h/4, w/4, N) int32
+  passes: list[Pass]
+  reconstruct: Callable[[], np.ndarray]  # the image (H, W, 3) uint8 that `decode` gives, bit for bit on this machine
+
+
+class LatentCoder:
+  """Images to latents, latents to files, and files to images, with one model.
+
+  `range_coder` is "numba" or "tfc", which write and read the same bytes (rangecoder.py). None: the one of those
+  installed that starts faster.
+  """
+
+  def __init__(self, model: Model, range_coder: str | None = None):
+    self.range_coder = rangecoder.choose(range_coder)
+    self.name, self.config, self.fingerprint = model.name, model.config, model.fingerprint
+    self.training = model.training
+    self.module = build(model.config)
+    self.variables, self.table = jax.device_put(model.variables), model.table
+    self.has_map = selection_map.has_map(model.config)
+    self._side_multiple = side_multiple(model.config)
+
+  # --- images and latents ---------------------------------------------------------------
+
+  def analyze(self, image: np.ndarray, quality: float | None) -> Latents:
+    """The latents of the analysis transform for an image (H, W, 3) uint8. QualityError; BitstreamError for an image
+    that is too large, MemoryLimitError for one that this machine has no memory for."""
+    height, width = image.shape[:2]
+    bitstream.check_size(height, width, pixels_max=2**64)
+    quality = self.choose_quality(quality)
+    check_memory(self.config, height, width)
+    y, z = jit_functions.analyse(self.module, self.variables, self.pad(image), quality)
+    return Latents(y, z, height, width, quality)
+
+  def pad(self, image: np.ndarray) -> np.ndarray:
+    """(1, H', W', 3): the image with its right and lower edge repeated up to a size that the transforms take."""
+    missing = [(0, -side % self._side_multiple) for side in image.shape[:2]]
+    return np.pad(image, (*missing, (0, 0)), mode="edge")[None]
+
+  def z_size(self, height: int, width: int) -> tuple[int, int]:
+    """Height and width of z for an image."""
+    return -(-height // self._side_multiple), -(-width // self._side_multiple)
+
+  def choose_quality(self, quality: float | None) -> np.float32 | None:
+    """The quality that is coded, as a file holds it; the middle of the range for None. QualityError when the model
+    does not have it."""
+    if quality is None and self.config.num_rates:
+      quality = (1 + self.config.num_rates) / 2
+    return check_quality(quality, self.config.num_rates, self.name)
+
+  def has_compiled(self, height: int, width: int) -> bool:
+    """Whether an image of that padded size was encoded and decoded recently, so that nothing is compiled for it."""
+    h, w = self.z_size(height, width)
+    side = self._side_multiple
+    return (jit_functions.analyse.is_kept((1, h * side, w * side, 3), self.module)
+            and jit_functions.finish.is_kept((1, 4 * h, 4 * w, 2 * self.config.M), self.module))
+
+  # --- latents to files -----------------------------------------------------------------
+
+  def encode(self, latents: Latents, options: EncodeOptions, icc_profile: bytes | None = None) -> Encoded:
+    """The .mlic file of latents. LatentError unless they are finite and of this model."""
+    y, _, height, width, quality = latents
+    origin, use_map = self._origin(options), options.use_map and self.has_map
+    z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self.table, self.range_coder)]
+    encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
+    passes, slice_symbols, checksums = [], [], []
+
+    def encode_pass(k, anchors, positions, prior):
+      if options.chunked and anchors:
+        encoders.append(Encoder(self.table, self.range_coder))
+      coding = skip_coding.choose(positions, prior, origin, options.skipped_rows, use_map)
+      symbols = np.asarray(jit_functions.symbols(y, k, prior.mean, anchors))
+      symbols, scale = skip_coding.mask_skipped(symbols, prior.scale, coding)
+      passes.append((symbols, scale))
+      slice_symbols.append(symbols)
+      if origin is not None and not anchors:
+        checksums.append(bitstream.symbol_checksum(*slice_symbols[-2:]))
+      skip_coding.encode(encoders[-1], symbols, coding)
+      return skip_coding.mark_skipped(symbols, coding, self.config)
+
+    last_pass = self.run_passes(z_symbols, encode_pass)
+    stored_quality = None if quality is None else float(quality)
+    blob = bitstream.write(Bitstream(
+        self.fingerprint, height, width, stored_quality, self.config.num_slices,
+        tuple(encoder.finish() for encoder in encoders), not options.chunked, icc_profile, origin, tuple(checksums),
+        options.skipped_rows, use_map))
+    reconstruct = functools.cache(lambda: self.synthesize(last_pass, height, width, quality))
+    return Encoded(blob, z_symbols, passes, reconstruct)
+
+  def run_encoder(self, latents: Latents, options: EncodeOptions) -> tuple[np.ndarray, list[Pass], tuple]:
+    """The passes of `encode` without range coding: symbols of z, passes, and what `synthesize` takes."""
+    origin, use_map, passes = self._origin(options), options.use_map and self.has_map, []
+    z_symbols = self.symbols_of_z(latents)
+
+    def record_pass(k, anchors, positions, prior):
+      symbols, scale, coding = jit_functions.symbols(latents.y, k, prior.mean, anchors), prior.scale, None
+      if options.skipped_rows or use_map:
+        coding = skip_coding.choose(positions, prior, origin, options.skipped_rows, use_map)
+        symbols, scale = skip_coding.mask_skipped(symbols, scale, coding)
+      passes.append((symbols, scale))
+      return skip_coding.mark_skipped(np.asarray(symbols), coding, self.config)
+
+    return z_symbols, passes, self.run_passes(z_symbols, record_pass)
+
+  def bits(self, z_symbols: np.ndarray, passes: Sequence[Pass]) -> tuple[np.ndarray, np.ndarray]:
+    """Bits by the likelihoods of the model: of y (h, w, M) and of z (h/4, w/4, N)."""
+    pass_bits = [np.asarray(jit_functions.y_bits(*each, i % 2 == 0))[0] for i, each in enumerate(passes)]
+    slice_bits = [anchors + nonanchors for anchors, nonanchors in zip(pass_bits[::2], pass_bits[1::2])]
+    z_bits = jit_functions.z_bits(self.module, self.variables, z_symbols)
+    return np.concatenate(slice_bits, axis=-1), np.array(z_bits)[0]
+
+  def symbols_of_z(self, latents: Latents) -> np.ndarray:
+    """The int32 symbols of z (1, h/4, w/4, N). LatentError unless the latents are finite and of this model."""
+    h, w = self.z_size(latents.height, latents.width)
+    wanted = (1, 4 * h, 4 * w, self.config.M), (1, h, w, self.config.N)
+    if (came := (latents.y.shape, latents.z.shape)) != wanted:
+      raise LatentError(f"{self.name}: y and z of an image of {latents.height}x{latents.width} are {wanted}; "
+                        f"{came} came")
+    z_symbols, finite = jit_functions.round_z(self.module, self.variables, latents.y, latents.z)
+    if not finite:
+      raise LatentError(f"{self.name}: the latents of the image are not finite, it cannot be coded")
+    return np.asarray(z_symbols)
+
+  # --- files to images ------------------------------------------------------------------
+
+  def decode(self, content: Bitstream, num_slices: int) -> np.ndarray:
+    """The image (H, W, 3) uint8 from z and the first `num_slices` slices of a parsed file.
+
+    BitstreamError when the file is damaged or of another model, PortabilityError when this machine computes too far
+    from the one that wrote it, MemoryLimitError when it has no memory for the image."""
+    quality = self._check_content(content)
+    check_memory(self.config, content.height, content.width)
+    decoders = [Decoder(self.table, chunk, self.range_coder) for chunk in content.chunks[:1 + num_slices]]
+    z_symbols = decoders[0].decode(self._z_rows(*self.z_size(content.height, content.width)))
+    slice_symbols = []
+
+    def decode_pass(k, anchors, positions, prior):
+      if k >= num_slices:
+        return np.zeros(positions.shape, np.int32)
+      decoder = decoders[0 if content.single_chunk else 1 + k]
+      coding = skip_coding.read_choice(decoder, positions, prior, content)
+      symbols = skip_coding.decode(decoder, coding)
+      slice_symbols.append(symbols)
+      if content.origin is not None and not anchors:
+        portable_cdf.check_symbols(content, k, slice_symbols[-2:])
+      return skip_coding.mark_skipped(symbols, coding, self.config)
+
+    last_pass = self.run_passes(z_symbols, decode_pass)
+    if num_slices == content.num_slices or not content.single_chunk:
+      for decoder in decoders:
+        decoder.finish()
+    return self.synthesize(last_pass, content.height, content.width, quality)
+
+  def synthesize(self, last_pass: tuple, height: int, width: int, quality: float | None) -> np.ndarray:
+    """The image (height, width, 3) uint8, from what `run_passes` returns. The array is the caller's to write to."""
+    x_hat = jit_functions.finish(self.module, self.variables, *last_pass, quality)
+    return np.array(np.asarray(x_hat)[0, :height, :width])
+
+  def run_passes(self, z_symbols: np.ndarray, code_pass: CodePass) -> tuple:
+    """Runs all passes, each coded by `code_pass`. Returns what `synthesize` takes."""
+    apply = self.module, self.variables
+    hyper, positions, prior, state = jit_functions.start(*apply, z_symbols)
+    for k in np.arange(self.config.num_slices, dtype=np.int32):
+      symbols = code_pass(k, True, positions, prior)
+      positions, prior, state = jit_functions.nonanchors(*apply, k, hyper, state, symbols)
+      symbols = code_pass(k, False, positions, prior)
+      if k < self.config.num_slices - 1:
+        positions, prior, state = jit_functions.advance(*apply, k, hyper, state, symbols)
+    return k, hyper, state, symbols
+
+  def _check_content(self, content: Bitstream) -> np.float32 | None:
+    """The quality of a file. BitstreamError unless this model can have written it."""
+    if content.fingerprint != self.fingerprint:
+      raise BitstreamError(f"the file was written with checkpoint {content.fingerprint.hex()}; "
+                           f"{self.name} is {self.fingerprint.hex()}")
+    if content.num_slices != self.config.num_slices:
+      raise BitstreamError(f"the file is damaged: it has {content.num_slices} slices; "
+                           f"{self.name} has {self.config.num_slices}")
+    if content.mapped and not self.has_map:
+      raise BitstreamError(f"the file is damaged: it goes by a map of coded elements, which {self.name} does not have")
+    try:
+      return check_quality(content.quality, self.config.num_rates, self.name)
+    except QualityError as error:
+      raise BitstreamError(f"the file is damaged: {error}") from None
+
+  def _origin(self, options: EncodeOptions) -> bitstream.Origin | None:
+    return portable_cdf.origin_of_this_machine(self.config) if options.portable else None
+
+  def _z_rows(self, h: int, w: int) -> np.ndarray:
+    return np.broadcast_to(z_rows(self.config.N), (1, h, w, self.config.N))
