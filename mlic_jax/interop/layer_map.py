@@ -1,11 +1,10 @@
-"""Every array of a PyTorch state dict of the MLIC models, and the place of its values in the parameters of this codec.
+"""Maps every array of a PyTorch state dict of the MLIC models to its place in the parameters of this codec.
 
-Names are those of the authors' release of MLIC++ under CompressAI 1.2.8, with the same pattern for what only CompressAI
-has; state_dict_names.py translates CompressAI's own. One table of entries serves both directions, reading and writing.
+Arrays have their common names (state_dict_names.py). One table of entries serves reading and writing.
 
-The PyTorch models build every slice for the channels that are decoded when its turn comes; here all slices have the
-full width, and are stacked. An array therefore fills a part of its parameter, and the rest is zero: an input that is
-not decoded yet, or an output that stays silent.
+The PyTorch models build every slice for the channels that are decoded when its turn comes. Here all slices have the
+full width and are stacked, so an array fills a part of its parameter. The rest is zero: it belongs to inputs that are
+not decoded yet, or to outputs that stay silent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,14 +25,14 @@ class Entry(NamedTuple):
   """One array of the state dict."""
   name: str
   shape: tuple[int, ...]        # in PyTorch: (out, in, height, width) of convolutions, (out, in) of linear layers
-  path: tuple[str, ...]         # of the parameter, below "params"
-  kind: str                     # how the axes of the array and those of the parameter correspond
+  path: tuple[str, ...]         # keys of the parameter, below "params"
+  kind: str                     # correspondence of the axes of the array and those of the parameter
   place: tuple[Any, ...] = ()   # index of the values in the parameter, in that of slice k when k is given
   k: int | None = None
 
 
 def to_parameter(entry: Entry, array: np.ndarray) -> np.ndarray:
-  """The values of an array with the axes of the parameter."""
+  """Returns an array with its axes in the order of the parameter."""
   if entry.kind == CONV:
     return array.transpose(2, 3, 1, 0)
   if entry.kind == DENSE:
@@ -44,7 +43,7 @@ def to_parameter(entry: Entry, array: np.ndarray) -> np.ndarray:
 
 
 def from_parameter(entry: Entry, values: np.ndarray) -> np.ndarray:
-  """The inverse of `to_parameter`, in the shape of the entry."""
+  """Inverts `to_parameter` and returns an array in the shape of the entry."""
   if entry.kind == CONV:
     values = values.transpose(3, 2, 0, 1)
   elif entry.kind == DENSE:
@@ -56,7 +55,7 @@ def from_parameter(entry: Entry, values: np.ndarray) -> np.ndarray:
 
 
 def entries(config: CodecConfig) -> list[Entry]:
-  """All arrays of the state dict of a config that state_dict_names.variant_of has accepted."""
+  """Returns all arrays of the state dict of a config, which variants.variant_of has accepted or infer_config made."""
   transforms = _token_mixing if config.transforms == "token_mixing" else _residual
   found = [*transforms(config), *_hyper(config), *_factorized(config.N)]
   for k in range(config.num_slices):
@@ -65,17 +64,17 @@ def entries(config: CodecConfig) -> list[Entry]:
 
 
 def lrp_widths(config: CodecConfig, k: int) -> tuple[int, ...]:
-  """Hidden widths of the residual prediction of slice k.
+  """Returns the hidden widths of the residual prediction of slice k.
 
-  In the release of September 2023 they follow the number of inputs, which grows by the slice; config.lrp_widths has
-  those of the last slice then."""
+  In the release of September 2023 they depend on the number of inputs, which grows from slice to slice. Then
+  config.lrp_widths holds the widths of the last slice."""
   if config.lrp_widths != shrinking_widths(config, config.num_slices - 1):
     return config.lrp_widths
   return shrinking_widths(config, k)
 
 
 def shrinking_widths(config: CodecConfig, k: int) -> tuple[int, ...]:
-  """Hidden widths of the residual prediction of slice k in the release of September 2023."""
+  """Returns the hidden widths of the residual prediction of slice k in the release of September 2023."""
   inputs = config.M + (k + 1) * config.slice_channels
   surplus = inputs - config.slice_channels
   return inputs - surplus // 4, inputs - surplus // 2, inputs - surplus * 3 // 4
@@ -83,7 +82,7 @@ def shrinking_widths(config: CodecConfig, k: int) -> tuple[int, ...]:
 
 def _conv(path: Sequence[str], name: str, inputs: int, outputs: int, size: int, depthwise: bool = False,
           places: Any = None) -> Iterator[Entry]:
-  """A convolution; `places` are those of its inputs in the kernel here, where they are not the first ones."""
+  """Yields a convolution. `places` are the places of its inputs in the kernel here, if they are not the first ones."""
   inputs = 1 if depthwise else inputs
   place = (slice(None), slice(None), slice(inputs) if places is None else places, slice(outputs))
   yield Entry(f"{name}.weight", (outputs, inputs, size, size), (*path, "kernel"), CONV, place)
@@ -91,7 +90,7 @@ def _conv(path: Sequence[str], name: str, inputs: int, outputs: int, size: int, 
 
 
 def _convs(path: Sequence[str], name: str, widths: Sequence[int], size: int, places: Any = None) -> Iterator[Entry]:
-  """A ConvStack: widths of its input and of all layers. In PyTorch an activation follows each but the last."""
+  """Yields a ConvStack, from the widths of its input and of all layers. In PyTorch activations count as layers."""
   for i, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
     yield from _conv((*path, f"conv{i}"), f"{name}.{2 * i}", inputs, outputs, size, places=None if i else places)
 
@@ -107,7 +106,7 @@ def _norm(path: Sequence[str], name: str, channels: int) -> Iterator[Entry]:
 
 
 def _gate(path: Sequence[str], name: str, channels: int) -> Iterator[Entry]:
-  """A gate with a norm of its own."""
+  """Yields a gate with a norm of its own."""
   yield from _norm((*path, "norm"), f"{name}.0", channels)
   yield from _conv((*path, "expand"), f"{name}.1", channels, channels, 1)
   yield from _conv((*path, "depthwise"), f"{name}.3", channels, channels, 3, depthwise=True)
@@ -115,7 +114,7 @@ def _gate(path: Sequence[str], name: str, channels: int) -> Iterator[Entry]:
 
 
 def _resampling(config: CodecConfig) -> Iterator[Entry]:
-  """What both kinds of transforms have: the layers between the blocks."""
+  """Yields the layers between the blocks, which both kinds of transforms have."""
   N, M, g_a, g_s = config.N, config.M, "g_a.analysis_transform", "g_s.synthesis_transform"
   first = config.synthesis_width or M
   for i in range(3):
@@ -140,7 +139,7 @@ def _gdn(path: Sequence[str], name: str, channels: int) -> Iterator[Entry]:
 
 
 def _blocks(config: CodecConfig) -> Iterator[tuple[tuple[str, str], str, int, int]]:
-  """(path, name, channels before, channels after) of what stands between the resampling layers."""
+  """Yields (path, name, channels before, channels after) of the blocks between the resampling layers."""
   N, M = config.N, config.M
   for i in range(3):
     yield ("g_a", f"block{i}"), f"g_a.analysis_transform.{2 * i + 1}", N, N
@@ -159,7 +158,7 @@ def _residual(config: CodecConfig) -> Iterator[Entry]:
 
 
 def _token_mixing(config: CodecConfig) -> Iterator[Entry]:
-  """With the settings token_depthwise_first and gate_norm."""
+  """Yields transforms with the options token_depthwise_first and gate_norm."""
   yield from _resampling(config)
   for (part, block), of_blocks, c, _ in _blocks(config):
     for j in range(token_mixing.settings(config)["token_blocks"]):
@@ -194,7 +193,7 @@ def _factorized(N: int) -> Iterator[Entry]:
 
 
 def _step(config: CodecConfig, k: int) -> Iterator[Entry]:
-  """The arrays of slice k; paths are below those of a step."""
+  """Yields the arrays of slice k, with paths below those of a step."""
   M, cs = config.M, config.slice_channels
   f, decoded = config.context_ratio * cs, k * cs
   names = _Names(config)
@@ -222,7 +221,7 @@ def _step(config: CodecConfig, k: int) -> Iterator[Entry]:
 
 
 class _Names:
-  """Which contexts a config has, and where the features of each lie in the inputs of the networks."""
+  """Knows which contexts a config has, and where the features of each lie in the inputs of the networks."""
 
   def __init__(self, config: CodecConfig):
     self.config = config
@@ -231,7 +230,7 @@ class _Names:
     self.first = FIRST if FIRST in config.contexts else None
 
   def entropy_inputs(self, parity: str, k: int) -> np.ndarray:
-    """Where the inputs of the PyTorch network of slice k are among those of the network here."""
+    """Returns the places of the inputs of the PyTorch network of slice k among those of the network here."""
     from_anchors = [name for name in self.config.contexts if name in (self.local, self.intra)]
     of_both = self._of_both_passes()
     if parity == "anchor":
@@ -243,7 +242,7 @@ class _Names:
     return self._places(here, there, before=0, hyper_after=True)
 
   def map_inputs(self, k: int) -> np.ndarray:
-    """The same for the side information of the map: hyper, decoded slices, features."""
+    """Returns the same for the side information of the selection map: hyper, decoded slices, features."""
     M, decoded = self.config.M, k * self.config.slice_channels
     there = [self.inter, "channel"] if k else []
     features = self._places(self._of_both_passes(), there, before=3 * M, hyper_after=False)
@@ -282,7 +281,8 @@ def _projections(path: Sequence[str], names: dict[str, str], channels: int) -> I
 
 
 def _attention(config: CodecConfig, context: str, name: str, channels: int, wide: int) -> Iterator[Entry]:
-  """A global context: of `channels`, and `wide` after its reprojection. Between slices it has a skip connection."""
+  """Yields a global context of `channels`, which is `wide` after its reprojection. One that is wider than its features
+  has a skip connection."""
   f = config.context_ratio * config.slice_channels
   path: tuple[str, ...] = (context,)
   refined = dict(config.options).get("reweighting", False)

@@ -1,10 +1,11 @@
-"""Weights of the PyTorch implementations of MLIC as variables of this codec, and back; NumPy arrays on both sides.
+"""Converts weights of the PyTorch implementations of MLIC to variables of this codec, and back, as NumPy arrays.
 
     config, variables = from_state_dict(arrays)              the authors' layout or CompressAI's
     arrays = to_state_dict(config, variables, "compressai")  or "authors"
 
-state_dict_files.py has the files. The authors released MLIC++ (https://github.com/JiangWeibeta/MLIC), in two layouts;
-CompressAI has MLIC, MLIC+, MLIC++ and its own reading of MLICv2 (https://github.com/InterDigitalInc/CompressAI).
+state_dict_files.py reads and writes the files. The authors released MLIC++ in two layouts
+(https://github.com/JiangWeibeta/MLIC). CompressAI has MLIC, MLIC+, MLIC++ and its own reading of MLICv2
+(https://github.com/InterDigitalInc/CompressAI).
 """
 
 import functools
@@ -30,7 +31,7 @@ from mlic_jax.interop.variants import infer_config, variant_of
 
 
 def canonical_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """float32 arrays under their names in common: without a wrapper, "module." or the containers of CompressAI."""
+  """Returns float32 arrays by common name, without a wrapper, "module." or the containers of CompressAI."""
   state_dict = unwrapped(state_dict)
   found = {}
   for name, value in state_dict.items():
@@ -40,18 +41,19 @@ def canonical_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def from_state_dict(state_dict: Mapping[str, Any], variant: str | None = None) -> tuple[CodecConfig, dict[str, Any]]:
-  """The config and the variables of a model, from a state dict of NumPy arrays.
+  """Returns the config and the variables of a model, from a state dict of NumPy arrays.
 
-  Accepts both layouts of the authors' releases (April 2024, and September 2023 with its wider residual prediction) and
-  CompressAI's, a wrapper such as {"state_dict": ...}, a "module." prefix, and both namings of the entropy bottleneck.
+  It accepts both layouts of the authors' releases (April 2024, and September 2023 with its wider residual prediction)
+  and CompressAI's, a wrapper such as {"state_dict": ...}, a "module." prefix, and both namings of the entropy
+  bottleneck.
 
   Args:
     state_dict: arrays by their names.
-    variant: "mlic", "mlic_plus", "mlic_plus_plus" or "mlic_v2"; None goes by the names. Those of MLIC+ are the same as
-      those of MLIC++, so MLIC+ has to be asked for.
+    variant: "mlic", "mlic_plus", "mlic_plus_plus" or "mlic_v2". None takes the model that the keys belong to; the keys
+      of MLIC+ are those of MLIC++, so MLIC+ has to be named.
 
-  Raises WeightsError in one line that lists unknown and missing keys with the nearest names, or says what has not the
-  shape that it has to have.
+  Raises WeightsError in one line that lists unknown and missing keys with the nearest names, or names an array with its
+  shape and the shape that is wanted.
   """
   arrays, rename = canonical_names(state_dict), renaming(unwrapped(state_dict))
   try:
@@ -70,10 +72,10 @@ def from_state_dict(state_dict: Mapping[str, Any], variant: str | None = None) -
 
 
 def to_state_dict(config: CodecConfig, variables: Mapping[str, Any], layout: str) -> dict[str, np.ndarray]:
-  """The state dict of a model in a layout, "compressai" or "authors": the inverse of `from_state_dict`.
+  """Returns the state dict of a model in a layout, "compressai" or "authors". It is the inverse of `from_state_dict`.
 
-  Buffers are among its arrays; coding tables are empty, so that the PyTorch model wants update() before it codes.
-  WeightsError in one line for a model, or a part of it, that the other implementation does not have.
+  Buffers are among its arrays. Coding tables are empty, so the PyTorch model has to run update() before it codes.
+  Raises WeightsError in one line for a model, or a part of it, that the other implementation does not have.
   """
   variant_of(config, layout)
   entries, params, arrays = layer_map.entries(config), variables["params"], {}
@@ -87,14 +89,14 @@ def to_state_dict(config: CodecConfig, variables: Mapping[str, Any], layout: str
 
 
 def _parameter(params: Any, entry: layer_map.Entry) -> np.ndarray:
-  """The parameter of an entry, of its slice where it has one."""
+  """Returns the parameter of an entry; if the entry belongs to a slice, that of the slice."""
   for key in entry.path:
     params = params[key]
   return params if entry.k is None else params[entry.k, ...]  # a view, also where it is a single number
 
 
 def _check(arrays: Mapping[str, np.ndarray], entries: list[layer_map.Entry], rename: Callable[[str], str]) -> None:
-  """WeightsError unless the state dict has all arrays, in their shapes, and no others."""
+  """Raises WeightsError unless the state dict has all arrays, in their shapes, and no others."""
   wanted = {entry.name: entry.shape for entry in entries}
   missing = [rename(name) for name in wanted if name not in arrays]
   unknown = [rename(name) for name in arrays if name not in wanted and not IGNORED.match(name)]
@@ -108,7 +110,7 @@ def _check(arrays: Mapping[str, np.ndarray], entries: list[layer_map.Entry], ren
 
 
 def _check_unused_outputs(entry: layer_map.Entry, parameter: np.ndarray) -> None:
-  """WeightsError for a residual prediction that is wider in a slice than in the release of September 2023."""
+  """Raises WeightsError if a residual prediction is wider in a slice than in the release of September 2023."""
   outputs = entry.place[-1]
   if np.any(np.asarray(parameter)[..., outputs.stop:]):
     raise WeightsError(f"{entry.name} has {outputs.stop} outputs in the release of September 2023; the model has "
@@ -117,7 +119,7 @@ def _check_unused_outputs(entry: layer_map.Entry, parameter: np.ndarray) -> None
 
 @functools.cache  # tracing takes seconds
 def _target_shapes(config: CodecConfig) -> dict[str, Any]:
-  """The shapes of all parameters, those of the steps stacked: a tree of jax.ShapeDtypeStruct."""
+  """Returns the shapes of all parameters, with those of the steps stacked, as a tree of jax.ShapeDtypeStruct."""
   import jax
 
   from mlic_jax.model.mlic import build
@@ -126,5 +128,5 @@ def _target_shapes(config: CodecConfig) -> dict[str, Any]:
 
 
 def _map(function, tree: Any) -> Any:
-  """A tree of dicts with the function of each leaf."""
+  """Returns a tree of dicts with the function applied to each leaf."""
   return {key: _map(function, value) for key, value in tree.items()} if isinstance(tree, Mapping) else function(tree)

@@ -1,6 +1,6 @@
-"""Files of state dicts: NPZ, which NumPy reads and writes, and those of torch.save, for which PyTorch has to be there.
+"""Reads and writes files of state dicts: NPZ files with NumPy, and files of torch.save with PyTorch.
 
-Nothing in a file is ever run: PyTorch loads weights only, and NumPy no pickled objects.
+No code in a file is run: PyTorch loads weights only, and NumPy refuses pickled objects.
 """
 
 import importlib
@@ -24,9 +24,10 @@ PYTORCH = (".pth.tar", ".pth", ".pt")
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The state dict in an NPZ file or in a file of torch.save, as NumPy arrays.
+  """Returns the state dict in an NPZ file or in a file of torch.save, as NumPy arrays.
 
-  OSError when there is no such file; WeightsError in one line when it holds no state dict, or PyTorch is not installed.
+  Raises OSError when there is no such file, and WeightsError in one line when the file holds no state dict or PyTorch
+  is not installed.
   """
   with open(path, "rb"):  # the errors of PyTorch and NumPy have no file name in them
     pass
@@ -65,7 +66,7 @@ def _read_pytorch(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _array(tensor: Any) -> np.ndarray:
-  """A tensor of PyTorch as NumPy, which has no bfloat16 and no gradients; a copy of what NumPy can have as it is."""
+  """Returns a tensor of PyTorch as a NumPy array. NumPy has neither bfloat16 nor gradients."""
   tensor = tensor.detach() if hasattr(tensor, "detach") else tensor
   if hasattr(tensor, "is_floating_point") and tensor.is_floating_point():
     tensor = tensor.float()
@@ -73,7 +74,7 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def check_state_dict_path(path: str | os.PathLike) -> None:
-  """WeightsError or OSError, before the work, when `write_state_dict` cannot write to the path."""
+  """Raises WeightsError or OSError when `write_state_dict` cannot write to the path. Call it before the work."""
   if not Path(path).name.endswith((NPZ, *PYTORCH)):
     raise WeightsError(f"{path}: wanted a name that ends in {NPZ}, which NumPy writes, or in {', '.join(PYTORCH)}")
   check_output(path)
@@ -82,7 +83,7 @@ def check_state_dict_path(path: str | os.PathLike) -> None:
 
 
 def write_state_dict(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
-  """Writes an NPZ file, or {"state_dict": ...} by torch.save, as the name of the file ends. It appears whole."""
+  """Writes an NPZ file, or {"state_dict": ...} with torch.save, by the ending of the name. The file appears whole."""
   check_state_dict_path(path)
   with whole_file(path) as partial, partial.open("wb") as file:
     if Path(path).name.endswith(NPZ):

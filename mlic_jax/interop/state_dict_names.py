@@ -1,7 +1,8 @@
-"""The names of a state dict: CompressAI's layout and the authors', the buffers of both, and which model they are of.
+"""The names and the buffers of a state dict, in the authors' layout and in CompressAI's.
 
-Names in common are those of the authors' release under CompressAI 1.2.8, `local_context.3.proj.weight`. CompressAI's
-MLIC series has its containers in front of them, `latent_codec.y.latent_codec.y3.spatial_context_nonanchor.proj.weight`.
+Every array has a common name, which is its name in the authors' release under CompressAI 1.2.8, such as
+`local_context.3.proj.weight`. CompressAI's MLIC models put the names of containers in front of it:
+`latent_codec.y.latent_codec.y3.spatial_context_nonanchor.proj.weight`.
 """
 
 import difflib
@@ -19,11 +20,11 @@ from mlic_jax.model.scale_table import SCALE_MIN
 
 AUTHORS, COMPRESSAI = "authors", "compressai"
 WRAPPERS = ("state_dict", "network", "model_state_dict")  # keys that checkpoints have their state dict under
-# Parts of a slice, by their names in common, and where CompressAI has them.
+# CompressAI has these parts of a slice under other names: {common name: CompressAI's}.
 OF_CHANNEL_CONTEXT = {"channel_context": "channel_part", "global_inter_context": "global_inter_part"}
 OF_LATENT_CODEC = {"local_context": "spatial_context_nonanchor",
                    "global_intra_context": "intra_channel_context_nonanchor"}
-# Values that are made anew, or that CompressAI's own model never reads (slice_values).
+# Buffers, which `buffers` computes again, and slice_values, which the forward pass of CompressAI's MLICv2 never reads.
 IGNORED = re.compile(r"(y\.\d+\.)?gaussian_conditional\.|entropy_bottleneck\.(_|target|likelihood_lower_bound)"
                      r"|.*_reparam\.|.*relative_position_index$|.*attn_mask$|.*\.rope\.frequency$|.*\.slice_values\.")
 PEDESTAL = 2.0**-36                            # of GDN's parameters, which are stored as square roots
@@ -31,11 +32,11 @@ GDN_MIN = {"beta": 1e-6, "gamma": 0.0}
 
 
 class WeightsError(ValueError):
-  """A state dict, or a model, that cannot be converted; one line that says why, and names keys."""
+  """A state dict or a model cannot be converted. The message is one line that says why and names keys."""
 
 
 def unwrapped(content: Any) -> Any:
-  """The state dict in a checkpoint, which has it under one of WRAPPERS or is it."""
+  """Returns the state dict of a checkpoint, which has it under one of WRAPPERS or is a state dict itself."""
   for wrapper in WRAPPERS:
     if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
       return content[wrapper]
@@ -43,7 +44,7 @@ def unwrapped(content: Any) -> Any:
 
 
 def common_name(name: str) -> str:
-  """The name in common of an array in either layout, of any version of CompressAI."""
+  """Returns the common name of an array of either layout, as any version of CompressAI names it."""
   name = name.removeprefix("module.")
   if found := re.match(r"latent_codec\.y\.channel_context\.y(\d+)\.(channel_part|global_inter_part)\.(.*)", name):
     k, part, rest = found.groups()
@@ -59,12 +60,12 @@ def common_name(name: str) -> str:
 
 
 def renaming(names: Iterable[str]) -> Callable[[str], str]:
-  """What makes of a name in common the one that the layout of these names has, for errors."""
+  """Returns a function from common names to the names of the layout that `names` are in. Error messages use it."""
   return compressai_name if any(name.removeprefix("module.").startswith("latent_codec.") for name in names) else str
 
 
 def compressai_name(name: str) -> str:
-  """CompressAI's name of an array, from its name in common."""
+  """Returns CompressAI's name of an array, from its common name."""
   if name.startswith(("h_a.", "h_s.")):
     return f"latent_codec.{name}"
   if name.startswith("entropy_bottleneck."):
@@ -84,8 +85,9 @@ def _inverse(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def buffers(config: CodecConfig, layout: str, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
-  """What such a state dict holds beside its parameters, by names in common; coding tables are empty, as after training:
-  the models fill them by update()."""
+  """Returns the buffers of a state dict by common name: what it holds beside parameters.
+
+  The coding tables are empty, as after training. The PyTorch models fill them in update()."""
   found: dict[str, np.ndarray] = {}
   for entry in entries:
     if entry.path[-1] in GDN_MIN:
@@ -120,8 +122,9 @@ def _of_entropy_model(name: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class Shapes:
-  """The shapes of a state dict by names in common; a name that is missing is a WeightsError with the nearest one, both
-  as `rename` gives them."""
+  """Looks up the shapes of a state dict by common name.
+
+  A missing name raises WeightsError with the nearest name; both are shown as `rename` returns them."""
 
   def __init__(self, weights: Mapping[str, Any], rename: Callable[[str], str]):
     self._weights, self._rename = weights, rename
@@ -134,16 +137,16 @@ class Shapes:
     return tuple(self._weights[name].shape)
 
   def numbers(self, pattern: str) -> list[int]:
-    """The number that a pattern has as its group, of all names that it matches, in order."""
+    """Returns the numbers that the group of a pattern matches in all names, in ascending order."""
     return sorted({int(found[1]) for found in (re.match(pattern, name) for name in self._weights) if found})
 
   def widths(self, prefix: str, layers: Iterable[int]) -> tuple[int, ...]:
-    """Output channels of layers of a network."""
+    """Returns the output channels of some layers of a network."""
     return tuple(self(f"{prefix}.{i}.weight")[0] for i in layers)
 
 
 def complaint(missing: list[str], unknown: list[str], most: int = 8) -> str:
-  """One line that lists missing and unknown names, each with the nearest of the others."""
+  """Returns one line that lists missing and unknown names, each with the nearest name of the other kind."""
   def listed(names: list[str], others: list[str]) -> str:
     parts = []
     for name in names[:most]:

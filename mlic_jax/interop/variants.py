@@ -1,4 +1,4 @@
-"""Which config a state dict is of, and which models of this package the other implementations have.
+"""The config of a state dict, and the models of this package that the other implementations have.
 
 CompressAI reads the papers differently from this package in some places. The options of a config have both readings
 (docs/models.md lists them).
@@ -21,13 +21,13 @@ CONTEXTS = {
     MLIC_PLUS: ("local_attention", "global_intra_softmax", "global_inter_softmax", "channel"),
     MLIC_PLUS_PLUS: ("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
     MLIC_V2: ("local_attention", FIRST, "global_intra_linear", "global_inter_linear", "channel")}
-HEAD_CHANNELS = 32       # of the heads between slices, in the authors' code and in CompressAI
-HIDDEN_WINDOW = 5        # of softmax attention within a slice, in CompressAI
-# What CompressAI's models have that a config here can change: {field: value}.
+HEAD_CHANNELS = 32       # each head of an inter-slice context has so many in the authors' code and in CompressAI
+HIDDEN_WINDOW = 5        # softmax attention within a slice hides so many places a side in CompressAI
+# Both implementations fix these fields of a config in their code.
 FIXED: dict[str, Any] = dict(
     widths=(), hyper_widths=(), context_ratio=2, channel_widths=(192, 128), entropy_widths=(320, 256, 128))
 LRP_WIDTHS = (224, 128)
-# Readings of MLICv2; token_expansion is the width of the gate.
+# CompressAI's readings of MLICv2. Here token_expansion is the width of the gate.
 V2_OPTIONS = dict(token_blocks=2, token_expansion=1, token_depthwise_first=True, gate_norm=True, guide_scales=True,
                   rotary_output=True, reweighting=True, reweighting_cosines=False, selection_spatial=True,
                   selection_distance=0.3, selection_chance=0.5, selection_lrp=False)
@@ -35,11 +35,11 @@ V2_OPTIONS = dict(token_blocks=2, token_expansion=1, token_depthwise_first=True,
 
 def infer_config(weights: Mapping[str, Any], variant: str | None = None,
                  rename: Callable[[str], str] = str) -> CodecConfig:
-  """The config of a state dict, from its shapes by names in common.
+  """Returns the config of a state dict, from its arrays by common name, of which only the shapes are read.
 
-  The names of MLIC+ are those of MLIC++, which is what they are taken for unless `variant` says "mlic_plus". It may say
-  any of CONTEXTS; WeightsError where the names are those of another one, or of no MLIC model. `rename` makes of a name
-  in common the one for errors.
+  The keys of MLIC+ and MLIC++ are the same, and mean MLIC++ unless `variant` is "mlic_plus". `variant` may be any of
+  CONTEXTS. Raises WeightsError when the keys are those of another model, or of no MLIC model; `rename` returns the name
+  that an error shows for a common name.
   """
   shape = Shapes(weights, rename)
   M, N = shape("g_a.analysis_transform.6.weight")[:2]
@@ -78,12 +78,14 @@ def _window(shape: Shapes) -> int:
 
 
 def _heads(config: CodecConfig) -> list[int]:
-  """How many heads look at 1, 2, ... decoded slices."""
+  """Returns how many heads look at 1, 2, ... decoded slices."""
   return [num_heads(config, count) for count in range(1, max(config.num_slices, 2))]
 
 
 def variant_of(config: CodecConfig, layout: str) -> str:
-  """The name of the model that a config is in the layout; WeightsError in one line when it has no such model."""
+  """Returns the name of the model that a config describes, one of CONTEXTS.
+
+  Raises WeightsError in one line when the implementation with this layout has no such model."""
   refuse = lambda what, wanted: WeightsError(f"{what}, which {_owner(layout)} does not have; {wanted}")
   if config.num_rates:
     raise refuse(f"a variable-rate model (num_rates={config.num_rates})", "wanted a model of one rate, num_rates=0")
@@ -104,7 +106,7 @@ def variant_of(config: CodecConfig, layout: str) -> str:
 
 
 def summary(config: CodecConfig) -> str:
-  """One line about a model that was converted, for the terminal."""
+  """Returns one line about a converted model, for the terminal."""
   name = next(name for name, contexts in CONTEXTS.items() if set(contexts) == set(config.contexts))
   options = "".join(f", {name}={value}" for name, value in dict(config.options).items())
   return f"{name}, N={config.N}, M={config.M}, {config.num_slices} slices, window of {config.window_size}{options}"
@@ -115,7 +117,7 @@ def _owner(layout: str) -> str:
 
 
 def _check_release(config: CodecConfig, refuse, layout: str) -> None:
-  """Of the two releases of the authors, CompressAI has the second one."""
+  """Raises WeightsError unless the widths are those of a release. CompressAI has those of the second one only."""
   second = (0, LRP_WIDTHS)
   first = (config.N if config.N != config.M else 0, shrinking_widths(config, config.num_slices - 1))
   allowed = [second, first] if layout == AUTHORS else [second]
@@ -125,8 +127,9 @@ def _check_release(config: CodecConfig, refuse, layout: str) -> None:
 
 
 def _check_options(config: CodecConfig, variant: str, refuse) -> None:
-  """The settings have to be those of `variant`. Whether softmax attention averages what it does not see is left open:
-  it makes a difference for pictures of 64x64 pixels alone."""
+  """Raises WeightsError unless the options are those of `variant`.
+
+  `average_unseen` may have either value, because it changes the result for images of 64x64 pixels only."""
   wanted: dict[str, Any] = {}
   if variant == MLIC_V2:
     wanted = V2_OPTIONS
@@ -150,7 +153,7 @@ def _check_options(config: CodecConfig, variant: str, refuse) -> None:
 
 
 def _defaults(config: CodecConfig) -> dict[str, Any]:
-  """{name: default} of the settings of all parts that a config has."""
+  """Returns {name: default} of the options of all parts that a config has."""
   from mlic_jax.model import contexts, transforms
   modules = [transforms.find(config.transforms), *map(contexts.find, config.contexts), selection_map]
   return {name: value for module in modules for name, value in getattr(module, "OPTIONS", {}).items()}

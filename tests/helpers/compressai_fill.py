@@ -1,6 +1,6 @@
 """The weights and images of the recorded arrays of CompressAI's MLIC models, by formula (tests/fixtures/compressai/).
 
-A parameter is filled under its name in common, as golden_fill.py fills those of the authors' release. EXTRA has what
+A parameter is filled under its common name, as golden_fill.py fills those of the authors' release. EXTRA has what
 the release has no rule for, and is tried first.
 """
 
@@ -28,7 +28,7 @@ EXTRA = [
 
 
 def layouts() -> dict:
-  """{model: {size: {"constructor", "parameters", "state_dict": [[name, shape, dtype, kind, name in common], ...]}}}."""
+  """{model: {size: {"constructor", "parameters", "state_dict": [[name, shape, dtype, kind, common name], ...]}}}."""
   return json.loads(gzip.decompress((FIXTURES / "layouts.json.gz").read_bytes()))
 
 
@@ -38,7 +38,7 @@ def fill(entries: Iterable[list]) -> dict[str, np.ndarray]:
 
 
 def fill_one(common: str, shape: list[int]) -> np.ndarray:
-  """The values of one parameter, by its name in common."""
+  """The values of one parameter, by its common name."""
   for applies, base, gain, per_fan_in in EXTRA:
     if applies(common, shape):
       gain = gain / float(np.sqrt(np.prod(shape[1:]))) if per_fan_in else gain

@@ -1,7 +1,7 @@
 """Global context of the anchors of the first slice, guided by the hyperprior: CompressAI's MLICv2 (section 3.4.1).
 
-global_intra_hyper.py has our reading. Here each parity is projected with the other one set to zero, the keys are
-normalized over all positions, and only the anchors hear of it.
+global_intra_hyper.py has our reading of that section. Here each parity is projected with the other one set to zero, the
+keys are normalized over all positions, and only the anchors get the features.
 
 Settings:
   guide_scales    the guide is the half of the hyper features about scales, in place of the half about means
@@ -32,7 +32,7 @@ def check(config: CodecConfig) -> None:
 
 
 class Context(nn.Module):
-  """What the hyperprior has at far places, for the anchors of slice 0: (B, h, w, 2M) -> (B, h, w, features)."""
+  """Carries hyper features of far positions to the anchors of slice 0: (B, h, w, 2M) -> (B, h, w, features)."""
   config: CodecConfig
   needs = ()
   first_slice_only = True
