@@ -11,14 +11,17 @@ The end of the interval may lie beyond 2**32. What was written last is then eith
 that passes 2**32 later sends a carry back through it. (The ops hold those digits back until they know; the digits are
 the same.) All numbers are int64: the largest is size * count, 2**48.
 """
+import contextlib
 from typing import Any
 
 import numba
 import numpy as np
 
 from mlic_jax.runtime import compilation_cache
+from mlic_jax.runtime.trusted_files import checksummed
 
 MASK = 2**32 - 1
+CACHED = "*/rangecoder_numba.*.nb[ci]"  # what numba calls the files of the functions below
 
 
 class Writer:
@@ -101,10 +104,12 @@ def _compiled(signature: str):
 
   def decorate(function):
     settings: Any = numba.config  # which declares no attributes
-    before, settings.CACHE_DIR = settings.CACHE_DIR, settings.CACHE_DIR or compilation_cache.folder() or ""
+    before, folder = settings.CACHE_DIR, compilation_cache.folder("numba")
     try:
-      return numba.njit(signature, nogil=True, cache=bool(settings.CACHE_DIR))(function)
-    except (OSError, RuntimeError):  # no folder can be written to
+      with checksummed(folder, CACHED) if folder else contextlib.nullcontext():
+        settings.CACHE_DIR = folder or ""
+        return numba.njit(signature, nogil=True, cache=bool(folder))(function)
+    except Exception:  # of a cache that numba cannot use, such as on a full disk; errors of the function come again
       return numba.njit(signature, nogil=True)(function)
     finally:
       settings.CACHE_DIR = before

@@ -20,7 +20,9 @@ from mlic_jax.data.file_listing import list_files
 from mlic_jax.data.pillow_decode import (
   FORMATS,
   MODES,
+  PIXELS_MAX,
   ImageError,
+  check_pixels,
   colour_beside_the_profile,
   is_of_rgb,
   on_white,
@@ -35,7 +37,6 @@ from mlic_jax.paths import as_path
 __all__ = ["AnyPicture", "EXTENSIONS", "FORMATS", "LOSSLESS", "MODES", "PIXELS_MAX", "ImageError", "Picture",
            "as_picture", "check_lossless", "list_images", "load_image", "load_picture", "picture_file", "save_image"]
 
-PIXELS_MAX = 512 * 10**6  # of a picture, in a file of any format: a decoder needs some hundred bytes a pixel
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 # The formats save_image writes, all of them without loss.
@@ -91,9 +92,7 @@ def as_picture(image: AnyPicture) -> Picture:
 
 def _picture(name: str, image: Image.Image, pixels_max: int) -> Picture:
   refuse_what_rgb_cannot_hold(name, image)
-  if image.width * image.height > pixels_max:
-    raise ImageError(f"{name}: {image.width}x{image.height}, {image.width * image.height / 1e6:.0f} megapixels; "
-                     f"the limit is {pixels_max / 1e6:.0f}")
+  check_pixels(name, image, pixels_max)
   profile, other = image.info.get("icc_profile"), colour_beside_the_profile(image)
   scale_transparent_grey(image)
   return Picture(np.array(on_white(upright(image))), profile if is_of_rgb(profile) else None, other)

@@ -1,13 +1,14 @@
 """Random access to the photographs of a source, each decoded as far as it is needed."""
 
 import struct
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from mlic_jax.data.image_io import ImageError, load_image
-from mlic_jax.data.pillow_decode import open_picture, reason, refuse_what_rgb_cannot_hold, upright
+from mlic_jax.data.pillow_decode import check_pixels, open_picture, reason, refuse_what_rgb_cannot_hold, upright
 from mlic_jax.data.sources import Source
 
 REDUCTIONS = (1, 2, 4, 8)  # how many times smaller a JPEG can be decoded, in a fraction of the time
@@ -37,7 +38,14 @@ class Photographs:
     self.cache_bytes = cache_bytes
     self._headers = {} if headers is None else headers
     self._cache: dict[tuple[int, int], np.ndarray] = {}
+    self._cached_bytes, self._lock = 0, threading.Lock()
     self._broken: dict[int, str] = {}
+
+  def __getstate__(self) -> dict:          # for worker processes, which have a lock of their own
+    return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+  def __setstate__(self, state: dict) -> None:
+    vars(self).update(state, _lock=threading.Lock())
 
   def __len__(self) -> int:
     return len(self.source)
@@ -57,9 +65,10 @@ class Photographs:
     if image is None:
       file = self._unless_broken(index, self.source.file, index) if file is None else file
       image = self._unless_broken(index, decode, file, reduction)
-      if self.cache_bytes >= image.nbytes:
-        self.cache_bytes -= image.nbytes
-        self._cache[index, reduction] = image
+      with self._lock:                     # of two threads that decoded the same image, one caches it
+        if (index, reduction) not in self._cache and self._cached_bytes + image.nbytes <= self.cache_bytes:
+          self._cached_bytes += image.nbytes
+          self._cache[index, reduction] = image
     return image
 
   def _unless_broken(self, index: int, read: Callable, *arguments):
@@ -76,6 +85,7 @@ def read_header(file) -> Header:
   try:
     with open_picture(file) as image:
       refuse_what_rgb_cannot_hold(file, image)
+      check_pixels(file, image)
       jpeg = image.format in ("JPEG", "MPO")
       return Header(min(image.size), jpeg or image.format == "WEBP" and _lossy_webp(image.fp), jpeg)
   except ImageError:
@@ -105,7 +115,10 @@ def decode(file, reduction: int = 1) -> np.ndarray:
     return load_image(file)
   try:
     with open_picture(file) as image:
+      check_pixels(file, image)
       image.draft(image.mode, (image.width // reduction, image.height // reduction))
       return np.asarray(upright(image).convert("RGB"))
+  except ImageError:
+    raise
   except Exception as error:
     raise ImageError(f"{file}: cannot be read as an image ({reason(file, error)})") from error

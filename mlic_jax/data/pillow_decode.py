@@ -7,9 +7,11 @@ import contextlib
 import struct
 import threading
 from collections.abc import Iterator
+from types import ModuleType
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
+PIXELS_MAX = 512 * 10**6  # of an image, in a file of any format: a decoder needs some hundred bytes a pixel
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # whatever the extension says
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
 
@@ -34,38 +36,50 @@ class ImageError(ValueError):
   """An image that cannot be read, held or written; one line with the file, what came and what was wanted."""
 
 
-_lock, _lifted, _limit = threading.Lock(), 0, None
+# Limits in Pillow's modules: none for pixels (check_pixels counts them before they are decoded), and for a single text
+# or color profile of a PNG the bytes that Pillow allows for all texts. Pillow's own are 89 megapixels and 1 MiB.
+TEXT_MAX = 2**26
+LIMITS = {(Image, "MAX_IMAGE_PIXELS"): None, (PngImagePlugin, "MAX_TEXT_CHUNK"): TEXT_MAX,
+          (PngImagePlugin, "MAX_TEXT_MEMORY"): TEXT_MAX}
+
+_lock, _users, _usual_limits = threading.Lock(), 0, {}
 
 
 @contextlib.contextmanager
-def without_pillow_s_limit() -> Iterator[None]:
-  """Pillow warns from 89 megapixels on, and refuses from 179; the limit here is that of the file format.
+def own_limits() -> Iterator[None]:
+  """Sets LIMITS while the block runs.
 
-  It is a global of Pillow's, and whoever else uses Pillow has it back at the end, with threads at the last of them.
+  They are globals of Pillow. Other code that uses Pillow has the usual ones again when the last thread has left.
   """
-  global _lifted, _limit
+  global _users
   with _lock:
-    if not _lifted:
-      _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    _lifted += 1
+    if not _users:
+      _usual_limits.update({(module, name): getattr(module, name) for module, name in LIMITS})
+      _set(LIMITS)
+    _users += 1
   try:
     yield
   finally:
     with _lock:
-      _lifted -= 1
-      if not _lifted:
-        Image.MAX_IMAGE_PIXELS = _limit
+      _users -= 1
+      if not _users:
+        _set(_usual_limits)
+
+
+def _set(limits: dict[tuple[ModuleType, str], int | None]) -> None:
+  for (module, name), value in limits.items():
+    setattr(module, name, value)
 
 
 def open_picture(file, formats: tuple[str, ...] | None = FORMATS) -> ImageFile.ImageFile:
-  """Image.open, of a path or of a file object, with the limit lifted; what is decoded later, `load` decodes."""
-  with without_pillow_s_limit():
+  """Image.open within LIMITS, of a path or of a file object; `load` decodes the pixels."""
+  with own_limits():
     return Image.open(file, formats=formats)
 
 
 def load(image: Image.Image) -> None:
-  """Decodes it; TIFF asks for the limit again."""
-  with without_pillow_s_limit() if image.format == "TIFF" else contextlib.nullcontext():
+  """Decodes the pixels. TIFF checks the limits again, and PNG may have texts behind the pixels."""
+  with own_limits():
     image.load()
 
 
@@ -73,6 +87,8 @@ def reason(file, error: Exception) -> str:
   """Why Pillow did not read a file, in one line."""
   if isinstance(error, UnidentifiedImageError):
     return "of no known format, or of a layout that is not known"
+  if "MAX_TEXT_" in str(error):
+    return f"a text or colour profile has more than {TEXT_MAX >> 20} MiB"
   return " ".join(str(error).replace(repr(str(file)), "the file").split()) or type(error).__name__
 
 
@@ -86,6 +102,14 @@ def refuse_what_rgb_cannot_hold(name, image: Image.Image) -> None:
     raise ImageError(f"{name}: colour mode {image.mode}; {wanted}")
   if hasattr(image, "tag_v2") and (what := _doubtful_in_tiff(image.mode, image.tag_v2)):
     raise ImageError(f"{name}: {what}; {wanted}")
+
+
+def check_pixels(name, image: Image.Image, pixels_max: int = PIXELS_MAX) -> None:
+  """ImageError for an opened image of more pixels; to be called before they are decoded."""
+  count = image.width * image.height
+  if count > pixels_max:
+    raise ImageError(f"{name}: {image.width}x{image.height}, {count / 1e6:.0f} megapixels; "
+                     f"the limit is {pixels_max / 1e6:.0f}")
 
 
 def _bits_per_channel(image: Image.Image) -> int:

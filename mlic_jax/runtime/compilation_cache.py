@@ -1,41 +1,110 @@
-"""Compiled functions are kept on disk, so that the second run of a program starts in seconds."""
-import errno
+"""The folder on disk that caches compiled functions, so that the second start of a program takes seconds.
+
+    xla/          written by jax: executables, found by the lowered program
+    numba/        written by numba: the range coder
+    programs/     whole programs (executable_cache.py)
+    seconds.json  compile times (compile_progress.py)
+
+Cached files run code when they are loaded, so the folder counts only if nobody but the user can have written to it
+(trusted_files.py). A cache only saves time: one that cannot be used is reported in one line, and everything is
+compiled; a file that cannot be read is written again.
+"""
+import contextlib
+import glob
+import logging
 import os
+import re
+import stat
+import warnings
 from typing import Any
 
 import jax
 
+from mlic_jax.runtime.trusted_files import WRITABLE, distrust, matching, remove_matching
+
 SETTINGS: Any = jax.config  # which declares no attributes
+log = logging.getLogger(__name__)
+
 VARIABLE = "MLIC_JAX_CACHE"
 MIN_COMPILE_SECONDS = 0.1  # what compiles faster is not worth a file
+# jax's warning, which names the function. It never overwrites an entry that exists.
+ENTRY_ERROR = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([^']*)': (.*)", re.DOTALL)
+
+_reported: set[str] = set()
 
 
-def folder() -> str | None:
-  """Where compiled functions are kept: $MLIC_JAX_CACHE, by default ~/.cache/mlic_jax; None when it is empty, and by
-  default without a home, or one that can be written to. OSError for a folder that is named and cannot be written to."""
+def folder(part: str = "") -> str | None:
+  """The cache folder or its subfolder `part`: $MLIC_JAX_CACHE, by default ~/.cache/mlic_jax.
+
+  None where the variable is empty, where there is no home, and where the folder cannot be used. The last is logged
+  once, except for a default folder that cannot be created or written to.
+  """
   named = os.environ.get(VARIABLE)
   path = os.path.expanduser(os.path.join("~", ".cache", "mlic_jax") if named is None else named)
-  if not path or named is None and path.startswith("~"):   # who has no home keeps the "~"
+  if not path or named is None and path.startswith("~"):   # expanduser leaves the "~" where there is no home
     return None
   path = os.path.abspath(path)
-  try:
-    os.makedirs(path, exist_ok=True)
-    if not os.access(path, os.W_OK | os.X_OK):
-      raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
-  except OSError:
-    if named is None:
+  for each in (path, os.path.join(path, part)) if part else (path,):
+    try:
+      os.makedirs(each, mode=0o700, exist_ok=True)
+      problem = distrust(os.stat(each))
+      if not problem and not os.access(each, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(None, "cannot be written to")
+    except OSError as error:
+      if named is None:
+        return None
+      problem = error.strerror
+    if problem:
+      _report(f"{each}: {problem}")
       return None
-    raise
-  return path
+  return os.path.join(path, part) if part else path
 
 
 def enable() -> None:
-  """Keeps what jax compiles in `folder()`.
+  """Caches what jax compiles in `folder("xla")`.
 
   To be called before anything is compiled: jax decides at the first compilation. A directory that jax was already
   given (JAX_COMPILATION_CACHE_DIR) is left alone.
   """
-  if SETTINGS.jax_compilation_cache_dir or not (path := folder()):
+  if SETTINGS.jax_compilation_cache_dir or not (path := folder("xla")):
     return
+  _remove_untrusted_entries(path)
+  _remove_entries_with_errors(path)
   jax.config.update("jax_compilation_cache_dir", path)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+
+
+def _report(problem: str) -> None:
+  if problem not in _reported:
+    _reported.add(problem)
+    log.warning("compiling without a cache: %s; %s names another folder", problem, VARIABLE)
+
+
+def _remove_untrusted_entries(path: str) -> None:
+  """Removes jax's entries that other users can have written.
+
+  jax leaves their mode to the umask, which does not matter in a folder that other users cannot enter."""
+  is_closed = not os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+  for entry in matching(path, "*-cache"):
+    with contextlib.suppress(OSError):
+      problem = distrust(os.stat(entry))
+      if problem and not (is_closed and problem == WRITABLE):
+        os.unlink(entry)
+
+
+def _remove_entries_with_errors(path: str) -> None:
+  """From now on, removes an entry that jax could not read, or not write to its end, so that it is written again."""
+  show = warnings.showwarning
+
+  def remove_or_show(message, category, filename, lineno, file=None, line=None):
+    error = ENTRY_ERROR.match(str(message))
+    if error is None:
+      show(message, category, filename, lineno, file, line)
+      return
+    action, name, reason = error.groups()
+    if action == "writing":
+      _report(f"{path}: {reason.splitlines()[0]}")
+    with contextlib.suppress(OSError):
+      remove_matching(path, f"{glob.escape(name)}-*-cache")
+
+  warnings.showwarning = remove_or_show

@@ -29,8 +29,8 @@ import jax
 import numpy as np
 from jax.experimental import serialize_executable
 
-from mlic_jax.atomic_io import write_whole
 from mlic_jax.runtime import compilation_cache, startup
+from mlic_jax.runtime.trusted_files import read_trusted, write_trusted
 
 SETTINGS: Any = jax.config  # which declares no attributes
 CALLED_WHILE_TRACING = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "ml_dtypes")
@@ -55,7 +55,7 @@ def kept(function: Callable, name: str, described: str | None, jit: Callable = j
     return jit(function, **options)
   if SETTINGS.jax_disable_jit or SETTINGS.jax_debug_nans or SETTINGS.jax_debug_infs:  # of single operations
     return jit(function, **options)
-  folder = _folder()
+  folder = compilation_cache.folder("programs")
   return _Kept(function, name, described, jit, options, folder) if folder else jit(function, **options)
 
 
@@ -173,20 +173,15 @@ def _num_taken() -> int:
   return getattr(_taken, "count", 0)
 
 
-def _folder() -> str | None:
-  """Where they are kept; None where nothing is. That it cannot be written to, compilation_cache.enable says."""
-  with contextlib.suppress(OSError):
-    folder = compilation_cache.folder()
-    return folder and os.path.join(folder, "programs")
-  return None
-
-
 def _read(path: str) -> Callable | None:
-  """The program in a file; None when there is none, or it is damaged, or this jax or this code does not take it."""
+  """The program in a file; None when there is none, or it is damaged, or this jax or this code does not take it.
+
+  Unpickling runs what the file says, so a file that another user can have written is not read."""
+  content = read_trusted(path)
+  if content is None:
+    return None
   try:
-    with open(path, "rb") as file:
-      content = pickle.loads(zlib.decompress(file.read()))
-    program = serialize_executable.deserialize_and_load(*content)
+    program = serialize_executable.deserialize_and_load(*pickle.loads(zlib.decompress(content)))
   except Exception:  # what a pickle raises, of classes that are not there any more, is anything; it is compiled instead
     return None
   with contextlib.suppress(OSError):
@@ -201,8 +196,7 @@ def _write(path: str, program: jax.stages.Compiled) -> None:
   except Exception:  # as above
     return
   with contextlib.suppress(OSError):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_whole(path, zlib.compress(content, 1))
+    write_trusted(path, zlib.compress(content, 1))
     _make_room(os.path.dirname(path))
 
 

@@ -2,16 +2,17 @@
 import io
 import struct
 import threading
+import tracemalloc
 import zlib
 
 import numpy as np
 import PIL
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from mlic_jax.data.image_io import ImageError, load_image, load_picture
 from mlic_jax.data.image_source import decode, read_header
-from mlic_jax.data.pillow_decode import open_picture, without_pillow_s_limit
+from mlic_jax.data.pillow_decode import TEXT_MAX, open_picture, own_limits
 from tools import image_formats
 from tools.image_formats import png, tiff
 
@@ -168,32 +169,72 @@ def test_colour_tags_of_a_tiff_and_profiles_of_grey_are_known():
   assert load_picture(content).other_colour == "a colour profile that is not of RGB"
 
 
-# --- Pillow's limit ------------------------------------------------------------------
+# --- Pillow's limits -----------------------------------------------------------------
 
-def test_pillow_s_limit_is_its_own_again_after_a_picture_was_read():
-  usual = Image.MAX_IMAGE_PIXELS
-  assert usual
+def usual_limits():
+  return Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+
+
+def png_with_text(size, before):
+  """A PNG with a compressed text of `size` bytes before or behind its pixels."""
+  content = png(SMOOTH, 2, 8)
+  data = b"parameters\0\0" + zlib.compress(bytes(size))
+  chunk = struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
+  place = content.index(b"IDAT" if before else b"IEND") - 4
+  return io.BytesIO(content[:place] + chunk + content[place:])
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_png_with_megabytes_of_text_is_read(before):
+  """As scanners and image generators write them."""
+  content = png_with_text(3 * 2**20, before)
+  np.testing.assert_array_equal(load_image(content), SMOOTH)
+  assert read_header(content).short_side == 16
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_text_that_would_fill_the_memory_is_refused_before_it_does(before):
+  content = png_with_text(TEXT_MAX + 2**20, before)
+  tracemalloc.start()
+  try:
+    with pytest.raises(ImageError, match="a text or colour profile has more than 64 MiB"):
+      load_image(content)
+    assert tracemalloc.get_traced_memory()[1] < 4 * TEXT_MAX
+  finally:
+    tracemalloc.stop()
+
+
+def test_a_png_with_megabytes_of_profile_is_read_with_it():
+  profile = bytes(16) + b"RGB " + bytes(16) + b"acsp" + bytes(2 * 2**20)
+  picture = load_picture(io.BytesIO(png(SMOOTH, 2, 8, chunks=[(b"iCCP", b"icc\0\0" + zlib.compress(profile))])))
+  np.testing.assert_array_equal(picture.image, SMOOTH)
+  assert picture.icc_profile == profile
+
+
+def test_pillow_s_limits_are_its_own_again_after_an_image_was_read():
+  usual = usual_limits()
+  assert all(usual)
   load_image(io.BytesIO(png(SMOOTH, 2, 8)))
   open_picture(io.BytesIO(tiff(SMOOTH, 2))).load()
   with pytest.raises(ImageError):
     load_image(io.BytesIO(b"none"))
-  assert Image.MAX_IMAGE_PIXELS == usual
+  assert usual_limits() == usual
 
 
-def test_the_limit_comes_back_with_the_last_of_several_threads():
-  usual, inside, leave = Image.MAX_IMAGE_PIXELS, threading.Event(), threading.Event()
+def test_the_limits_come_back_with_the_last_of_several_threads():
+  usual, inside, leave = usual_limits(), threading.Event(), threading.Event()
 
   def stay():
-    with without_pillow_s_limit():
+    with own_limits():
       inside.set()
       leave.wait()
 
   thread = threading.Thread(target=stay)
   thread.start()
   inside.wait()
-  with without_pillow_s_limit():
-    assert Image.MAX_IMAGE_PIXELS is None
-  assert Image.MAX_IMAGE_PIXELS is None                  # the other thread is still reading
+  with own_limits():
+    assert usual_limits() == (None, TEXT_MAX, TEXT_MAX)
+  assert usual_limits() == (None, TEXT_MAX, TEXT_MAX)   # the other thread is still reading
   leave.set()
   thread.join()
-  assert Image.MAX_IMAGE_PIXELS == usual
+  assert usual_limits() == usual

@@ -5,9 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from mlic_jax.data.image_io import ImageError, as_picture, list_images, load_image, load_picture, save_image
+from mlic_jax.data.image_source import decode, read_header
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (5, 7, 3), np.uint8)
@@ -228,6 +229,18 @@ def test_a_picture_of_more_than_pillow_s_own_limit_is_read(tmp_path):
   path = saved(tmp_path, Image.new("1", (20_000, 9_500)))
   with pytest.raises(ImageError, match="190 megapixels; the limit is 189"):
     load_picture(path, pixels_max=189 * 10**6)
+
+
+def test_an_image_that_claims_more_pixels_than_the_limit_is_refused_before_it_is_decoded(monkeypatch):
+  """A JPEG of 631 bytes that says it has 4.3 gigapixels, as a whole, in part and by its header."""
+  content = io.BytesIO()
+  Image.new("RGB", (16, 16)).save(content, "JPEG")
+  start = content.getvalue().index(b"\xff\xc0") + 5                    # height and width, in its frame header
+  bomb = content.getvalue()[:start] + struct.pack(">HH", 65500, 65500) + content.getvalue()[start + 4:]
+  monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("pixels were decoded"))
+  for read in load_image, read_header, decode, lambda file: decode(file, 8):
+    with pytest.raises(ImageError, match="65500x65500, 4290 megapixels; the limit is 512"):
+      read(io.BytesIO(bomb))
 
 
 # --- colour profiles -------------------------------------------------------------------

@@ -4,13 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mlic_jax.data import image_source
 from mlic_jax.data.augment import center_crop
 from mlic_jax.data.image_io import ImageError, load_image
+from mlic_jax.data.image_source import Photographs
 from mlic_jax.data.loader import (
   Mixture,
   crop_size_at,
@@ -68,6 +72,26 @@ def test_a_reader_started_at_batch_t_goes_on_as_the_first_one_would_have(folder)
 
 def test_threads_and_the_cache_do_not_change_the_batches(folder):
   np.testing.assert_array_equal(batches(folder, 8), batches(folder, 8, cache_bytes=10**8, threads=3))
+
+
+def test_an_image_that_two_threads_decode_at_once_takes_its_place_in_the_cache_once(tmp_path, monkeypatch):
+  for i in range(2):
+    flat(tmp_path / f"{i}.png", i)
+  decode, decoded, together = image_source.decode, [], threading.Barrier(2)
+
+  def noted(file, reduction):
+    decoded.append(file.name)
+    if file.name == "0.png":
+      together.wait(timeout=60)
+    return decode(file, reduction)
+
+  monkeypatch.setattr(image_source, "decode", noted)
+  images = Photographs(Folder("photos", [tmp_path / "0.png", tmp_path / "1.png"]), cache_bytes=2 * 64 * 64 * 3)
+  with ThreadPoolExecutor(2) as threads:
+    list(threads.map(lambda _: images[0].decode(), range(2)))
+  for index in 1, 0, 1:
+    assert images[index].decode()[0, 0, 0] == index
+  assert decoded == ["0.png", "0.png", "1.png"]
 
 
 @pytest.mark.slow

@@ -1,10 +1,15 @@
-"""Where compiled functions are kept, and what happens when there is no place for them."""
+"""The folder of compiled functions: where it is, what in it is trusted, and damage that is repaired."""
 import os
+import stat
+import subprocess
+import sys
 
 import jax
 import pytest
+from PIL import Image
 
-from mlic_jax.runtime import compilation_cache
+from mlic_jax.__main__ import main
+from mlic_jax.runtime import compilation_cache, trusted_files
 
 
 @pytest.fixture(name="chosen")
@@ -15,6 +20,7 @@ def choice(monkeypatch):
       monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
       monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(compilation_cache, "_reported", set())
     before = jax.config.jax_compilation_cache_dir
     try:
       jax.config.update("jax_compilation_cache_dir", None)
@@ -32,18 +38,154 @@ def homeless(monkeypatch):
 
 
 def test_it_is_below_the_home_unless_another_folder_is_named(chosen, tmp_path):
-  assert chosen(HOME=tmp_path) == str(tmp_path / ".cache" / "mlic_jax")
-  assert chosen(HOME=tmp_path, MLIC_JAX_CACHE=tmp_path / "here") == str(tmp_path / "here")
+  assert chosen(HOME=tmp_path) == str(tmp_path / ".cache" / "mlic_jax" / "xla")
+  assert chosen(HOME=tmp_path, MLIC_JAX_CACHE=tmp_path / "here") == str(tmp_path / "here" / "xla")
   assert chosen(HOME=tmp_path, MLIC_JAX_CACHE="") is None
 
 
-def test_without_a_home_nothing_is_kept_but_in_a_folder_that_is_named(chosen, homeless, tmp_path):
+def test_without_a_home_nothing_is_cached_but_in_a_folder_that_is_named(chosen, homeless, tmp_path):
   assert chosen() is None
-  assert chosen(MLIC_JAX_CACHE=tmp_path / "here") == str(tmp_path / "here")
+  assert chosen(MLIC_JAX_CACHE=tmp_path / "here") == str(tmp_path / "here" / "xla")
 
 
-def test_a_home_that_cannot_be_written_to_is_none_and_a_folder_that_is_named_is_an_error(chosen, tmp_path):
+def test_only_the_user_can_enter_the_folder(chosen, tmp_path):
+  before = os.umask(0)
+  try:
+    path = chosen(MLIC_JAX_CACHE=tmp_path / "here")
+  finally:
+    os.umask(before)
+  assert [stat.S_IMODE(os.stat(each).st_mode) for each in (tmp_path / "here", path)] == [0o700, 0o700]
+
+
+def a_file(folder, monkeypatch):
+  folder.write_text("")
+
+
+def below_a_file(folder, monkeypatch):
+  folder.parent.rmdir()
+  folder.parent.write_text("")
+
+
+def foreign(folder, monkeypatch):
+  folder.mkdir()
+  monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+
+
+def writable_by_others(folder, monkeypatch):
+  folder.mkdir()
+  folder.chmod(0o777)
+
+
+def read_only(folder, monkeypatch):
+  folder.mkdir()
+  monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+
+
+UNUSABLE = {a_file: "File exists", below_a_file: "Not a directory", foreign: "belongs to another user",
+            writable_by_others: "can be written to by other users", read_only: "cannot be written to"}
+
+
+@pytest.mark.parametrize("make", UNUSABLE, ids=lambda make: make.__name__)
+def test_a_folder_that_cannot_be_used_costs_one_line_and_the_cache(chosen, make, tmp_path, monkeypatch, caplog):
+  folder = tmp_path / "below" / "cache"
+  folder.parent.mkdir()
+  make(folder, monkeypatch)
+  assert chosen(MLIC_JAX_CACHE=folder) is None
+  assert compilation_cache.folder("numba") is None
+  assert caplog.messages == [
+      f"compiling without a cache: {folder}: {UNUSABLE[make]}; MLIC_JAX_CACHE names another folder"]
+
+
+@pytest.mark.parametrize("make", [foreign, writable_by_others], ids=lambda make: make.__name__)
+def test_a_subfolder_of_another_user_is_not_used_either(chosen, make, tmp_path, monkeypatch, caplog):
+  make(tmp_path / "xla", monkeypatch)
+  assert chosen(MLIC_JAX_CACHE=tmp_path) is None
+  assert UNUSABLE[make] in caplog.text
+
+
+def test_a_home_that_cannot_be_written_to_is_no_place_and_worth_no_line(chosen, tmp_path, caplog):
   (tmp_path / "file").touch()
   assert chosen(HOME=tmp_path / "file") is None
-  with pytest.raises(OSError, match="file/here"):
-    chosen(MLIC_JAX_CACHE=tmp_path / "file" / "here")
+  assert not caplog.messages
+
+
+PROGRAM = """
+import sys, jax
+from mlic_jax.runtime import compilation_cache
+compilation_cache.MIN_COMPILE_SECONDS = 0.0
+compilation_cache.enable()
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("/cache_hits")))
+print(jax.jit(lambda x: 3 * x)(2.0), sum(hits))
+"""
+
+
+def run(folder, before=""):
+  """What PROGRAM computes, how much of it came from the cache, and stderr."""
+  environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+  environment |= dict(MLIC_JAX_CACHE=str(folder), JAX_PLATFORMS="cpu")
+  done = subprocess.run([sys.executable, "-c", before + PROGRAM], env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  result, hits = done.stdout.split()
+  return float(result), int(hits), done.stderr
+
+
+DAMAGE = {"empty": lambda content: b"", "cut": lambda content: content[:len(content) // 2],
+          "zeros": lambda content: bytes(len(content)),
+          "a_bit": lambda content: content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
+def test_an_entry_of_jax_that_is_damaged_is_compiled_and_written_again(tmp_path, damage):
+  assert run(tmp_path)[:2] == (6, 0)
+  entry, = (tmp_path / "xla").glob("*-cache")
+  entry.write_bytes(damage(entry.read_bytes()))
+  assert run(tmp_path) == (6, 0, "")
+  assert run(tmp_path) == (6, 1, "")
+
+
+def test_an_entry_that_a_full_disk_cut_is_removed_and_the_reason_said_once(tmp_path):
+  """A limit on the size of files ends writes as a full disk does."""
+  assert run(tmp_path)[:2] == (6, 0)
+  entry, = (tmp_path / "xla").glob("*-cache")
+  size = entry.stat().st_size
+  entry.unlink()
+  limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))"
+  result, _, said = run(tmp_path, limit)
+  assert result == 6 and len(said.splitlines()) == 1 and "File too large" in said
+  assert not list((tmp_path / "xla").glob("*-cache"))
+  assert run(tmp_path) == (6, 0, "") and run(tmp_path) == (6, 1, "")
+
+
+@pytest.mark.parametrize("mode, folder_mode, stays",
+                         [(0o600, 0o755, True), (0o664, 0o755, False), (0o664, 0o700, True)])
+def test_an_entry_that_others_can_write_to_is_removed(chosen, tmp_path, mode, folder_mode, stays):
+  folder = tmp_path / "xla"
+  folder.mkdir()
+  folder.chmod(folder_mode)
+  entry = folder / "jit_f-0-cache"
+  entry.touch()
+  entry.chmod(mode)
+  (folder / "notes").touch()
+  (folder / "notes").chmod(0o666)
+  chosen(MLIC_JAX_CACHE=tmp_path)
+  assert entry.exists() == stays and (folder / "notes").exists()   # only what jax wrote is removed
+
+
+def test_an_entry_of_another_user_is_removed(chosen, tmp_path, monkeypatch):
+  path = chosen(MLIC_JAX_CACHE=tmp_path)
+  entry = tmp_path / "xla" / "jit_f-0-cache"
+  entry.touch()
+  monkeypatch.setattr(compilation_cache, "distrust", lambda status: trusted_files.FOREIGN)
+  compilation_cache._remove_untrusted_entries(path)
+  assert not entry.exists()
+
+
+def test_encoding_needs_no_cache(tiny_checkpoint, tmp_path, monkeypatch, caplog):
+  (tmp_path / "cache").touch()                     # a file in the place of the folder
+  monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(compilation_cache, "_reported", set())
+  Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+  arguments = ["encode", tmp_path / "image.png", tmp_path / "image.mlic", "--ckpt", tiny_checkpoint]
+  assert main([*map(str, arguments)]) == 0 and (tmp_path / "image.mlic").stat().st_size > 20
+  assert len(caplog.messages) == 1 and "File exists" in caplog.text

@@ -187,7 +187,7 @@ def test_nothing_is_kept_outside_of_the_command_line_or_of_what_cannot_be_descri
   scaled(x)
   monkeypatch.setattr(startup, "code", None)
   scaled(x)
-  assert len(traced) == 6 and not folder.exists()
+  assert len(traced) == 6 and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("damage", [

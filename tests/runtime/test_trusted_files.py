@@ -1,0 +1,160 @@
+"""Cached files that run code when they are loaded: forged ones are not loaded, damaged ones are written again."""
+import os
+import pickle
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from mlic_jax.runtime import executable_cache, startup, trusted_files
+
+
+class Forged:
+  """Runs code when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return open, (self.path, "w")
+
+
+def by_mode(path, monkeypatch):
+  path.chmod(0o666)
+
+
+def by_group(path, monkeypatch):
+  path.chmod(0o620)
+
+
+def by_owner(path, monkeypatch):
+  """As if another user had written it."""
+  monkeypatch.setattr(trusted_files, "os", OtherUser())
+
+
+class OtherUser:
+  """The module os, in a process of another user."""
+  def __getattr__(self, name):
+    return (lambda: os.geteuid() + 1) if name == "geteuid" else getattr(os, name)
+
+
+@pytest.mark.parametrize("forge", [by_mode, by_group, by_owner], ids=lambda forge: forge.__name__)
+def test_a_program_that_another_user_can_have_written_is_not_unpickled(tmp_path, monkeypatch, forge):
+  monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(startup, "code", "as it is now")
+  monkeypatch.setattr(startup, "digest_of_code", lambda: "as it is now")
+  triple = lambda: executable_cache.kept(lambda x: 3 * x, "triple", "")(np.float32(2))
+  assert triple() == 6
+  path, = [each for each in (tmp_path / "cache" / "programs").iterdir() if not each.is_symlink()]
+  forged = zlib.compress(pickle.dumps(Forged(tmp_path / "it ran")))
+  path.write_bytes(forged)
+  with monkeypatch.context() as others:
+    forge(path, others)
+    assert executable_cache._read(str(path)) is None and not (tmp_path / "it ran").exists()
+  if path.stat().st_mode & 0o022:
+    assert triple() == 6 and path.read_bytes() != forged    # it was compiled, and written again
+    assert not (tmp_path / "it ran").exists()
+    assert executable_cache._read(str(path)) is not None
+  else:                                                     # this is what the check prevents
+    assert executable_cache._read(str(path)) is None and (tmp_path / "it ran").exists()
+
+
+def test_a_folder_of_programs_that_others_can_write_to_is_not_read(tmp_path, monkeypatch):
+  monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path))
+  monkeypatch.setattr(startup, "code", "as it is now")
+  monkeypatch.setattr(executable_cache, "_read", lambda path: pytest.fail("a program was read"))
+  (tmp_path / "programs").mkdir()
+  (tmp_path / "programs").chmod(0o770)
+  assert executable_cache.kept(lambda x: 3 * x, "triple", "")(np.float32(2)) == 6
+  assert not list((tmp_path / "programs").iterdir())
+
+
+def test_what_is_written_is_trusted_whatever_the_umask_and_the_file_before(tmp_path):
+  before = os.umask(0)
+  try:
+    path = tmp_path / "file"
+    path.write_bytes(b"forged")
+    assert trusted_files.read_trusted(str(path)) is None
+    trusted_files.write_trusted(str(path), b"own")
+  finally:
+    os.umask(before)
+  assert trusted_files.read_trusted(str(path)) == b"own"
+  assert trusted_files.read_trusted(str(tmp_path / "none")) is trusted_files.read_trusted(str(tmp_path)) is None
+
+
+def load_coder(folder):
+  """What numba found in its cache for the two functions of the range coder, and stderr."""
+  program = ("from mlic_jax.coding import rangecoder_numba as coder;"
+             "print(*(len(f.stats.cache_hits) for f in (coder._push, coder._pull)))")
+  done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"MLIC_JAX_CACHE": str(folder)},
+                        capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  return [*map(int, done.stdout.split())], done.stderr
+
+
+@pytest.fixture(scope="module", name="filled")
+def filled_cache(tmp_path_factory):
+  """{path below the folder: content} of the cache of the range coder."""
+  folder = tmp_path_factory.mktemp("filled")
+  assert load_coder(folder) == ([0, 0], "")
+  assert load_coder(folder) == ([1, 1], "")
+  return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def copy_of(filled, folder):
+  for path, content in filled.items():
+    (folder / path.parent).mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / path).touch(mode=0o600)
+    (folder / path).write_bytes(content)
+  return folder
+
+
+def test_a_copy_of_the_cache_of_the_range_coder_is_found(filled, tmp_path):
+  assert load_coder(copy_of(filled, tmp_path)) == ([1, 1], "")
+
+
+DAMAGE = {"empty": lambda content: b"", "cut": lambda content: content[:-9],
+          "zeros": lambda content: bytes(len(content)),
+          "a_bit": lambda content: content[:-900] + bytes([content[-900] ^ 1]) + content[-899:]}
+
+
+@pytest.mark.parametrize("suffix, damage", [(".nbi", "empty"), (".nbi", "cut"), (".nbc", "empty"), (".nbc", "zeros"),
+                                            (".nbc", "a_bit")])
+def test_a_damaged_cache_of_the_range_coder_is_made_again(filled, tmp_path, suffix, damage):
+  """As a power cut leaves files that were not on the disk yet."""
+  copy_of(filled, tmp_path)
+  for path in tmp_path.rglob(f"*{suffix}"):
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+  assert load_coder(tmp_path) == ([0, 0], "")
+  assert load_coder(tmp_path) == ([1, 1], "")
+
+
+def test_a_forged_cache_of_the_range_coder_is_not_unpickled(filled, tmp_path):
+  cache = copy_of(filled, tmp_path / "cache")
+  for path in cache.rglob("*.nbi"):
+    path.write_bytes(pickle.dumps(Forged(tmp_path / "it ran")))
+    path.chmod(0o666)
+  assert load_coder(cache) == ([0, 0], "") and not (tmp_path / "it ran").exists()
+  assert load_coder(cache) == ([1, 1], "")
+
+
+def test_files_are_removed_unless_they_are_those_of_the_last_use(tmp_path):
+  """`checksummed`, around a library that writes what is missing."""
+  (tmp_path / "notes").write_text("of somebody")
+
+  def use():
+    with trusted_files.checksummed(str(tmp_path), "*.bin"):
+      found = (tmp_path / "a.bin").exists()
+      (tmp_path / "a.bin").write_bytes(b"compiled")
+    return found
+
+  assert [use(), use()] == [False, True]
+  (tmp_path / "a.bin").write_bytes(b"damaged!")
+  assert [use(), use()] == [False, True]
+  (tmp_path / "b.bin").write_bytes(b"of somebody else")
+  assert [use(), use()] == [False, True] and not (tmp_path / "b.bin").exists()
+  with pytest.raises(ZeroDivisionError), trusted_files.checksummed(str(tmp_path), "*.bin"):
+    raise ZeroDivisionError               # the library could not load it
+  assert [use(), use()] == [False, True] and (tmp_path / "notes").exists()
