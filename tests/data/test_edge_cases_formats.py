@@ -15,9 +15,9 @@ from PIL import Image
 from test_edge_cases_images import ODD_EXIF, bmp, exif, with_exif
 
 import mlic_jax
-from mlic_jax.__main__ import main
+from mlic_jax.__main__ import main, main_of_one_command
 from mlic_jax.coding import bitstream
-from mlic_jax.commands import encode, evaluate
+from mlic_jax.commands import encode
 from mlic_jax.data.image_io import ImageError
 from mlic_jax.data.image_source import Photographs
 from mlic_jax.data.sources import Folder
@@ -147,9 +147,11 @@ def test_odd_files_are_read_rightly_or_refused_in_one_line_by_encode_eval_and_tr
 
   monkeypatch.setitem(vars(mlic_jax), "Codec", FakeCodec)
   options = ["--ckpt", "x", "--qualities", "1", "--baselines", "none", "--estimate", "--report-images", "0"]
-  assert evaluate.main([*options, "--data", str(tmp_path / "all"), "--out", str(tmp_path / "out")]) == 2
+  evaluate = lambda folder: main_of_one_command(
+      "eval", "eval.py", [*options, "--data", str(tmp_path / folder), "--out", str(tmp_path / "out")])
+  assert evaluate("all") == 2
   assert capsys.readouterr().err.count("\n") == 1
   for file in good:
     (tmp_path / "good" / file.name).write_bytes(file.content)
-  assert evaluate.main([*options, "--data", str(tmp_path / "good"), "--out", str(tmp_path / "out")]) == 0
+  assert evaluate("good") == 0
   assert not capsys.readouterr().err
