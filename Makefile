@@ -58,6 +58,7 @@ lint: .venv/.dev  ## style, and types
 
 .venv/.runtime: requirements.txt $(wildcard requirements/*.txt)
 	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) $(PIP) --upgrade pip  # that of Python 3.10 finds no versions in ten minutes
 	$(RUN) $(PIP) -r requirements.txt
 	touch $@
 
