@@ -55,6 +55,7 @@ wheel: .venv/.dev  ## the wheel and the source distribution, into out/dist
 
 lint: .venv/.dev  ## style, and types
 	.venv/bin/ruff check .
+	.venv/bin/mypy
 
 .venv/.runtime: requirements.txt $(wildcard requirements/*.txt)
 	test -x $(RUN) || $(PYTHON) -m venv .venv

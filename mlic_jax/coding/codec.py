@@ -92,8 +92,8 @@ class Codec:
     """(1, 2, ..., num_rates), or (None,) for a single-rate checkpoint."""
     return tuple(range(1, self.config.num_rates + 1)) or (None,)
 
-  def choose_quality(self, quality: float | None) -> np.float32 | None:
-    """The quality that `encode` takes, as a file holds it. QualityError when the checkpoint does not have it."""
+  def choose_quality(self, quality: float | None) -> float | None:
+    """The quality that `encode` takes, a float32 as in a file. QualityError when the checkpoint does not have it."""
     return self.coder.choose_quality(quality)
 
   # --- encoding -------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Codec:
     from mlic_jax.coding.latent_optimizer import LatentOptimizer  # which imports optax
     if self.options.refine is None:
       raise RefineError(f"{self.name} does not optimize latents; wanted with_options(refine=...)")
-    return LatentOptimizer(self.coder, self.options.refine, self.options.lmbda)
+    return LatentOptimizer(self.coder, Schedule.of(self.options.refine), self.options.lmbda)
 
   def objective(self, quality: float | None) -> tuple[str, float]:
     """The distortion that latents are optimized for, and its weight at a quality. RefineError when none is known."""

@@ -6,6 +6,7 @@
 """
 import dataclasses
 import math
+from typing import Any
 
 from mlic_jax.coding.optimization_schedule import RefineError, Schedule
 from mlic_jax.coding.skip_coding import num_skipped_rows
@@ -45,7 +46,8 @@ class EncodeOptions:
     if self.lmbda is not None:
       if self.refine is None:
         raise RefineError(f"lmbda={self.lmbda} came without refine, whose distortion it weighs")
-      if isinstance(self.lmbda, str) or not 0 < self.lmbda < math.inf:
+      lmbda: Any = self.lmbda
+      if isinstance(lmbda, str) or not 0 < lmbda < math.inf:
         raise RefineError(f"lmbda={self.lmbda}; wanted a number above 0")
 
   @property

@@ -30,7 +30,7 @@ from mlic_jax.model import selection_map
 from mlic_jax.model.mlic import build, side_multiple
 
 # (slice index, True for anchors, table positions (1, h, w/2, Cs), prior) -> int32 symbols (1, h, w/2, Cs)
-CodePass = Callable[[int, bool, jax.Array, object], np.ndarray]
+CodePass = Callable[[np.int32, bool, jax.Array, object], np.ndarray]
 Pass = tuple[np.ndarray, np.ndarray | jax.Array]   # symbols and scales of a pass, both (1, h, w/2, Cs)
 
 
@@ -79,8 +79,8 @@ class LatentCoder:
     """Height and width of z for an image."""
     return -(-height // self._side_multiple), -(-width // self._side_multiple)
 
-  def choose_quality(self, quality: float | None) -> np.float32 | None:
-    """The quality that is coded, as a file holds it; the middle of the range for None. QualityError when the model
+  def choose_quality(self, quality: float | None) -> float | None:
+    """The quality that is coded, a float32 as in a file; the middle of the range for None. QualityError when the model
     does not have it."""
     if quality is None and self.config.num_rates:
       quality = (1 + self.config.num_rates) / 2
@@ -101,7 +101,8 @@ class LatentCoder:
     origin, use_map = self._origin(options), options.use_map and self.has_map
     z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self.table, self.range_coder)]
     encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
-    passes, slice_symbols, checksums = [], [], []
+    slice_symbols, checksums = [], []
+    passes: list[Pass] = []
 
     def encode_pass(k, anchors, positions, prior):
       if options.chunked and anchors:
@@ -198,6 +199,7 @@ class LatentCoder:
     """Runs all passes, each coded by `code_pass`. Returns what `synthesize` takes."""
     apply = self.module, self.variables
     hyper, positions, prior, state = jit_functions.start(*apply, z_symbols)
+    symbols = np.zeros(0, np.int32)  # of the last pass; there is one
     for k in np.arange(self.config.num_slices, dtype=np.int32):
       symbols = code_pass(k, True, positions, prior)
       positions, prior, state = jit_functions.nonanchors(*apply, k, hyper, state, symbols)
@@ -206,7 +208,7 @@ class LatentCoder:
         positions, prior, state = jit_functions.advance(*apply, k, hyper, state, symbols)
     return k, hyper, state, symbols
 
-  def _check_content(self, content: Bitstream) -> np.float32 | None:
+  def _check_content(self, content: Bitstream) -> float | None:
     """The quality of a file. BitstreamError unless this model can have written it."""
     if content.fingerprint != self.fingerprint:
       raise BitstreamError(f"the file was written with checkpoint {content.fingerprint.hex()}; "

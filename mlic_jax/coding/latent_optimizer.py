@@ -6,13 +6,14 @@ optimized ones, `Codec` writes the one of lower loss, so that optimization never
 """
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mlic_jax.coding.latent_coder import LatentCoder
-from mlic_jax.coding.latent_optimization import Gradient, LatentPair, Loss, refine
+from mlic_jax.coding.latent_optimization import Gradient, LatentPair, refine
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.coding.optimization_schedule import RefineError, Schedule
@@ -69,7 +70,8 @@ class LatentOptimizer:
     height, width = image.shape[:2]
     self.check(height, width)
     start = self.coder.analyze(image, quality)
-    y, z = refine((start.y, start.z), self.loss_of_latents(image, quality), jax.random.key(SEED), self.schedule,
+    pair: Any = start.y, start.z
+    y, z = refine(pair, self.loss_of_latents(image, quality), jax.random.key(SEED), self.schedule,
                   progress, self.gradient_of_latents(image, quality))
     self._compiled_sizes.add(self.coder.z_size(height, width))
     self._last = quality, image.copy(), (start, start._replace(y=y, z=z))
@@ -82,11 +84,16 @@ class LatentOptimizer:
   def loss_of_file(self, image: np.ndarray, quality: float | None, blob: bytes, decoded: np.ndarray) -> float:
     """bpp + lmbda * distortion of a file and the 8-bit image in it, as in training."""
     distortion, lmbda = self.objective(quality)
-    error = mse(image, decoded) if distortion == "mse" else 1 - ms_ssim_8bit(image, decoded)
+    if distortion == "mse":
+      error = mse(image, decoded)
+    else:
+      similarity = ms_ssim_8bit(image, decoded)
+      assert similarity is not None  # `check` refuses smaller images
+      error = 1 - similarity
     return 8 * len(blob) / (image.shape[0] * image.shape[1]) + lmbda * error
 
-  def loss_of_latents(self, image: np.ndarray, quality: float | None) -> Loss:
-    """The loss that is minimized for an image: bits by the likelihoods, distortion before it is 8 bits."""
+  def loss_of_latents(self, image: np.ndarray, quality: float | None) -> jax.tree_util.Partial:
+    """The Loss that is minimized for an image: bits by the likelihoods, distortion before it is 8 bits."""
     distortion, lmbda = self.objective(quality)
     x = self.coder.pad(image)
     inside = np.zeros((1, *x.shape[1:3], 1), np.float32)
@@ -113,8 +120,8 @@ def _bound(function: Callable, module, distortion: str) -> Callable:
 def _gradient(module, distortion: str, variables, x, inside, quality, lmbda, y, z, quantizer, key) -> LatentPair:
   """As in training/step.py, the scan is chosen around the gradient, which is traced sooner."""
   def of(module):
-    loss = lambda latents, *others: _rate_distortion(module, distortion, *others, *latents, quantizer, key)
-    return jax.grad(loss)
+    rate_distortion: Callable[..., jax.Array] = functools.partial(_rate_distortion, module, distortion)
+    return jax.grad(lambda latents, *others: rate_distortion(*others, *latents, quantizer, key))
 
   arguments, (at_once, rolled) = ((y, z), variables, x, inside, quality, lmbda), unrolled_and_rolled(module)
   if at_once is rolled:

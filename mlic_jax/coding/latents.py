@@ -1,5 +1,5 @@
 """Latents of an image, and errors about them and about qualities."""
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,15 +11,17 @@ class QualityError(ValueError):
   """A quality that the checkpoint does not have; one line."""
 
 
-def check_quality(quality: float | None, rates: int, name: str) -> np.float32 | None:
-  """The quality as a file holds it; QualityError when the checkpoint `name`, of so many rates, does not have it."""
+def check_quality(quality: float | None, rates: int, name: str) -> float | None:
+  """The quality as a file holds it, a float32. QualityError when the checkpoint `name`, of so many rates, does not
+  have it."""
   if quality is None and not rates:
     return None
   if not rates:
     raise QualityError(f"quality {quality} came, but {name} has a single rate")
   if quality is None or not 1 <= quality <= rates:
     raise QualityError(f"quality {quality} came, {name} has 1 to {rates}")
-  return np.float32(round_quality(quality))
+  coded: Any = np.float32(round_quality(quality))
+  return coded
 
 
 class LatentError(ValueError):

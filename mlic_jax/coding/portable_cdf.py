@@ -105,9 +105,9 @@ def choose_grids(positions: np.ndarray, margins: np.ndarray | float) -> Grids:
       unsafe = np.logical_or.reduceat(unsafe, np.arange(0, len(unsafe), 2))
     unsafe_elements, choices = size * unsafe.all(axis=1).sum(), unsafe.argmin(axis=1)
     bits = _CHOICE_BITS @ np.bincount(choices, minlength=GRIDS)
-    share = int(bits.argmin()) if len(choices) > 1 else SAFE_SHARES.index(SINGLE_SHARE)
-    cost = bits[share] + (_HALVED_BITS[most - doubled] if most else 0) + (3 if len(choices) > 1 else 0)
-    candidates.append((unsafe_elements, cost, size, SAFE_SHARES[share], choices, unsafe))
+    share_index = int(bits.argmin()) if len(choices) > 1 else SAFE_SHARES.index(SINGLE_SHARE)
+    cost = bits[share_index] + (_HALVED_BITS[most - doubled] if most else 0) + (3 if len(choices) > 1 else 0)
+    candidates.append((unsafe_elements, cost, size, SAFE_SHARES[share_index], choices, unsafe))
   _, _, size, share, choices, unsafe = min(candidates, key=lambda candidate: candidate[:2])
   choices = choices.astype(np.int32)
   for block in np.flatnonzero(unsafe.all(axis=1)):

@@ -59,6 +59,7 @@ def choose(positions: jax.Array, prior: Prior, origin: Origin | None, skipped_ro
   grids, rows = portable_cdf.choose_rows(positions, prior.mean, origin)
   if not use_map:
     return _pass_coding(rows, None, (grids,), skipped_rows)
+  assert prior.keep is not None  # as the model has a map
   map_grids, coded = portable_cdf.choose_map(prior.keep, origin)
   return _pass_coding(rows, coded, (grids, map_grids), skipped_rows)
 
@@ -67,11 +68,12 @@ def read_choice(decoder: Decoder, positions: jax.Array, prior: Prior, content: B
   """How the next pass of a file is coded; `decoder` stands before the grids of the pass."""
   if content.origin is None:
     return choose(positions, prior, None, content.skipped, content.mapped)
-  positions = np.asarray(positions)
   read_grids = lambda: decoder.decode_grids(positions.size, fixed=content.version < bitstream.VERSION)
-  grids, map_grids = read_grids(), read_grids() if content.mapped else None
-  coded = portable_cdf.coded_by_map(prior.keep, map_grids) if content.mapped else None
-  return _pass_coding(portable_cdf.rows(positions, grids), coded, (grids,), content.skipped)
+  grids, coded = read_grids(), None
+  if content.mapped:
+    assert prior.keep is not None  # as the model has a map
+    coded = portable_cdf.coded_by_map(prior.keep, read_grids())
+  return _pass_coding(portable_cdf.rows(np.asarray(positions), grids), coded, (grids,), content.skipped)
 
 
 def _pass_coding(rows: np.ndarray, by_map: np.ndarray | None, grids: tuple[Grids, ...],

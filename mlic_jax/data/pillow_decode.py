@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
@@ -42,7 +43,8 @@ TEXT_MAX = 2**26
 LIMITS = {(Image, "MAX_IMAGE_PIXELS"): None, (PngImagePlugin, "MAX_TEXT_CHUNK"): TEXT_MAX,
           (PngImagePlugin, "MAX_TEXT_MEMORY"): TEXT_MAX}
 
-_lock, _users, _usual_limits = threading.Lock(), 0, {}
+_lock, _users = threading.Lock(), 0
+_usual_limits: dict[tuple[Any, str], Any] = {}
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def remove_matching(folder: str, pattern: str) -> None:
 
 def _recorded(path: str) -> str | None:
   content = read_trusted(path)
-  return content and content.decode("ascii", errors="replace")
+  return None if content is None else content.decode("ascii", errors="replace")
 
 
 def _checksum(folder: str, pattern: str) -> str | None:
