@@ -12,7 +12,8 @@ def prepare() -> None:
     if hasattr(stream, "reconfigure"):                # not what stands in for a terminal in notebooks
       stream.reconfigure(errors="backslashreplace")
   warnings.filterwarnings("ignore", module=r"PIL\.")    # of metadata, in pictures that are read all the same
-  logging.getLogger("PIL").addHandler(logging.NullHandler())
+  for library in "PIL", "matplotlib":                   # whose settings files are not used (matplotlib_settings.py)
+    logging.getLogger(library).addHandler(logging.NullHandler())
 
 
 def printable(text: str) -> str:

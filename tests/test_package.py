@@ -67,10 +67,9 @@ def test_every_configuration_of_the_repository_is_listed_without_the_files_that_
 
 
 def test_an_extra_that_is_missing_is_one_line_that_names_it(monkeypatch, capsys):
-  monkeypatch.delitem(sys.modules, "mlic_jax.evaluation.session", raising=False)
-  monkeypatch.delitem(sys.modules, "mlic_jax.evaluation.plots", raising=False)
-  for name in "session", "plots":
-    monkeypatch.delattr(evaluation, name, raising=False)  # where another test has imported it
+  for name in "session", "plots", "matplotlib_settings":  # where another test has imported them
+    monkeypatch.delitem(sys.modules, f"mlic_jax.evaluation.{name}", raising=False)
+    monkeypatch.delattr(evaluation, name, raising=False)
   monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
   assert main_of_one_command("eval", "eval.py", ["--ckpt", "x"]) == 2
   assert capsys.readouterr().err == "eval.py: matplotlib is not installed; it comes with pip install 'mlic_jax[eval]'\n"

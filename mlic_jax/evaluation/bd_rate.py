@@ -64,7 +64,7 @@ def bd_rate(curve: Curve, anchor: Curve, method: str = BD_METHOD) -> dict[str, A
     return result
   if method == "cubic":
     curve, anchor = _within(curve, anchor), _within(anchor, curve)
-  import bjontegaard  # as scipy above
+  bjontegaard = _bjontegaard()
   points = anchor.bpp, anchor.db, curve.bpp, curve.db, method
   result |= {"percent": float(bjontegaard.bd_rate(*points, require_matching_points=False, min_overlap=0)),
              "overlap_db": [float(low), float(high)]}
@@ -73,6 +73,13 @@ def bd_rate(curve: Curve, anchor: Curve, method: str = BD_METHOD) -> dict[str, A
     result |= {"bd_db": float(bjontegaard.bd_psnr(*points, require_matching_points=False, min_overlap=0)),
                "overlap_bpp": [float(low), float(high)]}
   return result
+
+
+def _bjontegaard():
+  """The package, which is slow to import, and imports matplotlib."""
+  from mlic_jax.evaluation import matplotlib_settings  # noqa: F401
+  import bjontegaard  # isort: skip
+  return bjontegaard
 
 
 def _overlap(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:

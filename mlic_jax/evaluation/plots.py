@@ -5,15 +5,17 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from mlic_jax.atomic_io import whole_file
 from mlic_jax.evaluation.bd_rate import Curve
+from mlic_jax.evaluation.matplotlib_settings import default_settings
+
+# After matplotlib_settings, which decides how matplotlib starts.
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # isort: skip
+from matplotlib.backends.backend_svg import FigureCanvasSVG  # isort: skip
+from matplotlib.figure import Figure  # isort: skip
 
 # Okabe and Ito, "Color universal design", 2008: distinct for every kind of colour vision. Markers differ too.
 COLOURS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#56B4E9", "*"))
@@ -67,13 +69,13 @@ def rd_figure(curves: Sequence[Curve], title: str, x_label: str = "bits per pixe
 
 def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str, x_label: str = "bits per pixel") -> None:
   """Writes the figure as PNG or SVG, by the extension of `path`, whole or not at all."""
-  figure = rd_figure(curves, title, x_label)
-  with whole_file(path) as partial, warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Glyph .* missing")   # of a name in a script that the font does not have
+  # Text of an SVG stays text, which can be found and edited. No date and no random names: equal plots are equal files.
+  settings = default_settings(**{"svg.fonttype": "none", "svg.hashsalt": "mlic_jax"})
+  with settings, whole_file(path) as partial, warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing")   # in a name whose script the font does not have
+    figure = rd_figure(curves, title, x_label)
     if Path(path).suffix == ".svg":
-      # Text as text, so that it can be found and edited; no date and no random names, so that equal plots are equal.
-      with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlic_jax"}):
-        FigureCanvasSVG(figure).print_svg(partial, metadata={"Date": None})
+      FigureCanvasSVG(figure).print_svg(partial, metadata={"Date": None})
     else:
       FigureCanvasAgg(figure).print_png(partial)
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -23,6 +22,7 @@ from mlic_jax.data.pillow_decode import open_picture
 from mlic_jax.evaluation.baselines import Baseline
 from mlic_jax.evaluation.bit_maps import BitsMap
 from mlic_jax.evaluation.image_metrics import Coded, ImageResult, code_baseline, compare
+from mlic_jax.evaluation.matplotlib_settings import matplotlib
 
 SIDE = 768             # of a picture in the report, at most; a multiple of PLACE
 PLACE = 16             # pixels: what is cut out of a picture begins at a multiple, so that places of y stay whole

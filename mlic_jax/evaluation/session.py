@@ -34,8 +34,9 @@ from mlic_jax.evaluation.report_images import Pictures
 from mlic_jax.evaluation.results_cache import Journal
 from mlic_jax.evaluation.workers import InThisProcess, Processes
 
-# bd_rate.py imports it late, after hours of work: where it is missing, that is said now. It imports matplotlib too.
-import bjontegaard  # isort: skip  # noqa: E402, F401
+# bd_rate.py imports it late, after hours of work: where it is missing, that is said now. It imports matplotlib, which
+# matplotlib_settings has to do first.
+import bjontegaard  # isort: skip  # noqa: F401
 
 
 class EvaluationError(ValueError):
