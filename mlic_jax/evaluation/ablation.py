@@ -6,6 +6,7 @@
 """
 
 import csv
+import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,8 +88,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> st
   """The table as Markdown, with the budget."""
   headings, *cells = table(rows)
   lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
-  return (f"{budget(rows, num_steps)}, on {data}; means over the held-out photographs. {NOTE}\n\n"
-          + "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines))
+  return (f"{budget(rows, num_steps)}, on {html.escape(data)}; means over the held-out photographs. {NOTE}\n\n"
+          + "".join(f"| {' | '.join(html.escape(cell).replace('|', '&#124;') for cell in line)} |\n" for line in lines))
 
 
 def budget(rows: Sequence[Mapping[str, Any]], num_steps: int) -> str:

@@ -4,6 +4,7 @@ The page is report/page.html, with report/page.css and report/page.js inside; he
 numbers is in results.json, and the page draws nothing that is not.
 """
 import base64
+import hashlib
 import html
 import json
 import string
@@ -33,12 +34,19 @@ def page(results: dict[str, Any], pictures: Path, title: str) -> str:
   data = {"records": results["pictures"], "errorMax": ERROR_MAX,
           "pictures": {path: _data_uri(pictures / path) for path in paths}}
   template = string.Template((FOLDER / "page.html").read_text("utf-8"))
+  script = (FOLDER / "page.js").read_text("utf-8")
   return template.substitute(
+      policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {_script_hash(script)}",
       title=html.escape(f"{', '.join(names)} on {title}"), names=html.escape(", ".join(names)),
       about=html.escape(_about(results, title)), css=(FOLDER / "page.css").read_text("utf-8"),
-      js=(FOLDER / "page.js").read_text("utf-8"), plots=_plots(results), bd_rates=_bd_rates(results),
+      js=script, plots=_plots(results), bd_rates=_bd_rates(results),
       rates=_rates(results), costs=_costs(results), figures=_figures(results["pictures"]), sources=_sources(results),
       data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"))   # which could end the script, or hide its end
+
+
+def _script_hash(script: str) -> str:
+  """The source of a content security policy that allows this script alone, of the text between its tags."""
+  return f"'sha256-{base64.b64encode(hashlib.sha256(f'{chr(10)}{script}{chr(10)}'.encode()).digest()).decode()}'"
 
 
 def _about(results: dict[str, Any], title: str) -> str:
@@ -251,5 +259,5 @@ def _figures(records: Sequence[dict[str, Any]]) -> str:
       beside += '<option value="plain">the same without refining</option>'
     figures.append(template.substitute(
         name=html.escape(name), number=number, last=len(of_image) - 1, middle=len(of_image) // 2, slices=options,
-        beside=beside, ratio=f"{of_image[0]['width']} / {of_image[0]['height']}"))
+        beside=beside, ratio=f"{of_image[0]['width']:d} / {of_image[0]['height']:d}"))
   return "".join(figures) or "<p>No pictures were asked for (--report-images).</p>"

@@ -104,7 +104,7 @@ class Pictures:
       record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):                        # not there, or damaged: it is made again
       return None
-    return record if record.get("key") == self._key(codec_key, name) else None
+    return record if _is_record(record) and record["key"] == self._key(codec_key, name) else None
 
   def _write(self, path: Path, content: bytes) -> str:
     write_whole(path, content)
@@ -128,6 +128,18 @@ class Pictures:
       picture = self._write(folder / f"{stem}-baseline.webp", _webp(coded.reconstruction[window]))
     return {"name": baseline.name, "quality": quality, "bytes": result.bytes, "bpp": result.bpp, "psnr": result.psnr,
             "ms_ssim": result.ms_ssim, "picture": picture}
+
+
+def _is_record(record: Any) -> bool:
+  """Whether this is a record as `draw` writes it: sizes are numbers, and paths stay in the folder."""
+  try:
+    paths = [record[field] for field in ("original", "reconstruction", "error", "bits")]
+    paths += [record["baseline"]["picture"]] if record["baseline"] else []
+    numbers = [record["width"], record["height"], record["bits_of_z"], *record["bits_of_slices"]]
+  except (KeyError, TypeError):
+    return False
+  return "key" in record and all(isinstance(each, (int, float)) for each in numbers) and all(
+      isinstance(path, str) and re.fullmatch(r"[a-z0-9+-][a-z0-9.+-]*/[a-z0-9+-][a-z0-9.+-]*", path) for path in paths)
 
 
 def slug(name: str) -> str:

@@ -49,8 +49,8 @@ class Page(HTMLParser):
     return [attributes for name, attributes in self.elements if name == tag]
 
 
-@pytest.fixture(scope="module")
-def evaluate(tmp_path_factory):
+@pytest.fixture(name="evaluate", scope="module")
+def run_eval(tmp_path_factory):
   """eval.py on two images: the folder that it wrote."""
   def evaluate(*arguments, codec=FakeCodec):
     place = tmp_path_factory.mktemp("report")
@@ -66,8 +66,8 @@ def evaluate(tmp_path_factory):
   return evaluate
 
 
-@pytest.fixture(scope="module")
-def out(evaluate):
+@pytest.fixture(name="out", scope="module")
+def evaluated_folder(evaluate):
   return evaluate("--ckpt", "x", "--published", "kodak", "--limit", "1")
 
 
@@ -76,8 +76,8 @@ def text(out):
   return (out / "report.html").read_text()
 
 
-@pytest.fixture(scope="module")
-def results(out):
+@pytest.fixture(name="results", scope="module")
+def read_results(out):
   return json.loads((out / "results.json").read_text())
 
 
