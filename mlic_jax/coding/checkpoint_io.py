@@ -27,6 +27,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.console import printable
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.paths import as_path, copy_files, is_remote, local_copy, remove_folder
+from mlic_jax.runtime.platforms import check_platforms
 
 FORMAT = 1
 REPLACED = "replaced"   # the ending of a model while another takes its place
@@ -58,6 +59,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
 
   CheckpointError when a parameter is not finite.
   """
+  check_platforms()
   if jax.process_index():
     return
   path = as_path(path)
@@ -135,6 +137,7 @@ def _json(settings: dict[str, Any]) -> str:
 
 def load_model(path: str | os.PathLike) -> Model:
   """Reads a model directory, or the one in the workdir of a training run. CheckpointError if it is none."""
+  check_platforms()
   path, named = _find(as_path(path))
   settings = _read_settings(path)
   try:

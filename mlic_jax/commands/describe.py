@@ -17,7 +17,9 @@ def run(args: argparse.Namespace) -> None:
   from rich.table import Table
 
   from mlic_jax.model.complexity import ENCODER_ONLY, Part, describe
+  from mlic_jax.runtime.platforms import check_platforms
   from mlic_jax.training.config_schema import load_config, model_config
+  check_platforms()
   parts = describe(model_config(load_config(args.config, args.overrides), args.config), args.height, args.width)
   sum_of = lambda name, parts: Part(name, sum(p.parameters for p in parts), sum(p.kmacs for p in parts))
   sums = [sum_of("total", parts), sum_of("decoder", [p for p in parts if p.name not in ENCODER_ONLY])]

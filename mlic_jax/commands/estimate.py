@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Estimate memory and time of training, evaluation or coding on TPUs, without a TPU."""
   from mlic_jax.errors import ConfigError
-  from mlic_jax.runtime import device_topology
+  from mlic_jax.runtime import device_topology, platforms
+  platforms.check_platforms()
   if args.what in CODEC and (args.batch_size or args.find_batch):
     raise ConfigError(f"--what={args.what} codes one image at a time; --batch-size and --find-batch are for "
                       f"{' and '.join(BATCH_FIELDS)}")

@@ -14,6 +14,7 @@ from mlic_jax.data import loader as data
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.runtime import compilation_cache
 from mlic_jax.runtime.compile_progress import compiling
+from mlic_jax.runtime.platforms import check_platforms
 from mlic_jax.training import parallel, pmap_programs, preflight
 from mlic_jax.training.checkpoints import Checkpoints, check_config, config_to_dict, flatten, write_config
 from mlic_jax.training.config_schema import FIELDS, check_fields
@@ -46,6 +47,7 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   Interrupted. With several processes it is called in each, and what it raises is raised in all of them; only when one
   is lost, or ends by an error of its own, do the others end here, with a line and exit status 1."""
   connect(config.get("distributed", False))
+  check_platforms()
   with Processes(_peer_timeout(config)) as processes, contextlib.ExitStack() as stack:
     folder = processes.together(lambda: preflight.checked_workdir(workdir))
     prepared = processes.together(lambda: prepare(config))
