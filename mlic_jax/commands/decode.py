@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mlic_jax.commands import multi_file
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Decode .mlic files to images."""
-  pairs = multi_file.pair_up(args.paths, args.out_dir, ".png", _list_mlic)
+  left_out: list[str] = []
+  pairs = multi_file.pair_up(args.paths, args.out_dir, ".png", lambda folder: _list_mlic(folder, left_out.append))
   for _, output in pairs:
     check_lossless(_name(output))
   pixels_max = args.max_megapixels * 10**6
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     (complain if is_a_stream(pairs[0][1]) else say)(work(*pairs[0]))
     return 0
   codecs()
-  return multi_file.run(pairs, work, "decode", args.overwrite)
+  return multi_file.run(pairs, work, "decode", args.overwrite, left_out=left_out)
 
 
 def _name(output: Path) -> Path:
@@ -65,9 +67,12 @@ def _name(output: Path) -> Path:
   return Path("stdout.png") if output == STREAM else Path(f"{output}.png") if is_a_stream(output) else output
 
 
-def _list_mlic(folder: Path) -> list[Path]:
-  """The .mlic files in a folder and below; BatchError if there is none."""
-  files = list_files(folder, lambda name: name.lower().endswith(".mlic"))
-  if not files:
-    raise multi_file.BatchError(f"{folder}: holds no .mlic file")
-  return files
+def _list_mlic(folder: Path, warn: Callable[[str], None]) -> list[Path]:
+  """The .mlic files in a folder and below; BatchError if there is none. As in list_images, `warn` is called."""
+  listing = list_files(folder, lambda name: name.lower().endswith(".mlic"))
+  left_out = f"left out {listing.summary()}" if listing.left_out else ""
+  if not listing.files:
+    raise multi_file.BatchError(f"{folder}: holds no .mlic file{f', {left_out}' if left_out else ''}")
+  if left_out:
+    warn(f"{folder}: {left_out}")
+  return listing.files

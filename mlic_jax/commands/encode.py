@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Compress images to .mlic files."""
-  pairs = multi_file.pair_up(args.paths, args.out_dir, ".mlic", list_images)
+  left_out: list[str] = []
+  pairs = multi_file.pair_up(args.paths, args.out_dir, ".mlic", lambda folder: list_images(folder, left_out.append))
   for _, output in pairs:
     refuse_another_ending(output, ".mlic")
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
   if not target:
     codecs()[0].choose_quality(args.quality)  # which would otherwise fail with every picture
   codecs()
-  return multi_file.run(pairs, work, "encode", args.overwrite, under_way)
+  return multi_file.run(pairs, work, "encode", args.overwrite, under_way, left_out)
 
 
 def _encode_to_target(codecs: list, image, args: argparse.Namespace, profile: bytes | None) -> tuple[bytes, str]:

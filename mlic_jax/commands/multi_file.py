@@ -107,14 +107,14 @@ class UnderWay:
 
 
 def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], title: str,
-        overwrite: bool = False, under_way: UnderWay | None = None) -> int:
+        overwrite: bool = False, under_way: UnderWay | None = None, left_out: Sequence[str] = ()) -> int:
   """Calls work(source, target) for each, and prints the line that it returns.
 
   What goes wrong with one file (see errors.py) does not stop the others and is listed on stderr at the end; so is a
-  target that is there already, unless `overwrite`.
+  target that is there already, unless `overwrite`, and the lines of `left_out`, of files that are not among the pairs.
 
   Returns:
-    The exit status: 0, or 1 when any failed; 130 after Ctrl-C.
+    The exit status: 0, or 1 when any failed or was left out; 130 after Ctrl-C.
   """
   under_way, failures, done, interrupted = under_way or UnderWay(), list[str](), 0, False
   try:
@@ -137,7 +137,9 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
     interrupted = True
   if failures:
     complain(f"error: {len(failures)} of {len(pairs)} files failed:", *(f"  {each}" for each in failures))
+  for line in left_out:
+    complain(f"error: {line}")
   if interrupted:
     complain(f"interrupted: {done} of {len(pairs)} files are written")
     return 130
-  return 1 if failures else 0
+  return 1 if failures or left_out else 0

@@ -1,27 +1,61 @@
-"""The files in a folder and below."""
+"""The files in a folder and below, and what was left out of them."""
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+from mlic_jax.console import printable
 from mlic_jax.paths import as_path, files_below, is_remote
 
-# An evaluation writes it to its folder, beside plots and pictures that are no photographs: see below.
+# An evaluation writes it to its folder, beside plots and images that are no data: see below.
 MEASUREMENTS = "measurements.jsonl"
+BROKEN_LINK, NO_FILE = "links that lead nowhere", "pipes, sockets or devices"
+NAMES_SHOWN = 3
 
 
-def list_files(folder: str | os.PathLike, wanted: Callable[[str], bool]) -> list[Path]:
-  """The files in `folder` and below whose names are `wanted`, sorted.
+class Listing(NamedTuple):
+  """Files, and what may be missing among them."""
+  files: list[Path]
+  left_out: dict[str, list[str]]   # reason -> names below the folder
+
+  def summary(self) -> str:
+    """What was left out and why, as "3 files (links that lead nowhere: a, b; .gif: c.gif)"; "" for nothing."""
+    if not self.left_out:
+      return ""
+    count = sum(map(len, self.left_out.values()))
+    return f"{count} file{'s' * (count > 1)} ({'; '.join(map(_named, *zip(*sorted(self.left_out.items()))))})"
+
+
+def list_files(folder: str | os.PathLike, wanted: Callable[[str], bool | str]) -> Listing:
+  """The files in `folder` and below, sorted, whose names are `wanted`.
 
   Links are followed; a folder that is reached in several ways counts once, by its own place before that of a link.
-  What is hidden is left out, and so are folders that an evaluation wrote, below `folder`. OSError for a folder that
-  cannot be read: what is in it would be missing without a word.
+  Hidden files are no part of it, nor are folders below `folder` that an evaluation wrote.
+
+  Args:
+    folder: local or remote.
+    wanted: is called with each name; returns whether the file is wanted, or a reason why it is left out.
+
+  Broken links are listed among what is left out, since they may have been wanted, and so are wanted names of pipes and
+  devices. OSError for a folder that cannot be read: its files would be missing without a word.
   """
+  files, left_out = [], dict[str, list[str]]()
+
+  def consider(path: Path, name: str, reason: str = "") -> None:
+    answer = wanted(path.name)
+    if reason == BROKEN_LINK or isinstance(answer, str) or answer and reason:
+      left_out.setdefault(reason or str(answer), []).append(name)
+    elif answer:
+      files.append(path)
+
   if is_remote(folder):
-    return sorted(path for path in files_below(as_path(folder))
-                  if wanted(path.name) and not path.name.startswith("."))
-  found: list[Path] = []
-  seen: set[tuple[int, int]] = set()
-  folders, links = [Path(folder)], list[Path]()
+    for path in files_below(as_path(folder)):
+      if not path.name.startswith("."):
+        consider(path, path.name)
+    return Listing(sorted(files), left_out)
+
+  seen, folders, links = set(), [Path(folder)], list[Path]()
   while folders or links:
     if not folders:
       links.sort(reverse=True)
@@ -31,15 +65,30 @@ def list_files(folder: str | os.PathLike, wanted: Callable[[str], bool]) -> list
     if (status.st_dev, status.st_ino) in seen:
       continue
     seen.add((status.st_dev, status.st_ino))
-    with os.scandir(here) as scanned:
-      entries = [entry for entry in scanned if not entry.name.startswith(".")]
+    with os.scandir(here) as found:
+      entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     if here != Path(folder) and any(entry.name == MEASUREMENTS for entry in entries):
       continue
     for entry in entries:
+      path = here / entry.name
+      name = path.relative_to(folder).as_posix()
       if entry.is_dir(follow_symlinks=False):
-        folders.append(here / entry.name)
-      elif entry.is_symlink() and os.path.isdir(entry):
-        links.append(here / entry.name)
-      elif wanted(entry.name) and (entry.is_file(follow_symlinks=False) or os.path.isfile(entry)):
-        found.append(here / entry.name)
-  return sorted(found)
+        folders.append(path)
+      elif entry.is_file(follow_symlinks=False):         # without a call to the file system, on most
+        consider(path, name)
+      else:
+        try:
+          mode = os.stat(path).st_mode
+        except OSError:                                  # nowhere, in a circle, or where nobody may look
+          consider(path, name, BROKEN_LINK)
+          continue
+        if stat.S_ISDIR(mode):
+          links.append(path)
+        else:
+          consider(path, name, "" if stat.S_ISREG(mode) else NO_FILE)
+  return Listing(sorted(files), left_out)
+
+
+def _named(reason: str, names: list[str]) -> str:
+  shown = ", ".join(map(printable, sorted(names)[:NAMES_SHOWN]))
+  return f"{reason}: {shown}{f' and {len(names) - NAMES_SHOWN} more' if len(names) > NAMES_SHOWN else ''}"

@@ -7,8 +7,10 @@ on silently changed pixels. Of a file with several frames or pages the first is 
 """
 import contextlib
 import io
+import logging
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,6 +21,8 @@ from mlic_jax.atomic_io import write_whole
 from mlic_jax.data.file_listing import list_files
 from mlic_jax.data.pillow_decode import (
   FORMATS,
+  HEIC_EXTENSIONS,
+  HEIC_NOT_READ,
   MODES,
   PIXELS_MAX,
   ImageError,
@@ -27,6 +31,7 @@ from mlic_jax.data.pillow_decode import (
   is_of_rgb,
   on_white,
   open_picture,
+  reads_heic,
   reason,
   refuse_what_rgb_cannot_hold,
   scale_transparent_grey,
@@ -34,10 +39,15 @@ from mlic_jax.data.pillow_decode import (
 )
 from mlic_jax.paths import as_path
 
+log = logging.getLogger(__name__)
+
 __all__ = ["AnyPicture", "EXTENSIONS", "FORMATS", "LOSSLESS", "MODES", "PIXELS_MAX", "ImageError", "Picture",
            "as_picture", "check_lossless", "list_images", "load_image", "load_picture", "picture_file", "save_image"]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# Image files that are left out of folders, and named: what nobody reads here, and cameras and phones write.
+NOT_READ = (".gif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".psd", ".tga", ".ppm", ".pgm", ".pnm", ".exr",
+            ".hdr", ".svg", ".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw")
 
 # The formats save_image writes, all of them without loss.
 DEFLATED_TIFF = ("TIFF", {"compression": "tiff_deflate"})
@@ -111,16 +121,31 @@ def _one_line_errors(name):
     raise ImageError(f"{name}: cannot be read as an image ({reason(name, error)})") from error
 
 
-def list_images(folder: str | os.PathLike) -> list[Path]:
-  """The images in `folder` and below (by extension, see list_files), sorted; ImageError if there is none."""
+def list_images(folder: str | os.PathLike, warn: Callable[[str], None] = log.warning) -> list[Path]:
+  """The images in `folder` and below (by extension, see list_files), sorted; ImageError if there is none.
+
+  `warn` is called with a line when files were left out that are images, or may be: how many, and why.
+  """
   folder = as_path(folder)
   if not folder.is_dir():
     came = "is not a folder" if folder.exists() else "no such folder"
     raise ImageError(f"{folder}: {came}; wanted a folder of images")
-  paths = list_files(folder, lambda name: name.lower().endswith(EXTENSIONS))
-  if not paths:
-    raise ImageError(f"{folder}: holds no image; wanted files ending in {' '.join(EXTENSIONS)}")
-  return paths
+  listing = list_files(folder, _is_image_name)
+  left_out = f"left out {listing.summary()}" if listing.left_out else ""
+  if not listing.files:
+    raise ImageError(f"{folder}: holds no image{f', {left_out}' if left_out else ''}; "
+                     f"wanted files ending in {' '.join(EXTENSIONS)}")
+  if left_out:
+    warn(f"{folder}: {left_out}")
+  return listing.files
+
+
+def _is_image_name(name: str) -> bool | str:
+  """Whether files of this name are read, or why they are not."""
+  suffix = Path(name).suffix.lower()
+  if suffix in HEIC_EXTENSIONS:
+    return reads_heic() or HEIC_NOT_READ
+  return f"{suffix}, which is not read" if suffix in NOT_READ else suffix in EXTENSIONS
 
 
 def check_lossless(path: str | os.PathLike) -> None:

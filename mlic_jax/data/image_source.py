@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax.data.image_io import ImageError, load_image
-from mlic_jax.data.pillow_decode import check_pixels, open_picture, reason, refuse_what_rgb_cannot_hold, upright
+from mlic_jax.data.pillow_decode import HEIC, check_pixels, open_picture, reason, refuse_what_rgb_cannot_hold, upright
 from mlic_jax.data.sources import Source
 
 REDUCTIONS = (1, 2, 4, 8)  # how many times smaller a JPEG can be decoded, in a fraction of the time
@@ -17,7 +17,7 @@ REDUCTIONS = (1, 2, 4, 8)  # how many times smaller a JPEG can be decoded, in a 
 class Header(NamedTuple):
   """What is known of a photograph before it is decoded."""
   short_side: int   # pixels
-  lossy: bool       # a JPEG, or a WebP that is not lossless
+  lossy: bool       # a JPEG, HEIC, or a WebP that is not lossless
   reducible: bool   # can be decoded smaller, by the factors of REDUCTIONS
 
 
@@ -87,7 +87,8 @@ def read_header(file) -> Header:
       refuse_what_rgb_cannot_hold(file, image)
       check_pixels(file, image)
       jpeg = image.format in ("JPEG", "MPO")
-      return Header(min(image.size), jpeg or image.format == "WEBP" and _lossy_webp(image.fp), jpeg)
+      lossy = jpeg or image.format == HEIC or image.format == "WEBP" and _lossy_webp(image.fp)
+      return Header(min(image.size), lossy, jpeg)
   except ImageError:
     raise
   except Exception as error:  # Pillow's openers raise OSError, SyntaxError, struct.error, ... for a broken file

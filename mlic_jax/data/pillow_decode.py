@@ -4,6 +4,8 @@ Pillow opens more than it gets right. What it would get wrong is refused here by
 tools/image_formats.py tries all layouts of PNG and TIFF.
 """
 import contextlib
+import functools
+import importlib.util
 import struct
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,9 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 PIXELS_MAX = 512 * 10**6  # of an image, in a file of any format: a decoder needs some hundred bytes a pixel
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # whatever the extension says
+HEIC = "HEIF"                                                      # Pillow's name, with pillow-heif alone
+HEIC_EXTENSIONS = (".heic", ".heif")
+HEIC_NOT_READ = "HEIC, which needs pip install pillow-heif"
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # Pillow's names of what RGB can hold
 
 ORIENTATION = 0x0112             # of EXIF
@@ -29,6 +34,7 @@ SEPARATE, UNCOMPRESSED, UNSIGNED, YCBCR = 2, 1, 1, 6
 TIFF_COLOUR = {301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities"}
 
 # What PNG's colour chunks say in a file whose values are sRGB: code points of H.273, 1/2.2, and x, y of white and RGB.
+SRGB_PRIMARIES, SRGB_TRANSFER = (1, 2), (1, 2, 6, 13)   # of H.273; 2 is unknown, 1 and 6 are what cameras say of sRGB
 SRGB_CICP, SRGB_GAMMA = bytes([1, 13, 0, 1]), 45455
 SRGB_CHROMATICITIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 
@@ -74,9 +80,36 @@ def _set(limits: dict[tuple[ModuleType, str], int | None]) -> None:
 
 
 def open_picture(file, formats: tuple[str, ...] | None = FORMATS) -> ImageFile.ImageFile:
-  """Image.open within LIMITS, of a path or of a file object; `load` decodes the pixels."""
+  """Image.open within LIMITS, of a path or of a file object; `load` decodes the pixels.
+
+  HEIC is read where pillow-heif is installed."""
   with own_limits():
-    return Image.open(file, formats=formats)
+    try:
+      return Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+      if not _is_heic(file):
+        raise
+      if not reads_heic():
+        raise ImageError(f"{file}: {HEIC_NOT_READ}") from None
+      return Image.open(file, formats=(HEIC,))
+
+
+@functools.cache
+def reads_heic() -> bool:
+  """Whether Pillow reads HEIC here: pillow-heif is installed, and registered by this call."""
+  if importlib.util.find_spec("pillow_heif") is None:
+    return False
+  importlib.import_module("pillow_heif").register_heif_opener()
+  return True
+
+
+def _is_heic(file) -> bool:
+  """Whether a path or a file object holds HEIC, by its first box (ISO/IEC 23008-12, 10.2)."""
+  with contextlib.nullcontext(file) if hasattr(file, "read") else open(file, "rb") as opened:
+    opened.seek(0)
+    head = opened.read(12)
+    opened.seek(0)
+  return head[4:8] == b"ftyp" and head[8:] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx")
 
 
 def load(image: Image.Image) -> None:
@@ -120,6 +153,8 @@ def _bits_per_channel(image: Image.Image) -> int:
     return max(image.tag_v2.get(BITS, (1,)))
   if image.mode in ("I", "F"):
     return 32
+  if image.format == HEIC:                           # which is opened as 8 bits, whatever it has
+    return image.info.get("bit_depth", 8)
   tiles = getattr(image, "tile", [])                 # which a picture that was made in memory does not have
   raw_modes = [args if isinstance(args, str) else args[0] for *_, args in tiles if args]
   # The 16 bits of a BMP are those of a pixel.
@@ -193,6 +228,9 @@ def colour_beside_the_profile(image: Image.Image) -> str:
   said = [] if profile is None or is_of_rgb(profile) else ["a colour profile that is not of RGB"]
   if hasattr(image, "tag_v2") and profile is None:
     said = [name for tag, name in TIFF_COLOUR.items() if tag in image.tag_v2]
+  nclx = image.info.get("nclx_profile") if image.format == HEIC and profile is None else None
+  if nclx and (nclx["color_primaries"] not in SRGB_PRIMARIES or nclx["transfer_characteristics"] not in SRGB_TRANSFER):
+    return "nclx"
   file = getattr(image, "fp", None)                  # None of a picture in memory
   if image.format != "PNG" or file is None or file.closed:
     return " and ".join(said)

@@ -1,5 +1,6 @@
 """The photographs an evaluation runs on: the sample photographs, a folder, or a prepared TFDS dataset."""
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from mlic_jax.data.image_io import ImageError, list_images, load_image
 from mlic_jax.data.sources import Folder, open_tfds
 from mlic_jax.evaluation.results_cache import digest
 from mlic_jax.paths import as_path, is_remote, readable
+
+log = logging.getLogger(__name__)
 
 # Colour photographs in the wheel of scikit-image: few, because every new padded size is compiled; and no
 # rocket.jpg, because what was a JPEG before flatters JPEG.
@@ -27,17 +30,19 @@ class ImageSet(NamedTuple):
   # Names are text for tables, files and pages: one line each, no two alike, whatever the files are called.
 
 
-def open_image_set(data: str | None, limit: int | None = None) -> ImageSet:
+def open_image_set(data: str | None, limit: int | None = None,
+                   warn: Callable[[str], None] = log.warning) -> ImageSet:
   """The first `limit` images of `data`; ImageError, in one line, when there is nothing to read.
 
-  None: the sample photographs; "tfds:NAME[:SPLIT]": a prepared dataset; anything else: a folder.
+  None: the sample images; "tfds:NAME[:SPLIT]": a prepared dataset; anything else: a folder, and `warn` is called with a
+  line about images in it that are left out.
   """
   if data is None:
     samples = {name: _sample_folder() / name for name in SAMPLE_PHOTOGRAPHS[:limit]}
     return _from_files("sample photographs of scikit-image", samples)
   if data.startswith("tfds:"):
     return _from_tfds(data, limit)
-  source, folder = Folder(data, list_images(data)[:limit]), as_path(data)
+  source, folder = Folder(data, list_images(data, warn)[:limit]), as_path(data)
   # Backslashes are doubled, so that what is written with one for a byte or a new line is nobody's own name.
   names = [printable(source.key(i).replace("\\", "\\\\")) for i in range(len(source))]
   title = folder.name if is_remote(folder) else folder.resolve().name

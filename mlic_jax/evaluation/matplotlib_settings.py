@@ -8,6 +8,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from mlic_jax.errors import ConfigError
 
@@ -40,6 +41,6 @@ def default_settings(**changes) -> Iterator[None]:
   """Makes matplotlib's settings those of a fresh installation, with `changes`, while the block runs."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)   # of settings that nobody asked for
-    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    defaults: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
     with matplotlib.rc_context(defaults | changes):
       yield

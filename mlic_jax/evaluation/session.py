@@ -54,7 +54,7 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
     warn: is called with a line for everything that is left out.
     compilation_notice: makes the context for the first run of an image size, from the verb for what is done.
   """
-  photographs = dataset.open_image_set(arguments.data, arguments.limit)
+  photographs = dataset.open_image_set(arguments.data, arguments.limit, warn)
   conventional, missing = baselines.chosen(arguments.baselines)
   published = chosen_references(arguments.published)
   coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # that of the published results, where it is
