@@ -17,10 +17,11 @@ from helpers.small_training import cut, final_state, rows, small_config, standin
 from mlic_jax.__main__ import main
 from mlic_jax.coding.checkpoint_io import CheckpointError, load_model, save_model
 from mlic_jax.data.image_io import ImageError
+from mlic_jax.folder_lock import FolderInUse
 from mlic_jax.paths import PathError, as_path, copy_files
 from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import storage_problem
-from mlic_jax.training.workdir_lock import WorkdirInUse, WorkdirLock
+from mlic_jax.training.preflight import workdir_lock
 
 
 @pytest.fixture(name="bucket")
@@ -53,7 +54,7 @@ def test_a_run_on_remote_paths_that_is_killed_ends_in_the_bits_of_a_local_one(
     stop_at(patch, 8, cut_behind_the_checkpoint)
     with pytest.raises(BaseException, match="^$"):
       loop.train_and_evaluate(config, f"{bucket}/run")
-  with WorkdirLock(as_path(f"{bucket}/run")), pytest.raises(WorkdirInUse, match="gs://bucket/run is in use"):
+  with workdir_lock(as_path(f"{bucket}/run")), pytest.raises(FolderInUse, match="gs://bucket/run is in use"):
     loop.train_and_evaluate(config, f"{bucket}/run")
   loop.train_and_evaluate(config, f"{bucket}/run")
 

@@ -33,6 +33,7 @@ from mlic_jax.evaluation.progressive import Arrivals, arrival_curves
 from mlic_jax.evaluation.report_images import Pictures
 from mlic_jax.evaluation.results_cache import Journal
 from mlic_jax.evaluation.workers import InThisProcess, Processes
+from mlic_jax.folder_lock import FolderLock
 
 # bd_rate.py imports it late, after hours of work: where it is missing, that is said now. It imports matplotlib, which
 # matplotlib_settings has to do first.
@@ -78,49 +79,51 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
   for line in missing:
     warn(line)
 
-  journal = Journal(out / MEASUREMENTS, arguments.resume)
-  workers = Processes(arguments.workers) if arguments.workers else InThisProcess()
-  try:
-    with progress_bar() as progress:
-      measured = runner.evaluate_baselines(
-          conventional, photographs, journal=journal, workers=workers,
-          advance=counter(progress, "baselines", photographs.size * len(conventional)),
-          left_out=lambda line: warn(f"left out {line}; its curve is omitted, as it would be of other images"))
-      shown = dict(list(pixels.items())[:arguments.report_images])
-      pictures = Pictures(out / "pictures", shown, conventional, runner.by_image(measured), arguments.resume)
-      arriving = Arrivals(pixels, journal, workers) if arguments.progressive else None
-      checkpoints, costs, drawn = [], [], []
-      for (path, codec), each in zip(loaded, qualities):
-        key = runner.codec_key(codec, arguments.estimate)
-        lacks, seen = besides_results(codec, key, pictures, arriving)
-        entries = runner.evaluate_codec(
-            codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
-            advance=counter(progress, codec.name, photographs.size * len(each), codec), lacks=lacks, seen=seen,
-            compiling=compilation_notice("refining" if runner.refines(codec) else "evaluating"))
-        if arriving:
-          entries = arriving.of_entries(entries, key)
-        checkpoints.append((path, entries))
-        costs.append(codec_cost.cost(codec.name, codec.config, entries, journal.first_run(key)))
-        drawn += pictures.records(entries, key)
-  finally:
-    workers.shutdown(cancel_futures=True)
+  with FolderLock(out, "evaluation.lock", "evaluation", "--out") as lock:
+    journal = Journal(out / MEASUREMENTS, arguments.resume)
+    workers = Processes(arguments.workers) if arguments.workers else InThisProcess()
+    try:
+      with progress_bar() as progress:
+        measured = runner.evaluate_baselines(
+            conventional, photographs, journal=journal, workers=workers,
+            advance=counter(progress, "baselines", photographs.size * len(conventional)),
+            left_out=lambda line: warn(f"left out {line}; its curve is omitted, as it would be of other images"))
+        shown = dict(list(pixels.items())[:arguments.report_images])
+        pictures = Pictures(out / "pictures", shown, conventional, runner.by_image(measured), arguments.resume)
+        arriving = Arrivals(pixels, journal, workers) if arguments.progressive else None
+        checkpoints, costs, drawn = [], [], []
+        for (path, codec), each in zip(loaded, qualities):
+          key = runner.codec_key(codec, arguments.estimate)
+          lacks, seen = besides_results(codec, key, pictures, arriving)
+          entries = runner.evaluate_codec(
+              codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
+              advance=counter(progress, codec.name, photographs.size * len(each), codec), lacks=lacks, seen=seen,
+              compiling=compilation_notice("refining" if runner.refines(codec) else "evaluating"))
+          if arriving:
+            entries = arriving.of_entries(entries, key)
+          checkpoints.append((path, entries))
+          costs.append(codec_cost.cost(codec.name, codec.config, entries, journal.first_run(key)))
+          drawn += pictures.records(entries, key)
+    finally:
+      workers.shutdown(cancel_futures=True)
 
-  about = {"data": photographs.title, "number_of_images": photographs.size, "estimate": arguments.estimate,
-           "coder": None if arguments.estimate else coder, "skip": arguments.skip,
-           "refine": arguments.refine, "device": jax.devices()[0].device_kind, "published": None}
-  if published:
-    name = arguments.published.partition(":")[0]
-    about["published"] = {"dataset": name, "caution": published_curves.caution(name, photographs.size)}
-  named, of_baselines = results.families(checkpoints), results.by_name(measured)
-  compared = results.of_all_images(of_baselines, about)
-  if arguments.anchor is None:
-    anchor = chosen_anchor(None, [name for name, _ in [*named, *compared]] + [each.name for each in published])
-  found = results.assemble(about, named, of_baselines, published, anchor=anchor, bd_method=arguments.bd_method,
-                           costs=costs, pictures=drawn)
-  title = f"{photographs.title}, {photographs.size} image{'s' * (photographs.size > 1)}"
-  written = write(out, found, [*named, *compared], title, arguments.report_images > 0)
-  if arriving:
-    written += plot_arrivals(out, named, title)
+    about = {"data": photographs.title, "number_of_images": photographs.size, "estimate": arguments.estimate,
+             "coder": None if arguments.estimate else coder, "skip": arguments.skip,
+             "refine": arguments.refine, "device": jax.devices()[0].device_kind, "published": None}
+    if published:
+      name = arguments.published.partition(":")[0]
+      about["published"] = {"dataset": name, "caution": published_curves.caution(name, photographs.size)}
+    named, of_baselines = results.families(checkpoints), results.by_name(measured)
+    compared = results.of_all_images(of_baselines, about)
+    if arguments.anchor is None:
+      anchor = chosen_anchor(None, [name for name, _ in [*named, *compared]] + [each.name for each in published])
+    found = results.assemble(about, named, of_baselines, published, anchor=anchor, bd_method=arguments.bd_method,
+                             costs=costs, pictures=drawn)
+    title = f"{photographs.title}, {photographs.size} image{'s' * (photographs.size > 1)}"
+    lock.check()
+    written = write(out, found, [*named, *compared], title, arguments.report_images > 0)
+    if arriving:
+      written += plot_arrivals(out, named, title)
   say(found, named, title, written)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import loader as data
+from mlic_jax.folder_lock import FolderLock
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.runtime import compilation_cache
 from mlic_jax.runtime.compile_progress import compiling
@@ -28,7 +29,6 @@ from mlic_jax.training.step import TrainState, create_state, make_train_step
 from mlic_jax.training.step_timer import StepTimer
 from mlic_jax.training.validation import Validation
 from mlic_jax.training.warm_start import load_teacher, start_from
-from mlic_jax.training.workdir_lock import WorkdirLock
 
 STEPS_IN_FLIGHT = 3  # how far the host runs ahead of the devices: they stay busy, and a stop waits for little
 
@@ -51,7 +51,8 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   with Processes(_peer_timeout(config)) as processes, contextlib.ExitStack() as stack:
     folder = processes.together(lambda: preflight.checked_workdir(workdir))
     prepared = processes.together(lambda: prepare(config))
-    lock = processes.together(lambda: stack.enter_context(WorkdirLock(folder)) if processes.index == 0 else None)
+    lock = processes.together(
+        lambda: stack.enter_context(preflight.workdir_lock(folder)) if processes.index == 0 else None)
     run = processes.exchange("lock", lock and lock.run)[0]
     restored = processes.together(lambda: restore(config, folder, run, prepared))
     processes.check_alike(preflight.record(config, restored.step, len(prepared.photographs), prepared.held_out))
@@ -122,7 +123,7 @@ def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
   return Start(checkpoints, optimizer, start_from(config.init_from, state) if config.init_from else state, None, 0, 0)
 
 
-def train(config, workdir: Path, processes: Processes, prepared: Prepared, restored: Start, lock: WorkdirLock) -> None:
+def train(config, workdir: Path, processes: Processes, prepared: Prepared, restored: Start, lock: FolderLock) -> None:
   """The steps, and what comes between them."""
   checkpoints, first, main_process = restored.checkpoints, restored.step, jax.process_index() == 0
   if main_process:

@@ -14,15 +14,16 @@ import numpy as np
 
 from mlic_jax.atomic_io import write_whole
 from mlic_jax.errors import ConfigError
+from mlic_jax.folder_lock import FolderLock, read_lock
 from mlic_jax.paths import PathError, as_path, is_remote
 from mlic_jax.runtime.startup import PACKAGE, digest_of_code
-from mlic_jax.training import workdir_lock
 from mlic_jax.training.checkpoints import config_to_dict, flatten
 
 # What may differ from process to process: where things lie, and how they are read.
 LOCAL_FIELDS = ("data_dir", "tfds_dir", "eval_dir", "init_from", "teacher", "data_threads", "data_workers",
                 "cache_gigabytes", "profile_steps")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+LOCK = "run.lock"
 LATER = 10.0  # seconds after which a file is seen from every host, or never
 
 
@@ -34,10 +35,15 @@ def checked_workdir(text: str | Path) -> Path:
   return path
 
 
+def workdir_lock(workdir: Path) -> FolderLock:
+  """The lock of the run that trains in `workdir`."""
+  return FolderLock(workdir, LOCK, "run", "--workdir")
+
+
 def find_lock(workdir: Path, run: str) -> None:
   """ConfigError unless the lock of `run`, which the first process has taken, is found in `workdir` here, too."""
   end = time.monotonic() + LATER
-  while (workdir_lock.read(workdir / workdir_lock.NAME) or {}).get("run") != run:
+  while (read_lock(workdir / LOCK) or {}).get("run") != run:
     if time.monotonic() > end:
       raise ConfigError(f"--workdir={workdir} is not the folder of that name that process 0 sees; wanted a folder that "
                         "all processes share")

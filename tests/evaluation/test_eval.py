@@ -16,6 +16,7 @@ from mlic_jax.coding import rangecoder
 from mlic_jax.commands import codec_io
 from mlic_jax.data.image_io import save_image
 from mlic_jax.evaluation import baselines, bit_maps, image_metrics
+from mlic_jax.folder_lock import FolderLock
 
 rows, columns = np.mgrid[:70, :100][..., None] / 9
 IMAGE = np.uint8(127 + 100 * np.sin(rows + [0, 1, 2]) * np.cos(columns * [1, 0.7, 1.3]))
@@ -249,3 +250,28 @@ def test_a_wrong_decoder_ends_the_run_with_status_1_and_the_name_of_the_image(ru
   status, _, stderr = run("--ckpt", "x", codec=WrongDecoder)
   assert status == 1 and stderr.startswith("eval.py: a.png at quality 1: ") and stderr.count("\n") == 1
   assert [path.name for path in (tmp_path / "out").iterdir()] == ["measurements.jsonl"]   # of the baselines
+
+
+def test_a_second_evaluation_into_a_folder_is_refused_and_changes_nothing(run, tmp_path):
+  with FolderLock(tmp_path / "out", "evaluation.lock", "evaluation", "--out"):
+    (tmp_path / "out" / "measurements.jsonl").write_text("of the first\n")
+    for arguments in ["--ckpt", "x"], ["--ckpt", "x", "--resume"]:
+      status, stdout, stderr = run(*arguments)
+      assert status == 2 and not stdout and stderr.count("\n") == 1
+      assert "out is in use by another evaluation (host " in stderr and "wanted another --out" in stderr
+    assert (tmp_path / "out" / "measurements.jsonl").read_text() == "of the first\n"
+    assert len(list((tmp_path / "out").iterdir())) == 2
+  assert run("--ckpt", "x", "--limit", 1)[0] == 0
+
+
+def test_an_evaluation_whose_folder_was_taken_writes_no_results(run, tmp_path):
+  """As after it was suspended for long, and another took the lock for that of a killed process."""
+  class Overtaken(FakeCodec):
+    def decode(self, *arguments, **options):
+      lock = tmp_path / "out" / "evaluation.lock"
+      lock.write_text(json.dumps(dict(json.loads(lock.read_text()), run="another")))
+      return super().decode(*arguments, **options)
+
+  status, _, stderr = run("--ckpt", "x", "--limit", 1, codec=Overtaken)
+  assert status == 2 and "is in use by another evaluation" in stderr
+  assert not (tmp_path / "out" / "results.json").exists()

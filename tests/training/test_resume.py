@@ -23,17 +23,19 @@ from helpers.small_training import (  # noqa: F401 (fixtures among them)
   stop_at,
 )
 
+from mlic_jax import folder_lock
 from mlic_jax.coding.checkpoint_io import load_model
 from mlic_jax.config import CodecConfig
+from mlic_jax.folder_lock import FolderInUse
 from mlic_jax.model.mlic import build
-from mlic_jax.training import loop, parallel, preflight, workdir_lock
+from mlic_jax.training import loop, parallel, preflight
 from mlic_jax.training.checkpoints import Checkpoints, ConfigMismatch, DamagedCheckpoints, check_config, write_config
 from mlic_jax.training.config_schema import load_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.preemption import Interrupted, signals
+from mlic_jax.training.preflight import workdir_lock
 from mlic_jax.training.step import create_state, make_train_step
 from mlic_jax.training.validation import Validation
-from mlic_jax.training.workdir_lock import WorkdirInUse, WorkdirLock
 
 
 @pytest.mark.parametrize("step, stop", [
@@ -215,33 +217,33 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_run_continues_at_the_one_b
 
 
 def test_a_second_run_in_a_workdir_is_refused_and_names_the_first(config, standin, tmp_path):
-  with WorkdirLock(tmp_path / "run"):
-    with pytest.raises(WorkdirInUse, match=rf"host {socket.gethostname()}, process {os.getpid()}, since 20") as error:
+  with workdir_lock(tmp_path / "run"):
+    with pytest.raises(FolderInUse, match=rf"host {socket.gethostname()}, process {os.getpid()}, since 20") as error:
       loop.train_and_evaluate(config, tmp_path / "run")
   assert "\n" not in str(error.value)
   assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_the_lock_of_a_killed_run_is_taken_over(tmp_path, monkeypatch):
-  monkeypatch.setattr(workdir_lock, "BEAT", 0.1)
-  monkeypatch.setattr(workdir_lock, "SILENCE", 0.5)
+  monkeypatch.setattr(folder_lock, "BEAT", 0.1)
+  monkeypatch.setattr(folder_lock, "SILENCE", 0.5)
   gone = subprocess.Popen([sys.executable, "-c", ""])
   gone.wait()
   killed = dict(host="here", process=gone.pid, started="1", since="then", run="x")
-  for machine in (workdir_lock._machine(), "elsewhere"):  # where a process is looked for, and where a file is watched
+  for machine in (folder_lock._machine(), "elsewhere"):  # where a process is looked for, and where a file is watched
     (tmp_path / "run.lock").write_text(json.dumps(dict(killed, machine=machine)))
-    with WorkdirLock(tmp_path) as lock:
+    with workdir_lock(tmp_path) as lock:
       time.sleep(0.3)
-      assert workdir_lock.read(tmp_path / "run.lock")["run"] == lock.run
+      assert folder_lock.read_lock(tmp_path / "run.lock")["run"] == lock.run
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lock_of_a_run_on_another_machine_holds_while_it_is_written(tmp_path, monkeypatch):
-  monkeypatch.setattr(workdir_lock, "BEAT", 0.1)
-  with WorkdirLock(tmp_path):
-    monkeypatch.setattr(workdir_lock, "_machine", lambda: "elsewhere")
-    with pytest.raises(WorkdirInUse):
-      WorkdirLock(tmp_path).__enter__()
+  monkeypatch.setattr(folder_lock, "BEAT", 0.1)
+  with workdir_lock(tmp_path):
+    monkeypatch.setattr(folder_lock, "_machine", lambda: "elsewhere")
+    with pytest.raises(FolderInUse):
+      workdir_lock(tmp_path).__enter__()
 
 
 def test_only_complete_checkpoints_count(config, tmp_path):

@@ -1,8 +1,8 @@
-"""One run in one workdir: WORKDIR/run.lock says who trains there.
+"""One process writes to a folder at a time: a file in the folder says which.
 
-The lock is a small file that its run writes again and again, so that it works on network and cloud storage, which have
-no locks, or none that can be trusted. On the machine that wrote it the process is looked for; from elsewhere the file
-is watched. A lock that nobody writes any more was left by a run that was killed, and is taken over.
+The lock is a small file that its holder writes again and again, so that it works on network and cloud storage, which
+have no locks, or none that can be trusted. On the machine that wrote it the process is looked for; from elsewhere the
+file is watched. A lock that nobody writes any more was left by a process that was killed, and is taken over.
 """
 
 import datetime
@@ -21,28 +21,34 @@ from mlic_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-NAME = "run.lock"
 BEAT = 5.0      # seconds between two writes
-SILENCE = 20.0  # after which a run on another machine counts as killed
-SETTLE = 0.2    # between writing a lock and believing it: two runs may have found the workdir free at once
+SILENCE = 20.0  # after which a holder on another machine counts as killed
+SETTLE = 0.2    # between writing a lock and believing it: two may have found the folder free at once
 
 
-class WorkdirInUse(ConfigError):
-  """Another run trains in the workdir; one line that names its host and process, and since when."""
+class FolderInUse(ConfigError):
+  """Another process writes to the folder; one line that names its host and process, and since when."""
 
 
-class WorkdirLock:
-  """A context that holds the lock of `workdir`, which it creates; entering raises WorkdirInUse. `run` names the run."""
+class FolderLock:
+  """A context that holds the lock of `folder`, which it creates; entering raises FolderInUse. `run` names the holder.
 
-  def __init__(self, workdir: Path):
-    self.path, self.run = workdir / NAME, uuid.uuid4().hex
+  Args:
+    folder: local or remote.
+    name: of the file; locks of different names do not exclude each other.
+    what: holds it, for the error, such as "run".
+    option: the argument that names the folder, for the error.
+  """
+
+  def __init__(self, folder: Path, name: str, what: str, option: str):
+    self.path, self.run, self._what, self._option = folder / name, uuid.uuid4().hex, what, option
     self._mine = dict(_this_process(), since=datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
                       run=self.run)
     self._done = threading.Event()
     self._beating = threading.Thread(target=self._beat, daemon=True, name="lock")
 
-  def __enter__(self) -> "WorkdirLock":
-    there = read(self.path)
+  def __enter__(self) -> "FolderLock":
+    there = read_lock(self.path)
     if there is not None and _is_alive(there, self.path):
       raise self._in_use(there)
     self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,13 +65,13 @@ class WorkdirLock:
       self.path.unlink(missing_ok=True)
 
   def check(self) -> None:
-    """WorkdirInUse when another run has taken the workdir, as after this one was suspended for long."""
-    there = read(self.path)
+    """FolderInUse when another process has taken the folder, as after this one was suspended for long."""
+    there = read_lock(self.path)
     if there is not None and there["run"] != self.run:
       raise self._in_use(there)
 
   def _holds(self) -> bool:
-    return (read(self.path) or {}).get("run") == self.run
+    return (read_lock(self.path) or {}).get("run") == self.run
 
   def _write(self, beat: int) -> None:
     write_whole(self.path, json.dumps(dict(self._mine, beat=beat)) + "\n")
@@ -80,12 +86,13 @@ class WorkdirLock:
       except Exception as error:  # a storage that fails is said by what has more to write
         log.debug("%s: %s", self.path, error)
 
-  def _in_use(self, there: dict[str, Any]) -> WorkdirInUse:
-    return WorkdirInUse(f"{self.path.parent} is in use by another run (host {there['host']}, process "
-                        f"{there['process']}, since {there['since']}); wanted another --workdir, or that run to end")
+  def _in_use(self, there: dict[str, Any]) -> FolderInUse:
+    return FolderInUse(f"{self.path.parent} is in use by another {self._what} (host {there['host']}, process "
+                       f"{there['process']}, since {there['since']}); wanted another {self._option}, or that "
+                       f"{self._what} to end")
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read_lock(path: Path) -> dict[str, Any] | None:
   """What the lock at `path` says; None when there is none."""
   try:
     there = json.loads(path.read_text())
@@ -125,10 +132,10 @@ def _is_alive(there: dict[str, Any], path: Path) -> bool:
     except OSError as error:
       return isinstance(error, PermissionError)  # then it is another user's
     return True
-  log.warning("%s: looking for %g s whether the run of host %s is alive", path, SILENCE, there["host"])
+  log.warning("%s: looking for %g s whether its process on host %s is alive", path, SILENCE, there["host"])
   for _ in range(round(SILENCE / BEAT)):
     time.sleep(BEAT)
-    now = read(path)
+    now = read_lock(path)
     if now is None:
       return False
     if now != there:
