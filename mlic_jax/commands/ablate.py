@@ -2,7 +2,7 @@
 import argparse
 
 from mlic_jax.commands.arguments import any_path, local_path, nonnegative_integer, positive_integer
-from mlic_jax.console import rich_console, say
+from mlic_jax.console import say, show
 
 READS_CONFIG = True
 
@@ -40,6 +40,6 @@ def run(args: argparse.Namespace) -> int:
     table.add_column(heading, justify="right")
   for row in cells:
     table.add_row(*row)
-  rich_console().print(table)
+  show(table)
   say(f"wrote {args.workdir / 'ablation.md'} and {args.workdir / 'ablation.json'}")
   return 0

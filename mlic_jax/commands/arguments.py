@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from mlic_jax import paths
+from mlic_jax.commands import stdio
 from mlic_jax.data.image_io import PIXELS_MAX
 from mlic_jax.errors import ConfigError
 
@@ -44,6 +45,11 @@ def local_path(text: str) -> Path:
   return _path(paths.local_path, text)
 
 
+def local_path_or_stdio(text: str) -> Path:
+  """A local path, or - for stdin or stdout."""
+  return _path(stdio.file_or_stdio, text)
+
+
 def any_path(text: str) -> Path:
   """A path that may be remote."""
   return _path(paths.as_path, text)
@@ -66,7 +72,7 @@ def config_argument(parser: argparse.ArgumentParser) -> None:
 
 def file_arguments(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
   """The files of encode and decode, and what becomes of them."""
-  parser.add_argument("paths", type=local_path, nargs="*", metavar=metavar, help=help)
+  parser.add_argument("paths", type=local_path_or_stdio, nargs="*", metavar=metavar, help=help)
   parser.add_argument("--out-dir", type=local_path, metavar="DIR",
                       help="Write one file to DIR for each input. Default: IN and OUT are named.")
   parser.add_argument("--overwrite", action="store_true",

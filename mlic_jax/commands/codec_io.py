@@ -1,10 +1,9 @@
 """What the commands do with .mlic files and with the codecs for them."""
 import contextlib
-import sys
 from pathlib import Path
 
 from mlic_jax.coding import bitstream
-from mlic_jax.commands.stdio import STREAM
+from mlic_jax.commands.stdio import displayed, opened
 from mlic_jax.console import complain
 
 
@@ -17,15 +16,15 @@ def load_codecs(paths: list[Path], coder: str | None = None) -> list:
 
 
 def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:
-  """The bytes of a file, or of STREAM, and what they hold; BitstreamError names the file otherwise."""
-  with sys.stdin.buffer if path == STREAM else path.open("rb") as file:
+  """The bytes of a file or of stdin, and their content; BitstreamError names the file."""
+  with opened(path) as file:
     blob = file.read(bitstream.HEADER_SIZE_MAX)
     try:
       bitstream.check_header(blob, pixels_max)  # before the rest is read, which may be of any size
       blob += file.read()
       return blob, bitstream.parse(blob, pixels_max, partial)
     except bitstream.BitstreamError as error:
-      raise bitstream.BitstreamError(f"{'stdin' if path == STREAM else path}: {error}") from None
+      raise bitstream.BitstreamError(f"{displayed(path, 'stdin')}: {error}") from None
 
 
 class CompilationNotice:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlic_jax.commands import multi_file
 from mlic_jax.commands.arguments import checkpoint_argument, coder_argument, file_arguments, nonnegative_integer
 from mlic_jax.commands.codec_io import CompilationNotice, load_codecs, read_mlic
-from mlic_jax.commands.stdio import STREAM, is_a_stream, write
+from mlic_jax.commands.stdio import displayed, is_stdio, is_stream, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.file_listing import list_files
 from mlic_jax.data.image_io import check_lossless, picture_file
@@ -52,11 +52,11 @@ def run(args: argparse.Namespace) -> int:
     write(output, picture_file(_name(output), image, content.icc_profile))
     decoded = content.num_arrived if args.slices is None else min(args.slices, content.num_arrived)
     note = "" if decoded == content.num_slices else f"{decoded} of {content.num_slices} slices, "
-    return (f"{'stdout' if output == STREAM else output}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s "
+    return (f"{displayed(output, 'stdout')}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s "
             "(compilation included)")
 
   if args.out_dir is None:
-    (complain if is_a_stream(pairs[0][1]) else say)(work(*pairs[0]))
+    (complain if is_stream(pairs[0][1]) else say)(work(*pairs[0]))
     return 0
   codecs()
   return multi_file.run(pairs, work, "decode", args.overwrite, left_out=left_out)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _name(output: Path) -> Path:
   """Whose ending is the format: a stream has none, and is given a PNG."""
-  return Path("stdout.png") if output == STREAM else Path(f"{output}.png") if is_a_stream(output) else output
+  return Path("stdout.png") if is_stdio(output) else Path(f"{output}.png") if is_stream(output) else output
 
 
 def _list_mlic(folder: Path, warn: Callable[[str], None]) -> list[Path]:

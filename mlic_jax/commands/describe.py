@@ -2,7 +2,7 @@
 import argparse
 
 from mlic_jax.commands.arguments import config_argument, image_size_arguments
-from mlic_jax.console import rich_console
+from mlic_jax.console import show
 
 READS_CONFIG = True
 
@@ -28,6 +28,4 @@ def run(args: argparse.Namespace) -> None:
     table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
   for part in (*parts, *sums):
     table.add_row(part.name, f"{part.parameters:,}", f"{part.kmacs:.1f}", end_section=part is parts[-1])
-  console = rich_console()
-  console.print(table)
-  console.print("Convolutions and linear layers alone are counted; those of a slice at every position of y.")
+  show(table, "Convolutions and linear layers alone are counted; those of a slice at every position of y.")

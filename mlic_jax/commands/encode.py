@@ -19,7 +19,7 @@ from mlic_jax.commands.arguments import (
   skip_argument,
 )
 from mlic_jax.commands.codec_io import CompilationNotice, load_codecs
-from mlic_jax.commands.stdio import STREAM, is_a_stream, picture_source, refuse_another_ending, write
+from mlic_jax.commands.stdio import displayed, image_source, is_stream, refuse_another_ending, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.image_io import list_images, load_picture
 
@@ -80,9 +80,10 @@ def run(args: argparse.Namespace) -> int:
     compilation_notice = lambda *_: contextlib.nullcontext()
 
   def work(source: Path, output: Path) -> str:
-    image, profile, other_colour = load_picture(picture_source(source), args.max_megapixels * 10**6)
+    image, profile, other_colour = load_picture(image_source(source), args.max_megapixels * 10**6)
     if other_colour and not args.no_icc:
-      complain(f"{source}: left out: {other_colour}; of colour a .mlic file carries an ICC profile of RGB alone")
+      complain(f"{displayed(source, 'stdin')}: left out: {other_colour}; the only color description in a .mlic file "
+               "is an ICC profile of RGB")
     profile = None if args.no_icc else profile
     codec = codecs()[0]
     if not target:
@@ -96,14 +97,14 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
     write(output, blob)
     height, width = image.shape[:2]
-    return (f"{'stdout' if output == STREAM else output}: {len(blob)} bytes, "
+    return (f"{displayed(output, 'stdout')}: {len(blob)} bytes, "
             f"{8 * len(blob) / (height * width):.4f} bpp, {note}{width}x{height}, {seconds:.2f} s "
             "(compilation included)")
 
   if args.out_dir is None:
     with under_way.bar("encode", 1) if args.refine else contextlib.nullcontext():
       line = work(*pairs[0])
-    (complain if is_a_stream(pairs[0][1]) else say)(line)
+    (complain if is_stream(pairs[0][1]) else say)(line)
     return 0
   if not target:
     codecs()[0].choose_quality(args.quality)  # which would otherwise fail with every picture

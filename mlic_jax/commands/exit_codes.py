@@ -1,7 +1,7 @@
 """The exit status of every command, and the one line that reports a user error."""
 from collections.abc import Callable
 
-from mlic_jax.console import complain, prepare
+from mlic_jax.console import complain, has_lost_output, prepare
 from mlic_jax.errors import exit_status, for_the_user
 
 
@@ -16,12 +16,12 @@ class Interruption(KeyboardInterrupt):
 def run_to_exit_status(work: Callable[[], int | None], prefix: str) -> int:
   """Runs `work` and returns the exit status: what `work` returns, 0 for None, 130 after Ctrl-C.
 
-  A user error (see errors.py) is reported in one line on stderr, behind `prefix`, and has its own exit status; other
-  errors are raised.
+  0 becomes 1 when a line for stdout could not be written. A user error (see errors.py) is reported in one line on
+  stderr, behind `prefix`, and has its own exit status; other errors are raised.
   """
   prepare()
   try:
-    return work() or 0
+    return work() or int(has_lost_output())
   except KeyboardInterrupt as stop:
     complain(f"interrupted{'; ' if str(stop) else ''}{stop}")
     return 130

@@ -1,14 +1,14 @@
 """info: print what a .mlic file contains."""
 import argparse
 
-from mlic_jax.commands.arguments import local_path, pixel_limit_argument
+from mlic_jax.commands.arguments import local_path_or_stdio, pixel_limit_argument
 from mlic_jax.commands.codec_io import read_mlic
 from mlic_jax.console import say
 from mlic_jax.model.scale_table import scale_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("file", type=local_path, metavar="IN.mlic",
+  parser.add_argument("file", type=local_path_or_stdio, metavar="IN.mlic",
                       help="Read this file, or stdin for -. Required.")
   pixel_limit_argument(parser)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax.atomic_io import check_output
-from mlic_jax.commands.stdio import STREAM, is_a_stream
+from mlic_jax.commands.stdio import check_stdio, is_stdio, is_stream
 from mlic_jax.console import complain, rich_console, say
 from mlic_jax.errors import for_the_user
 
@@ -25,7 +25,7 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
   """What is read and what is written for it.
 
   Args:
-    paths: IN and OUT, each of which may be STREAM; with `out_dir` any number of files and folders, whose names
+    paths: IN and OUT, each of which may be STDIO; with `out_dir` any number of files and folders, whose names
       OUT_DIR/STEM + suffix are made of.
     out_dir: made if it is missing.
     list_folder: the files of a folder.
@@ -38,13 +38,14 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
       raise BatchError(f"{len(paths)} paths came; IN and OUT are wanted before --ckpt, or --out-dir and any number of "
                        "files and folders")
     source, target = paths
-    if target != STREAM:
+    check_stdio(source, target)
+    if not is_stdio(target):
       check_output(target)
     _refuse_inputs([source], [target])
     return [(source, target)]
   if not paths:
     raise BatchError("no path came; files or folders are wanted, before --ckpt and --out-dir")
-  if STREAM in paths:
+  if any(map(is_stdio, paths)):
     raise BatchError("- came with --out-dir; stdin has no name to make one of: wanted files or folders, or IN and OUT")
   sources = [each for path in paths for each in (list_folder(path) if path.is_dir() else [path])]
   by_target: dict[Path, Path] = {}
@@ -60,9 +61,9 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
 
 def _refuse_inputs(sources: Sequence[Path], targets) -> None:
   """BatchError for a target that is one of the files that are read, under whatever name; devices are no files."""
-  read = {_identity(source): source for source in sources if not is_a_stream(source)}
+  read = {_identity(source): source for source in sources if not is_stream(source)}
   for target in targets:
-    source = None if is_a_stream(target) else read.get(_identity(target))
+    source = None if is_stream(target) else read.get(_identity(target))
     if source is not None and target.exists():
       came = f"{target} is" if source == target else f"{target} is {source}, which is"
       raise BatchError(f"{came} read; wanted another file to write")

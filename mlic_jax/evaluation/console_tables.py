@@ -1,31 +1,31 @@
-"""What an evaluation says on the terminal: tables of rates, BD-rates and costs."""
+"""The output of an evaluation in the terminal: tables of rates, BD-rates and costs."""
 import sys
 from pathlib import Path
 
 from rich.table import Table
 
-from mlic_jax.console import rich_console
+from mlic_jax.console import say, show
 from mlic_jax.evaluation import bd_rate, results
 
 
-def say(found: dict, named: list[tuple[str, list[dict]]], title: str, written: list[Path]) -> None:
-  """Tables on stdout."""
-  console = rich_console(width=None if sys.stdout.isatty() else 120)
+def show_results(found: dict, named: list[tuple[str, list[dict]]], title: str, written: list[Path]) -> None:
+  """Prints the tables and the paths of the files that were written to stdout."""
   beside = [curve for curve in results.read_curves(found, "psnr") if curve.kind == "baseline"][:2]
+  shown: list[Table | str] = []
   for name, entries in named:
-    console.print(table(f"{name}: {title}", entries, beside, found["estimate"]))
+    shown.append(table(f"{name}: {title}", entries, beside, found["estimate"]))
     if "progressive_mean" in entries[0]:
-      console.print(arrivals_table(f"{name}: {title}, while the files arrive", entries))
+      shown.append(progressive_table(f"{name}: {title}, while the files arrive", entries))
   rows = [row for row in found["bd_rates"] if row["metric"] == "psnr"]
   if rows:
-    console.print(bd_table(rows))
+    shown.append(bd_table(rows))
   if found["published"] and found["published"]["caution"]:
-    console.print(found["published"]["caution"])
-  for each in found["costs"]:
-    console.print(cost_line(each))
+    shown.append(found["published"]["caution"])
+  shown += [cost_line(each) for each in found["costs"]]
   if not found["estimate"]:
-    console.print("Rates are those of complete files, each decoded and compared; times exclude compilation.")
-  console.print(f"Written: {', '.join(str(path) for path in written)}", soft_wrap=True)
+    shown.append("Rates are those of complete files, each decoded and compared; times exclude compilation.")
+  show(*shown, width=None if sys.stdout.isatty() else 120)
+  say(f"Written: {', '.join(str(path) for path in written)}")
 
 
 def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate: bool) -> Table:
@@ -45,7 +45,7 @@ def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate
   return filled(title, columns, entries)
 
 
-def arrivals_table(title: str, entries: list[dict]) -> Table:
+def progressive_table(title: str, entries: list[dict]) -> Table:
   """A row per quality, or checkpoint of a single rate, and number of slices."""
   rows = [{"of": entry["name"] if entry["quality"] is None else entry["quality"], **step}
           for entry in entries for step in entry["progressive_mean"]]

@@ -28,7 +28,7 @@ from mlic_jax.evaluation import (
   results,
   runner,
 )
-from mlic_jax.evaluation.console_tables import say
+from mlic_jax.evaluation.console_tables import show_results
 from mlic_jax.evaluation.progressive import Arrivals, arrival_curves
 from mlic_jax.evaluation.report_images import Pictures
 from mlic_jax.evaluation.results_cache import Journal
@@ -124,7 +124,7 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
     written = write(out, found, [*named, *compared], title, arguments.report_images > 0)
     if arriving:
       written += plot_arrivals(out, named, title)
-  say(found, named, title, written)
+  show_results(found, named, title, written)
 
 
 def variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_jax.Codec]:
