@@ -1,4 +1,4 @@
-"""What the commands do with .mlic files and with the codecs for them."""
+"""Loading codecs and .mlic files in the commands."""
 import contextlib
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mlic_jax.console import complain
 
 
 def load_codecs(paths: list[Path], coder: str | None = None) -> list:
-  """The codecs of model directories; CheckpointError when one is none."""
+  """The codecs of model directories; CheckpointError when one cannot be used."""
   from mlic_jax.coding import rangecoder
   rangecoder.load_in_background(coder)
   from mlic_jax.coding.codec import Codec
@@ -20,7 +20,7 @@ def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes
   with opened(path) as file:
     blob = file.read(bitstream.HEADER_SIZE_MAX)
     try:
-      bitstream.check_header(blob, pixels_max)  # before the rest is read, which may be of any size
+      bitstream.check_header(blob, pixels_max)  # before the rest is read, which may have any size
       blob += file.read()
       return blob, bitstream.parse(blob, pixels_max, partial)
     except bitstream.BitstreamError as error:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     blob, content = read_mlic(source, pixels_max, args.partial)
     codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
     start = time.perf_counter()
-    refused = codec.fingerprint != content.fingerprint   # by decode, before anything compiles
+    refused = codec.fingerprint != content.fingerprint   # decode refuses the file before it compiles
     with contextlib.nullcontext() if refused else compilation_notice(codec, content.height, content.width):
       image = codec.decode(blob, args.slices, args.partial, pixels_max)
     seconds = time.perf_counter() - start
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _name(output: Path) -> Path:
-  """Whose ending is the format: a stream has none, and is given a PNG."""
+  """A name whose ending is the format of the output: PNG for streams."""
   return Path("stdout.png") if is_stdio(output) else Path(f"{output}.png") if is_stream(output) else output
 
 

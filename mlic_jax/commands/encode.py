@@ -64,14 +64,14 @@ def run(args: argparse.Namespace) -> int:
   if len(args.ckpt) > 1 and not target:
     raise multi_file.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
   check_optimization(args)
-  under_way = multi_file.UnderWay()
+  progress = multi_file.FileProgress()
 
   @functools.cache
   def codecs():
     found = [each.with_options(chunked=not args.single_chunk, portable=not args.no_portable, skip=args.skip,
                                refine=args.refine, lmbda=args.lmbda) for each in load_codecs(args.ckpt, args.coder)]
     for codec in found:
-      codec.progress = under_way.of_file
+      codec.progress = progress.advance_file
     return found
   compilation_notice: Callable[..., contextlib.AbstractContextManager]
   if args.refine is None:
@@ -80,14 +80,14 @@ def run(args: argparse.Namespace) -> int:
     compilation_notice = lambda *_: contextlib.nullcontext()
 
   def work(source: Path, output: Path) -> str:
-    image, profile, other_colour = load_picture(image_source(source), args.max_megapixels * 10**6)
-    if other_colour and not args.no_icc:
-      complain(f"{displayed(source, 'stdin')}: left out: {other_colour}; the only color description in a .mlic file "
+    image, profile, other_colors = load_picture(image_source(source), args.max_megapixels * 10**6)
+    if other_colors and not args.no_icc:
+      complain(f"{displayed(source, 'stdin')}: left out: {other_colors}; the only color description in a .mlic file "
                "is an ICC profile of RGB")
     profile = None if args.no_icc else profile
     codec = codecs()[0]
     if not target:
-      codec.choose_quality(args.quality)  # before it is said that something compiles
+      codec.choose_quality(args.quality)  # an error comes before the notice that something compiles
     start = time.perf_counter()
     with compilation_notice(codec, *image.shape[:2]):
       if target:
@@ -102,27 +102,27 @@ def run(args: argparse.Namespace) -> int:
             "(compilation included)")
 
   if args.out_dir is None:
-    with under_way.bar("encode", 1) if args.refine else contextlib.nullcontext():
+    with progress.bar("encode", 1) if args.refine else contextlib.nullcontext():
       line = work(*pairs[0])
     (complain if is_stream(pairs[0][1]) else say)(line)
     return 0
   if not target:
-    codecs()[0].choose_quality(args.quality)  # which would otherwise fail with every picture
+    codecs()[0].choose_quality(args.quality)  # else it would fail with every image
   codecs()
-  return multi_file.run(pairs, work, "encode", args.overwrite, under_way, left_out)
+  return multi_file.run(pairs, work, "encode", args.overwrite, progress, left_out)
 
 
 def _encode_to_target(codecs: list, image, args: argparse.Namespace, profile: bytes | None) -> tuple[bytes, str]:
-  """The file, and what was reached, in words."""
+  """The file, and a note on the rate or PSNR that was reached."""
   from mlic_jax.coding.rate_control import encode_to_bytes, encode_to_psnr
   if args.target_psnr:
     reached = encode_to_psnr(codecs, image, args.target_psnr, profile)
-    wanted, last = f"{args.target_psnr:g} dB", f"the smallest file it makes of this picture, of {reached.psnr:.2f} dB"
+    wanted, last = f"{args.target_psnr:g} dB", f"its smallest file of this image, of {reached.psnr:.2f} dB"
   else:
     height, width = image.shape[:2]
     target = args.target_bytes or math.floor(args.target_bpp * height * width / 8)
     reached = encode_to_bytes(codecs, image, target, profile)
-    wanted, last = f"{target} bytes", f"{len(reached.blob)} bytes, the most it makes of this picture"
+    wanted, last = f"{target} bytes", f"{len(reached.blob)} bytes, its largest file of this image"
   if reached.is_last:
     complain(f"out of range: {wanted} of {reached.codec.name}; taking {last}")
   said = [reached.codec.name] if len(codecs) > 1 else []

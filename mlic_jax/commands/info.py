@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
   say(f"decoding    {decoding}")
   say(f"checkpoint  {content.fingerprint.hex()}")
   if content.skipped:
-    say(f"left out    elements with scales up to {scale_table()[content.skipped - 1]:.3g}")
+    say(f"skipped     elements with scales up to {scale_table()[content.skipped - 1]:.3g}")
   if content.mapped:
-    say("left out    elements by the model's map")
+    say("skipped     elements by the selection map of the model")
   say(f"version     {content.version}")

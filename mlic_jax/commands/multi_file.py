@@ -1,4 +1,4 @@
-"""One command for many files: what is written for each, a progress bar, and at the end a list of what failed."""
+"""Commands on many files: names of the outputs, a progress bar, and a list of failures at the end."""
 import contextlib
 import os
 import sys
@@ -13,25 +13,26 @@ from mlic_jax.errors import for_the_user
 
 
 class BatchError(ValueError):
-  """Files that cannot be worked on together; one line, before anything is done."""
+  """Arguments or files that cannot be processed together; one line, before anything is done."""
 
 
 class OverwriteError(ValueError):
-  """A file that would be written over a file; one line with what allows it."""
+  """An output that already exists; one line with the option that replaces it."""
 
 
 def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
             list_folder: Callable[[Path], Sequence[Path]]) -> list[tuple[Path, Path]]:
-  """What is read and what is written for it.
+  """Pairs of inputs and outputs.
 
   Args:
-    paths: IN and OUT, each of which may be STDIO; with `out_dir` any number of files and folders, whose names
-      OUT_DIR/STEM + suffix are made of.
-    out_dir: made if it is missing.
-    list_folder: the files of a folder.
+    paths: IN and OUT, each of which may be STDIO; with `out_dir` any number of files and folders, whose outputs are
+      OUT_DIR/STEM + suffix.
+    out_dir: is made if it is missing.
+    suffix: of the outputs.
+    list_folder: returns the files of a folder.
 
-  BatchError when the number is another, two files would become one, or one would be written that is read; OSError when
-  nothing can be written there.
+  BatchError for a wrong number of paths, two inputs with one output, and an output that is an input; OSError where
+  nothing can be written.
   """
   if out_dir is None:
     if len(paths) != 2:
@@ -46,7 +47,8 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
   if not paths:
     raise BatchError("no path came; files or folders are wanted, before --ckpt and --out-dir")
   if any(map(is_stdio, paths)):
-    raise BatchError("- came with --out-dir; stdin has no name to make one of: wanted files or folders, or IN and OUT")
+    raise BatchError("- came with --out-dir, but stdin has no name for an output; wanted files or folders, or "
+                     "IN and OUT")
   sources = [each for path in paths for each in (list_folder(path) if path.is_dir() else [path])]
   by_target: dict[Path, Path] = {}
   for source in sources:
@@ -60,7 +62,7 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
 
 
 def _refuse_inputs(sources: Sequence[Path], targets) -> None:
-  """BatchError for a target that is one of the files that are read, under whatever name; devices are no files."""
+  """Raises BatchError for a target that is also a source, under any name; devices are no files."""
   read = {_identity(source): source for source in sources if not is_stream(source)}
   for target in targets:
     source = None if is_stream(target) else read.get(_identity(target))
@@ -70,16 +72,16 @@ def _refuse_inputs(sources: Sequence[Path], targets) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | Path:
-  """The same for all names of a file."""
+  """A value that is the same for all names of a file."""
   try:
     status = path.stat()
-  except OSError:                                        # not there: who reads it will say so
+  except OSError:                                        # missing, which is reported when it is read
     return path
   return status.st_dev, status.st_ino
 
 
-class UnderWay:
-  """A progress bar of files, on a terminal; with what is done of the one that takes long, and how it goes."""
+class FileProgress:
+  """A progress bar of files on a terminal, with the share and the loss of a file whose latents are optimized."""
 
   def __init__(self):
     self._progress: Any = None   # of rich
@@ -88,7 +90,7 @@ class UnderWay:
 
   @contextlib.contextmanager
   def bar(self, title: str, total: int):
-    """The bar, which is gone afterwards."""
+    """Shows the bar while the block runs."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
     console = rich_console(stderr=True)
     columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()
@@ -98,32 +100,32 @@ class UnderWay:
       yield
 
   def advance(self) -> None:
-    """A file is done."""
+    """Counts a finished file."""
     self._files += 1
     self._progress.update(self._task, completed=self._files, description=self._title)
 
-  def of_file(self, done: float, loss: float) -> None:
-    """A share of 0 to 1 of refining a file is done, with this loss of what would be written."""
+  def advance_file(self, done: float, loss: float) -> None:
+    """Shows the share (0 to 1) of the optimization of a file that is done, and its loss."""
     self._progress.update(self._task, completed=self._files + done, description=f"{self._title}, loss {loss:.4f}")
 
 
 def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], title: str,
-        overwrite: bool = False, under_way: UnderWay | None = None, left_out: Sequence[str] = ()) -> int:
-  """Calls work(source, target) for each, and prints the line that it returns.
+        overwrite: bool = False, progress: FileProgress | None = None, left_out: Sequence[str] = ()) -> int:
+  """Calls work(source, target) for each pair, and prints the line that it returns.
 
-  What goes wrong with one file (see errors.py) does not stop the others and is listed on stderr at the end; so is a
-  target that is there already, unless `overwrite`, and the lines of `left_out`, of files that are not among the pairs.
+  A user error (see errors.py) in one file does not stop the others and is listed on stderr at the end; so is a target
+  that already exists, unless `overwrite`, and so are the lines of `left_out`, about files that are not among the pairs.
 
   Returns:
     The exit status: 0, or 1 when any failed or was left out; 130 after Ctrl-C.
   """
-  under_way, failures, done, interrupted = under_way or UnderWay(), list[str](), 0, False
+  progress, failures, done, interrupted = progress or FileProgress(), list[str](), 0, False
   try:
-    with under_way.bar(title, len(pairs)):
+    with progress.bar(title, len(pairs)):
       for source, target in pairs:
         try:
           if not overwrite and os.path.lexists(target):
-            raise OverwriteError(f"{target} is there already; --overwrite replaces it")
+            raise OverwriteError(f"{target} already exists; --overwrite replaces it")
           line = work(source, target)
         except (OSError, ValueError) as error:
           problem = for_the_user(error)
@@ -133,7 +135,7 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
         else:
           done += 1
           say(line)
-        under_way.advance()
+        progress.advance()
   except KeyboardInterrupt:
     interrupted = True
   if failures:

@@ -1,4 +1,4 @@
-"""Ablations: configurations trained one after the other with one budget, and a table of what each is worth.
+"""Ablations: configurations trained one after the other with one budget, and a table that compares them.
 
     WORKDIR/NAME/           the run of configuration NAME.py, see loop.py; with seeds, NAME-seed0/ and so on
     WORKDIR/ablation.md     the table so far, written after every run
@@ -24,14 +24,14 @@ from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import check_config, config_to_dict, read_config
 from mlic_jax.training.config_schema import check_fields, load_config
 
-# What decides the figures beside the model: rows that differ here do not belong into one table.
+# Fields besides the model that decide the results: configurations that differ here are not comparable.
 COMMON_FIELDS = ("distortion", "lmbda", "lmbdas", "batch_size", "crop_size",
                  "eval_dir", "holdout_every", "eval_images", "eval_crop_size")
 COLUMNS = {"name": ("config", ""), "bpp": ("bpp", ".4f"), "psnr": ("PSNR dB", ".2f"), "loss": ("loss", ".4f"),
            "relative_bits": ("bits %", "+.1f"), "bd_rate": ("BD-rate %", "+.1f"), "relative_loss": ("loss %", "+.1f"),
            "lowest": ("lowest", "+.2f"), "highest": ("highest", "+.2f"), "num_steps": ("steps", "")}
-NOTE = ("Percentages are against the first row, seed by seed where there are several; lowest and highest are loss % of "
-        "one seed. Bits alone do not rank: PSNR differs too, and the loss weighs both.")
+NOTE = ("Percentages are relative to the first row, seed by seed where there are several; lowest and highest are the "
+        "extremes of loss % over the seeds. Bits alone do not rank, as PSNR differs too; the loss weighs both.")
 
 
 def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, workdir: str | Path,
@@ -39,19 +39,19 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
            equal_time: str | Path | None = None) -> list[dict[str, Any]]:
   """Trains every configuration for `num_steps` on `data_dir`; returns the rows of the table in the order of `files`.
 
-  `overrides`, "--config.FIELD=VALUE" each, change all of them. With `seeds`, each is trained once with each, and a row
-  is the mean. With `equal_time`, the workdir of another table of the same configurations and seeds, a configuration
-  gets as many steps as take the time of `num_steps` of the first, at the pace of the runs there.
+  `overrides`, "--config.FIELD=VALUE" each, change all configurations. With `seeds`, each configuration is trained once
+  with each, and a row is the mean. With `equal_time`, the workdir of an earlier ablation of the same configurations and
+  seeds, a configuration gets as many steps as fit into the time of `num_steps` of the first, at the speeds there.
 
-  A run that was interrupted is continued, one that is finished is read. A row has the held-out means of the evaluation
-  with the lowest loss (over the rates, for variable-rate models):
+  An interrupted run is continued, and a finished one is read. A row has the held-out means of the evaluation with the
+  lowest loss (over the rates, for variable-rate models):
     name, step, bpp, psnr (dB), loss, rates (the same figures for each rate),
     relative_bits, relative_loss: percent more (positive) or less than the first row, mean over the rates,
-    bd_rate: percent more or less bits than the first row at the same PSNR, None where there is no curve,
-    lowest, highest, seeds: relative_loss of the seeds, and their rows, where there are seeds,
-    num_steps: that it was trained for, with equal_time.
-  All configurations are checked before the first is trained. ConfigError in one line for those that cannot be trained
-  or compared, and for a workdir with runs of another budget; besides what loop.train_and_evaluate raises.
+    bd_rate: percent more or fewer bits than the first row at the same PSNR, None without a curve,
+    lowest, highest, seeds: the extremes of relative_loss over the seeds and the rows of the seeds, with `seeds`,
+    num_steps: of the training, with `equal_time`.
+  All configurations are checked before the first is trained. ConfigError for those that cannot be trained or compared,
+  and for a workdir with runs of another budget; otherwise the errors of loop.train_and_evaluate.
   """
   workdir = Path(workdir)
   runs = {name: _seeded(name, config, seeds) for name, config in _load(files, data_dir, num_steps, overrides).items()}
@@ -67,7 +67,7 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
       if not (workdir / run / "checkpoints" / str(config.num_steps)).is_dir():
         say(f"{run} ({len(rows) + 1} of {len(runs)})")
         loop.train_and_evaluate(config, workdir / run)
-        jax.clear_caches()  # what was compiled for one model is of no use to the next
+        jax.clear_caches()  # the next model needs other compiled functions
       found.append(_row(printable(name), workdir / run / "model", [row["seeds"][i] if seeds else row for row in rows]))
     rows.append(_mean(found) if seeds else found[0])
     if equal_time:
@@ -78,22 +78,22 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """Headings and cells; BD-rate has a column only where there are curves, of variable-rate models."""
+  """Headings and cells; a column without any value, such as BD-rate of single-rate models, is omitted."""
   fields = [field for field in COLUMNS if any(row.get(field) is not None for row in rows)]
   cell = lambda row, field: "-" if row.get(field) is None else format(row[field], COLUMNS[field][1])
   return [[COLUMNS[field][0] for field in fields], *([cell(row, field) for field in fields] for row in rows)]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> str:
-  """The table as Markdown, with the budget."""
+  """The table in Markdown, with the budget."""
   headings, *cells = table(rows)
   lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
-  return (f"{budget(rows, num_steps)}, on {html.escape(data)}; means over the held-out photographs. {NOTE}\n\n"
+  return (f"{budget(rows, num_steps)}, on {html.escape(data)}; means over the held-out images. {NOTE}\n\n"
           + "".join(f"| {' | '.join(html.escape(cell).replace('|', '&#124;') for cell in line)} |\n" for line in lines))
 
 
 def budget(rows: Sequence[Mapping[str, Any]], num_steps: int) -> str:
-  """What each row was trained with."""
+  """The budget of each row, in words."""
   timed = any("num_steps" in row for row in rows)
   return f"The time of {num_steps} steps of the first row each" if timed else f"{num_steps} steps each"
 
@@ -120,13 +120,13 @@ def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
     for field in COMMON_FIELDS:
       if fields.get(field) != firsts.get(field):
         raise ConfigError(f"{file}: {field}={fields.get(field)} but {firsts.get(field)} in {first_name}; "
-                          "configurations of one table differ in the model, not in the yardstick")
+                          "configurations of one table may differ in the model alone")
     configs[name] = config
   return configs
 
 
 def _check_run(config, workdir: Path) -> None:
-  """ConfigError when the workdir holds a run of another configuration, number of steps or folder of photographs."""
+  """Raises ConfigError when the workdir has a run of another configuration, number of steps or data folder."""
   if not (workdir / "config.json").is_file():
     return
   check_config(config, workdir / "config.json")
@@ -142,7 +142,7 @@ def _row(name: str, model: Path, rows: Sequence[dict[str, Any]]) -> dict[str, An
   """The row of a trained model; `rows` are those above it."""
   training = json.loads((find_model(model) / "config.json").read_text("utf-8")).get("training") or {}
   if not training.get("eval"):
-    raise ConfigError(f"{model}: a model without figures of an evaluation; wanted one that a training exported")
+    raise ConfigError(f"{model}: a model without results of an evaluation; wanted one that a training exported")
   rates = training["eval"]
   first = rows[0]["rates"] if rows else rates
   percent = lambda field: float(np.mean([100 * (a[field] / b[field] - 1) for a, b in zip(rates, first)]))
@@ -162,7 +162,7 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _seeded(name: str, config: Any, seeds: Sequence[int]) -> dict[str, Any]:
-  """The runs of a configuration, by the names of their folders."""
+  """The runs of a configuration by the names of their folders."""
   if len(set(seeds)) < len(seeds):
     raise ConfigError(f"seeds {', '.join(map(str, seeds))} came; different ones are wanted")
   runs = {}
@@ -174,25 +174,26 @@ def _seeded(name: str, config: Any, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _set_steps(runs: Mapping[str, Mapping[str, Any]], timed: Path) -> None:
-  """Gives all rows the time of the first, by the pace of the same runs in the workdir `timed`."""
-  seconds = [np.mean([_pace(timed / run, config) for run, config in of_row.items()]) for of_row in runs.values()]
+  """Sets num_steps of all rows to the time of the first, by the speeds of the same runs in the workdir `timed`."""
+  of_runs = lambda of_row: [_seconds_per_step(timed / run, config) for run, config in of_row.items()]
+  seconds = [np.mean(of_runs(of_row)) for of_row in runs.values()]
   for of_step, of_row in zip(seconds, runs.values()):
     for config in of_row.values():
       with config.unlocked():
         config.num_steps = max(1, round(config.num_steps * seconds[0] / of_step))
 
 
-def _pace(run: Path, config: Any) -> float:
-  """Seconds a step of a run, without its compilation and evaluations: the median over its figures.
+def _seconds_per_step(run: Path, config: Any) -> float:
+  """Seconds per step of a run, without compilation and evaluations: the median over its log.
 
-  ConfigError when there are none, or when they are of another configuration."""
+  ConfigError when there is no log, or one of another configuration."""
   try:
     with (run / "metrics.csv").open(newline="") as file:
       speeds = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]
   except (OSError, KeyError, ValueError) as error:
-    raise ConfigError(f"{run}: no figures of a run; wanted a workdir with the same rows and seeds") from error
+    raise ConfigError(f"{run}: no log of a run; wanted a workdir with the same rows and seeds") from error
   if not speeds or not (run / "config.json").is_file():
-    raise ConfigError(f"{run}: no figures of a run; wanted a workdir with the same rows and seeds")
+    raise ConfigError(f"{run}: no log of a run; wanted a workdir with the same rows and seeds")
   check_config(config, run / "config.json")
   return config.batch_size / float(np.median(speeds))
 

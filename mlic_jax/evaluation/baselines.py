@@ -1,7 +1,7 @@
-"""Conventional codecs on the same images: what everybody has already, as complete files.
+"""Conventional codecs, evaluated on the same images with complete files.
 
-A baseline is one value of `BASELINES`: (H, W, 3) uint8 and a quality in, a complete file out, decoded by Pillow. Those
-that Pillow does not bring along need a package, and say which when it is missing.
+A baseline is a value of `BASELINES`: it encodes (H, W, 3) uint8 at a quality to a complete file, which Pillow decodes.
+Those that are not part of Pillow need a package, and name it when it is missing.
 """
 import importlib
 import io
@@ -16,11 +16,11 @@ from mlic_jax.data.pillow_decode import open_picture
 
 
 class BaselineError(ValueError):
-  """A baseline that is unknown or cannot run here; one line with what would help."""
+  """A baseline that is unknown or cannot run here; one line with the remedy."""
 
 
 class Baseline(NamedTuple):
-  """A conventional codec with one setting of everything but the quality."""
+  """A conventional codec with fixed settings but for the quality."""
   name: str
   encode: Callable[[np.ndarray, int], bytes]
   qualities: tuple[int, ...]                             # of the sweep, rising; about evenly spaced in PSNR
@@ -29,7 +29,7 @@ class Baseline(NamedTuple):
 
 
 def encode_jpeg(image: np.ndarray, quality: int, *, subsampling: str = "4:2:0") -> bytes:
-  """JPEG file (baseline DCT, optimised Huffman tables) of an (H, W, 3) uint8 image, quality 1..95."""
+  """JPEG file (baseline DCT, optimized Huffman tables) of an (H, W, 3) uint8 image, quality 1..95."""
   return _save(image, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
 
 
@@ -39,10 +39,10 @@ def encode_webp(image: np.ndarray, quality: int) -> bytes:
 
 
 def encode_avif(image: np.ndarray, quality: int) -> bytes:
-  """AVIF file (AV1 by libaom at speed 6, chroma whole) of an (H, W, 3) uint8 image, quality 0..100.
+  """AVIF file (AV1 by libaom at speed 6, 4:4:4) of an (H, W, 3) uint8 image, quality 0..100.
 
-  Whole chroma is worth it in PSNR on RGB, and what BPG and VTM are given in papers. One thread: with more, the file
-  depends on how many there are.
+  4:4:4 is better in PSNR on RGB, and papers use it for BPG and VTM. One thread: with more, the file depends on their
+  number.
   """
   return _save(image, "AVIF", quality=quality, speed=6, codec="aom", subsampling="4:4:4", max_threads=1)
 
@@ -50,8 +50,8 @@ def encode_avif(image: np.ndarray, quality: int) -> bytes:
 def encode_jpeg2000(image: np.ndarray, quality: int) -> bytes:
   """JPEG 2000 file (9/7 wavelets, OpenJPEG) of an (H, W, 3) uint8 image; quality is 1/100 bit per pixel, from 1 on.
 
-  OpenJPEG knows no constant quality but that of a PSNR, and a mean over images of one PSNR and very different rates
-  compares with no other curve.
+  The only constant quality of OpenJPEG is a PSNR, and means over images of equal PSNR and very different rates are not
+  comparable with other curves.
   """
   return _save(image, "JPEG2000", quality_mode="rates", quality_layers=[2400 / quality], irreversible=True)
 
@@ -62,7 +62,7 @@ def encode_jpeg_xl(image: np.ndarray, quality: int) -> bytes:
 
 
 def encode_heic(image: np.ndarray, quality: int) -> bytes:
-  """HEIC file (one intra picture of HEVC by x265, chroma whole) of an (H, W, 3) uint8 image, quality 0..100."""
+  """HEIC file (one intra image of HEVC by x265, 4:4:4) of an (H, W, 3) uint8 image, quality 0..100."""
   return _save(image, "HEIF", quality=quality, chroma=444)
 
 
@@ -96,7 +96,7 @@ def _baseline(name, encode, qualities, all_qualities, needs) -> Baseline:
   return Baseline(name, encode, qualities, all_qualities, partial(*needs, name=name))
 
 
-# Sweeps go from about 0.1 bits per pixel on photographs, or the least that a codec can, to 1.5 and a little more.
+# Sweeps go from about 0.1 bits per pixel on images, or the least that a codec can, to 1.5 and a little more.
 BASELINES = {
     "jpeg": _baseline("JPEG 4:2:0", encode_jpeg, (5, 10, 20, 35, 55, 75, 88, 95), range(1, 96),
                       (_needs_pillow, "jpg")),
@@ -116,11 +116,11 @@ JPEG, JPEG_444, WEBP = (BASELINES[key] for key in ("jpeg", "jpeg444", "webp"))
 DEFAULT = ("jpeg", "webp")                               # beside a checkpoint unless others are asked for
 
 
-def chosen(names: Sequence[str]) -> tuple[list[Baseline], list[str]]:
-  """The baselines of those names, ready to run, and a line for each of "all" that cannot run here.
+def select(names: Sequence[str]) -> tuple[list[Baseline], list[str]]:
+  """The baselines of these names, ready to run, and a line for each of "all" that cannot run here.
 
-  ("all",) means all that can run, ("none",) or () none. BaselineError for a name that is none, and for a named one that
-  cannot run here.
+  ("all",) selects all that can run, ("none",) and () none. BaselineError for an unknown name, and for a named baseline
+  that cannot run here.
   """
   if tuple(names) in ((), ("none",)):
     return [], []

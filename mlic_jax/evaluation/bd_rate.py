@@ -1,22 +1,21 @@
-"""Rate-distortion curves, and how far one lies from another: BD-rate and BD-PSNR."""
+"""Rate-distortion curves, and the distance between two: BD-rate and BD-PSNR."""
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-# How the points of a curve are joined before the area between two is taken, and how many points that needs.
-# "pchip" is piecewise cubic, as in the common test conditions of JVET. "cubic" is one polynomial of third degree for
-# all points, of Bjontegaard's first proposal (VCEG-M33, 2001), and what the papers of the MLIC family use: it fits a
-# sweep of six points well, and misses points of a wide one.
+# Interpolations between the points of a curve, and the number of points that each needs. "pchip" is piecewise cubic, as
+# in the common test conditions of JVET. "cubic" is one polynomial of third degree for all points, as in Bjontegaard's
+# first proposal (VCEG-M33, 2001) and in the papers of the MLIC family: it fits six points well, and not a wide range.
 BD_METHODS = {"pchip": 2, "akima": 3, "cubic": 4}
 BD_METHOD = "pchip"
-BD_MIN_OVERLAP = 0.5   # of the narrower of two ranges of dB: less of it says little about the rest
+BD_MIN_OVERLAP = 0.5   # share of the narrower of two ranges of dB; with less, the result says little about the rest
 
-METRICS = {"psnr": "psnr", "ms_ssim": "ms_ssim_db_of_mean"}   # of a curve: where its dB stand among the means
+METRICS = {"psnr": "psnr", "ms_ssim": "ms_ssim_db_of_mean"}   # metric of a curve -> the field of the means with its dB
 
 
 class Curve(NamedTuple):
-  """Quality in dB over rate, both means over the images, one point a quality, rising in rate."""
+  """Quality in dB over rate, both means over the images; one point per quality, rising in rate."""
   name: str
   bpp: np.ndarray
   db: np.ndarray
@@ -27,9 +26,9 @@ class Curve(NamedTuple):
   @classmethod
   def of(cls, entries: Sequence[dict[str, Any]], kind: str = "checkpoint", metric: str = "psnr",
          name: str | None = None) -> "Curve | None":
-    """From the entries of one codec, by the bytes of the files, or by the estimate where there are none.
+    """The curve of one codec from its entries, by the bytes of the files, or by the estimate without files.
 
-    None when a picture has no such metric, as MS-SSIM below 176 pixels: the rate would be of other pictures.
+    None when an image lacks the metric, such as MS-SSIM below 176 pixels: the rate would be of other images.
     """
     if any(image[metric] is None for entry in entries for image in entry["images"]):
       return None
@@ -39,7 +38,7 @@ class Curve(NamedTuple):
     return cls(name or entries[0]["name"], bpp, db, kind, metric)
 
   def db_at(self, bpp: float) -> float | None:
-    """Interpolated over log(bpp); None outside the curve, and where the curve has but one point."""
+    """The dB interpolated over log(bpp); None outside the curve, and for a curve of one point."""
     if len(self.bpp) < 2 or not np.all(np.diff(self.bpp) > 0) or not self.bpp[0] <= bpp <= self.bpp[-1]:
       return None
     from scipy.interpolate import PchipInterpolator  # slow to import, and `mlic-jax --help` imports this module
@@ -47,13 +46,13 @@ class Curve(NamedTuple):
 
 
 def bd_rate(curve: Curve, anchor: Curve, method: str = BD_METHOD) -> dict[str, Any]:
-  """How far `curve` lies from `anchor`, along the rate and along the quality.
+  """The distance of `curve` from `anchor`, along the rate and along the quality.
 
   Returns {"curve", "kind", "checkpoint", "anchor", "metric", "percent", "method", "overlap_db", "reason", "bd_db",
-  "overlap_bpp"}. `percent`: how many percent fewer (negative) or more bits at the same quality, the mean over
-  `overlap_db`. `bd_db`: how many dB more at the same rate, the mean over `overlap_bpp` of log(bpp): BD-PSNR, or of
-  MS-SSIM. Both are None, and `reason` says why, when a curve has too few points, does not rise, or the two share
-  too little of their ranges of dB. `bd_db` alone is None when the rates do not overlap.
+  "overlap_bpp"}. `percent`: percent more (positive) or fewer bits at the same quality, the mean over `overlap_db`.
+  `bd_db`: dB more at the same rate, the mean over log(bpp) in `overlap_bpp`: BD-PSNR, or that of MS-SSIM. Both are
+  None, with a `reason`, when a curve has too few points or does not rise, or when the ranges of dB overlap too little.
+  `bd_db` alone is None when the rates do not overlap.
   """
   low, high = _overlap(curve.db, anchor.db)
   result: dict[str, Any] = {
@@ -87,7 +86,7 @@ def _overlap(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def _reason(curve: Curve, anchor: Curve, method: str) -> str | None:
-  """Why there is no BD-rate, or None."""
+  """The reason why there is no BD-rate, or None."""
   low, high = _overlap(curve.db, anchor.db)
   fewest, metric = min(len(curve.db), len(anchor.db)), "PSNR" if curve.metric == "psnr" else "MS-SSIM"
   if fewest < 2:
@@ -103,9 +102,10 @@ def _reason(curve: Curve, anchor: Curve, method: str) -> str | None:
 
 
 def _within(curve: Curve, other: Curve) -> Curve:
-  """`curve` cut to the dB of `other` and one point on either side: what lies far outside would bend a single cubic.
+  """`curve` without points far outside the dB of `other`, which would bend a single cubic; one point remains on either
+  side.
 
-  Left whole where fewer than four points would remain.
+  Unchanged where fewer than four points would remain.
   """
   first = max(np.searchsorted(curve.db, other.db.min(), "right") - 1, 0)
   last = np.searchsorted(curve.db, other.db.max(), "left") + 1

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: parameters, multiplications, memory, time."""
+"""The cost of a checkpoint: parameters, multiplications, memory, time."""
 import functools
 import os
 import platform
@@ -16,11 +16,11 @@ from mlic_jax.model.complexity import ENCODER_ONLY, describe
 
 def cost(name: str, config: CodecConfig, entries: Sequence[dict[str, Any]],
          first_run: dict[str, float | None] | None) -> dict[str, Any]:
-  """The cost block of a checkpoint; `entries` are its own in results.json.
+  """The entry of a checkpoint in "costs" of results.json; `entries` are its own in "checkpoints".
 
-  Parameters are the live ones and kMACs those of a 768x512 picture, see describe.py. encode_s and decode_s are means
-  over images and qualities without compilation; first_run has those of the first picture, with it: or with the reading
-  of compiled functions from the cache on disk. peak_memory_bytes is that of this process so far, whatever it did;
+  Parameters are the live ones, and kMACs those of a 768x512 image (model/complexity.py). encode_s and decode_s are
+  means over images and qualities without compilation; first_run has those of the first image, with compilation, or with
+  reading compiled functions from the cache on disk. peak_memory_bytes is that of this process so far, and
   peak_device_memory_bytes that of the accelerator, None where there is none.
   """
   means = {field: [entry["mean"][field] for entry in entries] for field in ("encode_s", "decode_s")}
@@ -31,7 +31,7 @@ def cost(name: str, config: CodecConfig, entries: Sequence[dict[str, Any]],
           "device": device_name()}
 
 
-@functools.cache                                         # checkpoints of a family have one config
+@functools.cache                                         # checkpoints of a family share a config
 def _size(config: CodecConfig) -> dict[str, float]:
   parts = describe(config)
   decoder = [part for part in parts if part.name not in ENCODER_ONLY]
@@ -42,13 +42,13 @@ def _size(config: CodecConfig) -> dict[str, float]:
 
 
 def _peak_memory() -> int:
-  """The most memory that this process ever had, in bytes."""
+  """The peak memory of this process in bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else 1024 * peak   # macOS counts bytes, Linux KiB
 
 
 def device_name() -> str:
-  """The accelerator, or the processor and how many of its cores there are."""
+  """The name of the accelerator, or of the processor with its number of cores."""
   device = jax.devices()[0]
   if device.platform != "cpu":
     return device.device_kind

@@ -29,7 +29,7 @@ def show_results(found: dict, named: list[tuple[str, list[dict]]], title: str, w
 
 
 def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate: bool) -> Table:
-  """A row per quality; beside it what two baselines reach with as many bits."""
+  """A table with a row per quality, and the PSNR of two baselines at as many bits."""
   columns = {"quality": lambda e: e["quality"]}
   if not estimate:
     columns["bpp"] = lambda e: f"{e['mean']['bpp']:.4f}"
@@ -46,7 +46,7 @@ def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate
 
 
 def progressive_table(title: str, entries: list[dict]) -> Table:
-  """A row per quality, or checkpoint of a single rate, and number of slices."""
+  """A table with a row per quality, or checkpoint of a single rate, and number of slices."""
   rows = [{"of": entry["name"] if entry["quality"] is None else entry["quality"], **step}
           for entry in entries for step in entry["progressive_mean"]]
   columns = {"checkpoint" if entries[0]["quality"] is None else "quality": lambda row: row["of"],
@@ -57,7 +57,7 @@ def progressive_table(title: str, entries: list[dict]) -> Table:
 
 
 def bd_table(rows: list[dict]) -> Table:
-  """A row per curve: how many bits more or fewer, and how many dB, than the anchor."""
+  """A table with a row per curve: percent of bits and dB against the anchor."""
   columns = {"curve": lambda row: row["curve"], "BD-rate %": lambda row: number(row["percent"], "+.2f"),
              "BD-PSNR dB": lambda row: number(row["bd_db"], "+.2f"),
              "over": lambda row: row["reason"] or "{:.1f} to {:.1f} dB".format(*row["overlap_db"])}
@@ -84,4 +84,4 @@ def cost_line(each: dict) -> str:
   if each["first_run"]:
     seconds += f" (the first time {each['first_run']['encode_s']:.1f} and {each['first_run']['decode_s']:.1f} s)"
   return (f"{each['name']}: {each['parameters'] / 1e6:.2f} M live parameters, {each['kmacs_per_pixel']:.1f} kMACs/pixel"
-          f"{seconds}, {each['peak_memory_bytes'] / 2**30:.2f} GiB of memory at most, on {each['device']}")
+          f"{seconds}, {each['peak_memory_bytes'] / 2**30:.2f} GiB peak memory, on {each['device']}")

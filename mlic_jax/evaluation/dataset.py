@@ -1,4 +1,4 @@
-"""The photographs an evaluation runs on: the sample photographs, a folder, or a prepared TFDS dataset."""
+"""The images of an evaluation: sample images, a folder, or a prepared TFDS dataset."""
 import importlib.util
 import logging
 import os
@@ -16,46 +16,46 @@ from mlic_jax.paths import as_path, is_remote, readable
 
 log = logging.getLogger(__name__)
 
-# Colour photographs in the wheel of scikit-image: few, because every new padded size is compiled; and no
-# rocket.jpg, because what was a JPEG before flatters JPEG.
-SAMPLE_PHOTOGRAPHS = ("astronaut.png", "coffee.png")
+# Color photographs in the wheel of scikit-image: few, because every new padded size is compiled; and no rocket.jpg,
+# because an image that was a JPEG before favors JPEG.
+SAMPLE_IMAGES = ("astronaut.png", "coffee.png")
 
 
-class ImageSet(NamedTuple):
-  """A set of images in a fixed order, read one at a time, as often as wanted."""
+class Dataset(NamedTuple):
+  """Images in a fixed order, read one at a time, any number of times.
+
+  Names are text for tables, files and pages: one line each, no two alike, whatever the files are called."""
   title: str
   size: int
   read: Callable[[], Iterator[tuple[str, np.ndarray]]]   # name, (H, W, 3) uint8; ImageError for a broken one
 
-  # Names are text for tables, files and pages: one line each, no two alike, whatever the files are called.
 
-
-def open_image_set(data: str | None, limit: int | None = None,
-                   warn: Callable[[str], None] = log.warning) -> ImageSet:
-  """The first `limit` images of `data`; ImageError, in one line, when there is nothing to read.
+def open_dataset(data: str | None, limit: int | None = None,
+                 warn: Callable[[str], None] = log.warning) -> Dataset:
+  """The first `limit` images of `data`; ImageError when there is none.
 
   None: the sample images; "tfds:NAME[:SPLIT]": a prepared dataset; anything else: a folder, and `warn` is called with a
   line about images in it that are left out.
   """
   if data is None:
-    samples = {name: _sample_folder() / name for name in SAMPLE_PHOTOGRAPHS[:limit]}
-    return _from_files("sample photographs of scikit-image", samples)
+    samples = {name: _sample_folder() / name for name in SAMPLE_IMAGES[:limit]}
+    return _from_files("sample images of scikit-image", samples)
   if data.startswith("tfds:"):
     return _from_tfds(data, limit)
   source, folder = Folder(data, list_images(data, warn)[:limit]), as_path(data)
-  # Backslashes are doubled, so that what is written with one for a byte or a new line is nobody's own name.
+  # Backslashes are doubled, so that an escaped byte or new line is not the name of another file.
   names = [printable(source.key(i).replace("\\", "\\\\")) for i in range(len(source))]
   title = folder.name if is_remote(folder) else folder.resolve().name
   return _from_files(printable(title), dict(zip(names, source.paths)))
 
 
-def survey(photographs: ImageSet, check: Callable[[np.ndarray], None]) -> dict[str, str]:
-  """The digest of the pixels of every image, by name, from reading all.
+def check_images(images: Dataset, check: Callable[[np.ndarray], None]) -> dict[str, str]:
+  """Reads all images and returns the digests of their pixels by name.
 
-  ImageError for the first that is broken, or that `check` refuses with a ValueError.
+  ImageError for the first image that is broken, or that `check` refuses with a ValueError.
   """
   digests = {}
-  for name, image in photographs.read():
+  for name, image in images.read():
     try:
       check(image)
     except ValueError as error:
@@ -64,20 +64,20 @@ def survey(photographs: ImageSet, check: Callable[[np.ndarray], None]) -> dict[s
   return digests
 
 
-def _from_files(title: str, paths: dict[str, Path]) -> ImageSet:
-  return ImageSet(title, len(paths), lambda: ((name, load_image(readable(path))) for name, path in paths.items()))
+def _from_files(title: str, paths: dict[str, Path]) -> Dataset:
+  return Dataset(title, len(paths), lambda: ((name, load_image(readable(path))) for name, path in paths.items()))
 
 
 def _sample_folder() -> Path:
-  """Where scikit-image keeps its images; not imported, which takes a second for nothing else."""
+  """The folder of scikit-image's images; importing the package would take a second."""
   package = importlib.util.find_spec("skimage")
   if package is None or package.origin is None:
-    raise ImageError("the sample photographs come with scikit-image, which is not installed; wanted --data")
+    raise ImageError("the sample images come with scikit-image, which is not installed; wanted --data")
   return Path(package.origin).parent / "data"
 
 
-def _from_tfds(data: str, limit: int | None) -> ImageSet:
-  """One split, in file order: without a name "test", or, where there is none, "validation", or the first."""
+def _from_tfds(data: str, limit: int | None) -> Dataset:
+  """One split in file order: the named one, else "test", "validation" or the first, by what there is."""
   records = open_tfds(data, os.environ.get("TFDS_DATA_DIR", ""), splits=("test", "validation"))
   size, name = len(records) if limit is None else min(len(records), limit), data.removeprefix("tfds:")
-  return ImageSet(data, size, lambda: ((f"{name}/{i:05d}", load_image(records.file(i))) for i in range(size)))
+  return Dataset(data, size, lambda: ((f"{name}/{i:05d}", load_image(records.file(i))) for i in range(size)))

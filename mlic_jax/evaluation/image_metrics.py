@@ -1,7 +1,7 @@
-"""Rate and distortion of one image, through a checkpoint or a conventional codec, and the means of many.
+"""Rate and distortion of one image with a checkpoint or a conventional codec, and means over images.
 
-A codec here is `mlic_jax.Codec`, or anything with its `encode_with_bits`, `decode` and `estimate`. What needs
-the codec runs in this process; distortions and baselines run in `workers` (an Executor: see workers.py).
+A codec is `mlic_jax.Codec`, or an object with its `encode_with_bits`, `decode` and `estimate`. The codec runs in this
+process; distortions and baselines run in `workers` (an Executor: see workers.py).
 """
 import dataclasses
 import time
@@ -19,17 +19,17 @@ from mlic_jax.metrics import ms_ssim_8bit, ms_ssim_db, mse, psnr_of_mse
 
 
 class BaselineLimit(ImageError):
-  """A picture that a conventional codec cannot hold, as WebP more than 16383 pixels a side; one line."""
+  """An image that a conventional codec cannot encode, such as more than 16383 pixels a side for WebP; one line."""
 
 
 class ReconstructionMismatch(ValueError):
-  """A file does not decode to the picture that its encoder predicted."""
+  """A file does not decode to the image that its encoder predicted; one line."""
   status = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-  """One image through one codec at one quality. The fields of results.json, in its order."""
+  """The results of one image, codec and quality: the fields of results.json, in its order."""
   name: str
   height: int
   width: int
@@ -45,14 +45,14 @@ class ImageResult:
 
   @property
   def file_bytes(self) -> int:
-    """`bytes` of a result that is not only estimated."""
+    """`bytes`, where the result is not an estimate."""
     assert self.bytes is not None
     return self.bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrived:
-  """One image of whose file only z and the first slices have arrived. The fields of "progressive" in results.json."""
+class ProgressiveResult:
+  """The results of z and the first slices of a file: the fields of "progressive" in results.json."""
   slices: int
   bytes: int                       # received, with the header
   bpp: float
@@ -61,7 +61,7 @@ class Arrived:
 
 
 class Coded(NamedTuple):
-  """What a codec made of an image, before it is compared with the image."""
+  """The output of a codec for an image, before it is compared with the image."""
   reconstruction: np.ndarray       # (H, W, 3) uint8
   blob: bytes | None               # the complete file; None when the rate is only estimated
   bits: float | None               # by the likelihood of the model
@@ -70,7 +70,7 @@ class Coded(NamedTuple):
 
   @property
   def file(self) -> bytes:
-    """`blob` of what is not only estimated."""
+    """`blob`, where it is not an estimate."""
     assert self.blob is not None
     return self.blob
 
@@ -84,10 +84,10 @@ class Coded(NamedTuple):
 
 
 def code(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
-  """Encodes and decodes (H, W, 3) uint8, and estimates.
+  """Encodes and decodes (H, W, 3) uint8, and estimates the bits.
 
-  encode_s contains the synthesis of the encoder's own reconstruction. ReconstructionMismatch when decoding gives
-  another picture.
+  encode_s includes the synthesis of the encoder's own reconstruction. ReconstructionMismatch when the decoder gives
+  another image.
   """
   start = time.perf_counter()
   try:
@@ -108,13 +108,13 @@ def code(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
 
 
 def estimate(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
-  """The likelihood estimate for (H, W, 3) uint8: no file, so no bytes and no times."""
+  """The likelihood estimate for (H, W, 3) uint8, without a file and times."""
   bits, reconstruction = codec.estimate(image, quality)
   return Coded(reconstruction, None, float(bits), None, None)
 
 
 def code_baseline(baseline: Baseline, name: str, image: np.ndarray, quality: int) -> Coded:
-  """A conventional codec on the same terms; BaselineLimit when it cannot hold the image."""
+  """Encodes and decodes with a conventional codec; BaselineLimit when it cannot encode the image."""
   start = time.perf_counter()
   try:
     blob = baseline.encode(image, quality)
@@ -122,13 +122,13 @@ def code_baseline(baseline: Baseline, name: str, image: np.ndarray, quality: int
     decoded = decode(blob)
   except Exception as error:                             # each of the libraries has errors of its own
     height, width = image.shape[:2]
-    raise BaselineLimit(f"{name}: {baseline.name} cannot hold {width}x{height} pixels "
+    raise BaselineLimit(f"{name}: {baseline.name} cannot encode {width}x{height} pixels "
                         f"({' '.join(str(error).split())})") from error
   return Coded(decoded, blob, None, encoded - start, time.perf_counter() - encoded)
 
 
 def compare(name: str, image: np.ndarray, coded: Coded) -> ImageResult:
-  """Rates by the pixels of the image (not of its padded version), and distortions of the reconstruction."""
+  """Rates per pixel of the image (not of its padded version), and distortions of the reconstruction."""
   height, width = image.shape[:2]
   num_pixels, error = height * width, mse(image, coded.reconstruction)
   similarity = ms_ssim_8bit(image, coded.reconstruction)
@@ -139,24 +139,24 @@ def compare(name: str, image: np.ndarray, coded: Coded) -> ImageResult:
 
 
 def measure_baseline(baseline: Baseline, name: str, image: np.ndarray, qualities: Sequence[int]) -> list[ImageResult]:
-  """One image at several qualities; runs in any process."""
+  """The results of one image at several qualities; runs in any process."""
   baseline.check()                                       # which registers its plugin in this process
   return [compare(name, image, code_baseline(baseline, name, image, quality)) for quality in qualities]
 
 
 def measure_codec(codec, name: str, image: np.ndarray, qualities: Sequence[float | None], *, estimated: bool = False,
                   workers: Executor | None = None,
-                  seen: Callable[[float | None, Coded], None] | None = None) -> list[Future[ImageResult]]:
-  """One image at several qualities through a checkpoint: coded here, compared in `workers`.
+                  on_coded: Callable[[float | None, Coded], None] | None = None) -> list[Future[ImageResult]]:
+  """The results of one image at several qualities of a checkpoint: coded here, compared in `workers`.
 
-  seen: called with a quality and what was coded.
+  on_coded: is called with each quality and the output of the codec.
   """
   workers = workers or InThisProcess()
   futures = []
   for quality in qualities:
     coded = (estimate if estimated else code)(codec, name, image, quality)
-    if seen:
-      seen(quality, coded)
+    if on_coded:
+      on_coded(quality, coded)
     futures.append(workers.submit(compare, name, image, coded))
   return futures
 

@@ -1,4 +1,4 @@
-"""The rate-distortion plot: checkpoints in colour, baselines in grey, published curves dashed, names at the lines."""
+"""The rate-distortion plot: checkpoints in color, baselines in gray, published curves dashed, names at the lines."""
 import itertools
 import os
 import warnings
@@ -17,21 +17,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # isort: skip
 from matplotlib.backends.backend_svg import FigureCanvasSVG  # isort: skip
 from matplotlib.figure import Figure  # isort: skip
 
-# Okabe and Ito, "Color universal design", 2008: distinct for every kind of colour vision. Markers differ too.
-COLOURS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#56B4E9", "*"))
+# Okabe and Ito, "Color universal design", 2008: distinct for every kind of color vision. Markers differ too.
+COLORS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#56B4E9", "*"))
 GREYS = (("#555555", "s"), ("#888888", "^"))
 PUBLISHED = (("#56708f", "--"), ("#8f7356", "-."), ("#777777", ":"))
-STYLES = {"checkpoint": COLOURS, "baseline": GREYS}
+STYLES = {"checkpoint": COLORS, "baseline": GREYS}
 Y_LABEL = {"psnr": "PSNR (dB), mean over the images", "ms_ssim": "MS-SSIM (dB), of the mean over the images"}
 
 
-# Of the published curves those that a reader orients himself by; more of them hide each other.
+# The published curves that are plotted where there are many, which would hide each other.
 LANDMARKS = ("BPG", "BPG 4:4:4", "VTM-17.0", "Balle2018 hyperprior (paper)", "MLIC++", "HPCM-Large")
 MOST_PUBLISHED = 8
 
 
-def of_plot(curves: Sequence[Curve]) -> list[Curve]:
-  """All measured curves, and the published ones, or their landmarks where they are more than MOST_PUBLISHED."""
+def curves_to_plot(curves: Sequence[Curve]) -> list[Curve]:
+  """All measured curves and up to MOST_PUBLISHED published ones; LANDMARKS where there are more."""
   published = [curve for curve in curves if curve.kind == "published"]
   if len(published) <= MOST_PUBLISHED:
     return list(curves)
@@ -39,7 +39,7 @@ def of_plot(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def rd_figure(curves: Sequence[Curve], title: str, x_label: str = "bits per pixel") -> Figure:
-  """The figure of curves of one metric; its x axis ends a little after the last point of the checkpoints."""
+  """A figure with curves of one metric; the x axis ends a little after the last point of the checkpoints."""
   figure = Figure(figsize=(7, max(4.5, 0.3 * len(curves))), dpi=150, layout="constrained")
   axes = figure.add_subplot()
   checkpoints = [curve for curve in curves if curve.kind == "checkpoint"]
@@ -49,15 +49,15 @@ def rd_figure(curves: Sequence[Curve], title: str, x_label: str = "bits per pixe
   for curve in sorted(curves, key=lambda curve: ("published", "baseline", "checkpoint").index(curve.kind)):
     bpp, db = _cut(curve, right)
     if curve.kind == "published":
-      colour, dash = next(dashes)
-      axes.plot(bpp, db, dash, color=colour, linewidth=1)
+      color, dash = next(dashes)
+      axes.plot(bpp, db, dash, color=color, linewidth=1)
     else:
-      colour, marker = next(styles[curve.kind])
-      axes.plot(bpp, db, color=colour)
+      color, marker = next(styles[curve.kind])
+      axes.plot(bpp, db, color=color)
       inside = curve.bpp <= right
-      axes.plot(curve.bpp[inside], curve.db[inside], marker, color=colour, markersize=5)
+      axes.plot(curve.bpp[inside], curve.db[inside], marker, color=color, markersize=5)
     if len(bpp):
-      ends.append((db[-1], bpp[-1], curve.name, colour, "normal" if curve.kind == "published" else "bold"))
+      ends.append((db[-1], bpp[-1], curve.name, color, "normal" if curve.kind == "published" else "bold"))
   axes.set(xlim=(0, right), xlabel=x_label, ylabel=Y_LABEL[curves[0].metric])
   axes.set_title(title, loc="left", fontsize="medium", parse_math=False)   # a name may hold a "$"
   axes.grid(color="#e6e6e6")
@@ -81,7 +81,7 @@ def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str, x
 
 
 def _cut(curve: Curve, right: float) -> tuple[np.ndarray, np.ndarray]:
-  """The points left of `right`, and where the line crosses it."""
+  """The points of a curve left of `right`, and the point where it crosses `right`."""
   inside = curve.bpp <= right
   bpp, db = curve.bpp[inside], curve.db[inside]
   crossing = curve.db_at(right)
@@ -89,29 +89,29 @@ def _cut(curve: Curve, right: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _label(axes, ends) -> None:
-  """Each name beside the end of its line, right of the axes, moved where it would lie on another."""
+  """Writes each name beside the end of its line, right of the axes, and moves names that would overlap."""
   low, high = axes.get_ylim()
   gap = 0.22 / axes.figure.get_size_inches()[1] * (high - low)
   heights = spread([end[0] for end in ends], gap, low, high)
-  for height, (db, bpp, name, colour, weight) in zip(heights, ends):
+  for height, (db, bpp, name, color, weight) in zip(heights, ends):
     leader = None
     if abs(height - db) > gap / 4 or bpp < axes.get_xlim()[1]:
-      leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3,
+      leader = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3,
                 "relpos": (0, 0.5)}
-    axes.annotate(name, (bpp, db), xytext=(1.015, height), textcoords=("axes fraction", "data"), color=colour,
+    axes.annotate(name, (bpp, db), xytext=(1.015, height), textcoords=("axes fraction", "data"), color=color,
                   va="center", fontweight=weight, fontsize="small", annotation_clip=False, arrowprops=leader,
                   parse_math=False)
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-  """Places in low..high in the same order and at least `gap` apart, or less, evenly, if they do not fit.
+  """Moves places to low..high, in the same order and at least `gap` apart; evenly spaced where they do not fit.
 
-  They move as little as possible, in the sum of squares.
+  The sum of squares of the moves is as small as possible.
   """
   order, count = np.argsort(places, kind="stable"), len(places)
   gap = min(gap, (high - low) / max(count - 1, 1))
   steps = gap * np.arange(count)
   moved = np.empty(count)
-  # Places less their steps have only to rise; the nearest rising sequence is known.
+  # Places minus their steps must not fall: this is isotonic regression.
   moved[order] = np.clip(isotonic_regression(np.take(places, order) - steps).x, low, high - gap * (count - 1)) + steps
   return moved.tolist()

@@ -1,6 +1,6 @@
-"""What a receiver sees of a picture while its file arrives: bytes and distortion after z, after one slice, after two.
+"""Progressive decoding: bytes received and distortion after z, after one slice, after two, up to the complete file.
 
-Of every checkpoint, image and quality, beside the figures of the complete file (sweep.py), and of the same file.
+They are measured for every checkpoint, image and quality, on the same files as the results in runner.py.
 """
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,81 +11,81 @@ import numpy as np
 
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.evaluation.bd_rate import Curve
-from mlic_jax.evaluation.image_metrics import Arrived, Coded, ReconstructionMismatch, compare
-from mlic_jax.evaluation.results_cache import Journal
+from mlic_jax.evaluation.image_metrics import Coded, ProgressiveResult, ReconstructionMismatch, compare
+from mlic_jax.evaluation.results_cache import ResultsCache
 
 
-class Arrivals:
-  """Measures them and finds them again in the journal.
+class ProgressiveResults:
+  """Measures progressive decoding, and finds earlier measurements in the cache.
 
   Args:
-    pixels: digests (journal.py) of the images, by name.
-    journal: has what was measured before.
-    workers: compute the distortions, as in measure.py.
+    digests: of the images (results_cache.py), by name.
+    cache: has earlier measurements, and takes new ones.
+    workers: compute the distortions, as in image_metrics.py.
   """
 
-  def __init__(self, pixels: Mapping[str, str], journal: Journal, workers: Executor):
-    self._pixels, self._journal, self._workers = pixels, journal, workers
+  def __init__(self, digests: Mapping[str, str], cache: ResultsCache, workers: Executor):
+    self._digests, self._cache, self._workers = digests, cache, workers
 
-  def lacks(self, codec_key: str, name: str, quality: float | None) -> bool:
-    """Whether the file of an image has still to arrive."""
-    return self._journal.arrivals(codec_key, self._pixels[name], quality) is None
+  def is_missing(self, codec_key: str, name: str, quality: float | None) -> bool:
+    """Whether an image has not been measured yet."""
+    return self._cache.progressive(codec_key, self._digests[name], quality) is None
 
   def measure(self, codec, codec_key: str, name: str, image: np.ndarray, quality: float | None, coded: Coded) -> None:
-    """Measures one image at one quality, if that is lacking."""
-    if self.lacks(codec_key, name, quality):
-      self._journal.add_arrivals(codec_key, self._pixels[name], quality,
-                                 arrive(codec, name, image, quality, coded, self._workers))
+    """Measures one image at one quality, unless the cache has it."""
+    if self.is_missing(codec_key, name, quality):
+      self._cache.add_progressive(codec_key, self._digests[name], quality,
+                                  measure_progressively(codec, name, image, quality, coded, self._workers))
 
-  def of_entries(self, entries: Sequence[dict[str, Any]], codec_key: str) -> list[dict[str, Any]]:
+  def add_to(self, entries: Sequence[dict[str, Any]], codec_key: str) -> list[dict[str, Any]]:
     """The entries of a checkpoint in results.json with "progressive" in every image, and "progressive_mean"."""
     extended = []
     for entry in entries:
-      arrivals = [self._measured(codec_key, image["name"], entry["quality"]) for image in entry["images"]]
+      of_images = [self._measured(codec_key, image["name"], entry["quality"]) for image in entry["images"]]
       images = [{**image, "progressive": [dataclasses.asdict(each) for each in steps]}
-                for image, steps in zip(entry["images"], arrivals)]
-      extended.append({**entry, "images": images, "progressive_mean": [mean(step) for step in zip(*arrivals)]})
+                for image, steps in zip(entry["images"], of_images)]
+      extended.append({**entry, "images": images, "progressive_mean": [mean(step) for step in zip(*of_images)]})
     return extended
 
-  def _measured(self, codec_key: str, name: str, quality: float | None) -> list[Arrived]:
-    found = self._journal.arrivals(codec_key, self._pixels[name], quality)
+  def _measured(self, codec_key: str, name: str, quality: float | None) -> list[ProgressiveResult]:
+    found = self._cache.progressive(codec_key, self._digests[name], quality)
     assert found is not None  # `measure` added it
     return found
 
 
-def arrive(codec, name: str, image: np.ndarray, quality: float | None, coded: Coded,
-           workers: Executor) -> list[Arrived]:
-  """An image (H, W, 3) uint8 after 0, 1, ..., all slices of its file.
+def measure_progressively(codec, name: str, image: np.ndarray, quality: float | None, coded: Coded,
+                          workers: Executor) -> list[ProgressiveResult]:
+  """The results of an image (H, W, 3) uint8 after 0, 1, ..., all slices of its file.
 
-  Returns when all are measured: the pictures of many images and qualities would not fit into memory.
-  ReconstructionMismatch when the last picture is not that of the complete file.
+  Returns when all are measured: reconstructions of many images and qualities would not fit into memory.
+  ReconstructionMismatch when the last reconstruction is not that of the complete file.
   """
   futures = []
   try:
-    for received, picture in codec.decode_progressively(coded.file):
-      futures.append(workers.submit(compare, name, image, Coded(picture, coded.file[:received], None, None, None)))
+    for received, decoded in codec.decode_progressively(coded.file):
+      futures.append(workers.submit(compare, name, image, Coded(decoded, coded.file[:received], None, None, None)))
   except BitstreamError as error:
     raise ReconstructionMismatch(f"{name} at quality {quality}, slice by slice: {error}") from error
-  if received != len(coded.file) or not np.array_equal(picture, coded.reconstruction):
+  if received != len(coded.file) or not np.array_equal(decoded, coded.reconstruction):
     raise ReconstructionMismatch(f"{name} at quality {quality}: decoded slice by slice, the whole file does not give "
-                                 "the picture that it gives at once")
+                                 "the image that it gives at once")
   results = [future.result() for future in futures]
   bpp = lambda result: 8 * result.file_bytes / (result.height * result.width)
-  return [Arrived(slices, result.file_bytes, bpp(result), result.psnr, result.ms_ssim)
+  return [ProgressiveResult(slices, result.file_bytes, bpp(result), result.psnr, result.ms_ssim)
           for slices, result in enumerate(results)]
 
 
-def mean(arrived: Sequence[Arrived]) -> dict[str, float | None]:
-  """Of images of which equally many slices have arrived, each counting once; MS-SSIM over those that have it."""
-  figures: dict[str, float | None] = {"slices": arrived[0].slices}
+def mean(of_images: Sequence[ProgressiveResult]) -> dict[str, float | None]:
+  """Means over images of which equally many slices arrived, each counting once; MS-SSIM over those that have it."""
+  figures: dict[str, float | None] = {"slices": of_images[0].slices}
   for field in "bytes", "bpp", "psnr", "ms_ssim":
-    values = [value for each in arrived if (value := getattr(each, field)) is not None]
+    values = [value for each in of_images if (value := getattr(each, field)) is not None]
     figures[field] = float(np.mean(values)) if values else None
   return figures
 
 
-def arrival_curves(named: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Curve]:
-  """PSNR over the bits received, a curve per checkpoint and quality, and dashed what complete files of them give.
+def progressive_curves(named: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Curve]:
+  """PSNR over the bits received, one curve per checkpoint and quality, and dashed the curve of complete files.
 
   named: (name of a checkpoint or of a family of single rates, its entries).
   """

@@ -1,6 +1,6 @@
 """Published rate-distortion curves: numbers of papers and their repositories, each with its source.
 
-They lie in published/DATASET_METRIC.json, {codec: {"bpp", "psnr" | "ms_ssim", "ms_ssim_db", "source"}}. PSNR is in dB
+The files are published/DATASET_METRIC.json, {codec: {"bpp", "psnr" | "ms_ssim", "ms_ssim_db", "source"}}. PSNR is in dB
 on RGB, the mean over the images. MS-SSIM in dB is published in two conventions that differ by about 0.35 dB (see
 metrics.py), and `db_convention` of a curve says which, where the source does.
 """
@@ -16,7 +16,7 @@ from mlic_jax.evaluation.bd_rate import METRICS, Curve
 
 DATASETS = {"kodak": ("Kodak", 24), "clic": ("CLIC Professional Valid", 41), "tecnick": ("Tecnick", 100)}  # images
 
-# What a reader looks for first. Not every dataset has every one, and names differ a little between the datasets.
+# The curves that readers look for first. Not every dataset has each, and names differ a little between datasets.
 FEATURED = ("BPG", "BPG 4:4:4", "VTM-9.1", "VTM-17.0", "Balle2018 hyperprior (paper)", "Minnen2018 (paper)",
             "Cheng2020 (paper)", "Cheng2020 anchor (CompressAI)", "ELIC (paper)", "TCM (Large)", "MLIC", "MLIC+",
             "MLIC++", "HPCM-Large", "DCAE")
@@ -26,8 +26,8 @@ FEATURED_MS_SSIM = ("BPG 4:4:4", "VTM-9.1", "Balle2018 hyperprior MS-SSIM (paper
                     "Cheng2020 anchor MS-SSIM (CompressAI)", "ELIC MS-SSIM (paper)", "HPCM-Large MS-SSIM")
 
 
-class ReferenceError(ValueError):
-  """A dataset or a curve that is not there; one line with what there is."""
+class PublishedCurveError(ValueError):
+  """A dataset or a curve that does not exist; one line with those that do."""
 
 
 def published(dataset: str, metric: str = "psnr") -> dict[str, Curve]:
@@ -38,8 +38,8 @@ def published(dataset: str, metric: str = "psnr") -> dict[str, Curve]:
   name.
   """
   if dataset not in DATASETS or metric not in METRICS:
-    raise ReferenceError(f"no published curves of {metric!r} on {dataset!r}; wanted one of {', '.join(METRICS)} on one "
-                         f"of {', '.join(DATASETS)}")
+    raise PublishedCurveError(f"no published curves of {metric!r} on {dataset!r}; wanted one of {', '.join(METRICS)} "
+                              f"on one of {', '.join(DATASETS)}")
   measured = {baseline.name for baseline in BASELINES.values()}
   curves = {}
   for codec, points in _read(dataset, metric).items():
@@ -50,8 +50,8 @@ def published(dataset: str, metric: str = "psnr") -> dict[str, Curve]:
   return curves
 
 
-def chosen(dataset: str, names: Sequence[str], metric: str = "psnr") -> list[Curve]:
-  """The curves of those names; () means the featured ones, ("all",) all. ReferenceError for a name that is none.
+def select(dataset: str, names: Sequence[str], metric: str = "psnr") -> list[Curve]:
+  """The curves of these names: () are the featured ones, ("all",) all; PublishedCurveError for an unknown name.
 
   A name that only the other metric has is left out.
   """
@@ -64,12 +64,12 @@ def chosen(dataset: str, names: Sequence[str], metric: str = "psnr") -> list[Cur
   known = {name for each in METRICS for name in published(dataset, each)}
   for name in names:
     if name not in known:
-      raise ReferenceError(f"no published curve {name!r} on {dataset}; there are {', '.join(sorted(known))}")
+      raise PublishedCurveError(f"no published curve {name!r} on {dataset}; there are {', '.join(sorted(known))}")
   return [curves[name] for name in names if name in curves]
 
 
 def caution(dataset: str, number: int) -> str | None:
-  """Why curves on `dataset` do not belong beside those of so many images, if that is so."""
+  """A warning that curves on `dataset` are not comparable with those of `number` images, or None."""
   title, images = DATASETS[dataset]
   if number == images:
     return None

@@ -1,7 +1,7 @@
-"""report.html: results.json and its pictures as one page, which needs no server and no network.
+"""report.html: results.json and its images as one page, which needs no server and no network.
 
-The page is report/page.html, with report/page.css and report/page.js inside; here it is filled. What the page says in
-numbers is in results.json, and the page draws nothing that is not.
+This module fills the template report/page.html, with report/page.css and report/page.js inside. Every number of the
+page is in results.json.
 """
 import base64
 import hashlib
@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 
 from mlic_jax.evaluation.bd_rate import METRICS, Curve
-from mlic_jax.evaluation.plots import COLOURS, GREYS, PUBLISHED, Y_LABEL, of_plot, spread
+from mlic_jax.evaluation.plots import COLORS, GREYS, PUBLISHED, Y_LABEL, curves_to_plot, spread
 from mlic_jax.evaluation.report_images import ERROR_MAX
 from mlic_jax.evaluation.results import read_curves
 
 FOLDER = Path(__file__).parent / "report"
 MIME = {".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg", ".avif": "image/avif"}
-WIDE, NARROW = (900, 520), (400, 460)          # of the plot, in its own units: for desktops, and for phones
+WIDE, NARROW = (900, 520), (400, 460)          # sizes of the plot in its own units, for desktops and phones
 METRIC_NAMES = {"psnr": "PSNR", "ms_ssim": "MS-SSIM"}
 
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 
 
-def page(results: dict[str, Any], pictures: Path, title: str) -> str:
-  """The HTML. results: as in results.json; pictures: the folder that paths in results["pictures"] are relative to."""
+def page(results: dict[str, Any], folder: Path, title: str) -> str:
+  """The HTML for the content of results.json; `folder` has the images, and paths in "pictures" are relative to it."""
   names = list(dict.fromkeys(each["name"] for each in results["curves"] if each["kind"] == "checkpoint"))
   paths = sorted({path for record in results["pictures"] for path in _paths(record)})
   data = {"records": results["pictures"], "errorMax": ERROR_MAX,
-          "pictures": {path: _data_uri(pictures / path) for path in paths}}
+          "pictures": {path: _data_uri(folder / path) for path in paths}}
   template = string.Template((FOLDER / "page.html").read_text("utf-8"))
   script = (FOLDER / "page.js").read_text("utf-8")
   return template.substitute(
@@ -68,13 +68,13 @@ def _data_uri(path: Path) -> str:
 # --- the plots -----------------------------------------------------------------------
 
 def _plots(results: dict[str, Any]) -> str:
-  """Per metric a wide and a narrow plot, and boxes that show and hide the curves."""
+  """A wide and a narrow plot for each metric, and boxes that show and hide the curves."""
   parts = []
   for metric in METRICS:
     curves = read_curves(results, metric)
     if not any(curve.kind == "checkpoint" for curve in curves):
       continue
-    shown, styles = {curve.name for curve in of_plot(curves)}, _styles(curves)
+    shown, styles = {curve.name for curve in curves_to_plot(curves)}, _styles(curves)
     boxes = "".join(
         f'<label><input type="checkbox" data-curve="{index}"{" checked" * (curve.name in shown)}>'
         f'<i style="background:{styles[index][0]}"></i>{html.escape(curve.name)}</label>'
@@ -87,13 +87,13 @@ def _plots(results: dict[str, Any]) -> str:
 
 
 def _styles(curves: Sequence[Curve]) -> list[tuple[str, str, float]]:
-  """Colour, dashes and width of every curve."""
+  """Color, dashes and width of every curve."""
   counts, styles = {"checkpoint": 0, "baseline": 0, "published": 0}, list[tuple[str, str, float]]()
   for curve in curves:
     number = counts[curve.kind]
     counts[curve.kind] += 1
     if curve.kind == "checkpoint":
-      styles.append((COLOURS[number % len(COLOURS)][0], "", 3))
+      styles.append((COLORS[number % len(COLORS)][0], "", 3))
     elif curve.kind == "baseline":
       styles.append((GREYS[number % len(GREYS)][0], "", 1.6))
     else:
@@ -102,11 +102,11 @@ def _styles(curves: Sequence[Curve]) -> list[tuple[str, str, float]]:
 
 
 def _svg(curves: Sequence[Curve], shown: set[str], styles, width: int, height: int, name: str) -> str:
-  """One plot. Points carry their figures, for the hover."""
+  """One plot. Points have their figures as attributes, which page.js shows."""
   is_wide = name == "wide"
   left, top, bottom, right = 46, 12, 44, 220 if is_wide else 142
   x_max = 1.1 * max(curve.bpp[-1] for curve in curves if curve.kind == "checkpoint")
-  visible = [db for curve in curves for bpp, db in zip(curve.bpp, curve.db) if bpp <= x_max]   # or may become so
+  visible = [db for curve in curves for bpp, db in zip(curve.bpp, curve.db) if bpp <= x_max]   # or may become visible
   y_low, y_high = np.floor(min(visible)), np.ceil(max(visible) + 0.01)   # never the same
   x = lambda bpp: left + (width - left - right) * bpp / x_max
   y = lambda db: top + (height - top - bottom) * (y_high - db) / (y_high - y_low)
@@ -136,31 +136,31 @@ def _svg(curves: Sequence[Curve], shown: set[str], styles, width: int, height: i
 
 def _svg_curve(curve: Curve, index: int, style, x, y, x_max: float, clip: str, end, place, edge: float,
                is_shown: bool) -> str:
-  colour, dashes, line_width = style
+  color, dashes, line_width = style
   line = "M" + "L".join(f"{x(bpp):.1f} {y(db):.1f}" for bpp, db in zip(curve.bpp, curve.db))
   points = "".join(
-      f'<circle cx="{x(bpp):.1f}" cy="{y(db):.1f}" r="{2.2 if curve.kind == "published" else 4}" fill="{colour}" '
+      f'<circle cx="{x(bpp):.1f}" cy="{y(db):.1f}" r="{2.2 if curve.kind == "published" else 4}" fill="{color}" '
       f'data-bpp="{bpp:.4f}" data-db="{db:.3f}"/>' for bpp, db in zip(curve.bpp, curve.db) if bpp <= x_max)
   label = ""
   if end:
     place = y(end[1]) if place is None else place
-    label = (f'<path class="leader" stroke="{colour}" data-from="{x(end[0]):.1f} {y(end[1]):.1f}" '
+    label = (f'<path class="leader" stroke="{color}" data-from="{x(end[0]):.1f} {y(end[1]):.1f}" '
              f'd="M{x(end[0]):.1f} {y(end[1]):.1f}L{edge + 8:.1f} {place:.1f}"/>'
              f'<text class="label" x="{edge + 11:.1f}" y="{place + 4:.1f}" data-at="{y(end[1]):.1f}" '
-             f'fill="{colour}">{html.escape(_short(curve.name))}</text>')
+             f'fill="{color}">{html.escape(_short(curve.name))}</text>')
   return (f'<g class="curve {curve.kind}{"" if is_shown else " off"}" data-curve="{index}" '
           f'data-name="{html.escape(curve.name)}" tabindex="0" role="img" aria-label="{html.escape(curve.name)}">'
-          f'<g clip-path="url(#{clip})"><path class="line" d="{line}" stroke="{colour}" stroke-width="{line_width}" '
+          f'<g clip-path="url(#{clip})"><path class="line" d="{line}" stroke="{color}" stroke-width="{line_width}" '
           f'stroke-dasharray="{dashes}"/>{points}</g>{label}</g>')
 
 
 def _short(name: str) -> str:
-  """What fits beside a plot: without where the numbers are from, which the table says."""
+  """The name beside a plot, without the source in parentheses, which is in the table."""
   return name.partition(" (")[0] or name
 
 
 def _end(curve: Curve, x_max: float) -> tuple[float, float] | None:
-  """Where the line of a curve leaves the plot; None if it never enters it."""
+  """The point where the line of a curve leaves the plot; None if it never enters it."""
   crossing = curve.db_at(x_max)
   if crossing is not None:
     return x_max, crossing
@@ -169,7 +169,7 @@ def _end(curve: Curve, x_max: float) -> tuple[float, float] | None:
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-  """Round numbers in low..high, at most about so many."""
+  """Round numbers in low..high, about `most` of them."""
   raw = (high - low) / most
   power = 10.0**np.floor(np.log10(raw))
   step = next(power * each for each in (1, 2, 5, 10) if power * each >= raw * 0.999)
@@ -196,7 +196,7 @@ def _range(values: Sequence[float] | None, form: str) -> str:
 
 
 def _bd_rates(results: dict[str, Any]) -> str:
-  """One table per metric, the least bits first."""
+  """One table per metric, sorted by BD-rate."""
   tables = []
   for metric in METRICS:
     rows = [row for row in results["bd_rates"] if row["metric"] == metric]
@@ -208,7 +208,7 @@ def _bd_rates(results: dict[str, Any]) -> str:
     if rows:
       caption = f"{METRIC_NAMES[metric]}, against {results['anchor']}, {results['bd_method']}"
       tables.append(_table(columns, rows, caption))
-  return "".join(tables) or "<p>One curve alone: nothing to compare it with.</p>"
+  return "".join(tables) or "<p>There is one curve alone, and nothing to compare it with.</p>"
 
 
 def _rates(results: dict[str, Any]) -> str:
@@ -218,7 +218,8 @@ def _rates(results: dict[str, Any]) -> str:
              "quality": lambda entry: _number(entry["quality"], "g"), "bpp": mean("bpp", ".4f"),
              "bpp, estimated": mean("bpp_estimated", ".4f"), "PSNR": mean("psnr", ".2f"),
              "PSNR of the pooled error": mean("psnr_of_pooled_mse", ".2f"), "MS-SSIM": mean("ms_ssim", ".4f"),
-             "its dB": mean("ms_ssim_db_of_mean", ".2f"), "mean of its dB": mean("ms_ssim_mean_of_db", ".2f")}
+             "dB of the mean MS-SSIM": mean("ms_ssim_db_of_mean", ".2f"),
+             "mean of MS-SSIM in dB": mean("ms_ssim_mean_of_db", ".2f")}
   return _table(columns, results["checkpoints"], "Means over the images")
 
 
@@ -232,18 +233,19 @@ def _costs(results: dict[str, Any]) -> str:
              "first encode, s": first("encode_s"), "first decode, s": first("decode_s"),
              "peak memory, MiB": lambda each: f"{each['peak_memory_bytes'] / 2**20:.0f}",
              "device": lambda each: each["device"]}
-  return _table(columns, results["costs"], "Means over images and rates; the first run compiles, or reads what was")
+  return _table(columns, results["costs"],
+                "Means over images and rates; the first run compiles, or reads compiled functions from the cache")
 
 
 def _sources(results: dict[str, Any]) -> str:
-  """Where published numbers are from, as text: the page has no link to follow."""
+  """The sources of published numbers as text; the page has no links."""
   sources = {each["name"]: each["source"] for each in results["curves"] if each["source"]}
   rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(source.replace('https://', ''))}</dd>"
                  for name, source in sources.items())
   return f"<details><summary>Sources of the published curves</summary><dl>{rows}</dl></details>" if rows else ""
 
 
-# --- the pictures --------------------------------------------------------------------
+# --- the images ----------------------------------------------------------------------
 
 def _figures(records: Sequence[dict[str, Any]]) -> str:
   """A figure per image; page.js fills it with the records of that image."""
@@ -256,8 +258,8 @@ def _figures(records: Sequence[dict[str, Any]]) -> str:
     options = "".join(f'<option value="{k + 1}">bits of slice {k + 1}</option>' for k in range(slices))
     beside = '<option value="baseline">baseline, same bytes</option>' if of_image[0]["baseline"] else ""
     if any(record.get("plain") for record in of_image):
-      beside += '<option value="plain">the same without refining</option>'
+      beside += '<option value="plain">the same without optimized latents</option>'
     figures.append(template.substitute(
         name=html.escape(name), number=number, last=len(of_image) - 1, middle=len(of_image) // 2, slices=options,
         beside=beside, ratio=f"{of_image[0]['width']:d} / {of_image[0]['height']:d}"))
-  return "".join(figures) or "<p>No pictures were asked for (--report-images).</p>"
+  return "".join(figures) or "<p>No images were asked for (--report-images).</p>"

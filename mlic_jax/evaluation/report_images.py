@@ -1,10 +1,9 @@
-"""The pictures of the report: an original, and per rate its reconstruction, where it errs, where its bits went, and
-what the best conventional codec makes of as many bytes.
+"""The images of the report: the original, and per rate the reconstruction, its error map, its bit map, and the
+reconstruction of the best conventional codec at as many bytes.
 
-They lie in FOLDER/IMAGE/, with a record of their figures (.json) that is written last: pictures whose record is there
-are not made again. What is shown is WebP at quality 92, because a page of lossless pictures would have tens of
-megabytes; files of baselines that every browser can show are shown as they are. Pictures larger than SIDE pixels are
-shown by their middle.
+They are files in FOLDER/IMAGE/, with a record of their figures (.json) that is written last: images with a record are
+not made again. They are WebP at quality 92, because a page of lossless images would have tens of megabytes; files of
+baselines that every browser can show are used as they are. Of images larger than SIDE pixels the middle is shown.
 """
 import hashlib
 import io
@@ -24,41 +23,41 @@ from mlic_jax.evaluation.bit_maps import BitsMap
 from mlic_jax.evaluation.image_metrics import Coded, ImageResult, code_baseline, compare
 from mlic_jax.evaluation.matplotlib_settings import matplotlib
 
-SIDE = 768             # of a picture in the report, at most; a multiple of PLACE
-PLACE = 16             # pixels: what is cut out of a picture begins at a multiple, so that places of y stay whole
+SIDE = 768             # pixels of an image in the report, at most; a multiple of PLACE
+PLACE = 16             # pixels: crops begin at a multiple, so that positions of y stay whole
 ERROR_MAX = 32         # 8-bit levels that are white in an error map
 BROWSERS_SHOW = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif"}
-COLOURS = "cividis"    # Nunez, Anderton and Renslow, 2018: the same to every kind of colour vision
+COLORS = "cividis"     # Nunez, Anderton and Renslow, 2018: the same to every kind of color vision
 
 
-class Pictures:
-  """Makes and remembers the pictures of some images.
+class ReportImages:
+  """Writes the files of the report for some images, and finds those of an earlier evaluation.
 
   Args:
-    folder: where they are written.
-    pixels: digests (journal.py) of the images that are wanted, by name.
-    baselines: what is compared at equal bytes.
+    folder: of the files.
+    digests: of the images to show (results_cache.py), by name.
+    baselines: are compared at equal bytes.
     sweep: results of these baselines, (name of the baseline, name of the image) -> {quality: ImageResult}.
-    resume: whether pictures of an earlier run are kept.
+    resume: whether files of an earlier evaluation are used.
   """
 
-  def __init__(self, folder: Path, pixels: Mapping[str, str], baselines: Sequence[Baseline],
+  def __init__(self, folder: Path, digests: Mapping[str, str], baselines: Sequence[Baseline],
                sweep: Mapping[tuple[str, str], Mapping[Any, ImageResult]], resume: bool = False):
-    self._folder, self._pixels, self._baselines, self._sweep = folder, pixels, baselines, sweep
+    self._folder, self._digests, self._baselines, self._sweep = folder, digests, baselines, sweep
     self._resume = resume
     self._drawn: set[tuple[str, str, float | None]] = set()
 
-  def lacks(self, codec_key: str, name: str, quality: float | None) -> bool:
-    """Whether a picture is wanted and not there."""
-    return name in self._pixels and self._read(codec_key, name, quality) is None
+  def is_missing(self, codec_key: str, name: str, quality: float | None) -> bool:
+    """Whether an image is to be shown and has no files at this quality."""
+    return name in self._digests and self._read(codec_key, name, quality) is None
 
   def draw(self, codec_key: str, name: str, image: np.ndarray, quality: float | None, coded: Coded,
            bits_of: Callable[[np.ndarray, float | None], BitsMap], beside: str | None = None) -> None:
-    """Writes the pictures of one image at one quality, if they are wanted.
+    """Writes the files of one image at one quality, if they are missing.
 
-    beside: key of the codec whose map of bits has been drawn, and with whose this one is to be compared.
+    beside: key of the codec whose bit map was drawn before, and gives the scale of this one, to compare the two.
     """
-    if not self.lacks(codec_key, name, quality):
+    if not self.is_missing(codec_key, name, quality):
       return
     folder, stem = self._folder / slug(name), _stem(codec_key, quality)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,11 +79,11 @@ class Pictures:
     self._drawn.add((codec_key, name, quality))
 
   def records(self, entries: Sequence[dict[str, Any]], codec_key: str) -> list[dict[str, Any]]:
-    """One record per picture of a checkpoint, of its entries in results.json; paths are relative to the folder."""
+    """One record per image and quality of a checkpoint, from its entries in results.json; paths are relative."""
     records = []
     for entry in entries:
       for result in entry["images"]:
-        if result["name"] in self._pixels:
+        if result["name"] in self._digests:
           record = self._read(codec_key, result["name"], entry["quality"])
           assert record is not None  # `draw` wrote it
           figures = {field: result[field] for field in ("bytes", "bpp", "bpp_estimated", "psnr", "ms_ssim")}
@@ -94,7 +93,7 @@ class Pictures:
     return records
 
   def _key(self, codec_key: str, name: str) -> list[str]:
-    return [codec_key, self._pixels[name], *(baseline.name for baseline in self._baselines)]
+    return [codec_key, self._digests[name], *(baseline.name for baseline in self._baselines)]
 
   def _read(self, codec_key: str, name: str, quality: float | None) -> dict[str, Any] | None:
     if not self._resume and (codec_key, name, quality) not in self._drawn:
@@ -111,8 +110,8 @@ class Pictures:
     return path.relative_to(self._folder).as_posix()
 
   def _baseline(self, folder, stem, name, image, window, size) -> dict[str, Any] | None:
-    """The baseline of the highest PSNR at `size` bytes, by the sweep, at its highest quality that needs no more."""
-    baselines = [each for each in self._baselines if (each.name, name) in self._sweep]   # which can hold the picture
+    """The baseline with the highest PSNR at `size` bytes, by the sweep, at its highest quality of at most `size`."""
+    baselines = [each for each in self._baselines if (each.name, name) in self._sweep]   # which can encode the image
     sweeps = [self._sweep[baseline.name, name] for baseline in baselines]
     reached = [_psnr_at(sweep, size) for sweep in sweeps]
     if not reached:
@@ -123,11 +122,11 @@ class Pictures:
     result = compare(name, image, coded)
     image_format = open_picture(io.BytesIO(coded.file), formats=None).format
     if image_format in BROWSERS_SHOW and image[window].shape == image.shape:
-      picture = self._write(folder / f"{stem}-baseline.{BROWSERS_SHOW[image_format]}", coded.file)
+      path = self._write(folder / f"{stem}-baseline.{BROWSERS_SHOW[image_format]}", coded.file)
     else:
-      picture = self._write(folder / f"{stem}-baseline.webp", _webp(coded.reconstruction[window]))
+      path = self._write(folder / f"{stem}-baseline.webp", _webp(coded.reconstruction[window]))
     return {"name": baseline.name, "quality": quality, "bytes": result.bytes, "bpp": result.bpp, "psnr": result.psnr,
-            "ms_ssim": result.ms_ssim, "picture": picture}
+            "ms_ssim": result.ms_ssim, "picture": path}
 
 
 def _is_record(record: Any) -> bool:
@@ -143,13 +142,13 @@ def _is_record(record: Any) -> bool:
 
 
 def slug(name: str) -> str:
-  """A file name that is safe everywhere, made of a name: another one for another name, case or no case."""
+  """A file name that is safe on every system, made of a name; other names get other ones, also without case."""
   safe = readable(name)
   return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def readable(name: str) -> str:
-  """What of a name is safe everywhere, in lower case; of several names it may be the same."""
+  """The characters of a name that are safe in a file name, in lower case; several names may give the same."""
   return re.sub(r"[^a-z0-9.+]+", "-", name.lower()).strip("-.")[:80] or "-"
 
 
@@ -158,7 +157,7 @@ def _stem(codec_key: str, quality: float | None) -> str:
 
 
 def _middle(image: np.ndarray) -> tuple[slice, slice]:
-  """What is shown of an image: all of it, or SIDE pixels of its middle, from a multiple of PLACE on."""
+  """The rows and columns of an image that are shown: all, or SIDE pixels of its middle from a multiple of PLACE on."""
   def of_side(side: int) -> slice:
     start = max(side - SIDE, 0) // 2 // PLACE * PLACE
     return slice(start, min(start + SIDE, side))
@@ -173,19 +172,19 @@ def _webp(image: np.ndarray, quality: int = 92) -> bytes:
 
 
 def _png(indices: np.ndarray) -> bytes:
-  """(H, W) uint8 in the colours of COLOURS."""
-  buffer, picture = io.BytesIO(), Image.fromarray(indices, "P")
-  picture.putpalette(_palette().ravel().tolist())
-  picture.save(buffer, "PNG", optimize=True)
+  """A PNG file of (H, W) uint8 in the colors of COLORS."""
+  buffer, image = io.BytesIO(), Image.fromarray(indices, "P")
+  image.putpalette(_palette().ravel().tolist())
+  image.save(buffer, "PNG", optimize=True)
   return buffer.getvalue()
 
 
 def _palette() -> np.ndarray:
-  return matplotlib.colormaps[COLOURS](np.arange(256), bytes=True)[:, :3]
+  return matplotlib.colormaps[COLORS](np.arange(256), bytes=True)[:, :3]
 
 
 def _error_map(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
-  """Mean absolute error of the channels and of 2x2 pixels, 0 to ERROR_MAX."""
+  """A WebP file of the mean absolute error over channels and 2x2 pixels, 0 to ERROR_MAX."""
   error = np.abs(image.astype(np.float32) - reconstruction).mean(-1)
   error = np.pad(error, [(0, side % 2) for side in error.shape], mode="edge")
   error = error.reshape(error.shape[0] // 2, 2, error.shape[1] // 2, 2).mean((1, 3))
@@ -194,20 +193,20 @@ def _error_map(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
 
 def _bits_tiles(bits: BitsMap, window: tuple[slice, slice],
                 scales: dict[str, float] | None = None) -> tuple[np.ndarray, dict[str, float]]:
-  """Maps of bits per pixel, one below the other: everything, then each slice; and how much is the brightest colour.
+  """Maps of bits per pixel, one below the other: the sum, then each slice; and the bits of the brightest color.
 
-  The slices share one scale, so that they compare. scales: those of another map, to compare with that.
+  The slices share one scale, to compare them. scales: of another map, to compare with that.
   """
   rows, columns = (slice(each.start // bits.stride, -(-each.stop // bits.stride)) for each in window)
-  everything = bits.slices.sum(-1) + np.kron(bits.z, np.ones((4, 4))) / 16
-  maps = np.concatenate([everything[None], np.moveaxis(bits.slices, -1, 0)])[:, rows, columns] / bits.stride**2
+  total = bits.slices.sum(-1) + np.kron(bits.z, np.ones((4, 4))) / 16
+  maps = np.concatenate([total[None], np.moveaxis(bits.slices, -1, 0)])[:, rows, columns] / bits.stride**2
   scales = scales or {"all": _brightest(maps[0]), "slice": _brightest(maps[1:])}
   shades = maps / np.array([scales["all"], *[scales["slice"]] * (len(maps) - 1)])[:, None, None]
   return np.uint8(np.clip(255 * shades, 0, 255)).reshape(-1, maps.shape[-1]), scales
 
 
 def _brightest(values: np.ndarray) -> float:
-  """Not the maximum: one odd place would darken all others."""
+  """A quantile instead of the maximum, so that one outlier does not darken all other positions."""
   return float(max(np.quantile(values, 0.995), 1e-6))
 
 
@@ -224,7 +223,7 @@ def _smallest(sweep: Mapping[int, ImageResult]) -> float:
 
 def _largest_within(baseline: Baseline, sweep: Mapping[int, ImageResult], name: str, image: np.ndarray,
                     size: int) -> tuple[int, Coded]:
-  """The highest quality whose file has at most `size` bytes, or the lowest of all, and its file."""
+  """The highest quality whose file has at most `size` bytes, else the lowest quality, and its output."""
   low, high = baseline.all_qualities[0], baseline.all_qualities[-1]
   low = max([low, *(quality for quality, result in sweep.items() if result.file_bytes <= size)])
   high = min([high, *(quality - 1 for quality, result in sweep.items() if result.file_bytes > size)])

@@ -1,4 +1,4 @@
-"""What an evaluation writes: results.json, results.csv, and the JSON that CompressAI's plotting tools read.
+"""The files of an evaluation: results.json, results.csv, and JSON for the plotting tools of CompressAI.
 
 The fields of results.json are listed in docs/evaluation.md.
 """
@@ -20,17 +20,16 @@ from mlic_jax.evaluation.bd_rate import METRICS, Curve, bd_rate
 from mlic_jax.evaluation.image_metrics import ImageResult
 from mlic_jax.evaluation.report_images import readable
 
-# The end of the name of a checkpoint that tells its rate: mlicpp_q3, mlicpp-0.0130, mlicpp_lmbda0.05.
+# The part of the name of a checkpoint that tells its rate: mlicpp_q3, mlicpp-0.0130, mlicpp_lmbda0.05.
 RATE = re.compile(r"[-_. ]*(?:q|quality|rate|lambda|lmbda|l)?[-_=]?\d+(?:\.\d+)?$")
 
 
 def families(checkpoints: Sequence[tuple[Path, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
-  """Checkpoints as curves: (name, entries). `checkpoints` are (path, its entries in results.json).
+  """Groups checkpoints to curves: (name, entries). `checkpoints` are (path, its entries in results.json).
 
-  A variable-rate checkpoint is a curve. Single-rate checkpoints are one curve when their configs are equal and their
-  names are, but for a rate at the end; where the name is nothing but a rate (mlicpp/0.013), the folder above names the
-  curve. What is refined, or coded without some elements, is a curve apart. Two curves of one name become "name" and
-  "name (2)".
+  A variable-rate checkpoint is a curve. Single-rate checkpoints form a curve when their configs are equal, and their
+  names but for a rate at the end; where the name is a rate alone (mlicpp/0.013), the folder above names the curve.
+  Optimized latents and skipped elements make curves of their own. Two curves of one name become "name" and "name (2)".
   """
   curves: dict[Any, list[tuple[str, list[dict[str, Any]]]]] = {}
   for index, (path, entries) in enumerate(checkpoints):
@@ -51,15 +50,15 @@ def families(checkpoints: Sequence[tuple[Path, list[dict[str, Any]]]]) -> list[t
 
 
 def by_name(entries: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-  """Entries of baselines as curves: (name, entries)."""
+  """Groups entries of baselines to curves: (name, entries)."""
   return [(name, list(group)) for name, group in itertools.groupby(entries, lambda entry: entry["name"])]
 
 
 def assemble(data: dict[str, Any], named: Sequence[tuple[str, list[dict[str, Any]]]],
              baselines: Sequence[tuple[str, list[dict[str, Any]]]], published: Sequence[Curve], *, anchor: str,
              bd_method: str, costs: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> dict[str, Any]:
-  """results.json, of (name of the curve, its entries); `data` says what was evaluated, and on what."""
-  curves = [*curves_of("checkpoint", named), *curves_of("baseline", of_all_images(baselines, data)), *published]
+  """The content of results.json from curves (name, entries); `data` are its fields about codec and images."""
+  curves = [*curves_of("checkpoint", named), *curves_of("baseline", complete_baselines(baselines, data)), *published]
   anchors = {curve.metric: curve for curve in reversed(curves) if curve.name == anchor}
   entries_of = lambda named: [entry for _, entries in named for entry in entries]
   return {**data, "checkpoints": entries_of(named), "baselines": entries_of(baselines),
@@ -69,8 +68,8 @@ def assemble(data: dict[str, Any], named: Sequence[tuple[str, list[dict[str, Any
           "curves": [curve_fields(curve) for curve in curves], "costs": costs, "pictures": pictures}
 
 
-def of_all_images(baselines: Sequence[tuple[str, list[dict[str, Any]]]], data: dict[str, Any]):
-  """Those that could hold all images: the means of others are of other images, and no curve beside the rest."""
+def complete_baselines(baselines: Sequence[tuple[str, list[dict[str, Any]]]], data: dict[str, Any]):
+  """The baselines that could encode all images: means of others are over other images, and not comparable."""
   return [(name, entries) for name, entries in baselines if len(entries[0]["images"]) == data["number_of_images"]]
 
 
@@ -81,24 +80,24 @@ def read_curves(results: dict[str, Any], metric: str) -> list[Curve]:
 
 
 def curves_of(kind: str, named: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Curve]:
-  """Their curves in every metric that they have."""
+  """The curves in every metric that all their images have."""
   curves = [Curve.of(entries, kind, metric, name) for metric in METRICS for name, entries in named]
   return [curve for curve in curves if curve is not None]
 
 
 def curve_fields(curve: Curve) -> dict[str, Any]:
-  """A curve as JSON can hold it."""
+  """A curve as fields for JSON."""
   return {"name": curve.name, "kind": curve.kind, "metric": curve.metric, "bpp": [float(each) for each in curve.bpp],
           "db": [float(each) for each in curve.db], "source": curve.source}
 
 
 def write_json(path: Path, content: dict) -> None:
-  """Whole or not at all; a NaN is refused, because JSON has none."""
+  """Writes a JSON file whole or not at all; ValueError for NaN, which JSON does not have."""
   write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, results: dict[str, Any]) -> None:
-  """One row per image and quality, of checkpoints and baselines."""
+  """Writes a CSV file with one row per image and quality of checkpoints and baselines."""
   rows = [{"kind": kind, "codec": entry["name"], "quality": entry["quality"], **image}
           for kind in ("checkpoint", "baseline") for entry in results[f"{kind}s"] for image in entry["images"]]
   text = io.StringIO()
@@ -110,9 +109,9 @@ def write_csv(path: Path, results: dict[str, Any]) -> None:
 
 
 def write_compressai(folder: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], title: str) -> None:
-  """FOLDER/NAME.json for each curve, as `python -m compressai.utils.plot -f FOLDER/*.json -m psnr-rgb` reads it.
+  """Writes FOLDER/NAME.json for each curve, as `python -m compressai.utils.plot -f FOLDER/*.json -m psnr-rgb` reads it.
 
-  Rising in rate. MS-SSIM is a value, not dB, and left out where pictures are too small for it.
+  Points rise in rate. MS-SSIM is not in dB, and left out where images are too small for it.
   """
   folder.mkdir(parents=True, exist_ok=True)
   for file, (name, entries) in zip(_file_names([name for name, _ in named]), named):

@@ -14,6 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 import mlic_jax
 from mlic_jax.atomic_io import write_whole
 from mlic_jax.coding import rangecoder
+from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.console import rich_console
 from mlic_jax.data.file_listing import MEASUREMENTS
 from mlic_jax.evaluation import (
@@ -29,9 +30,9 @@ from mlic_jax.evaluation import (
   runner,
 )
 from mlic_jax.evaluation.console_tables import show_results
-from mlic_jax.evaluation.progressive import Arrivals, arrival_curves
-from mlic_jax.evaluation.report_images import Pictures
-from mlic_jax.evaluation.results_cache import Journal
+from mlic_jax.evaluation.progressive import ProgressiveResults, progressive_curves
+from mlic_jax.evaluation.report_images import ReportImages
+from mlic_jax.evaluation.results_cache import ResultsCache
 from mlic_jax.evaluation.workers import InThisProcess, Processes
 from mlic_jax.folder_lock import FolderLock
 
@@ -55,17 +56,17 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
     warn: is called with a line for everything that is left out.
     compilation_notice: makes the context for the first run of an image size, from the verb for what is done.
   """
-  photographs = dataset.open_image_set(arguments.data, arguments.limit, warn)
-  conventional, missing = baselines.chosen(arguments.baselines)
-  published = chosen_references(arguments.published)
-  coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # that of the published results, where it is
+  images = dataset.open_dataset(arguments.data, arguments.limit, warn)
+  conventional, missing = baselines.select(arguments.baselines)
+  published = select_published(arguments.published)
+  coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # tfc is the coder of the published results
   if not arguments.estimate:
     rangecoder.load_in_background(coder)
   loaded = [(path, mlic_jax.Codec.load(path, coder)) for path in arguments.ckpt]
-  loaded = [(path, each) for path, codec in loaded for each in variants(codec, arguments)]
+  loaded = [(path, each) for path, codec in loaded for each in codec_variants(codec, arguments)]
   codecs = [codec for _, codec in loaded]
-  qualities = [chosen_qualities(codec, arguments.qualities) for codec in codecs]
-  anchor = chosen_anchor(arguments.anchor, curve_names(loaded, conventional, published))
+  qualities = [select_qualities(codec, arguments.qualities) for codec in codecs]
+  anchor = select_anchor(arguments.anchor, curve_names(loaded, conventional, published))
   out = arguments.out or Path("out") / codecs[0].name
   refuse_unwritable(out)
   if arguments.data and os.path.realpath(arguments.data) == os.path.realpath(out):
@@ -75,60 +76,61 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
     for codec in codecs:
       check_size(codec, *image.shape[:2])
 
-  pixels = dataset.survey(photographs, check)  # before the work: every image that cannot be coded ends it
+  digests = dataset.check_images(images, check)  # before the work: every image that cannot be coded ends it
   for line in missing:
     warn(line)
 
   with FolderLock(out, "evaluation.lock", "evaluation", "--out") as lock:
-    journal = Journal(out / MEASUREMENTS, arguments.resume)
+    cache = ResultsCache(out / MEASUREMENTS, arguments.resume)
     workers = Processes(arguments.workers) if arguments.workers else InThisProcess()
     try:
       with progress_bar() as progress:
         measured = runner.evaluate_baselines(
-            conventional, photographs, journal=journal, workers=workers,
-            advance=counter(progress, "baselines", photographs.size * len(conventional)),
-            left_out=lambda line: warn(f"left out {line}; its curve is omitted, as it would be of other images"))
-        shown = dict(list(pixels.items())[:arguments.report_images])
-        pictures = Pictures(out / "pictures", shown, conventional, runner.by_image(measured), arguments.resume)
-        arriving = Arrivals(pixels, journal, workers) if arguments.progressive else None
-        checkpoints, costs, drawn = [], [], []
+            conventional, images, cache=cache, workers=workers,
+            advance=progress_counter(progress, "baselines", images.size * len(conventional)),
+            warn=lambda line: warn(f"left out {line}; its curve is omitted, as it would be of other images"))
+        shown = dict(list(digests.items())[:arguments.report_images])
+        report_images = ReportImages(out / "pictures", shown, conventional, runner.by_image(measured), arguments.resume)
+        progressive = ProgressiveResults(digests, cache, workers) if arguments.progressive else None
+        checkpoints, costs, image_records = [], [], []
         for (path, codec), each in zip(loaded, qualities):
           key = runner.codec_key(codec, arguments.estimate)
-          lacks, seen = besides_results(codec, key, pictures, arriving)
+          is_missing, on_coded = extra_measurements(codec, key, report_images, progressive)
           entries = runner.evaluate_codec(
-              codec, each, photographs, estimated=arguments.estimate, journal=journal, workers=workers,
-              advance=counter(progress, codec.name, photographs.size * len(each), codec), lacks=lacks, seen=seen,
-              compiling=compilation_notice("refining" if runner.refines(codec) else "evaluating"))
-          if arriving:
-            entries = arriving.of_entries(entries, key)
+              codec, each, images, estimated=arguments.estimate, cache=cache, workers=workers,
+              advance=progress_counter(progress, codec.name, images.size * len(each), codec), is_missing=is_missing,
+              on_coded=on_coded,
+              compiling=compilation_notice("refining" if runner.optimizes_latents(codec) else "evaluating"))
+          if progressive:
+            entries = progressive.add_to(entries, key)
           checkpoints.append((path, entries))
-          costs.append(codec_cost.cost(codec.name, codec.config, entries, journal.first_run(key)))
-          drawn += pictures.records(entries, key)
+          costs.append(codec_cost.cost(codec.name, codec.config, entries, cache.first_run(key)))
+          image_records += report_images.records(entries, key)
     finally:
       workers.shutdown(cancel_futures=True)
 
-    about = {"data": photographs.title, "number_of_images": photographs.size, "estimate": arguments.estimate,
+    about = {"data": images.title, "number_of_images": images.size, "estimate": arguments.estimate,
              "coder": None if arguments.estimate else coder, "skip": arguments.skip,
              "refine": arguments.refine, "device": jax.devices()[0].device_kind, "published": None}
     if published:
       name = arguments.published.partition(":")[0]
-      about["published"] = {"dataset": name, "caution": published_curves.caution(name, photographs.size)}
+      about["published"] = {"dataset": name, "caution": published_curves.caution(name, images.size)}
     named, of_baselines = results.families(checkpoints), results.by_name(measured)
-    compared = results.of_all_images(of_baselines, about)
+    compared = results.complete_baselines(of_baselines, about)
     if arguments.anchor is None:
-      anchor = chosen_anchor(None, [name for name, _ in [*named, *compared]] + [each.name for each in published])
+      anchor = select_anchor(None, [name for name, _ in [*named, *compared]] + [each.name for each in published])
     found = results.assemble(about, named, of_baselines, published, anchor=anchor, bd_method=arguments.bd_method,
-                             costs=costs, pictures=drawn)
-    title = f"{photographs.title}, {photographs.size} image{'s' * (photographs.size > 1)}"
+                             costs=costs, pictures=image_records)
+    title = f"{images.title}, {images.size} image{'s' * (images.size > 1)}"
     lock.check()
-    written = write(out, found, [*named, *compared], title, arguments.report_images > 0)
-    if arriving:
-      written += plot_arrivals(out, named, title)
+    written = write_files(out, found, [*named, *compared], title, arguments.report_images > 0)
+    if progressive:
+      written += plot_progressive(out, named, title)
   show_results(found, named, title, written)
 
 
-def variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_jax.Codec]:
-  """A checkpoint as it is, and with each of --skip and --refine in turn added to that."""
+def codec_variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_jax.Codec]:
+  """A checkpoint without options, with --skip, and with --refine added to that."""
   found = [codec]
   if arguments.skip is not None:
     found.append(found[-1].with_options(skip=arguments.skip))
@@ -137,31 +139,33 @@ def variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_
   return found
 
 
-def besides_results(codec, key: str, pictures: Pictures, arriving: Arrivals | None):
-  """What is made of a coded picture besides its results: `lacks` and `seen` of sweep.evaluate_codec."""
+def extra_measurements(codec, key: str, report_images: ReportImages, progressive: ProgressiveResults | None):
+  """The callbacks `is_missing` and `on_coded` of runner.evaluate_codec, for images of the report and slices."""
   bits_of = functools.partial(bit_maps.bits_map, codec)
   plain = codec.with_options(refine=None)
-  beside = runner.codec_key(plain, key.endswith(" estimated")) if runner.refines(codec) else None
+  beside = runner.codec_key(plain, key.endswith(" estimated")) if runner.optimizes_latents(codec) else None
 
-  def lacks(name, quality):
-    return pictures.lacks(key, name, quality) or (arriving is not None and arriving.lacks(key, name, quality))
+  def is_missing(name, quality):
+    return report_images.is_missing(key, name, quality) or (
+        progressive is not None and progressive.is_missing(key, name, quality))
 
-  def seen(name, image, quality, coded):
-    pictures.draw(key, name, image, quality, coded, bits_of, beside)
-    if arriving:
-      arriving.measure(codec, key, name, image, quality, coded)
+  def on_coded(name, image, quality, coded):
+    report_images.draw(key, name, image, quality, coded, bits_of, beside)
+    if progressive:
+      progressive.measure(codec, key, name, image, quality, coded)
 
-  return lacks, seen
+  return is_missing, on_coded
 
 
-def write(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: str, with_report: bool) -> list[Path]:
-  """Everything but what was written along the way. The paths of it."""
+def write_files(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: str,
+                with_report: bool) -> list[Path]:
+  """Writes all files but those that were written during the measurements; returns their paths."""
   results.write_json(out / "results.json", found)
   results.write_csv(out / "results.csv", found)
   results.write_compressai(out / "compressai", named, title)
   written = [out / "results.json", out / "results.csv", out / "compressai"]
   for metric, stem in ("psnr", "rd"), ("ms_ssim", "rd_ms_ssim"):
-    curves = plots.of_plot(results.read_curves(found, metric))
+    curves = plots.curves_to_plot(results.read_curves(found, metric))
     for extension in ("png", "svg") if any(curve.kind == "checkpoint" for curve in curves) else ():
       plots.save_rd_plot(out / f"{stem}.{extension}", curves, title)
       written.append(out / f"{stem}.{extension}")
@@ -171,16 +175,16 @@ def write(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: st
   return written
 
 
-def plot_arrivals(out: Path, named: list[tuple[str, list[dict]]], title: str) -> list[Path]:
-  """OUT/progressive.png and .svg. The paths."""
-  written, curves = [out / "progressive.png", out / "progressive.svg"], arrival_curves(named)
+def plot_progressive(out: Path, named: list[tuple[str, list[dict]]], title: str) -> list[Path]:
+  """Writes OUT/progressive.png and .svg; returns their paths."""
+  written, curves = [out / "progressive.png", out / "progressive.svg"], progressive_curves(named)
   for path in written:
     plots.save_rd_plot(path, curves, f"{title}, while the files arrive", "bits per pixel received")
   return written
 
 
-def chosen_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | None, ...]:
-  """All of the checkpoint's, or those asked for, if it has them."""
+def select_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | None, ...]:
+  """The qualities to evaluate: all of the checkpoint, or those of --qualities, if it has them."""
   if wanted is None:
     return codec.qualities
   if codec.qualities == (None,):
@@ -192,28 +196,30 @@ def chosen_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | N
   return wanted
 
 
-def chosen_references(wanted: str | None) -> list[bd_rate.Curve]:
-  """The published curves that --published asks for, in every metric."""
+def select_published(wanted: str | None) -> list[bd_rate.Curve]:
+  """The published curves of --published, in every metric."""
   if wanted is None:
     return []
   name, _, curves = wanted.partition(":")
-  chosen = tuple(each.strip() for each in curves.split(",")) if curves else ()
-  return [curve for metric in bd_rate.METRICS for curve in published_curves.chosen(name, chosen, metric)]
+  names = tuple(each.strip() for each in curves.split(",")) if curves else ()
+  return [curve for metric in bd_rate.METRICS for curve in published_curves.select(name, names, metric)]
 
 
 def check_size(codec, height: int, width: int) -> None:
-  """An error of one line for an image that cannot be coded, or whose latents cannot be optimized."""
-  codec.check(height, width)
+  """Raises an error of one line for an image size that cannot be coded, or whose latents cannot be optimized."""
+  if runner.optimizes_latents(codec):
+    codec.check(height, width)
+  check_memory(codec.config, height, width)
 
 
 def curve_names(loaded, conventional, published) -> list[str]:
-  """What the curves will be called, before there are any."""
-  stubs = [(path, [runner.of_entry(codec, codec.qualities[0])]) for path, codec in loaded]
+  """The names that the curves will have, before there are any."""
+  stubs = [(path, [runner.entry_fields(codec, codec.qualities[0])]) for path, codec in loaded]
   return [*(name for name, _ in results.families(stubs)), *(each.name for each in [*conventional, *published])]
 
 
-def chosen_anchor(wanted: str | None, known: list[str]) -> str:
-  """The curve that BD-rates are against, by its name in any case; by default the first there is of the usual ones."""
+def select_anchor(wanted: str | None, known: list[str]) -> str:
+  """The curve that BD-rates are against: the one of that name in any case, or by default the first usual one."""
   if wanted is None:
     return next((name for name in (baselines.JPEG.name, "VTM-17.0", baselines.WEBP.name) if name in known), known[0])
   for name in known:
@@ -223,7 +229,7 @@ def chosen_anchor(wanted: str | None, known: list[str]) -> str:
 
 
 def refuse_unwritable(out: Path) -> None:
-  """Before the work rather than after it."""
+  """Raises EvaluationError, before the work, for a folder that cannot be written to."""
   nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
   if not nearest.is_dir() or not os.access(nearest, os.W_OK):
     raise EvaluationError(f"--out {out}: {nearest} is not a folder that can be written to")
@@ -235,9 +241,9 @@ def progress_bar() -> Progress:
                   console=console, transient=True, disable=not console.is_terminal)
 
 
-def counter(progress: Progress, description: str, total: int, codec=None):
-  """What advances a bar; beside it stands how a refinement goes."""
+def progress_counter(progress: Progress, description: str, total: int, codec=None) -> Callable[[], None]:
+  """A function that advances a new bar of `progress`, which also shows the loss of latent optimization."""
   task = progress.add_task(escape(description), total=total)
-  if codec is not None and runner.refines(codec):
+  if codec is not None and runner.optimizes_latents(codec):
     codec.progress = lambda done, loss: progress.update(task, description=escape(f"{description}, loss {loss:.4f}"))
   return lambda: progress.advance(task)

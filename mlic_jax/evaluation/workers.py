@@ -1,4 +1,4 @@
-"""Where baselines and distortions are computed: in this process, or in several on the same machine."""
+"""Executors for baselines and distortions: this process, or several processes on the same machine."""
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -7,8 +7,8 @@ from mlic_jax.subprocess_signals import ignore_signals_in_children
 
 
 class InThisProcess(Executor):
-  """Runs at once what it is given; for one core, and for tests."""
-  in_flight = 0                                          # how much may wait to be collected
+  """Runs each function when it is submitted; for one core, and for tests."""
+  in_flight = 0                                          # tasks that may wait to be collected
 
   def submit(self, function: Callable, /, *args, **kwargs) -> Future:
     future: Future = Future()
@@ -20,12 +20,12 @@ class InThisProcess(Executor):
 
 
 class Processes(ProcessPoolExecutor):
-  """So many processes. They compute on the CPU: the accelerator belongs to the codec."""
+  """`number` processes, which compute on the CPU: the accelerator belongs to the codec."""
 
   def __init__(self, number: int):
     # Not forked: JAX has threads, and a forked copy of them hangs.
     super().__init__(number, mp_context=multiprocessing.get_context("spawn"), initializer=_use_the_cpu)
-    self.in_flight = 4 * number                          # enough that nobody waits, few enough to hold in memory
+    self.in_flight = 4 * number                          # enough that no process waits, few enough to fit into memory
 
   def submit(self, *args, **kwargs) -> Future:
     with ignore_signals_in_children():                                # the first call starts the processes

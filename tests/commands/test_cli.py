@@ -35,7 +35,7 @@ def run(*arguments):
   return main([str(a) for a in arguments])
 
 
-def test_decode_gives_the_picture_that_the_codec_gives(folder, tiny_checkpoint, capsys):
+def test_decode_gives_the_image_that_the_codec_gives(folder, tiny_checkpoint, capsys):
   from mlic_jax import Codec
   assert run("decode", folder / "photo.mlic", folder / "out.png", "--ckpt", tiny_checkpoint) == 0
   assert "130x65" in capsys.readouterr().out
@@ -109,18 +109,18 @@ def test_the_command_answers_without_importing_jax_or_tensorflow(folder):
 # --- several files -----------------------------------------------------------------------
 
 @pytest.fixture
-def pictures(tmp_path, photograph):
-  """pictures/: two photographs of one size, one of them with a colour profile."""
+def images(tmp_path, photograph):
+  """pictures/: two images of one size, one of them with a colour profile."""
   (tmp_path / "pictures" / "below").mkdir(parents=True)
   save_image(tmp_path / "pictures" / "a.png", photograph)
   save_image(tmp_path / "pictures" / "below" / "b.png", photograph[::-1], SRGB)
   return tmp_path / "pictures"
 
 
-def test_folders_and_files_are_coded_into_a_folder(pictures, tmp_path, photograph, tiny_checkpoint, capsys):
+def test_folders_and_files_are_coded_into_a_folder(images, tmp_path, photograph, tiny_checkpoint, capsys):
   save_image(tmp_path / "c.png", photograph)
   here = tmp_path / "coded" / "here"
-  assert run("encode", pictures, tmp_path / "c.png", "--ckpt", tiny_checkpoint, "--out-dir", here) == 0
+  assert run("encode", images, tmp_path / "c.png", "--ckpt", tiny_checkpoint, "--out-dir", here) == 0
   out, err = capsys.readouterr()
   assert "error" not in err
   assert [line.split(":")[0].split("/")[-1] for line in out.splitlines()] == ["a.mlic", "b.mlic", "c.mlic"]
@@ -131,9 +131,9 @@ def test_folders_and_files_are_coded_into_a_folder(pictures, tmp_path, photograp
   assert load_picture(tmp_path / "decoded/a.png").icc_profile is None
 
 
-def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(pictures, tmp_path, tiny_checkpoint, capsys):
-  (pictures / "aa.png").write_bytes(b"no picture")
-  assert run("encode", pictures, pictures / "none.png", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "coded") == 1
+def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(images, tmp_path, tiny_checkpoint, capsys):
+  (images / "aa.png").write_bytes(b"no image")
+  assert run("encode", images, images / "none.png", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "coded") == 1
   out, err = capsys.readouterr()
   assert len(out.splitlines()) == 2
   first, *failed = err.splitlines()
@@ -163,12 +163,12 @@ def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(picture
     ("encode {p}/a.png {o}.mlic --ckpt {c} --target-bpp 1 --quality 2", "not allowed with"),
 ])
 def test_what_cannot_work_for_any_file_is_said_before_anything_is_written(
-    arguments, message, pictures, tmp_path, photograph, tiny_checkpoint, capsys):
-  (pictures / "empty").mkdir()
-  (pictures / "twin").mkdir()
+    arguments, message, images, tmp_path, photograph, tiny_checkpoint, capsys):
+  (images / "empty").mkdir()
+  (images / "twin").mkdir()
   if "twin" in arguments:
-    save_image(pictures / "twin" / "a.png", photograph)
-  arguments = arguments.format(p=pictures, o=tmp_path / "out", c=tiny_checkpoint)
+    save_image(images / "twin" / "a.png", photograph)
+  arguments = arguments.format(p=images, o=tmp_path / "out", c=tiny_checkpoint)
   assert run(*arguments.split()) == 2
   out, err = capsys.readouterr()
   assert not out and err.count("\n") == 1 and re.search(message, err)
@@ -208,8 +208,8 @@ def test_a_target_beyond_every_file_is_said_and_gives_the_last_file(folder, tmp_
   command = "encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint
   assert run(*command, "--target-bytes", 10**6) == 0
   size = (tmp_path / "out.mlic").stat().st_size
-  assert capsys.readouterr().err.endswith(f"out of range: 1000000 bytes of tiny; taking {size} bytes, the most it "
-                                          "makes of this picture\n")
+  assert capsys.readouterr().err.endswith(f"out of range: 1000000 bytes of tiny; taking {size} bytes, its "
+                                          "largest file of this image\n")
   assert run(*command, "--quality", 3) == 0
   assert (tmp_path / "out.mlic").stat().st_size == size
 
@@ -242,9 +242,9 @@ def test_slices_and_partial_give_what_the_codec_gives_and_say_so(folder, tmp_pat
   assert "slices=3 came, the file has 0 to 2" in capsys.readouterr().err
 
 
-def test_a_profile_is_carried_to_the_picture_unless_it_is_left_out(pictures, tmp_path, tiny_checkpoint, capsys):
+def test_a_profile_is_carried_to_the_image_unless_it_is_left_out(images, tmp_path, tiny_checkpoint, capsys):
   coded, decoded = tmp_path / "b.mlic", tmp_path / "b.png"
-  source = pictures / "below/b.png"
+  source = images / "below/b.png"
   for options, profile, line in [([], SRGB, f"ICC, {len(SRGB)} bytes"), (["--no-icc"], None, "none"),
                                  (["--single-chunk"], SRGB, "2, in one chunk")]:
     assert run("encode", source, coded, "--ckpt", tiny_checkpoint, *options) == 0
@@ -258,7 +258,7 @@ def test_the_limit_of_pixels_is_that_of_the_flag(tmp_path, capsys):
   content = bitstream.Bitstream(b"8 bytes.", 1000, 2001, 1.0, 1, (b"", b""))
   (tmp_path / "large.mlic").write_bytes(bitstream.write(content))
   assert run("info", tmp_path / "large.mlic", "--max-megapixels", 2) == 2
-  assert "large.mlic: the picture is 1000x2001, 2 megapixels; the limit is 2" in capsys.readouterr().err
+  assert "is 1000x2001, 2 megapixels; the limit is 2" in capsys.readouterr().err
   assert run("info", tmp_path / "large.mlic", "--max-megapixels", 3) == 0
 
 

@@ -1,6 +1,6 @@
 """The command line among files of others: their names, what is there already, pipes and devices, terminals that go.
 
-The codec is a stand-in that stores the size of a picture, so that nothing is compiled.
+The codec is a stand-in that stores the size of an image, so that nothing is compiled.
 """
 import errno
 import io
@@ -58,7 +58,7 @@ def is_mlic(path):
 
 # --- what is there -------------------------------------------------------------------
 
-def test_a_picture_is_not_replaced_by_its_own_file_under_any_of_its_names(photo, tmp_path, capsys):
+def test_an_image_is_not_replaced_by_its_own_file_under_any_of_its_names(photo, tmp_path, capsys):
   content = photo.read_bytes()
   (tmp_path / "link").symlink_to(photo)
   (tmp_path / "hard").hardlink_to(photo)
@@ -73,9 +73,9 @@ def test_a_picture_is_not_replaced_by_its_own_file_under_any_of_its_names(photo,
 
 @pytest.mark.parametrize("name", ["out.png", "out.JPG", "out.avif", "out.txt", "out.zip", "out.webp"])
 def test_encode_writes_no_file_whose_ending_says_another_format(name, photo, tmp_path, capsys):
-  (tmp_path / name).write_bytes(b"a picture of somebody")
+  (tmp_path / name).write_bytes(b"an image of somebody")
   assert refused("its ending says another format; wanted .mlic", capsys, "encode", photo, tmp_path / name)
-  assert (tmp_path / name).read_bytes() == b"a picture of somebody"
+  assert (tmp_path / name).read_bytes() == b"an image of somebody"
 
 
 def test_a_file_that_was_named_is_replaced_and_keeps_who_may_read_it(photo, tmp_path, capsys):
@@ -94,7 +94,7 @@ def test_in_a_folder_only_overwrite_replaces_what_is_there_and_the_rest_is_coded
   save_image(tmp_path / "decoded" / "photo.png", IMAGE)
   original = (tmp_path / "decoded" / "photo.png").read_bytes()
   assert run("decode", tmp_path / "coded", "--out-dir", tmp_path / "decoded") == 1
-  assert "decoded/photo.png is there already; --overwrite replaces it" in capsys.readouterr().err
+  assert "decoded/photo.png already exists; --overwrite replaces it" in capsys.readouterr().err
   assert (tmp_path / "decoded" / "photo.png").read_bytes() == original and (tmp_path / "decoded" / "b.png").exists()
   assert run("decode", tmp_path / "coded", "--out-dir", tmp_path / "decoded", "--overwrite") == 0
   assert not load_image(tmp_path / "decoded" / "photo.png").any()
@@ -141,7 +141,7 @@ def test_a_device_is_written_to_and_not_replaced(photo, capsys):
   assert refused("/dev/full: No space left on device", capsys, "encode", photo, "/dev/full")
 
 
-def test_a_picture_is_read_from_a_pipe(photo, tmp_path, capsys):
+def test_an_image_is_read_from_a_pipe(photo, tmp_path, capsys):
   os.mkfifo(tmp_path / "pipe")
   writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(photo.read_bytes()))
   writer.start()
@@ -150,7 +150,7 @@ def test_a_picture_is_read_from_a_pipe(photo, tmp_path, capsys):
   assert is_mlic(tmp_path / "out.mlic")
 
 
-def test_a_stream_that_is_no_picture_is_not_read_to_its_end(tmp_path, capsys):
+def test_a_stream_that_is_no_image_is_not_read_to_its_end(tmp_path, capsys):
   assert refused("/dev/zero: cannot be read as an image", capsys, "encode", "/dev/zero", tmp_path / "out.mlic")
 
 
@@ -171,8 +171,8 @@ def test_a_dash_is_stdin_and_stdout(photo, tmp_path, monkeypatch):
   assert bitstream.parse(blob).width == 20
   streams = Streams(monkeypatch, blob)
   assert run("decode", "-", "-") == 0
-  picture = Image.open(io.BytesIO(streams.out.getvalue()))
-  assert (picture.format, picture.size) == ("PNG", (20, 12))
+  image = Image.open(io.BytesIO(streams.out.getvalue()))
+  assert (image.format, image.size) == ("PNG", (20, 12))
   streams = Streams(monkeypatch, blob)
   assert run("info", "-") == 0
   assert b"20x12" in streams.out.getvalue()

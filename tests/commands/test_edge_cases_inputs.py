@@ -102,7 +102,7 @@ def test_a_damaged_configuration_of_a_run_is_one_line_that_names_it(content, tmp
 def test_a_model_of_no_training_is_no_row_of_an_ablation(tmp_path):
   for training in None, {}, {"step": 1}:
     (tmp_path / "config.json").write_text(json.dumps({"training": training}))
-    with pytest.raises(ConfigError, match="a model without figures of an evaluation"):
+    with pytest.raises(ConfigError, match="a model without results of an evaluation"):
       ablation._row("x", tmp_path, [])
 
 

@@ -86,7 +86,7 @@ def test_a_folder_with_nothing_but_gaps_is_refused_with_them(tmp_path, capsys):
 
 def test_evaluation_and_training_name_the_gaps(album, caplog):
   said = []
-  assert dataset.open_image_set(str(album), warn=said.append).size == 1 and said == [f"{album}: {SUMMARY}"]
+  assert dataset.open_dataset(str(album), warn=said.append).size == 1 and said == [f"{album}: {SUMMARY}"]
   assert len(sources.open_sources(str(album), "")[0].source) == 1 and caplog.messages == said
 
 

@@ -113,7 +113,7 @@ def test_a_row_of_several_seeds_is_their_mean_against_the_first_row_seed_by_seed
 
 def test_rows_of_equal_time_have_the_steps_that_the_pace_of_earlier_runs_allows(command, tmp_path, capsys):
   timed = ["--equal-time", str(tmp_path / "timed")]
-  assert_one_line([*command, *timed], capsys, "small: no figures of a run; wanted a workdir with the same rows")
+  assert_one_line([*command, *timed], capsys, "small: no log of a run; wanted a workdir with the same rows")
   from mlic_jax.training.checkpoints import write_config
   from mlic_jax.training.config_schema import load_config
   for name, speeds, steps in (("small", (1, 4, 5), 4), ("large", (2, 2), 2)):

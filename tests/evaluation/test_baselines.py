@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mlic_jax.evaluation import baselines
-from mlic_jax.evaluation.baselines import BASELINES, JPEG, JPEG_444, BaselineError, chosen, decode
+from mlic_jax.evaluation.baselines import BASELINES, JPEG, JPEG_444, BaselineError, decode, select
 from mlic_jax.metrics import psnr
 
 rows, columns = np.mgrid[:96, :80][..., None] / 9
@@ -75,17 +75,17 @@ def test_names_tell_the_baselines_apart():
 
 
 def test_baselines_are_chosen_by_name_in_a_fixed_order():
-  assert chosen(("webp", "jpeg")) == ([BASELINES["jpeg"], BASELINES["webp"]], [])
-  assert chosen(("none",)) == ([], [])
+  assert select(("webp", "jpeg")) == ([BASELINES["jpeg"], BASELINES["webp"]], [])
+  assert select(("none",)) == ([], [])
   with pytest.raises(BaselineError, match="no baseline 'gif'; wanted all, none, or some of jpeg, "):
-    chosen(("jpeg", "gif"))
+    select(("jpeg", "gif"))
 
 
 def test_a_missing_package_is_one_line_when_named_and_left_out_of_all(monkeypatch):
   monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what importlib takes for "not there"
   monkeypatch.setattr(baselines, "BASELINES", {each: BASELINES[each] for each in ("jpeg", "heic")})
   with pytest.raises(BaselineError, match="HEIC 4:4:4: needs the package pillow-heif .*; pip install ") as error:
-    chosen(("heic",))
+    select(("heic",))
   assert "\n" not in str(error.value)
-  ready, missing = chosen(("all",))
+  ready, missing = select(("all",))
   assert [each.name for each in ready] == ["JPEG 4:2:0"] and missing == [f"left out {error.value}"]

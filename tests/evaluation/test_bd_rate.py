@@ -101,12 +101,12 @@ def test_published_and_measured_curves_do_not_share_a_name():
 
 
 def test_the_best_known_curves_are_chosen_unless_others_are_named():
-  featured = [curve.name for curve in published_curves.chosen("kodak", ())]
+  featured = [curve.name for curve in published_curves.select("kodak", ())]
   assert {"VTM-17.0", "MLIC++", "BPG 4:4:4"} <= set(featured)
   assert len(featured) < len(published_curves.published("kodak"))
-  assert [curve.name for curve in published_curves.chosen("clic", ("MLIC+",))] == ["MLIC+"]
-  assert len(published_curves.chosen("clic", ("all",))) == len(published_curves.published("clic"))
-  assert published_curves.chosen("kodak", ("MLIC++",), "ms_ssim") == []   # its authors give none
+  assert [curve.name for curve in published_curves.select("clic", ("MLIC+",))] == ["MLIC+"]
+  assert len(published_curves.select("clic", ("all",))) == len(published_curves.published("clic"))
+  assert published_curves.select("kodak", ("MLIC++",), "ms_ssim") == []   # its authors give none
 
 
 def test_published_curves_beside_other_images_come_with_a_caution():
@@ -167,10 +167,10 @@ def test_equal_plots_are_equal_files(tmp_path):
 
 
 def test_many_published_curves_are_thinned_to_the_landmarks():
-  many = published_curves.chosen("kodak", ("all",))
-  shown = plots.of_plot([ANCHOR, *many])
+  many = published_curves.select("kodak", ("all",))
+  shown = plots.curves_to_plot([ANCHOR, *many])
   assert ANCHOR in shown and "MLIC++" in {curve.name for curve in shown} and len(shown) <= 1 + len(plots.LANDMARKS)
-  assert plots.of_plot([ANCHOR, *many[:3]]) == [ANCHOR, *many[:3]]
+  assert plots.curves_to_plot([ANCHOR, *many[:3]]) == [ANCHOR, *many[:3]]
 
 
 @pytest.mark.parametrize("places", [[5.0, 5.0, 5.0], [0.0, 0.1, 9.9, 10.0], [3.0], list(range(11)), [5.0] * 40])

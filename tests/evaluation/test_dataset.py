@@ -1,4 +1,4 @@
-"""Where the photographs of an evaluation come from: the sample photographs, a folder, TFDS."""
+"""The images of an evaluation: sample images, a folder, TFDS."""
 
 import importlib.util
 
@@ -11,7 +11,7 @@ from mlic_jax.evaluation import dataset
 
 
 def test_the_sample_photographs_are_in_the_wheel_of_scikit_image_and_in_colour():
-  samples = dataset.open_image_set(None)
+  samples = dataset.open_dataset(None)
   images = dict(samples.read())
   assert len(images) == samples.size >= 2
   for image in images.values():
@@ -21,9 +21,9 @@ def test_the_sample_photographs_are_in_the_wheel_of_scikit_image_and_in_colour()
 def test_a_folder_is_read_in_order_by_relative_names_up_to_the_limit(folder):
   (folder / "A").mkdir()
   save_image(folder / "A" / "c.png", IMAGE[:9])
-  everything = dataset.open_image_set(str(folder))
+  everything = dataset.open_dataset(str(folder))
   assert [name for name, _ in everything.read()] == ["A/c.png", "a.png", "b.png"]
-  first = dataset.open_image_set(str(folder), limit=1)
+  first = dataset.open_dataset(str(folder), limit=1)
   assert first.size == 1 and [image.shape for _, image in first.read()] == [(9, 100, 3)]
 
 
@@ -61,14 +61,14 @@ def test_a_prepared_tfds_dataset_is_read_by_its_image_feature(request, tfds_fold
   if version == "2.0.0":
     request.getfixturevalue("tensorflow")
   monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
-  test = dataset.open_image_set(f"tfds:mlic_jax_tiny:{version}")
+  test = dataset.open_dataset(f"tfds:mlic_jax_tiny:{version}")
   assert test.size == 3 and len({name for name, _ in test.read()}) == 3
   assert sorted(image.shape for _, image in test.read()) == [(20, 100, 3), (21, 100, 3), (22, 100, 3)]
   for _, image in test.read():
     np.testing.assert_array_equal(image, IMAGE[:image.shape[0]])
-  assert dataset.open_image_set(f"tfds:mlic_jax_tiny:{version}:train").size == 1
-  assert dataset.open_image_set(f"tfds:mlic_jax_tiny:{version}:test[:2]").size == 2
-  assert len(list(dataset.open_image_set(f"tfds:mlic_jax_tiny:{version}", limit=2).read())) == 2
+  assert dataset.open_dataset(f"tfds:mlic_jax_tiny:{version}:train").size == 1
+  assert dataset.open_dataset(f"tfds:mlic_jax_tiny:{version}:test[:2]").size == 2
+  assert len(list(dataset.open_dataset(f"tfds:mlic_jax_tiny:{version}", limit=2).read())) == 2
 
 
 @pytest.mark.parametrize("name, message", [
@@ -78,5 +78,5 @@ def test_a_prepared_tfds_dataset_is_read_by_its_image_feature(request, tfds_fold
 def test_a_tfds_dataset_that_is_not_there_is_one_line(tfds_folder, monkeypatch, name, message):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
   with pytest.raises(ImageError, match=message) as error:
-    dataset.open_image_set(name)
+    dataset.open_dataset(name)
   assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Evaluations of folders as they are: names of all kinds, links, pictures that a codec cannot hold, old results."""
+"""Evaluations of folders as they are: names of all kinds, links, images that a codec cannot hold, old results."""
 import csv
 import json
 import os
@@ -36,7 +36,7 @@ def evaluated(results):
 
 # --- names ---------------------------------------------------------------------------
 
-def test_pictures_whose_names_are_alike_in_ascii_are_evaluated_and_found_again(run, results, folder, tmp_path):
+def test_images_whose_names_are_alike_in_ascii_are_evaluated_and_found_again(run, results, folder, tmp_path):
   (folder / "a").mkdir()
   for i, name in enumerate([b"\xe7\x8c\xab.png", b"\xe7\x8b\x97.png", b"a/b.png", b"a-b.png", b"A.png", b"caf\xe9.png",
                             b"new\nline.png", b"\"quoted'.png"]):
@@ -47,7 +47,7 @@ def test_pictures_whose_names_are_alike_in_ascii_are_evaluated_and_found_again(r
   names = evaluated(results)
   assert len(set(names)) == 10 and {"猫.png", "caf\\udce9.png", "new\\nline.png"} <= set(names)
   shown = {each["reconstruction"] for each in results()["pictures"]}
-  assert len(shown) == 10                                # a file for each picture
+  assert len(shown) == 10                                # a file for each image
   with open(tmp_path / "out" / "results.csv", newline="") as file:
     assert {row["name"] for row in csv.DictReader(file)} == set(names)
   assert run(*FEW, "--report-images", "20", "--resume")[0] == 0
@@ -132,10 +132,10 @@ def test_what_an_evaluation_wrote_is_not_among_the_images_of_the_next(run, resul
   assert status == 2 and "is the folder of the images" in err
 
 
-# --- codecs that cannot hold a picture -------------------------------------------------
+# --- codecs that cannot hold an image -------------------------------------------------
 
 def limited(monkeypatch, width):
-  """JPEG and WebP, of which the second holds pictures of less than so many pixels a row."""
+  """JPEG and WebP, of which the second holds images of less than so many pixels a row."""
   def encode(image, quality):
     if image.shape[1] >= width:
       raise RuntimeError("too wide\nfor this")           # as plugins have errors of their own
@@ -147,22 +147,22 @@ def limited(monkeypatch, width):
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "0", "--anchor", "webp")])
-def test_a_codec_is_left_out_for_a_picture_that_it_cannot_hold_which_is_said(
+def test_a_codec_is_left_out_for_an_image_that_it_cannot_hold_which_is_said(
     arguments, run, results, folder, tmp_path, monkeypatch):
   limited(monkeypatch, 100)
   save_image(folder / "narrow.png", IMAGE[:, :50])
   status, _, err = run("--ckpt", "x", "--qualities", "1", "--baselines", "jpeg,webp", *arguments)
   assert status == 0
   assert [line for line in err.splitlines()] == [
-      f"warning: left out {name}.png: WebP cannot hold {size} pixels (too wide for this); its curve is omitted, as it "
-      "would be of other images" for name, size in (("a", "100x70"), ("b", "100x40"))]
+      f"warning: left out {name}.png: WebP cannot encode {size} pixels (too wide for this); its curve is omitted, as "
+      "it would be of other images" for name, size in (("a", "100x70"), ("b", "100x40"))]
   held = {entry["name"]: [image["name"] for image in entry["images"]] for entry in results()["baselines"]}
   assert held == {"JPEG 4:2:0": ["a.png", "b.png", "narrow.png"], "WebP": ["narrow.png"]}
   assert {curve["name"] for curve in results()["curves"]} == {"fake", "JPEG 4:2:0"}
   assert sorted(path.name for path in (tmp_path / "out" / "compressai").iterdir()) == ["fake.json", "jpeg-4-2-0.json"]
 
 
-def test_a_codec_that_can_hold_no_picture_has_no_entries(run, results, monkeypatch):
+def test_a_codec_that_can_hold_no_image_has_no_entries(run, results, monkeypatch):
   limited(monkeypatch, 1)
   status, *_ = run("--ckpt", "x", "--qualities", "1", "--baselines", "webp")
   assert status == 0 and results()["baselines"] == [] and results()["anchor"] == "fake"
@@ -170,11 +170,11 @@ def test_a_codec_that_can_hold_no_picture_has_no_entries(run, results, monkeypat
 
 def test_a_limit_of_a_codec_comes_out_of_another_process():
   import pickle
-  error = pickle.loads(pickle.dumps(image_metrics.BaselineLimit("a.png: WebP cannot hold it")))
-  assert isinstance(error, image_metrics.BaselineLimit) and str(error) == "a.png: WebP cannot hold it"
+  error = pickle.loads(pickle.dumps(image_metrics.BaselineLimit("a.png: WebP cannot encode it")))
+  assert isinstance(error, image_metrics.BaselineLimit) and str(error) == "a.png: WebP cannot encode it"
 
 
-def test_a_picture_that_the_memory_does_not_hold_is_refused_before_the_work(run, tmp_path, monkeypatch):
+def test_an_image_that_the_memory_does_not_hold_is_refused_before_the_work(run, tmp_path, monkeypatch):
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: 1000)
   status, _, err = run(*FEW)
   assert status == 2 and "eval.py: a.png: the image is 70x100 and takes about" in err and err.count("\n") == 1
@@ -188,15 +188,15 @@ RESULT = ImageResult("a.png", 4, 4, 10, 5.0, None, 1.0, 48.0, None, None, 0.1, 0
 
 def test_old_measurements_stay_until_the_first_new_one_is_whole(tmp_path):
   path = tmp_path / "measurements.jsonl"
-  results_cache.Journal(path).add("old", "pixels", {1: RESULT})
-  fresh = results_cache.Journal(path)                          # and is interrupted
-  assert not fresh.results("old", "pixels") and results_cache.Journal(path, resume=True).results("old", "pixels")
+  results_cache.ResultsCache(path).add("old", "pixels", {1: RESULT})
+  fresh = results_cache.ResultsCache(path)                          # and is interrupted
+  assert not fresh.results("old", "pixels") and results_cache.ResultsCache(path, resume=True).results("old", "pixels")
   fresh.add("new", "pixels", {1: RESULT})
   fresh.add("new", "others", {1: RESULT})
-  kept = results_cache.Journal(path, resume=True)
+  kept = results_cache.ResultsCache(path, resume=True)
   assert not kept.results("old", "pixels") and kept.results("new", "pixels") and kept.results("new", "others")
   kept.add("third", "pixels", {1: RESULT})
-  assert results_cache.Journal(path, resume=True).results("new", "pixels")
+  assert results_cache.ResultsCache(path, resume=True).results("new", "pixels")
 
 
 # --- Ctrl-C --------------------------------------------------------------------------

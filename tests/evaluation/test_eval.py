@@ -38,7 +38,7 @@ def run_eval(folder, tmp_path, monkeypatch, capsys):
 
   def run(*arguments, codec=FakeCodec):
     monkeypatch.setitem(vars(mlic_jax), "Codec", codec)
-    monkeypatch.setattr(bit_maps, "bits_map", lambda codec, *picture: bits_of(*picture))
+    monkeypatch.setattr(bit_maps, "bits_map", lambda codec, *image: bits_of(*image))
     given = ["--data", folder, "--out", tmp_path / "out", *arguments]
     status = main_of_one_command("eval", "eval.py", [str(argument) for argument in given])
     return status, *capsys.readouterr()
@@ -50,7 +50,7 @@ def read_results(tmp_path):
   return lambda: json.loads((tmp_path / "out" / "results.json").read_text())
 
 
-def test_what_is_compiled_for_the_first_picture_is_said(run, tmp_path, monkeypatch):
+def test_what_is_compiled_for_the_first_image_is_said(run, tmp_path, monkeypatch):
   said = []
   monkeypatch.setattr(codec_io, "complain", said.append)
   monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path / "cache"))  # where nothing is known of earlier times

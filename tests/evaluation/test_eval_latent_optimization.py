@@ -1,4 +1,4 @@
-"""eval.py --refine and --skip: each checkpoint twice, as curves, in the page, and in the journal apart."""
+"""eval.py --refine and --skip: each checkpoint twice, as curves, in the page, and in the cache apart."""
 import json
 import re
 
@@ -17,7 +17,7 @@ IMAGE = np.uint8(127 + 100 * np.sin(rows + [0, 1, 2]) * np.cos(columns * [1, 0.7
 
 @pytest.fixture(name="run")
 def run_eval(tmp_path, monkeypatch, capsys):
-  """eval.py on a photograph into tmp_path / "out": (exit status, stderr, the encodes that were made)."""
+  """eval.py on an image into tmp_path / "out": (exit status, stderr, the encodes that were made)."""
   (tmp_path / "photos").mkdir()
   save_image(tmp_path / "photos" / "a.png", IMAGE)
 
@@ -30,7 +30,7 @@ def run_eval(tmp_path, monkeypatch, capsys):
         return super().encode_with_reconstruction(image, quality)
 
     monkeypatch.setitem(vars(mlic_jax), "Codec", Counting)
-    monkeypatch.setattr(bit_maps, "bits_map", lambda codec, *picture: bits_of(*picture))
+    monkeypatch.setattr(bit_maps, "bits_map", lambda codec, *image: bits_of(*image))
     given = ["--data", tmp_path / "photos", "--out", tmp_path / "out", "--baselines", "jpeg", *arguments]
     status = main_of_one_command("eval", "eval.py", [str(argument) for argument in given])
     return status, capsys.readouterr().err, encoded
@@ -102,10 +102,10 @@ def test_a_resumed_evaluation_mixes_no_plain_and_refined_rows(run, tmp_path):
 
 
 @pytest.mark.parametrize("codec, ckpt, number", [(FakeCodec, ["x"], 12), (SingleRateCodec, ["s_q20", "s_q40"], 4)])
-def test_the_page_shows_plain_and_refined_pictures_and_bits_in_one_scale(run, tmp_path, codec, ckpt, number):
+def test_the_page_shows_plain_and_refined_images_and_bits_in_one_scale(run, tmp_path, codec, ckpt, number):
   assert run("--ckpt", *ckpt, "--refine", 100, codec=codec)[0] == 0
   page = (tmp_path / "out" / "report.html").read_text()
-  assert '<option value="plain">the same without refining</option>' in page
+  assert '<option value="plain">the same without optimized latents</option>' in page
   records = read(tmp_path)["pictures"]
   assert len(records) == number
   for record in records:
@@ -127,7 +127,7 @@ def test_what_cannot_be_refined_is_refused_in_one_line(run, tmp_path, arguments,
   assert status == 2 and line in err and err.count("\n") == 1 and not encoded and not (tmp_path / "out").exists()
 
 
-def test_a_picture_that_cannot_be_refined_is_refused_before_the_work(run, tmp_path):
+def test_an_image_that_cannot_be_refined_is_refused_before_the_work(run, tmp_path):
   save_image(tmp_path / "photos" / "b.png", IMAGE[:13])
   status, err, encoded = run("--ckpt", "x", "--refine", "3")
   assert (status, encoded) == (2, []) and "13 lines cannot be refined" in err

@@ -10,7 +10,7 @@ from test_eval import IMAGE
 import mlic_jax
 from mlic_jax.data.image_io import ImageError
 from mlic_jax.evaluation import baselines, image_metrics, runner
-from mlic_jax.evaluation.results_cache import Journal
+from mlic_jax.evaluation.results_cache import ResultsCache
 from mlic_jax.metrics import psnr
 
 
@@ -60,7 +60,7 @@ def test_a_baseline_is_measured_on_the_same_terms():
 
 def test_a_baseline_that_cannot_hold_an_image_is_one_line():
   wide = np.zeros((1, 16384, 3), np.uint8)
-  with pytest.raises(ImageError, match="wide: WebP cannot hold 16384x1 pixels"):
+  with pytest.raises(ImageError, match="wide: WebP cannot encode 16384x1 pixels"):
     image_metrics.measure_baseline(baselines.WEBP, "wide", wide, [30])
 
 
@@ -116,9 +116,9 @@ def test_the_baselines_come_as_one_entry_per_quality():
 # --- what is not done twice ----------------------------------------------------------
 
 def test_what_the_journal_has_is_not_measured_again_and_what_it_lacks_is(tmp_path):
-  runner.evaluate_codec(FakeCodec(), (1, 2), photographs(IMAGE), journal=Journal(tmp_path / "journal"))
-  codec, journal = FakeCodec(), Journal(tmp_path / "journal", resume=True)
-  entries = runner.evaluate_codec(codec, (1, 2, 3), photographs(IMAGE[:64], IMAGE), journal=journal)
+  runner.evaluate_codec(FakeCodec(), (1, 2), photographs(IMAGE), cache=ResultsCache(tmp_path / "journal"))
+  codec, cache = FakeCodec(), ResultsCache(tmp_path / "journal", resume=True)
+  entries = runner.evaluate_codec(codec, (1, 2, 3), photographs(IMAGE[:64], IMAGE), cache=cache)
   whole, part = IMAGE.shape, IMAGE[:64].shape
   # A first run of either size, then all qualities of the new image, and of the known one the new quality.
   assert codec.encoded == [(part, 1), (part, 1), (part, 2), (part, 3), (whole, 1), (whole, 3)]
@@ -126,19 +126,19 @@ def test_what_the_journal_has_is_not_measured_again_and_what_it_lacks_is(tmp_pat
 
 
 def test_another_training_under_the_same_name_is_measured_again(tmp_path):
-  runner.evaluate_codec(FakeCodec(), (1,), photographs(IMAGE), journal=Journal(tmp_path / "journal"))
+  runner.evaluate_codec(FakeCodec(), (1,), photographs(IMAGE), cache=ResultsCache(tmp_path / "journal"))
   codec = FakeCodec()
   codec.fingerprint = b"more"
-  runner.evaluate_codec(codec, (1,), photographs(IMAGE), journal=Journal(tmp_path / "journal", resume=True))
+  runner.evaluate_codec(codec, (1,), photographs(IMAGE), cache=ResultsCache(tmp_path / "journal", resume=True))
   assert codec.encoded
 
 
 def test_half_a_line_of_a_killed_run_is_dropped_and_the_next_line_is_whole(tmp_path):
   path = tmp_path / "journal"
-  runner.evaluate_codec(FakeCodec(), (1,), photographs(IMAGE, IMAGE[:30]), journal=Journal(path))
+  runner.evaluate_codec(FakeCodec(), (1,), photographs(IMAGE, IMAGE[:30]), cache=ResultsCache(path))
   lines = path.read_text().splitlines(keepends=True)
   path.write_text("".join(lines)[:-20])
   codec = FakeCodec()
-  runner.evaluate_codec(codec, (1,), photographs(IMAGE, IMAGE[:30]), journal=Journal(path, resume=True))
+  runner.evaluate_codec(codec, (1,), photographs(IMAGE, IMAGE[:30]), cache=ResultsCache(path, resume=True))
   assert {shape for shape, _ in codec.encoded} == {IMAGE[:30].shape}
   assert all(json.loads(line) for line in path.read_text().splitlines())

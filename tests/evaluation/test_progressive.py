@@ -12,9 +12,9 @@ from test_eval import IMAGE, read_results, run_eval, two_photographs, without_ti
 from mlic_jax.coding.codec import Codec
 from mlic_jax.data.image_io import save_image
 from mlic_jax.evaluation import image_metrics
-from mlic_jax.evaluation.image_metrics import Arrived
-from mlic_jax.evaluation.progressive import Arrivals, arrival_curves, mean
-from mlic_jax.evaluation.results_cache import Journal
+from mlic_jax.evaluation.image_metrics import ProgressiveResult
+from mlic_jax.evaluation.progressive import ProgressiveResults, mean, progressive_curves
+from mlic_jax.evaluation.results_cache import ResultsCache
 from mlic_jax.evaluation.workers import InThisProcess
 from mlic_jax.metrics import psnr
 
@@ -33,13 +33,13 @@ def test_every_image_has_the_bytes_received_and_the_quality_after_each_slice(run
   status, *_ = run(*ONCE, "--progressive")
   assert status == 0
   for entry in results()["checkpoints"]:
-    for image, picture in zip(entry["images"], [IMAGE, IMAGE[:40, ::-1]]):
+    for image, pixels in zip(entry["images"], [IMAGE, IMAGE[:40, ::-1]]):
       steps = image["progressive"]
       assert [list(step) for step in steps] == [["slices", "bytes", "bpp", "psnr", "ms_ssim"]] * (NUM_SLICES + 1)
       assert [step["slices"] for step in steps] == [0, 1, 2]
       assert [step["bytes"] for step in steps] == [image["bytes"] * part // 3 for part in (1, 2, 3)]
-      assert [step["bpp"] for step in steps] == [8 * step["bytes"] / picture[..., 0].size for step in steps]
-      assert steps[0]["psnr"] == psnr(picture, np.zeros_like(picture)) < steps[1]["psnr"] < steps[2]["psnr"]
+      assert [step["bpp"] for step in steps] == [8 * step["bytes"] / pixels[..., 0].size for step in steps]
+      assert steps[0]["psnr"] == psnr(pixels, np.zeros_like(pixels)) < steps[1]["psnr"] < steps[2]["psnr"]
 
 
 def test_all_slices_have_the_figures_of_the_complete_file(run, results, folder):
@@ -55,9 +55,9 @@ def test_all_slices_have_the_figures_of_the_complete_file(run, results, folder):
 
 
 def test_a_mean_counts_each_image_once_and_ms_ssim_where_there_is_one():
-  assert mean([Arrived(1, 10, 0.5, 20.0, None), Arrived(1, 30, 1.0, 30.0, 0.9)]) == {
+  assert mean([ProgressiveResult(1, 10, 0.5, 20.0, None), ProgressiveResult(1, 30, 1.0, 30.0, 0.9)]) == {
       "slices": 1, "bytes": 20, "bpp": 0.75, "psnr": 25, "ms_ssim": 0.9}
-  assert mean([Arrived(0, 10, 0.5, 20.0, None)])["ms_ssim"] is None
+  assert mean([ProgressiveResult(0, 10, 0.5, 20.0, None)])["ms_ssim"] is None
 
 
 def test_the_other_results_are_those_of_a_run_without_it(run, results, tmp_path):
@@ -93,7 +93,7 @@ def test_single_rates_of_a_family_are_told_apart_by_their_names(run, tmp_path):
 def test_lines_of_several_checkpoints_carry_their_names():
   steps = [{"bpp": 0.1, "psnr": 20.0}, {"bpp": 0.2, "psnr": 25.0}]
   entry = {"name": "a", "quality": 2.5, "progressive_mean": steps, "mean": {"bpp": 0.2, "psnr": 25.0}, "images": []}
-  curves = arrival_curves([("a", [entry]), ("b", [entry, entry])])
+  curves = progressive_curves([("a", [entry]), ("b", [entry, entry])])
   assert [curve.name for curve in curves] == ["a, quality 2.5", "b, complete files", "b, quality 2.5", "b, quality 2.5"]
   assert curves[0].bpp.tolist() == [0.1, 0.2] and curves[0].db.tolist() == [20, 25]
 
@@ -147,12 +147,12 @@ def test_an_estimate_has_nothing_to_receive_which_is_one_line(run, tmp_path):
 
 
 @pytest.mark.parametrize("drop_bytes, drop_sample", [(1, 0), (0, 1)])
-def test_another_picture_or_size_at_the_end_ends_the_run_with_status_1(run, tmp_path, drop_bytes, drop_sample):
+def test_another_image_or_size_at_the_end_ends_the_run_with_status_1(run, tmp_path, drop_bytes, drop_sample):
   class Differs(FakeCodec):
     def decode_progressively(self, blob):
-      for received, picture in super().decode_progressively(blob):
-        picture[3, 4, 1] ^= drop_sample
-        yield received - drop_bytes, picture
+      for received, image in super().decode_progressively(blob):
+        image[3, 4, 1] ^= drop_sample
+        yield received - drop_bytes, image
 
   status, _, err = run(*ONCE, "--progressive", codec=Differs)
   assert status == 1 and err.startswith("eval.py: a.png at quality 1: decoded slice by slice") and err.count("\n") == 1
@@ -160,20 +160,20 @@ def test_another_picture_or_size_at_the_end_ends_the_run_with_status_1(run, tmp_
 
 
 def test_a_journal_without_a_field_of_what_arrived_is_measured_again(tmp_path):
-  journal = Journal(tmp_path / "journal")
-  journal.add_arrivals("codec", "pixels", 1, [Arrived(0, 10, 0.5, 20.0, None)])
-  again = Journal(tmp_path / "journal", resume=True)
-  assert again.arrivals("codec", "pixels", 1) == [Arrived(0, 10, 0.5, 20.0, None)]
+  cache = ResultsCache(tmp_path / "journal")
+  cache.add_progressive("codec", "pixels", 1, [ProgressiveResult(0, 10, 0.5, 20.0, None)])
+  again = ResultsCache(tmp_path / "journal", resume=True)
+  assert again.progressive("codec", "pixels", 1) == [ProgressiveResult(0, 10, 0.5, 20.0, None)]
   (tmp_path / "journal").write_text((tmp_path / "journal").read_text().replace('"bpp"', '"rate"'))
-  assert Journal(tmp_path / "journal", resume=True).arrivals("codec", "pixels", 1) is None
+  assert ResultsCache(tmp_path / "journal", resume=True).progressive("codec", "pixels", 1) is None
 
 
-def test_a_real_codec_shows_a_picture_per_slice_and_ends_with_the_complete_file(tiny_checkpoint, photograph):
+def test_a_real_codec_shows_an_image_per_slice_and_ends_with_the_complete_file(tiny_checkpoint, photograph):
   codec = Codec.load(tiny_checkpoint)
-  journal = Journal()
+  cache = ResultsCache()
   coded = image_metrics.code(codec, "photo", photograph, 2)
-  Arrivals({"photo": "pixels"}, journal, InThisProcess()).measure(codec, "key", "photo", photograph, 2, coded)
-  steps = journal.arrivals("key", "pixels", 2)
+  ProgressiveResults({"photo": "pixels"}, cache, InThisProcess()).measure(codec, "key", "photo", photograph, 2, coded)
+  steps = cache.progressive("key", "pixels", 2)
   assert [step.slices for step in steps] == list(range(codec.config.num_slices + 1))
   assert 0 < steps[0].bytes < steps[1].bytes < steps[2].bytes and len({step.psnr for step in steps}) == len(steps)
   whole = image_metrics.compare("photo", photograph, coded)

@@ -59,7 +59,7 @@ def run_eval(tmp_path_factory):
     save_image(place / "photos" / "c.png", IMAGE[:40, ::-1])
     with pytest.MonkeyPatch.context() as patch:
       patch.setitem(vars(mlic_jax), "Codec", codec)
-      patch.setattr(bit_maps, "bits_map", lambda codec, *picture: bits_of(*picture))
+      patch.setattr(bit_maps, "bits_map", lambda codec, *image: bits_of(*image))
       given = ["--data", str(place / "photos"), "--out", str(place / "out"), *arguments]
       assert main_of_one_command("eval", "eval.py", given) == 0
     return place / "out"
@@ -103,7 +103,7 @@ def test_the_page_loads_nothing(text):
   for _, attributes in Page(text).elements:
     assert not {"src", "srcset", "action", "data"} & set(attributes)
     assert attributes.get("href", "#").startswith("#")
-  assert not re.search(r"@import|url\((?!\$|#)", text)   # but for a picture of its own, and the frame of a plot
+  assert not re.search(r"@import|url\((?!\$|#)", text)   # but for an image of its own, and the frame of a plot
   assert all(uri.startswith("data:image/") for uri in data_of(text)["pictures"].values())
 
 
@@ -129,7 +129,7 @@ def test_every_point_of_the_plots_is_in_results_json(text, results):
   assert {(f"{bpp:.4f}", f"{db:.3f}") for bpp, db in zip(checkpoint["bpp"], checkpoint["db"])} <= set(drawn)
 
 
-def test_the_pictures_are_in_the_page_with_the_figures_of_results_json(text, results, out):
+def test_the_images_are_in_the_page_with_the_figures_of_results_json(text, results, out):
   data = data_of(text)
   assert data["records"] == results["pictures"] and len(data["records"]) == 6
   for record in data["records"]:
@@ -150,7 +150,7 @@ def test_the_rates_and_the_wipe_answer_to_the_keyboard(text):
   assert all(each["tabindex"] == "0" for each in page.attributes("g") if "curve" in each.get("class", ""))
 
 
-def test_the_baseline_beside_a_picture_is_the_largest_file_that_is_not_larger(results):
+def test_the_baseline_beside_an_image_is_the_largest_file_that_is_not_larger(results):
   for record in results["pictures"]:
     baseline = record["baseline"]
     codec, = (each for each in baselines.BASELINES.values() if each.name == baseline["name"])
@@ -159,11 +159,11 @@ def test_the_baseline_beside_a_picture_is_the_largest_file_that_is_not_larger(re
 
 
 def test_the_best_baseline_is_shown(results):
-  # Of JPEG and WebP, on a smooth picture, WebP.
+  # Of JPEG and WebP, on a smooth image, WebP.
   assert {record["baseline"]["name"] for record in results["pictures"]} == {"WebP"}
 
 
-def test_single_rates_estimates_and_no_pictures_have_a_page_too(evaluate):
+def test_single_rates_estimates_and_no_images_have_a_page_too(evaluate):
   single = (evaluate("--ckpt", "s_q20", "s_q40", "--estimate", "--baselines", "none", codec=SingleRateCodec)
             / "report.html").read_text()
   assert len(Page(single).attributes("figure")) == 2 and "estimated" in single
@@ -189,7 +189,7 @@ def test_the_map_of_bits_is_one_tile_for_everything_and_one_per_slice():
   assert [tiles[row, 0] for row in (0, 13, 26)] == [255, 255, 85]
 
 
-def test_a_large_picture_is_shown_by_its_middle():
+def test_a_large_image_is_shown_by_its_middle():
   image = np.zeros((2000, 700, 3), np.uint8)
   rows, columns = report_images._middle(image)
   assert (rows.start % 16, rows.stop - rows.start) == (0, report_images.SIDE)
@@ -205,13 +205,14 @@ def test_an_error_map_is_brightest_where_the_error_is(tmp_path):
   assert brightness[:40].mean() > 3 * brightness[60:].mean() + 50
 
 
-def test_pictures_are_drawn_once_and_again_for_another_image_of_the_name(tmp_path):
+def test_images_are_drawn_once_and_again_for_another_image_of_the_name(tmp_path):
   sweep = {("JPEG 4:2:0", "a"): dict(zip((10, 50), measure_baseline(baselines.JPEG, "a", IMAGE, (10, 50))))}
   coded = Coded(IMAGE, b"x" * 2000, 15000.0, 0.1, 0.1)
-  drawn = report_images.Pictures(tmp_path, {"a": "digest"}, [baselines.JPEG], sweep)
-  assert drawn.lacks("codec", "a", 1) and not drawn.lacks("codec", "other", 1)
+  drawn = report_images.ReportImages(tmp_path, {"a": "digest"}, [baselines.JPEG], sweep)
+  assert drawn.is_missing("codec", "a", 1) and not drawn.is_missing("codec", "other", 1)
   drawn.draw("codec", "a", IMAGE, 1, coded, bits_of)
-  assert not drawn.lacks("codec", "a", 1) and drawn.lacks("codec", "a", 2) and drawn.lacks("another codec", "a", 1)
-  again = lambda pixels, resume: report_images.Pictures(tmp_path, {"a": pixels}, [baselines.JPEG], sweep, resume)
-  assert not again("digest", True).lacks("codec", "a", 1)
-  assert again("digest", False).lacks("codec", "a", 1) and again("other pixels", True).lacks("codec", "a", 1)
+  assert not drawn.is_missing("codec", "a", 1)
+  assert drawn.is_missing("codec", "a", 2) and drawn.is_missing("another codec", "a", 1)
+  again = lambda pixels, resume: report_images.ReportImages(tmp_path, {"a": pixels}, [baselines.JPEG], sweep, resume)
+  assert not again("digest", True).is_missing("codec", "a", 1)
+  assert again("digest", False).is_missing("codec", "a", 1) and again("other pixels", True).is_missing("codec", "a", 1)

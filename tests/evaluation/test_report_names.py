@@ -79,9 +79,9 @@ def test_a_table_of_an_ablation_has_no_markup():
 def test_a_record_that_is_not_of_this_program_is_drawn_again(tmp_path, changes):
   """--resume reads what lies in the folder, which may be somebody else's."""
   sweep = {("JPEG 4:2:0", "a"): dict(zip((10, 50), measure_baseline(baselines.JPEG, "a", IMAGE, (10, 50))))}
-  images = lambda: report_images.Pictures(tmp_path, {"a": "digest"}, [baselines.JPEG], sweep, resume=True)
+  images = lambda: report_images.ReportImages(tmp_path, {"a": "digest"}, [baselines.JPEG], sweep, resume=True)
   images().draw("codec", "a", IMAGE, 1, Coded(IMAGE, b"x" * 2000, 15000.0, 0.1, 0.1), bits_of)
-  assert not images().lacks("codec", "a", 1)
+  assert not images().is_missing("codec", "a", 1)
   path, = tmp_path.rglob("*.json")
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-  assert images().lacks("codec", "a", 1)
+  assert images().is_missing("codec", "a", 1)

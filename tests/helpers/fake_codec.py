@@ -69,11 +69,11 @@ class FakeCodec:
     return baselines.decode(blob)
 
   def decode_progressively(self, blob):
-    """A third of the file brings a black picture, two thirds its left half, all of it the picture."""
-    picture = baselines.decode(blob)
+    """A third of the file brings a black image, two thirds its left half, all of it the image."""
+    image = baselines.decode(blob)
     for slices in range(self.config.num_slices + 1):
-      arrived = picture.copy()
-      arrived[:, slices * picture.shape[1] // self.config.num_slices:] = 0
+      arrived = image.copy()
+      arrived[:, slices * image.shape[1] // self.config.num_slices:] = 0
       yield len(blob) * (slices + 1) // (self.config.num_slices + 1), arrived
 
   def estimate(self, image, quality):

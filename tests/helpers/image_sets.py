@@ -4,4 +4,4 @@ from mlic_jax.evaluation import dataset
 
 def photographs(*images):
   named = [(f"photo{i}.png", image) for i, image in enumerate(images)]
-  return dataset.ImageSet("photos", len(named), lambda: iter(named))
+  return dataset.Dataset("photos", len(named), lambda: iter(named))

@@ -99,7 +99,7 @@ for (const plot of document.querySelectorAll(".plot")) {
   });
 }
 
-// --- the pictures
+// --- the images
 
 const image = path => `url(${data.pictures[path]})`;
 
@@ -117,13 +117,13 @@ for (const figure of document.querySelectorAll(".comparison")) {
   const records = data.records.filter(record => record.image === figure.dataset.image).sort((a, b) => rate(a) - rate(b));
   const isBits = shown => shown !== "reconstruction" && shown !== "error";
 
-  // A picture of a record in a layer, or one of its maps of bits by the number of the tile.
+  // Draws an image of a record in a layer, or one of its bit maps by the number of the tile.
   function draw(layer, record, shown) {
     layer.replaceChildren();
     layer.style.backgroundImage = isBits(shown) ? "none" : image(record[shown]);
     if (!isBits(shown)) return;
     const map = document.createElement("i"), tiles = record.bits_of_slices.length + 1;
-    const [rows, columns] = record.bits_places, side = record.bits_stride || 16;   // pixels; the last may reach beyond the picture
+    const [rows, columns] = record.bits_places, side = record.bits_stride || 16;   // pixels; the last may reach beyond the image
     map.style.width = `${100 * side * columns / record.width}%`;
     map.style.height = `${100 * side * rows / record.height}%`;
     map.style.backgroundImage = image(record.bits);
@@ -152,7 +152,7 @@ for (const figure of document.querySelectorAll(".comparison")) {
     const plain = right.value === "plain" && records.find(other => other.checkpoint === record.plain && other.quality === record.quality);
     find(".under").replaceChildren();
     find(".under").style.backgroundImage = image(baseline ? baseline.picture : record.original);
-    if (plain) {                                             // its maps have the scale of the refined ones
+    if (plain) {                                             // its bit maps have the scale of those of optimized latents
       draw(find(".under"), plain, shown);
       figures(find("figcaption .right"), `${plain.checkpoint}${quality}`, plain);
     } else if (baseline) figures(find("figcaption .right"), `${baseline.name}, quality ${baseline.quality}`, baseline);
