@@ -27,6 +27,8 @@ from mlic_jax.commands.exit_codes import Interruption, UsageError
 from mlic_jax.console import complain
 from mlic_jax.evaluation import baselines, bd_rate, published_curves
 
+SUMMARY = "Measure rate and distortion of checkpoints on complete files."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--ckpt", nargs="+", required=True, metavar="CKPT",
@@ -72,7 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Measure rate and distortion of checkpoints on complete files."""
   if args.progressive and args.estimate:
     raise UsageError("--progressive and --estimate came, but an estimate has no file to receive; wanted one of the two")
   check_optimization(args)
@@ -80,8 +81,8 @@ def run(args: argparse.Namespace) -> None:
   from mlic_jax.evaluation import session
   try:
     session.evaluate(args, warn=lambda line: complain(f"warning: {line}"), compilation_notice=CompilationNotice)
-  except KeyboardInterrupt:
-    raise Interruption("the same command with --resume continues") from None
+  except KeyboardInterrupt as error:
+    raise Interruption.of(error, "the same command with --resume continues") from None
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_jax.atomic_io import check_output
+from mlic_jax.commands.exit_codes import Interruption
 from mlic_jax.commands.stdio import check_stdio, is_stdio, is_stream
 from mlic_jax.console import complain, rich_console, say
 from mlic_jax.errors import for_the_user
@@ -117,9 +118,10 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
   that already exists, unless `overwrite`, and so are the lines of `left_out`, about files that are not among the pairs.
 
   Returns:
-    The exit status: 0, or 1 when any failed or was left out; 130 after Ctrl-C.
+    The exit status: 0, or 1 when any failed or was left out; 128 + N after signal N.
   """
-  progress, failures, done, interrupted = progress or FileProgress(), list[str](), 0, False
+  progress, failures, done = progress or FileProgress(), list[str](), 0
+  stop: Interruption | None = None
   try:
     with progress.bar(title, len(pairs)):
       for source, target in pairs:
@@ -136,13 +138,13 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
           done += 1
           say(line)
         progress.advance()
-  except KeyboardInterrupt:
-    interrupted = True
+  except KeyboardInterrupt as error:
+    stop = Interruption.of(error)
   if failures:
     complain(f"error: {len(failures)} of {len(pairs)} files failed:", *(f"  {each}" for each in failures))
   for line in left_out:
     complain(f"error: {line}")
-  if interrupted:
-    complain(f"interrupted: {done} of {len(pairs)} files are written")
-    return 130
+  if stop:
+    complain(f"{stop.word}: {done} of {len(pairs)} files are written")
+    return stop.status
   return 1 if failures or left_out else 0

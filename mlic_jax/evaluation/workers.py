@@ -1,5 +1,7 @@
 """Executors for baselines and distortions: this process, or several processes on the same machine."""
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 
@@ -24,7 +26,7 @@ class Processes(ProcessPoolExecutor):
 
   def __init__(self, number: int):
     # Not forked: JAX has threads, and a forked copy of them hangs.
-    super().__init__(number, mp_context=multiprocessing.get_context("spawn"), initializer=_use_the_cpu)
+    super().__init__(number, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker)
     self.in_flight = 4 * number                          # enough that no process waits, few enough to fit into memory
 
   def submit(self, *args, **kwargs) -> Future:
@@ -32,6 +34,15 @@ class Processes(ProcessPoolExecutor):
       return super().submit(*args, **kwargs)
 
 
-def _use_the_cpu() -> None:
+def _prepare_worker() -> None:
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   import jax
   jax.config.update("jax_platforms", "cpu")
+
+
+def _end_with_parent() -> None:
+  """Ends this process when the one that started it is gone, also when that was killed and could not end it."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)

@@ -231,6 +231,41 @@ def test_a_full_disk_is_one_line_that_names_the_output(command, source, target, 
   assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.mlic", "photo.png"]
 
 
+WRITING = """
+import sys, time
+from mlic_jax.atomic_io import whole_file
+from mlic_jax.commands.exit_codes import run_to_exit_status
+def write():
+  with whole_file(sys.argv[1]) as partial:
+    partial.write_text("begun")
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+sys.exit(run_to_exit_status(write, "error"))
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_file_that_a_signal_interrupts_is_left_as_it_was(tmp_path, signum):
+  (tmp_path / "out").write_text("before")
+  process = subprocess.Popen([sys.executable, "-c", WRITING, tmp_path / "out"], stderr=subprocess.PIPE, text=True,
+                             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+  assert process.stderr.readline() == "ready\n"
+  process.send_signal(signum)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 128 + signum and err.count("\n") == 1
+  assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out").read_text() == "before"
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+  """As SIGHUP under nohup."""
+  code = ("import os, signal, sys; from mlic_jax.commands.exit_codes import run_to_exit_status as run\n"
+          "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+          "sys.exit(run(lambda: os.kill(os.getpid(), signal.SIGHUP) or 7, 'error'))")
+  done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+                        timeout=60)
+  assert done.returncode == 7
+
+
 PROGRAM = """
 import sys, time
 from mlic_jax.commands import encode
@@ -264,14 +299,16 @@ def test_nobody_has_to_read_what_is_printed(tmp_path):
   assert (process.returncode, err) == (0, "") and len(list((tmp_path / "coded").iterdir())) == 4
 
 
-def test_ctrl_c_is_one_line_that_says_how_far_it_came_and_status_130(tmp_path):
+@pytest.mark.parametrize("signum, said", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM"),
+                                          (signal.SIGHUP, "stopped by SIGHUP")])
+def test_a_signal_is_one_line_that_says_how_far_it_came_and_its_status(tmp_path, signum, said):
   (tmp_path / "pictures").mkdir()
   for i in range(3):
     save_image(tmp_path / "pictures" / f"{i}.png", np.tile(IMAGE, (2, 1, 1))[:12 + (i == 1)])
   process = started("encode", tmp_path / "pictures", "--out-dir", tmp_path / "coded", "--ckpt", "x",
                     stdout=subprocess.PIPE)
   assert process.stderr.readline() == "ready\n"
-  process.send_signal(signal.SIGINT)
+  process.send_signal(signum)
   _, err = process.communicate(timeout=300)
-  assert process.returncode == 130 and err == "interrupted: 1 of 3 files are written\n"
+  assert process.returncode == 128 + signum and err == f"{said}: 1 of 3 files are written\n"
   assert [path.name for path in (tmp_path / "coded").iterdir()] == ["0.mlic"]
