@@ -1,11 +1,12 @@
 """The command line: `mlic-jax COMMAND ...`, or `python -m mlic_jax COMMAND ...`.
 
-Each command is a module of mlic_jax/commands/ with add_arguments(parser) and run(args); the docstring of run is its
-help. A module with READS_CONFIG = True takes --config.FIELD=VALUE too, and finds these arguments in args.overrides.
-train.py and eval.py run one command alone.
+Each command is a module of mlic_jax/commands/ with SUMMARY (its help), add_arguments(parser) and run(args). A module
+with READS_CONFIG = True takes --config.FIELD=VALUE too, and finds these arguments in args.overrides. train.py and
+eval.py run one command alone.
 
 User errors are reported in one line on stderr with exit status 2, and no output file appears unless it is complete.
-Where a command processes several files, the failures are listed at the end, with exit status 1. Ctrl-C exits with 130.
+Where a command processes several files, the failures are listed at the end, with exit status 1. Ctrl-C exits with 130,
+SIGTERM with 143.
 A command imports what it needs when it runs, so `info` and --help answer without importing jax.
 """
 import argparse
@@ -67,7 +68,7 @@ def _run(argv: list[str] | None, program: str) -> int | None:
   subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
   modules = {name: _module(name) for name in COMMANDS}
   for name, command in modules.items():
-    _add_command(subparsers.add_parser(name, help=command.run.__doc__), command)
+    _add_command(subparsers.add_parser(name, help=command.SUMMARY), command)
   args, rest = parser.parse_known_args(argv)
   return _run_command(modules[args.command], subparsers.choices[args.command], args, rest)
 
@@ -77,7 +78,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _add_command(parser: argparse.ArgumentParser, command: ModuleType) -> None:
-  parser.description = command.run.__doc__
+  parser.description = command.SUMMARY
   command.add_arguments(parser)
   if _reads_config(command):
     parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} {CONFIG_FIELDS}".replace("%", "%%")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+WIDTH_MIN = 20                            # columns of a terminal that can show a table
 _STREAMS = ("stdin", "stdout", "stderr")  # by their file descriptors
 _closed: set[str] = set()                 # of _STREAMS, when this process was started
 _lost_output = False                      # a line for stdout could not be written, as on a full disk
@@ -103,7 +104,10 @@ def rich_console(**options):
       if not self.stderr:
         _discard_stdout()
 
-  return QuietConsole(markup=False, emoji=False, highlight=False, **options)
+  console = QuietConsole(markup=False, emoji=False, highlight=False, **options)
+  if console.width < WIDTH_MIN:                          # COLUMNS=0, and terminals that do not know their size
+    console.width = 80
+  return console
 
 
 def _discard_stdout() -> None:

@@ -25,7 +25,9 @@ def for_the_user(error: BaseException) -> str | None:
     return str(error)
   # A broken pipe has a filename when the user named it.
   if isinstance(error, OSError) and (error.errno in FILE_ERRORS or error.errno == errno.EPIPE and error.filename):
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.filename:
+      return f"{error.filename}: {error.strerror}"
+    return "the current folder no longer exists" if error.errno == errno.ENOENT else str(error.strerror or error)
   if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
     return f"{error.name} is not installed; it comes with pip install 'mlic_jax[{EXTRAS[error.name]}]'"
   return None

@@ -24,7 +24,7 @@ class PathError(ConfigError):
 
 def as_path(text: str | os.PathLike) -> Path:
   """The path that `text` names; PathError for a kind of storage that is not known, or whose package is missing."""
-  text = os.fspath(text)
+  text = _not_empty(text)
   if not is_remote(text):
     return Path(text)
   import fsspec  # a fifth of a second to import, and not for local paths
@@ -50,7 +50,14 @@ def local_path(text: str | os.PathLike) -> Path:
   """The path of what can only be written or read locally; PathError for a remote one."""
   if is_remote(text):
     raise PathError(f"{os.fspath(text)}: cannot lie in remote storage; wanted a local path")
-  return Path(text)
+  return Path(_not_empty(text))
+
+
+def _not_empty(text: str | os.PathLike) -> str:
+  """The text of a path; PathError for an empty one, which comes from a variable that is not set, and would be "."."""
+  if not os.fspath(text):
+    raise PathError("an empty path came; wanted that of a file or a folder")
+  return os.fspath(text)
 
 
 def readable(path: Path) -> "Path | NamedBytes":

@@ -4,6 +4,7 @@ import argparse
 from mlic_jax.commands.arguments import any_path, local_path, nonnegative_integer, positive_integer
 from mlic_jax.console import say, show
 
+SUMMARY = "Train several configurations with one budget and compare them."
 READS_CONFIG = True
 
 
@@ -26,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  """Train several configurations with one budget and compare them."""
   from rich.table import Table
 
   from mlic_jax.evaluation import ablation

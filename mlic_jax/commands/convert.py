@@ -7,6 +7,8 @@ from mlic_jax.console import say
 LAYOUTS = ("compressai", "authors")
 VARIANTS = ("mlic", "mlic_plus", "mlic_plus_plus", "mlic_v2")
 
+SUMMARY = "Convert weights of the authors' code or of CompressAI to a model directory, or back."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("source", type=any_path, metavar="SOURCE",
@@ -24,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Convert weights of the authors' code or of CompressAI to a model directory, or back."""
   from mlic_jax.coding.checkpoint_io import CheckpointError, load_model, save_model
   from mlic_jax.errors import ConfigError
   from mlic_jax.interop import reference_weights, state_dict_files, variants

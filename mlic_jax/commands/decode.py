@@ -14,6 +14,8 @@ from mlic_jax.console import complain, say
 from mlic_jax.data.file_listing import list_files
 from mlic_jax.data.image_io import check_lossless, picture_file
 
+SUMMARY = "Decode .mlic files to images."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   file_arguments(parser, "IN.mlic OUT.png",
@@ -30,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  """Decode .mlic files to images."""
   left_out: list[str] = []
   pairs = multi_file.pair_up(args.paths, args.out_dir, ".png", lambda folder: _list_mlic(folder, left_out.append))
   for _, output in pairs:

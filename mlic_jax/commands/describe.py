@@ -4,6 +4,7 @@ import argparse
 from mlic_jax.commands.arguments import config_argument, image_size_arguments
 from mlic_jax.console import show
 
+SUMMARY = "Print the parameters and multiplications of the codec of a configuration, part by part."
 READS_CONFIG = True
 
 
@@ -13,7 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Print the parameters and multiplications of the codec of a configuration, part by part."""
   from rich.table import Table
 
   from mlic_jax.model.complexity import ENCODER_ONLY, Part, describe

@@ -23,6 +23,8 @@ from mlic_jax.commands.stdio import displayed, image_source, is_stream, refuse_a
 from mlic_jax.console import complain, say
 from mlic_jax.data.image_io import list_images, load_picture
 
+SUMMARY = "Compress images to .mlic files."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   file_arguments(parser, "IN OUT.mlic",
@@ -55,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  """Compress images to .mlic files."""
   left_out: list[str] = []
   pairs = multi_file.pair_up(args.paths, args.out_dir, ".mlic", lambda folder: list_images(folder, left_out.append))
   for _, output in pairs:

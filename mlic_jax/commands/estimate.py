@@ -5,6 +5,7 @@ import time
 from mlic_jax.commands.arguments import config_argument, image_size_arguments, positive_integer
 from mlic_jax.console import rich_console, say
 
+SUMMARY = "Estimate memory and time of training, evaluation or coding on TPUs, without a TPU."
 READS_CONFIG = True
 # Fields of the configuration: the batch size and the crop size of what is estimated.
 BATCH_FIELDS = {"train": ("batch_size", "crop_size"), "evaluate": ("eval_batch_size", "eval_crop_size")}
@@ -26,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Estimate memory and time of training, evaluation or coding on TPUs, without a TPU."""
   from mlic_jax.errors import ConfigError
   from mlic_jax.runtime import device_topology, platforms
   platforms.check_platforms()

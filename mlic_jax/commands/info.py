@@ -6,6 +6,8 @@ from mlic_jax.commands.codec_io import read_mlic
 from mlic_jax.console import say
 from mlic_jax.model.scale_table import scale_table
 
+SUMMARY = "Print what a .mlic file contains."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("file", type=local_path_or_stdio, metavar="IN.mlic",
@@ -14,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Print what a .mlic file contains."""
   blob, content = read_mlic(args.file, args.max_megapixels * 10**6)
   quality = "single rate" if content.quality is None else f"{content.quality:g}"
   sizes = [len(chunk) for chunk in content.chunks]

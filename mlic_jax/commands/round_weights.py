@@ -6,6 +6,8 @@ from mlic_jax.console import say
 
 MANTISSA = 23  # bits of float32
 
+SUMMARY = "Copy a model with rounded parameters, which compress better; files of the one do not decode with the other."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("ckpt", type=any_path, metavar="CKPT",
@@ -17,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Copy a model with rounded parameters, which compress better; files of the one do not decode with the other."""
   import jax
 
   from mlic_jax.coding.checkpoint_io import CheckpointError, find_model, load_model, save_model

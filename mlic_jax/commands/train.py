@@ -10,6 +10,7 @@ import argparse
 
 from mlic_jax.commands.arguments import config_argument
 
+SUMMARY = "Train a codec, or continue an interrupted run."
 READS_CONFIG = True
 
 
@@ -20,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Train a codec, or continue an interrupted run."""
   from mlic_jax.training.config_schema import load_config
   from mlic_jax.training.loop import train_and_evaluate
   train_and_evaluate(load_config(args.config, args.overrides), args.workdir)

@@ -3,6 +3,7 @@
 XLA asks for the memory of its intermediate results anew at every call, and gives it back afterwards. Page by page of
 4 KiB that costs more than some layers do; with pages of 2 MiB next to nothing.
 """
+import contextlib
 import os
 import platform
 import sys
@@ -20,4 +21,5 @@ def use_huge_pages() -> None:
   if HUGE_PAGES in tunables or platform.libc_ver()[0] != "glibc":
     return
   os.environ[TUNABLES] = ":".join(filter(None, (tunables, f"{HUGE_PAGES}=1")))
-  os.execv(sys.executable, sys.orig_argv)
+  with contextlib.suppress(OSError):                   # where the interpreter cannot be started again, it goes on
+    os.execv(sys.executable, sys.orig_argv)

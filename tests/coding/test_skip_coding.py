@@ -52,5 +52,5 @@ def test_a_scale_that_skips_nothing_or_everything_is_refused_in_one_line(
     err = capsys.readouterr().err
     assert status == 0 or err.count("\n") == 1 and "wanted a scale of at least 0.11 and below 256" in err
   assert main(["info", files[1]]) == 0
-  assert re.search(r"left out +elements with scales up to 0\.\d+\n", capsys.readouterr().out)
+  assert re.search(r"skipped +elements with scales up to 0\.\d+\n", capsys.readouterr().out)
   assert main(["decode", files[1], str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 0

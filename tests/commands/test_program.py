@@ -1,5 +1,6 @@
 """One program, mlic-jax: its commands, their options, and what their help says."""
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -75,6 +76,43 @@ def test_help_answers_without_jax():
   code = ("import sys; from mlic_jax.__main__ import main\n"
           "try: main(['--help'])\nfinally: assert not {'jax', 'scipy', 'matplotlib'} & set(sys.modules)")
   assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300).returncode == 0
+
+
+def test_help_is_the_same_without_docstrings():
+  """As with PYTHONOPTIMIZE=2, which some containers set."""
+  helps = [subprocess.run([sys.executable, *flags, "-m", "mlic_jax", "--help"], cwd=ROOT, capture_output=True,
+                          timeout=300).stdout for flags in ([], ["-OO"])]
+  assert helps[0] == helps[1] and b"Compress images" in helps[0]
+
+
+def test_a_folder_that_was_removed_under_the_command_is_named(tmp_path):
+  (tmp_path / "here").mkdir()
+  command = (f"rmdir {tmp_path / 'here'} && "
+             f"{sys.executable} -m mlic_jax eval --ckpt {ROOT / 'checkpoints' / 'nano'}")
+  done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "here", capture_output=True, text=True, timeout=300,
+                        env=os.environ | {"PYTHONPATH": str(ROOT)})
+  assert (done.returncode, done.stderr) == (2, "error: the current folder no longer exists\n")
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "none"])
+def test_a_terminal_without_a_width_gets_a_table_all_the_same(columns, monkeypatch, capsys):
+  monkeypatch.setenv("COLUMNS", columns)
+  assert main(["describe", "--config", "nano", "--height", "64", "--width", "64"]) == 0
+  assert max(map(len, capsys.readouterr().out.splitlines())) > 40
+
+
+@pytest.mark.parametrize("arguments", [
+    ["encode", "x.png", "--out-dir", "", "--ckpt", "x"], ["encode", "", "x.mlic", "--ckpt", "x"], ["info", ""],
+    ["encode", "x.png", "x.mlic", "--ckpt", ""], ["eval", "--ckpt", "x", "--out", ""], ["eval", "--ckpt", ""],
+    ["eval", "--ckpt", "x", "--data", ""], ["train", "--config", "nano", "--workdir", "", "--config.data_dir=x"],
+    ["ablate", "--data", "", "--steps", "1", "--workdir", "x"], ["round-weights", "x", ""]])
+def test_an_empty_path_is_refused_and_is_not_the_current_folder(arguments, tmp_path, monkeypatch, capsys):
+  """As of a shell variable that is not set."""
+  monkeypatch.chdir(tmp_path)
+  assert main(arguments) == 2
+  out, err = capsys.readouterr()
+  assert not out and err.count("\n") == 1 and "an empty path came" in err
+  assert not list(tmp_path.iterdir())
 
 
 def test_an_old_name_of_a_command_is_refused_with_the_names_there_are(capsys):
