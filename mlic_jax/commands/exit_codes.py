@@ -25,7 +25,7 @@ class Interruption(KeyboardInterrupt):
 
   @classmethod
   def of(cls, error: KeyboardInterrupt, advice: str = "") -> "Interruption":
-    """The same signal with an advice; Ctrl-C is a plain KeyboardInterrupt."""
+    """The Interruption of a KeyboardInterrupt, with an advice; a plain one is Ctrl-C."""
     return cls(error.signum if isinstance(error, Interruption) else signal.SIGINT, advice)
 
 

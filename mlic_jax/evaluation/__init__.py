@@ -1,1 +1,1 @@
-"""How good a codec is: from real files, beside conventional codecs and published curves, as tables and as a page."""
+"""Evaluation of codecs on complete files, with conventional codecs and published curves, as tables and a report."""

@@ -1,4 +1,4 @@
-"""The command line among files of others: their names, what is there already, pipes and devices, terminals that go.
+"""The command line with files of users: their names, existing outputs, pipes and devices, closed terminals.
 
 The codec is a stand-in that stores the size of an image, so that nothing is compiled.
 """
@@ -257,7 +257,7 @@ def test_a_file_that_a_signal_interrupts_is_left_as_it_was(tmp_path, signum):
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
-  """As SIGHUP under nohup."""
+  """nohup ignores SIGHUP."""
   code = ("import os, signal, sys; from mlic_jax.commands.exit_codes import run_to_exit_status as run\n"
           "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
           "sys.exit(run(lambda: os.kill(os.getpid(), signal.SIGHUP) or 7, 'error'))")

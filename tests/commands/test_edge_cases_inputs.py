@@ -1,4 +1,4 @@
-"""What else strangers have: weights of other shapes and types, damaged datasets and runs, names in tables, locales."""
+"""Other inputs of users: weights of other shapes and types, damaged datasets and runs, names in tables, locales."""
 import json
 import os
 import re

@@ -79,7 +79,7 @@ def test_help_answers_without_jax():
 
 
 def test_help_is_the_same_without_docstrings():
-  """As with PYTHONOPTIMIZE=2, which some containers set."""
+  """Some containers set PYTHONOPTIMIZE=2, which removes docstrings."""
   helps = [subprocess.run([sys.executable, *flags, "-m", "mlic_jax", "--help"], cwd=ROOT, capture_output=True,
                           timeout=300).stdout for flags in ([], ["-OO"])]
   assert helps[0] == helps[1] and b"Compress images" in helps[0]
@@ -107,7 +107,7 @@ def test_a_terminal_without_a_width_gets_a_table_all_the_same(columns, monkeypat
     ["eval", "--ckpt", "x", "--data", ""], ["train", "--config", "nano", "--workdir", "", "--config.data_dir=x"],
     ["ablate", "--data", "", "--steps", "1", "--workdir", "x"], ["round-weights", "x", ""]])
 def test_an_empty_path_is_refused_and_is_not_the_current_folder(arguments, tmp_path, monkeypatch, capsys):
-  """As of a shell variable that is not set."""
+  """An unset shell variable gives an empty argument."""
   monkeypatch.chdir(tmp_path)
   assert main(arguments) == 2
   out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Where the bits went, held to the estimate of the same image."""
+"""Bit maps add up to the estimate of the same image."""
 import pytest
 
 from mlic_jax.coding.codec import Codec

@@ -1,7 +1,7 @@
-"""The program eval.py: tables and files, what is refused, and how; an interrupted run continued.
+"""The program eval.py: its tables and files, user errors, and --resume.
 
-The codec here is a stand-in with the interface of mlic_jax.Codec, which stores JPEG: what eval.py says of it
-can be checked by hand.
+The codec here is a stand-in with the interface of mlic_jax.Codec that stores JPEG, so that results can be checked by
+hand.
 """
 import csv
 import json
@@ -265,7 +265,7 @@ def test_a_second_evaluation_into_a_folder_is_refused_and_changes_nothing(run, t
 
 
 def test_an_evaluation_whose_folder_was_taken_writes_no_results(run, tmp_path):
-  """As after it was suspended for long, and another took the lock for that of a killed process."""
+  """An evaluation that was suspended for long loses its lock, as if it had been killed."""
   class Overtaken(FakeCodec):
     def decode(self, *arguments, **options):
       lock = tmp_path / "out" / "evaluation.lock"

@@ -1,4 +1,4 @@
-"""What is measured of one image and of many, with a stand-in that stores JPEG; what is not done twice."""
+"""Results of one image and of many, with a stand-in that stores JPEG; cached results are not measured again."""
 import json
 
 import numpy as np
@@ -67,7 +67,7 @@ def test_a_baseline_that_cannot_hold_an_image_is_one_line():
 # --- many images ---------------------------------------------------------------------
 
 def result(name, side, error, similarity, encode_s):
-  """Of a side x side image that takes 1 bit per pixel."""
+  """The result of a side x side image that takes 1 bit per pixel."""
   similarity_db = None if similarity is None else -10 * np.log10(1 - similarity)
   psnr = 10 * np.log10(255**2 / error)
   return image_metrics.ImageResult(name, side, side, side**2 // 8, 1.0, 0.5, error, psnr, similarity,

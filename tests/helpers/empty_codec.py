@@ -1,4 +1,4 @@
-"""A codec with the interface of mlic_jax.Codec whose files are valid and hold no pixels: tests of what surrounds it."""
+"""A codec with the interface of mlic_jax.Codec whose files are valid and hold no pixels, for tests of the commands."""
 import numpy as np
 
 from mlic_jax.coding import bitstream

@@ -1,4 +1,4 @@
-"""A codec with the interface of mlic_jax.Codec that stores JPEG: what is said of it can be checked by hand."""
+"""A codec with the interface of mlic_jax.Codec that stores JPEG, so that its results can be checked by hand."""
 import copy
 
 import numpy as np
@@ -61,7 +61,7 @@ class FakeCodec:
     return *self.encode_with_reconstruction(image, quality), lambda: self.estimate(image, quality)[0]
 
   def has_compiled(self, height, width):
-    """As if it compiled for every size in multiples of 64."""
+    """Pretends to compile for every size in multiples of 64."""
     blocks = lambda height, width, *_: (-(-height // 64), -(-width // 64))
     return blocks(height, width) in {blocks(*shape) for shape, _ in self.encoded}
 
