@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from mlic_jax.coding.cdf_tables import PRECISION, CodingTable, build_table, z_ro
 from mlic_jax.config import CodecConfig
 from mlic_jax.console import printable
 from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.model.registry import custom_modules
 from mlic_jax.paths import as_path, copy_files, is_remote, local_copy, remove_folder
 from mlic_jax.runtime.platforms import check_platforms
 
@@ -135,14 +136,21 @@ def _json(settings: dict[str, Any]) -> str:
   return json.dumps(settings, indent=2) + "\n"
 
 
-def load_model(path: str | os.PathLike) -> Model:
-  """Reads a model directory, or the one in the workdir of a training run. CheckpointError if it is none."""
+def load_model(path: str | os.PathLike, allow_custom_modules: bool | Collection[str] = False) -> Model:
+  """Reads a model directory, or the one in the workdir of a training run. CheckpointError if there is none.
+
+  allow_custom_modules: whether Python modules that the directory names for contexts or transforms are imported, or the
+    names of modules that are. The directory of somebody else could name any code.
+  """
   check_platforms()
   path, named = _find(as_path(path))
   settings = _read_settings(path)
   try:
     config = CodecConfig.from_dict(settings["model"])
-    build(config)  # its parts may lie outside this package
+    _check_modules(path, config, allow_custom_modules)
+    build(config)
+  except CheckpointError:
+    raise
   except (ValueError, TypeError) as error:
     raise CheckpointError(f"{path}: {error}") from None
   with local_copy(path / settings.get("parts", "")) as parts:
@@ -161,6 +169,16 @@ def load_model(path: str | os.PathLike) -> Model:
   folder = named if is_remote(named) else named.resolve()
   name = printable(folder.parent.name if folder.name == "model" else folder.name)
   return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"))
+
+
+def _check_modules(path: Path, config: CodecConfig, allowed: bool | Collection[str]) -> None:
+  """CheckpointError for Python modules that a model directory names and that are not allowed."""
+  if isinstance(allowed, bool):
+    allowed = custom_modules(config) if allowed else ()
+  for name in custom_modules(config):
+    if name not in allowed:
+      raise CheckpointError(f"{path}: config.json names the Python module {name!r}, which loading would run; if you "
+                            "trust it, add --allow-custom-modules (in Python allow_custom_modules=True)")
 
 
 def find_model(path: str | os.PathLike) -> Path:

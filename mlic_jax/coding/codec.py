@@ -4,7 +4,7 @@ latent_coder.py codes the latents of one image, latent_optimizer.py optimizes th
 """
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 
@@ -48,10 +48,13 @@ class Codec:
       self.objective(self.qualities[0])
 
   @classmethod
-  def load(cls, path: str | os.PathLike, range_coder: str | None = None) -> "Codec":
-    """The codec of a model directory; CheckpointError if it is none. Turns the compilation cache on."""
+  def load(cls, path: str | os.PathLike, range_coder: str | None = None,
+           allow_custom_modules: bool | Collection[str] = False) -> "Codec":
+    """The codec of a model directory; CheckpointError if it is none. Turns the compilation cache on.
+
+    allow_custom_modules: as in load_model."""
     compilation_cache.enable()
-    return cls(load_model(path), range_coder)
+    return cls(load_model(path, allow_custom_modules), range_coder)
 
   def with_options(self, **changes) -> "Codec":
     """The same codec with other EncodeOptions, such as with_options(skip=0.2, refine=100); their order is of no

@@ -127,3 +127,11 @@ def _optimization_budget(text: str) -> str:
 
 def checkpoint_argument(parser: argparse.ArgumentParser, help: str) -> None:
   parser.add_argument("--ckpt", type=any_path, nargs="+", required=True, metavar="CKPT", help=help)
+  custom_modules_argument(parser)
+
+
+def custom_modules_argument(parser: argparse.ArgumentParser) -> None:
+  """For every command that loads a model directory."""
+  parser.add_argument("--allow-custom-modules", action="store_true",
+                      help="Import Python modules that a model directory names for contexts or transforms. They can "
+                      "run any code, so allow it only for models that you trust. Default: off.")

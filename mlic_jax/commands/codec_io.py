@@ -7,12 +7,12 @@ from mlic_jax.commands.stdio import displayed, opened
 from mlic_jax.console import complain
 
 
-def load_codecs(paths: list[Path], coder: str | None = None) -> list:
+def load_codecs(paths: list[Path], coder: str | None = None, allow_custom_modules: bool = False) -> list:
   """The codecs of model directories; CheckpointError when one cannot be used."""
   from mlic_jax.coding import rangecoder
   rangecoder.load_in_background(coder)
   from mlic_jax.coding.codec import Codec
-  return [Codec.load(path, coder) for path in paths]
+  return [Codec.load(path, coder, allow_custom_modules=allow_custom_modules) for path in paths]
 
 
 def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:

@@ -1,7 +1,7 @@
 """convert: weights of the PyTorch implementations to a model directory, and back."""
 import argparse
 
-from mlic_jax.commands.arguments import any_path
+from mlic_jax.commands.arguments import any_path, custom_modules_argument
 from mlic_jax.console import say
 
 LAYOUTS = ("compressai", "authors")
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("target", type=any_path, metavar="TARGET",
                       help="Write this model directory, or replace the one that is there. With --to write this file, "
                            "which ends in .npz, or in .pth.tar, .pth or .pt, which takes PyTorch. Required.")
+  custom_modules_argument(parser)
   parser.add_argument("--to", choices=LAYOUTS,
                       help="Write a state dict for CompressAI or for the authors' code. Default: a model directory.")
   parser.add_argument("--variant", choices=VARIANTS,
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
   if args.to and not args.source.is_file():
     if args.variant:
       raise ConfigError(f"--variant came with {args.source}, which is no state dict; a model directory needs none")
-    _, config, variables, *_ = load_model(args.source)
+    _, config, variables, *_ = load_model(args.source, allow_custom_modules=args.allow_custom_modules)
   else:
     state_dict = state_dict_files.read_state_dict(local_path(args.source))
     config, variables = _named(args.source, reference_weights.from_state_dict, state_dict, args.variant)

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
   for _, output in pairs:
     check_lossless(_name(output))
   pixels_max = args.max_megapixels * 10**6
-  codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder))
+  codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder, args.allow_custom_modules))
   compilation_notice = CompilationNotice("decoding")
 
   def work(source: Path, output: Path) -> str:

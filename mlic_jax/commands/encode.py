@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
   @functools.cache
   def codecs():
     found = [each.with_options(chunked=not args.single_chunk, portable=not args.no_portable, skip=args.skip,
-                               refine=args.refine, lmbda=args.lmbda) for each in load_codecs(args.ckpt, args.coder)]
+                               refine=args.refine, lmbda=args.lmbda)
+             for each in load_codecs(args.ckpt, args.coder, args.allow_custom_modules)]
     for codec in found:
       codec.progress = progress.advance_file
     return found

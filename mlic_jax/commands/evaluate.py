@@ -17,6 +17,7 @@ import argparse
 from mlic_jax.commands.arguments import (
   check_optimization,
   coder_argument,
+  custom_modules_argument,
   local_path,
   nonnegative_integer,
   optimization_arguments,
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--ckpt", nargs="+", required=True, metavar="CKPT",
                       help="Evaluate these model directories, or the models of these training workdirs; single rates "
                       "of one family form one curve. Required.")
+  custom_modules_argument(parser)
   parser.add_argument("--data", metavar="DIR|tfds:NAME[:SPLIT]",
                       help="Evaluate on the images of a folder or of a prepared TFDS dataset. Default: the sample "
                       "images of scikit-image.")

@@ -1,7 +1,7 @@
 """round-weights: write a copy of a model directory that compresses better."""
 import argparse
 
-from mlic_jax.commands.arguments import any_path, positive_integer
+from mlic_jax.commands.arguments import any_path, custom_modules_argument, positive_integer
 from mlic_jax.console import say
 
 MANTISSA = 23  # bits of float32
@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="Read this model directory, or the model of this training workdir. Required.")
   parser.add_argument("out", type=any_path, metavar="OUT",
                       help="Write this model directory, which must not exist yet. Required.")
+  custom_modules_argument(parser)
   parser.add_argument("--mantissa-bits", type=positive_integer, default=14, metavar="N",
                       help="Keep N of the 23 bits of the mantissa of every parameter. Default: %(default)s.")
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     raise CheckpointError(f"--mantissa-bits {args.mantissa_bits}: 1 to {MANTISSA} are wanted")
   if args.out.exists():
     raise CheckpointError(f"{args.out}: already exists; a new directory is wanted")
-  model = load_model(args.ckpt)
+  model = load_model(args.ckpt, allow_custom_modules=args.allow_custom_modules)
   variables = jax.tree.map(lambda values: rounded(values, args.mantissa_bits), model.variables)
   save_model(args.out, model.config, variables, model.training)
   before, after = (sum(path.stat().st_size for path in files_below(folder)) / 1e6

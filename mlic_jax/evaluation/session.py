@@ -62,7 +62,8 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
   coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # tfc is the coder of the published results
   if not arguments.estimate:
     rangecoder.load_in_background(coder)
-  loaded = [(path, mlic_jax.Codec.load(path, coder)) for path in arguments.ckpt]
+  load = lambda path: mlic_jax.Codec.load(path, coder, allow_custom_modules=arguments.allow_custom_modules)
+  loaded = [(path, load(path)) for path in arguments.ckpt]
   loaded = [(path, each) for path, codec in loaded for each in codec_variants(codec, arguments)]
   codecs = [codec for _, codec in loaded]
   qualities = [select_qualities(codec, arguments.qualities) for codec in codecs]

@@ -56,10 +56,14 @@ def find(name: str, package: str, wanted: tuple[str, ...]) -> ModuleType:
   return module
 
 
+def custom_modules(config: CodecConfig) -> list[str]:
+  """The import paths in a config: modules outside of this package, which building the codec imports."""
+  return [name for name in (config.transforms, *config.contexts) if "." in name]
+
+
 def described(module: Any) -> str | None:
   """A codec module of this package, as it prints; None when a part of it is somebody's own, whose code is not ours."""
-  own = [name for name in (module.config.transforms, *module.config.contexts) if "." in name]
-  return None if own else repr(module)
+  return None if custom_modules(module.config) else repr(module)
 
 
 def options(config: CodecConfig, module: ModuleType) -> dict[str, Any]:

@@ -120,7 +120,9 @@ def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
     newest = checkpoints.restore(state)
     assert newest is not None  # as there is a step
     return Start(checkpoints, optimizer, *newest, int(newest.state.step))
-  return Start(checkpoints, optimizer, start_from(config.init_from, state) if config.init_from else state, None, 0, 0)
+  if config.init_from:
+    state = start_from(config.init_from, state, prepared.model_config)
+  return Start(checkpoints, optimizer, state, None, 0, 0)
 
 
 def train(config, workdir: Path, processes: Processes, prepared: Prepared, restored: Start, lock: FolderLock) -> None:

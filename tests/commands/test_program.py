@@ -72,6 +72,12 @@ def test_the_scripts_are_commands_of_the_program_under_their_own_names(command, 
   assert of_script.startswith(f"{script}: the following arguments are required: --c")
 
 
+def test_every_command_that_loads_a_model_directory_can_allow_its_modules():
+  takes = {command for command in COMMANDS if "--allow-custom-modules" in
+           {name for action in options(command) for name in action.option_strings}}
+  assert takes == {"eval", "encode", "decode", "convert", "round-weights"}
+
+
 def test_help_answers_without_jax():
   code = ("import sys; from mlic_jax.__main__ import main\n"
           "try: main(['--help'])\nfinally: assert not {'jax', 'scipy', 'matplotlib'} & set(sys.modules)")

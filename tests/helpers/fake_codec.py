@@ -27,7 +27,7 @@ class FakeCodec:
     self.encoded = []                                    # (image shape, quality) of every call
 
   @classmethod
-  def load(cls, path, coder=None):
+  def load(cls, path, coder=None, allow_custom_modules=False):
     if path == "missing":
       raise CheckpointError("missing: no such directory; wanted a model directory")
     return cls()
@@ -86,7 +86,7 @@ class SingleRateCodec(FakeCodec):
   qualities = (None,)
 
   @classmethod
-  def load(cls, path, coder=None):
+  def load(cls, path, coder=None, allow_custom_modules=False):
     codec = super().load(path)
     codec.model_name = path
     return codec

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,11 +12,12 @@ from PIL import Image
 
 from configs import nano
 from mlic_jax.__main__ import main
-from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.coding.checkpoint_io import CheckpointError, load_model, save_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.model.mlic import build, side_multiple
-from mlic_jax.training import loop
+from mlic_jax.model.registry import custom_modules
+from mlic_jax.training import loop, warm_start
 from mlic_jax.training.config_schema import model_config
 
 CONTEXT = """
@@ -101,7 +103,8 @@ def test_own_parts_are_trained_exported_coded_and_described(folder, capsys):
   assert settings["model"]["transforms"] == "own_parts.patches"
   assert settings["model"]["contexts"] == ["channel", "own_parts.from_hyper"]
   from mlic_jax import Codec
-  codec, photograph = Codec.load(folder / "run"), np.asarray(Image.open(folder / "photographs" / "0.png"))
+  codec = Codec.load(folder / "run", allow_custom_modules=True)
+  photograph = np.asarray(Image.open(folder / "photographs" / "0.png"))
   blob, predicted = codec.encode_with_reconstruction(photograph[:70, :50], quality=1.5)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
 
@@ -159,5 +162,63 @@ def test_a_model_directory_whose_own_parts_are_missing_says_so_in_one_line(folde
     del sys.modules[name]
   from mlic_jax import Codec
   with pytest.raises(ValueError, match="model: transform 'own_parts.patches': no such module") as error:
-    Codec.load(folder / "model")
+    Codec.load(folder / "model", allow_custom_modules=True)
   assert "\n" not in str(error.value)
+
+
+@pytest.fixture(name="downloaded")
+def model_with_a_payload(folder):
+  """A model directory whose config names a module of it, which writes a file when it is imported."""
+  config = CodecConfig.from_dict(FIELDS)
+  save_model(folder / "model", config, random_variables(config))
+  (folder / "model" / "payload.py").write_text("open('it_ran', 'w').close()\n" + CONTEXT)
+  settings = json.loads((folder / "model" / "config.json").read_text())
+  settings["model"]["contexts"][1] = "model.payload"
+  (folder / "model" / "config.json").write_text(json.dumps(settings))
+  Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "a.png")
+  for name in [name for name in sys.modules if name.startswith("own_parts")]:
+    del sys.modules[name]
+  return folder / "model"
+
+
+COMMANDS = {
+    "encode": "encode a.png a.mlic --ckpt model", "decode": "decode FILE out.png --ckpt model",
+    "eval": "eval --ckpt model --data . --out out", "round-weights": "round-weights model out",
+    "convert": "convert model out.npz --to compressai"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_downloaded_model_runs_no_code(downloaded, folder, command, capsys):
+  file = Path(__file__).parents[1] / "fixtures" / "written_before" / "trained.mlic"
+  assert main(COMMANDS[command].replace("FILE", str(file)).split()) == 2
+  out, err = capsys.readouterr()
+  assert not out and err.count("\n") == 1 and "--allow-custom-modules" in err and "Python module '" in err
+  assert not (folder / "it_ran").exists() and not {"model.payload", "own_parts.patches"} & set(sys.modules)
+
+
+def test_a_downloaded_model_runs_no_code_in_python_either(downloaded, folder):
+  from mlic_jax import Codec
+  for load in (load_model, Codec.load):
+    for allowed in (False, (), ("own_parts.patches",)):
+      with pytest.raises(CheckpointError, match="names the Python module '.*', which loading would run"):
+        load(downloaded, allow_custom_modules=allowed)
+  assert not (folder / "it_ran").exists()
+
+
+def test_custom_modules_run_where_they_are_allowed(folder):
+  config = CodecConfig.from_dict(FIELDS)
+  save_model(folder / "model", config, random_variables(config))
+  assert main(["round-weights", "model", "out"]) == 2
+  assert main(["round-weights", "model", "out", "--allow-custom-modules"]) == 0
+  assert load_model(folder / "out", custom_modules(config)).config == config
+
+
+def test_a_training_takes_the_modules_of_its_own_config_and_no_others_from_a_teacher(downloaded, folder):
+  c = nano.get_config()
+  c.teacher = "model"
+  with pytest.raises(CheckpointError, match="names the Python module 'model.payload'"):
+    warm_start.load_teacher(c, CodecConfig.from_dict(FIELDS))
+  settings = json.loads((downloaded / "config.json").read_text())
+  settings["model"]["contexts"][1] = "own_parts.from_hyper"
+  (downloaded / "config.json").write_text(json.dumps(settings))
+  assert warm_start.load_teacher(c, CodecConfig.from_dict(FIELDS))[0] is not None

@@ -95,11 +95,11 @@ def test_a_teacher_moves_the_target_and_not_the_measured_distortion(config, x):
 def test_a_training_starts_from_the_parameters_of_a_checkpoint(config, tiny_checkpoint):
   params = random_variables(TINY)["params"]
   blank = jax.tree.map(np.zeros_like, params)
-  state = warm_start.start_from(str(tiny_checkpoint), TrainState(0, blank, None, blank, None))
+  state = warm_start.start_from(str(tiny_checkpoint), TrainState(0, blank, None, blank, None), TINY)
   jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema_params), (params, params))
   short = dict(blank, h_a=dict(blank["h_a"], conv0=dict(kernel=np.zeros((3, 3, 8, 16)), bias=np.zeros(16))))
   with pytest.raises(ConfigError, match=r"\['h_a'\]\['conv0'\]\['kernel'\] has shape \(3, 3, 32, 16\); the "):
-    warm_start.start_from(str(tiny_checkpoint), TrainState(0, short, None, None, None))
+    warm_start.start_from(str(tiny_checkpoint), TrainState(0, short, None, None, None), TINY)
 
 
 def test_a_teacher_of_other_rates_is_refused(config, tiny_checkpoint):
