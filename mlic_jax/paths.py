@@ -53,6 +53,15 @@ def local_path(text: str | os.PathLike) -> Path:
   return Path(_not_empty(text))
 
 
+def check_utf8(path: Path) -> None:
+  """PathError for a path whose bytes are not UTF-8: Orbax reads and writes no others."""
+  try:
+    os.path.abspath(path).encode()
+  except UnicodeEncodeError:
+    raise PathError(f"{path}: is not UTF-8, and Orbax, which reads and writes checkpoints, takes no other paths; "
+                    "wanted a path in UTF-8") from None
+
+
 def _not_empty(text: str | os.PathLike) -> str:
   """The text of a path; PathError for an empty one, which comes from a variable that is not set, and would be "."."""
   if not os.fspath(text):

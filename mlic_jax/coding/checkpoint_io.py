@@ -27,7 +27,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.console import printable
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.model.registry import custom_modules
-from mlic_jax.paths import as_path, copy_files, is_remote, local_copy, remove_folder
+from mlic_jax.paths import as_path, check_utf8, copy_files, is_remote, local_copy, remove_folder
 from mlic_jax.runtime.platforms import check_platforms
 
 FORMAT = 1
@@ -64,6 +64,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   if jax.process_index():
     return
   path = as_path(path)
+  check_utf8(path)
   params = jax.tree.map(np.asarray, jax.device_get(dict(variables["params"])))
   for name, value in _flatten(params):
     if not np.isfinite(value).all():
@@ -144,6 +145,7 @@ def load_model(path: str | os.PathLike, allow_custom_modules: bool | Collection[
   """
   check_platforms()
   path, named = _find(as_path(path))
+  check_utf8(path)
   settings = _read_settings(path)
   try:
     config = CodecConfig.from_dict(settings["model"])

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def names(sources: Sequence[Source]) -> list[str]:
 
 
 def _hash(name: str) -> int:
-  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+  return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 def usable(source: Source, min_side: int, cache_bytes: int = 0) -> Photographs:

@@ -20,6 +20,7 @@ from mlic_jax.coding.checkpoint_io import find_model
 from mlic_jax.console import printable, say
 from mlic_jax.errors import ConfigError
 from mlic_jax.evaluation.bd_rate import Curve, bd_rate
+from mlic_jax.paths import check_utf8
 from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import check_config, config_to_dict, read_config
 from mlic_jax.training.config_schema import check_fields, load_config
@@ -59,6 +60,7 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
     _set_steps(runs, Path(equal_time))
   for run, config in (each for of_row in runs.values() for each in of_row.items()):
     check_fields(config)
+    check_utf8(workdir / run)
     _check_run(config, workdir / run)
   rows: list[dict[str, Any]] = []
   for name, of_row in runs.items():

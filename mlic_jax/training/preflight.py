@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 import time
@@ -15,7 +16,7 @@ import numpy as np
 from mlic_jax.atomic_io import write_whole
 from mlic_jax.errors import ConfigError
 from mlic_jax.folder_lock import FolderLock, read_lock
-from mlic_jax.paths import PathError, as_path, is_remote
+from mlic_jax.paths import PathError, as_path, check_utf8, is_remote
 from mlic_jax.runtime.startup import PACKAGE, digest_of_code
 from mlic_jax.training.checkpoints import config_to_dict, flatten
 
@@ -32,6 +33,7 @@ def checked_workdir(text: str | Path) -> Path:
   path = as_path(text)
   if is_remote(path) and not str(path).startswith("gs://"):
     raise PathError(f"--workdir={path}: wanted a local folder or gs://BUCKET/NAME, where Orbax can write")
+  check_utf8(path)
   return path
 
 
@@ -85,8 +87,8 @@ def project_version() -> str:
 def keep_held_out(workdir: Path, held_out: list[str], training: list[str]) -> str | None:
   """Adds names of held-out pictures to WORKDIR/held_out.txt; a line when the run trains on one that was held out."""
   path = workdir / "held_out.txt"
-  before = path.read_text().splitlines() if path.exists() else []
-  write_whole(path, "".join(f"{name}\n" for name in dict.fromkeys((*before, *held_out))))
+  before = os.fsdecode(path.read_bytes()).split("\n")[:-1] if path.exists() else []
+  write_whole(path, os.fsencode("".join(f"{name}\n" for name in dict.fromkeys((*before, *held_out)))))
   if seen := sorted(set(before) & set(training)):
     return (f"{len(seen)} of {len(before)} pictures that were held out are trained on from now on, such as {seen[0]}: "
             "evaluations before and after this start do not compare")

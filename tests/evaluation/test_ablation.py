@@ -1,5 +1,6 @@
 """The ablation runner, with a model that trains in seconds."""
 import json
+import os
 
 import numpy as np
 import pytest
@@ -55,6 +56,24 @@ def test_the_table_holds_the_recorded_evaluations_and_a_finished_run_is_not_trai
   monkeypatch.setattr(loop, "train_and_evaluate", None)
   assert main(command) == 0
   assert json.loads((out / "ablation.json").read_text()) == written
+
+
+def test_names_that_are_not_utf8_are_trained_on_and_written(command, tmp_path, capsys):
+  odd = os.fsdecode(b"caf\xe9")
+  (tmp_path / "photographs" / "0.png").rename(tmp_path / "photographs" / f"{odd}.png")
+  (tmp_path / "photographs").rename(tmp_path / odd)
+  (tmp_path / "small.py").rename(tmp_path / f"{odd}.py")
+  (tmp_path / "small.py").write_text(CONFIG.format(M=8, lmbda=0.0483))
+  arguments = [each.replace("photographs", odd) for each in command]
+  assert main(arguments) == 0
+  assert (tmp_path / "out" / "ablation.md").read_text().startswith("4 steps each, on caf\\udce9;")
+  held_out = (tmp_path / "out" / "small" / "held_out.txt").read_bytes().splitlines()
+  assert held_out and all(line.startswith(b"caf\xe9/") for line in held_out)
+  capsys.readouterr()
+  for place, named, run in (("--workdir", odd, "caf\\udce9/small"), ("--configs", f"{odd}.py", "out/caf\\udce9")):
+    refused = [*arguments]                               # where Orbax would write checkpoints
+    refused[refused.index(place) + 1] = str(tmp_path / named)
+    assert_one_line(refused, capsys, f"{run}: is not UTF-8")
 
 
 def test_runs_of_another_budget_or_on_other_photographs_are_refused(command, tmp_path, capsys):
