@@ -187,11 +187,13 @@ def test_what_is_left_out_is_its_mean_exactly_and_what_is_coded_is_not(mapped, p
   assert np.mean(np.abs(off - np.round(off)) > 1e-3) > 0.9   # with the predicted residual
 
 
-@pytest.mark.parametrize("options", [{}, dict(portable=False), dict(chunked=False)])
+@pytest.mark.parametrize("options", [{}, dict(portable=False), dict(chunked=False), dict(skip=0.8),
+                                     dict(use_map=False)])
 def test_a_file_without_residuals_of_what_is_left_out_decodes_to_what_was_predicted(mapped, photograph, options):
-  blob, predicted = mapped.encode_with_reconstruction(photograph, 2, **options)
+  codec = mapped.with_options(**options)
+  blob, predicted = codec.encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(mapped.decode(blob), predicted)
-  estimated, picture = mapped.estimate(photograph, 2)
+  estimated, picture = codec.estimate(photograph, 2)
   if options.get("portable", True):
     np.testing.assert_array_equal(picture, predicted)
   assert 0.98 * estimated <= 8 * len(blob) <= 1.02 * estimated + 8 * 70
