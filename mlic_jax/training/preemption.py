@@ -1,13 +1,15 @@
-"""How a run stops when it is told to: all of its processes after one and the same step.
+"""Stopping on a signal: all processes of a run stop after the same step.
 
-A signal comes to one process, or to all of them a moment apart. Each hands what it has received to its next step, which
-sums it with the metrics over all devices, so that every process reads the same sum of the same step. That takes no
-exchange of its own, and no clock; jax's preemption service would hear of SIGTERM alone.
+A signal reaches one process, or all of them a moment apart. Each process passes the signal that it received to its next
+step, which sums the signals with the metrics over all devices, so that every process reads the same sum of the same
+step. This needs neither an extra exchange nor a clock; JAX's preemption service only notices SIGTERM.
 """
 
 import collections
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -19,7 +21,7 @@ NOTHING = np.zeros(len(SIGNALS), np.float32)
 
 
 class Interrupted(Exception):
-  """A signal of SIGNALS came; the state was saved, unless there was a `problem`. `status` is what a shell would say."""
+  """A signal of SIGNALS stopped the run; the state was saved unless there was a `problem`. `status` is a shell's."""
 
   def __init__(self, signum: int, step: int, problem: str | None = None):
     saved = f"which is not saved: {problem}; the same command continues at an older one" if problem else (
@@ -29,27 +31,27 @@ class Interrupted(Exception):
 
 
 def signal_of(stop: np.ndarray) -> int | None:
-  """The signal in the flags (len(SIGNALS),) of one process or in their sum, None without one."""
+  """Returns the signal in the flags (len(SIGNALS),) of one process, or in their sum; None if there is none."""
   return next((int(number) for number, flag in zip(SIGNALS, stop) if flag > 0), None)
 
 
 class Stop:
-  """Whether the run has to stop, asked after every step and every batch of an evaluation."""
+  """Tells after every step and every batch of an evaluation whether the run has to stop."""
 
   def __init__(self, received: list[int], in_flight: int):
-    """`received` grows with the signals of this process. The answer lags `in_flight` - 1 steps behind where there are
-    several processes, so that nobody waits for a step that was just begun."""
+    """`received` grows with the signals of this process. With several processes the answer lags `in_flight` - 1 steps
+    behind, so that no process waits for a step that has just begun."""
     self._received, self._lag = received, in_flight - 1
     self._sums: collections.deque[jax.Array] = collections.deque()
 
   def flags(self) -> np.ndarray:
-    """(len(SIGNALS),) float32: what this process has received, for its next step."""
-    return np.array([number in self._received for number in SIGNALS], np.float32)
+    """Returns (len(SIGNALS),) float32 for the next step: 1 for the first signal that this process received."""
+    return np.array([[number] == self._received[:1] for number in SIGNALS], np.float32)
 
   def asked(self, sums: jax.Array, last: bool = False) -> int | None:
-    """The signal to stop for after the step whose sum of all flags is in `sums`, (local devices, len(SIGNALS)).
+    """Returns the signal to stop for after a step; `sums` (local devices, len(SIGNALS)) is the step's sum of all flags.
 
-    `last`: the signals of all steps so far count, since no later one will be asked."""
+    With `last` the signals of all steps so far count, since there is no later step to ask after."""
     if jax.process_count() == 1:
       return signal_of(self.flags())
     self._sums.append(sums)
@@ -62,26 +64,31 @@ class Stop:
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-  """Collects the signals of SIGNALS in a list instead of dying of them; a second one acts as usual.
+  """Collects the signals of SIGNALS in a list; none of them ends the process within this context.
 
-  SIGHUP stays ignored where it was, as under nohup."""
+  The first one asks the run to save its state and stop. Launchers, schedulers and impatient users repeat signals, so
+  further ones change nothing: a line on stderr says that the run is stopping, and that SIGKILL ends it at once. SIGHUP
+  stays ignored if it was, as under nohup."""
   received: list[int] = []
   if threading.current_thread() is not threading.main_thread():
     yield received
     return
-  usual = {number: signal.getsignal(number) for number in SIGNALS}
-  if usual[signal.SIGHUP] == signal.SIG_IGN:
-    del usual[signal.SIGHUP]
+  before = {number: signal.getsignal(number) for number in SIGNALS}
+  if before[signal.SIGHUP] == signal.SIG_IGN:
+    del before[signal.SIGHUP]
 
-  def note(signum, _):
+  def collect(signum, _):
     received.append(signum)
-    for number, handler in usual.items():
-      signal.signal(number, handler)
+    if len(received) == 2 and sys.__stderr__ is not None:
+      line = (f"train.py: stopping after {signal.Signals(received[0]).name}, the state is saved first; "
+              f"kill -9 {os.getpid()} ends the run without that\n")
+      with contextlib.suppress(OSError):
+        os.write(2, line.encode())  # a handler may run in the middle of a print, which is not reentrant
 
-  for number in usual:
-    signal.signal(number, note)
+  for number in before:
+    signal.signal(number, collect)
   try:
     yield received
   finally:
-    for number, handler in usual.items():
+    for number, handler in before.items():
       signal.signal(number, handler)

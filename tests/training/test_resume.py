@@ -28,14 +28,20 @@ from mlic_jax.coding.checkpoint_io import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.folder_lock import FolderInUse
 from mlic_jax.model.mlic import build
-from mlic_jax.training import loop, parallel, preflight
-from mlic_jax.training.checkpoints import Checkpoints, ConfigMismatch, DamagedCheckpoints, check_config, write_config
+from mlic_jax.training import loop, parallel
+from mlic_jax.training.checkpoints import (
+  Checkpoints,
+  ConfigMismatch,
+  DamagedCheckpoints,
+  Evaluated,
+  check_config,
+  write_config,
+)
 from mlic_jax.training.config_schema import load_config
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.preemption import Interrupted, signals
+from mlic_jax.training.preemption import Interrupted
 from mlic_jax.training.preflight import workdir_lock
 from mlic_jax.training.step import create_state, make_train_step
-from mlic_jax.training.validation import Validation
 
 
 @pytest.mark.parametrize("step, stop", [
@@ -56,17 +62,6 @@ def test_an_interrupted_run_continued_is_bit_for_bit_the_uninterrupted_one(
   for name in ("metrics.csv", "eval.csv"):
     steps = [row["step"] for row in rows(tmp_path / "cut" / name)]
     assert steps == [row["step"] for row in rows(tmp_path / "whole" / name)]
-
-
-@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_step_it_came_at(config, standin, tmp_path, monkeypatch, signum, status):
-  before = signal.getsignal(signum)
-  stop_at(monkeypatch, 7, lambda: os.kill(os.getpid(), signum))
-  with pytest.raises(Interrupted, match="at step 7") as stopped:
-    loop.train_and_evaluate(config, tmp_path / "run")
-  assert 128 + stopped.value.signum == status
-  assert (tmp_path / "run" / "checkpoints" / "7").is_dir()
-  assert signal.getsignal(signum) is before
 
 
 def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, standin, tmp_path):
@@ -107,12 +102,12 @@ def test_the_command_killed_ten_times_at_random_ends_in_the_same_bits(config, tm
   def steps(workdir):
     return [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
 
-  assert preflight(tmp_path / "whole").wait() == 0
+  assert start(tmp_path / "whole").wait() == 0
   began = time.monotonic()
-  assert preflight(tmp_path / "again").wait() == 0  # without compilation, as all that follow
+  assert start(tmp_path / "again").wait() == 0  # without compilation, as all that follow
   seconds = time.monotonic() - began
 
-  run, rng = preflight(tmp_path / "cut"), np.random.default_rng(0)
+  run, rng = start(tmp_path / "cut"), np.random.default_rng(0)
   while run.poll() is None and not steps(tmp_path / "cut"):
     time.sleep(0.05)
   run.send_signal(signal.SIGTERM)
@@ -120,7 +115,7 @@ def test_the_command_killed_ten_times_at_random_ends_in_the_same_bits(config, tm
   assert max(steps(tmp_path / "cut")) >= 4
   kills = 0
   while kills < 10:
-    run = preflight(tmp_path / "cut")
+    run = start(tmp_path / "cut")
     with contextlib.suppress(subprocess.TimeoutExpired):
       run.wait(rng.uniform(0.1, 0.9) * seconds)
     if run.poll() is None:
@@ -130,7 +125,7 @@ def test_the_command_killed_ten_times_at_random_ends_in_the_same_bits(config, tm
     else:  # it came to its end before it was killed, and starts over
       assert run.returncode == 0
       shutil.rmtree(tmp_path / "cut")
-  assert preflight(tmp_path / "cut").wait() == 0
+  assert start(tmp_path / "cut").wait() == 0
   models = [load_model(tmp_path / name / "model") for name in ("whole", "cut")]
   assert models[0].training == models[1].training
   jax.tree.map(np.testing.assert_array_equal, *(model.variables for model in models))
@@ -138,57 +133,6 @@ def test_the_command_killed_ten_times_at_random_ends_in_the_same_bits(config, tm
   config.update_from_flattened_dict(changes)
   states = [final_state(config, tmp_path / name, build) for name in ("whole", "cut")]
   jax.tree.map(np.testing.assert_array_equal, *states)
-
-
-# --- a signal when an evaluation is due ------------------------------------------------
-
-def evaluated_steps(workdir):
-  return [row["step"] for row in rows(workdir / "eval.csv")][::2]  # of two rates
-
-
-@pytest.mark.parametrize("step", [6, 12], ids=["on_an_evaluation_step", "in_the_last_step"])
-def test_an_evaluation_that_a_signal_kept_from_being_made_is_made_when_the_run_continues(
-    config, standin, tmp_path, monkeypatch, step):
-  loop.train_and_evaluate(config, tmp_path / "whole")
-  with monkeypatch.context() as patch:
-    stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Interrupted, match=f"at step {step}"):
-      loop.train_and_evaluate(config, tmp_path / "cut")
-  assert str(step) not in evaluated_steps(tmp_path / "cut")
-  loop.train_and_evaluate(config, tmp_path / "cut")
-  loop.train_and_evaluate(config, tmp_path / "cut")  # and only once
-  for name in ("eval.csv", "model/config.json"):
-    assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
-  whole, cut = (final_state(config, tmp_path / name) for name in ("whole", "cut"))
-  assert whole.best_loss == cut.best_loss and whole.evaluated == cut.evaluated == 12
-  jax.tree.map(np.testing.assert_array_equal, whole.state, cut.state)
-
-
-def test_a_signal_in_the_middle_of_an_evaluation_does_not_wait_for_its_end(config, standin, tmp_path, monkeypatch):
-  usual = Validation.evaluate
-
-  def evaluate(self, params, step, stop=None):
-    os.kill(os.getpid(), signal.SIGHUP)
-    return usual(self, params, step, stop)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(Validation, "evaluate", evaluate)
-    with pytest.raises(Interrupted, match="stopped by SIGHUP at step 6; the same command continues") as stopped:
-      loop.train_and_evaluate(config, tmp_path / "run")
-  assert stopped.value.status == 129
-  assert evaluated_steps(tmp_path / "run") == []
-  loop.train_and_evaluate(config, tmp_path / "run")
-  assert evaluated_steps(tmp_path / "run") == ["6", "12"]
-
-
-def test_under_nohup_a_run_goes_on_when_the_terminal_closes():
-  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-  try:
-    with signals() as received:
-      os.kill(os.getpid(), signal.SIGHUP)
-      assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-  finally:
-    signal.signal(signal.SIGHUP, before)
 
 
 # --- what a workdir may hold ------------------------------------------------------------
@@ -250,7 +194,7 @@ def test_only_complete_checkpoints_count(config, tmp_path):
   state = create_state(config, StandIn(CodecConfig(**config.model)), make_optimizer(config))
   checkpoints = Checkpoints(tmp_path, 2)
   assert checkpoints.latest_step is None
-  checkpoints.save(parallel.unreplicate(parallel.replicate(state)), None, 0)
+  checkpoints.save(parallel.unreplicate(parallel.replicate(state)), Evaluated())
   (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # as a save that is under way, or was cut off
   checkpoints.close()
   assert checkpoints.latest_step == 0
@@ -266,11 +210,3 @@ def test_what_does_not_change_a_step_may_change_between_and_what_changes_its_rou
   check_config(config, tmp_path / "config.json")
   assert ["bfloat16_transforms was False and is True", "entropy_precision was highest and is high"] == [
       record.getMessage().split(": ")[1].split(",")[0] for record in caplog.records]
-
-
-def test_a_run_says_when_it_trains_on_what_was_held_out(tmp_path):
-  assert preflight.keep_held_out(tmp_path, ["a.png", "b.png"], ["c.png"]) is None
-  assert preflight.keep_held_out(tmp_path, ["a.png", "d.png"], ["c.png", "e.png"]) is None
-  line = preflight.keep_held_out(tmp_path, ["c.png"], ["a.png", "d.png", "f.png"])
-  assert line.startswith("2 of 3 pictures that were held out are trained on from now on, such as a.png")
-  assert (tmp_path / "held_out.txt").read_text().split() == ["a.png", "b.png", "d.png", "c.png"]
