@@ -102,19 +102,31 @@ def storage_problem(error: Exception) -> str | None:
   return reason[0] if reason else OF_TENSORSTORE.split(text)[0]
 
 
+def latest_step(workdir: Path) -> int | None:
+  """Returns the step of the newest complete checkpoint in `workdir`, None without one."""
+  directory = workdir / "checkpoints"
+  return max(ocp.utils.checkpoint_steps(directory), default=None) if directory.exists() else None
+
+
+class Evaluated(NamedTuple):
+  """The evaluations of a run so far."""
+  best_loss: float | None = None  # lowest loss, that of the exported model
+  step: int = 0                   # step of the last evaluation
+  held_out: str = ""              # checksum of the images of best_loss; "" in checkpoints of older programs
+
+
 class Restored(NamedTuple):
-  """What a checkpoint holds."""
-  state: TrainState          # NumPy arrays
-  best_loss: float | None    # of the evaluations so far
-  evaluated: int             # step of the last evaluation that was made
+  """The content of a checkpoint."""
+  state: TrainState  # NumPy arrays
+  evaluated: Evaluated
 
 
 class Checkpoints:
-  """The checkpoints of a workdir: saved asynchronously by the first process, the newest `keep` of them kept.
+  """The checkpoints of a workdir: the first process saves them asynchronously, and the newest `keep` of them stay.
 
-  The state is the same in all processes; they read what the first one wrote, and none waits for another here.
-  A disk that is full does not end a training: `save` and `close` return what went wrong, and the next save tries
-  again."""
+  The state is the same in all processes; they read what the first one wrote, and no process waits for another here.
+  A full disk does not end a training: `save` and `close` return the problem in a line, and the next save tries again.
+  As a context manager it is closed at the end, also when a training raises."""
 
   def __init__(self, workdir: str | os.PathLike, keep: int):
     workdir = as_path(workdir)
@@ -126,6 +138,14 @@ class Checkpoints:
     self._problem: str | None = None  # of the last save
     if self._writes:
       self.directory.mkdir(parents=True, exist_ok=True)
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    problem = self.close()
+    if problem and error is not None:  # without an error the run has reported it
+      log.warning("%s: %s", self.directory, problem)
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
@@ -139,25 +159,25 @@ class Checkpoints:
   @property
   def latest_step(self) -> int | None:
     """The step of the newest complete checkpoint, None without one: a save that is under way does not count."""
-    return max(ocp.utils.checkpoint_steps(self.directory), default=None) if self.directory.exists() else None
+    return latest_step(self.workdir)
 
-  def save(self, state: TrainState, best_loss: float | None, evaluated: int) -> str | None:
+  def save(self, state: TrainState, evaluated: Evaluated) -> str | None:
     """Starts saving `state`, NumPy arrays that nobody writes to (see parallel.unreplicate), under state.step.
 
-    Returns a line when this or the save before it failed for want of a working disk, None otherwise."""
+    Returns a line if the disk failed in this save or in the one before it, None otherwise."""
     if not self._writes:
       return None
     before, step = self._settle(), int(state.step)
     if step != self.latest_step:
       args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)),
-                                best=ocp.args.JsonSave({"loss": best_loss, "evaluated": evaluated}))
+                                best=ocp.args.JsonSave(_as_json(evaluated)))
       self._problem = self._attempt(lambda: self._manager.save(step, args=args, force=True))
     return self._problem or before
 
   def restore(self, like: TrainState) -> Restored | None:
-    """The newest checkpoint that is whole, None when there is none at all; `like` gives the structure.
+    """Returns the newest complete checkpoint, None if there is no checkpoint at all; `like` gives the structure.
 
-    Newer ones that cannot be read are named in a warning. DamagedCheckpoints when none can be read."""
+    A warning names newer ones that cannot be read. DamagedCheckpoints if none can be read."""
     problems = {}
     for step in sorted(ocp.utils.checkpoint_steps(self.directory) if self.directory.exists() else (), reverse=True):
       try:
@@ -172,10 +192,12 @@ class Checkpoints:
                                f"be read ({problems[max(problems)]}); wanted a whole one, or another --workdir")
     return None
 
-  def set_aside_after(self, step: int) -> None:
-    """Moves checkpoints that are newer than `step`, damaged ones, to WORKDIR/damaged: they are in the way of a save."""
+  def prepare_to_save_after(self, step: int) -> None:
+    """Makes place for saves after `step`: removes unfinished checkpoints of a process that was killed while it saved,
+    and moves newer ones, which are damaged, to WORKDIR/damaged. The run must hold the lock of the workdir."""
     if not self._writes:
       return
+    self._remove_unfinished()
     for newer in ocp.utils.checkpoint_steps(self.directory):
       if newer > step:
         aside = self.workdir / "damaged" / str(newer)
@@ -188,23 +210,28 @@ class Checkpoints:
     target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), _fields(like))
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), best=ocp.args.JsonRestore())
     restored = self._manager.restore(step, args=args)
-    # Older checkpoints do not say which evaluation was the last; they were made after that of their step.
-    best = dict(restored.best, step=step)
+    best = restored.best
     if self._note.exists() and (note := json.loads(self._note.read_text()))["step"] == step:
       best = note
-    return Restored(like.replace(**restored.state), best["loss"], best.get("evaluated", step))
+    # Older checkpoints do not name their last evaluation; they were made after that of their step.
+    evaluated = Evaluated(best["loss"], best.get("evaluated", step), best.get("held_out", ""))
+    return Restored(like.replace(**restored.state), evaluated)
 
-  def note_evaluation(self, step: int, best_loss: float | None, evaluated: int) -> None:
-    """Adds to the checkpoint of `step` that its evaluation, which a signal kept from being made, was made later."""
+  def note_evaluation(self, step: int, evaluated: Evaluated) -> None:
+    """Adds an evaluation to the checkpoint of `step` that was made after the checkpoint, as a signal had come first."""
     if self._writes:
-      write_whole(self._note, json.dumps({"step": step, "loss": best_loss, "evaluated": evaluated}) + "\n")
+      write_whole(self._note, json.dumps(dict(_as_json(evaluated), step=step)) + "\n")
 
   def close(self) -> str | None:
-    """Waits until what was started is on disk; returns a line when the last save did not get there."""
-    if not self._writes:
+    """Waits for the last save and frees the threads of Orbax, in every process; a second call does nothing.
+
+    Returns a line if the last save failed."""
+    if "_manager" not in vars(self):
       return None
     problem = self._settle() or self._problem
-    return self._attempt(self._manager.close) or problem
+    problem = self._attempt(self._manager.close) or problem
+    del self._manager
+    return problem
 
   def _settle(self) -> str | None:
     return self._attempt(self._manager.wait_until_finished)
@@ -216,10 +243,17 @@ class Checkpoints:
       problem = storage_problem(error)
       if problem is None:
         raise
-      for partial in self.directory.glob("*.orbax-checkpoint-tmp"):  # what the failed attempt left takes up the disk
-        remove_folder(partial)
+      self._remove_unfinished()  # what the failed attempt left takes up the disk
       return problem
     return None
+
+  def _remove_unfinished(self) -> None:
+    for name in ocp.utils.tmp_checkpoints(self.directory):
+      remove_folder(self.directory / name)
+
+
+def _as_json(evaluated: Evaluated) -> dict[str, Any]:
+  return {"loss": evaluated.best_loss, "evaluated": evaluated.step, "held_out": evaluated.held_out}
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
