@@ -8,13 +8,10 @@ Nothing here computes with jax, so that worker processes never touch a device.
 """
 
 import contextlib
-import hashlib
 import itertools
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import grain
 import numpy as np
@@ -23,7 +20,7 @@ from absl import flags
 from mlic_jax.data.augment import center_crop, random_crop
 from mlic_jax.data.image_io import ImageError
 from mlic_jax.data.image_source import Header, Photographs, read_header
-from mlic_jax.data.sources import Source, WeightedSource, open_sources
+from mlic_jax.data.sources import Source, WeightedSource
 from mlic_jax.errors import ConfigError
 from mlic_jax.subprocess_signals import ignore_signals_in_children
 
@@ -57,44 +54,6 @@ def crop_sizes(crop_size: int, crop_schedule: CropSizes, multiple: int = 64) -> 
 def crop_size_at(sizes: CropSizes, step: int) -> int:
   """Pixels of a side, after `step` steps."""
   return next(size for start, size in reversed(sizes) if start <= step)
-
-
-def split(data_dir: str, eval_dir: str, holdout_every: int,
-          tfds_dir: str = "") -> tuple[list[WeightedSource], list[Source]]:
-  """(sources for training, sources that are held out); sources.py says what `data_dir` and `eval_dir` may be.
-
-  The held-out photographs are those of `eval_dir`, or when that is "" one in `holdout_every` of each source of
-  `data_dir`. Which, is decided by a hash of the name in its folder, so that a photograph stays on its side when others
-  are added or the folder is moved. ImageError or ConfigError when a source is missing or empty, or nothing is left for
-  one of both."""
-  if not data_dir:
-    raise ImageError("data_dir is empty; wanted a folder of photographs: --config.data_dir=FOLDER, or =tfds:NAME")
-  sources = open_sources(data_dir, tfds_dir)
-  if eval_dir:
-    return sources, [source for source, _ in open_sources(eval_dir, tfds_dir)]
-  if holdout_every < 2:
-    raise ImageError(f"holdout_every={holdout_every}; wanted at least 2, or a folder in eval_dir")
-  train, held_out = [], []
-  for source, weight in sources:
-    is_held_out = np.array([_hash(source.key(i)) % holdout_every == 0 for i in range(len(source))])
-    train.append(WeightedSource(source.take(np.flatnonzero(~is_held_out).tolist()), weight))
-    if is_held_out.any():
-      held_out.append(source.take(np.flatnonzero(is_held_out).tolist()))
-  for what, left in (("evaluation", held_out), ("training", [source for source, _ in train])):
-    if not sum(map(len, left)):
-      count = sum(len(source) for source, _ in sources)
-      raise ImageError(f"{data_dir}: {count} images, none left for {what} with holdout_every={holdout_every}; "
-                       f"wanted more images, another holdout_every, or a folder in eval_dir")
-  return [each for each in train if len(each.source)], held_out
-
-
-def names(sources: Sequence[Source]) -> list[str]:
-  """What the images of `sources` are called, each with the name of its source in front."""
-  return [f"{Path(source.name).name}/{source.key(i)}" for source in sources for i in range(len(source))]
-
-
-def _hash(name: str) -> int:
-  return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 def usable(source: Source, min_side: int, cache_bytes: int = 0) -> Photographs:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +12,22 @@ import numpy as np
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import loader as data
+from mlic_jax.data.holdout import HeldOut, described, names, split
 from mlic_jax.folder_lock import FolderLock
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.runtime import compilation_cache
 from mlic_jax.runtime.compile_progress import compiling
 from mlic_jax.runtime.platforms import check_platforms
 from mlic_jax.training import parallel, pmap_programs, preflight
-from mlic_jax.training.checkpoints import Checkpoints, check_config, config_to_dict, flatten, write_config
+from mlic_jax.training.checkpoints import (
+  Checkpoints,
+  Evaluated,
+  check_config,
+  config_to_dict,
+  flatten,
+  latest_step,
+  write_config,
+)
 from mlic_jax.training.config_schema import FIELDS, check_fields
 from mlic_jax.training.metrics_buffer import MetricRows, NonFiniteLoss
 from mlic_jax.training.multihost import MOST_SECONDS, Processes, connect
@@ -50,11 +60,12 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   check_platforms()
   with Processes(_peer_timeout(config)) as processes, contextlib.ExitStack() as stack:
     folder = processes.together(lambda: preflight.checked_workdir(workdir))
-    prepared = processes.together(lambda: prepare(config))
+    prepared = processes.together(lambda: prepare(config, recorded_held_out(folder)))
     lock = processes.together(
         lambda: stack.enter_context(preflight.workdir_lock(folder)) if processes.index == 0 else None)
     run = processes.exchange("lock", lock and lock.run)[0]
-    restored = processes.together(lambda: restore(config, folder, run, prepared))
+    checkpoints = processes.together(lambda: stack.enter_context(Checkpoints(folder, config.keep_checkpoints)))
+    restored = processes.together(lambda: restore(config, checkpoints, run, prepared))
     processes.check_alike(preflight.record(config, restored.step, len(prepared.photographs), prepared.held_out))
     if processes.count > 1:
       parallel.meet()
@@ -72,23 +83,29 @@ class Prepared(NamedTuple):
   photographs: data.Mixture
   sizes: data.CropSizes
   held_out: np.ndarray     # (n, crop, crop, 3) uint8
-  held_out_names: list[str]
+  held_out_images: list[HeldOut]
+  recorded: Sequence[HeldOut]  # images that earlier starts of the run held out
   teacher: Any
   teacher_variables: Any
 
 
-def prepare(config) -> Prepared:
-  """Checks the configuration, and reads what is read once."""
+def recorded_held_out(workdir: Path) -> list[HeldOut]:
+  """Returns the images that the run in `workdir` holds out, [] for a run that begins."""
+  return preflight.read_held_out(workdir) if latest_step(workdir) is not None else []
+
+
+def prepare(config, recorded: Sequence[HeldOut] = ()) -> Prepared:
+  """Checks the configuration, and reads what is read once; `recorded` images stay held out."""
   model_config = check_fields(config)
   compilation_cache.enable()
   parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   parallel.check_batch_size("eval_batch_size", config.eval_batch_size)
   sizes = data.crop_sizes(config.crop_size, config.crop_schedule, side_multiple(model_config))
-  sources, others = data.split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir)
+  sources, others = split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir, recorded)
   photographs = data.Mixture(sources, sizes, int(config.cache_gigabytes * 1e9))
   held_out = data.eval_images(others, config.eval_crop_size, config.eval_images)
   model = build(model_config, **pmap_programs.precision_of(config))
-  return Prepared(model_config, model, photographs, sizes, held_out, data.names(others),
+  return Prepared(model_config, model, photographs, sizes, held_out, described(others), recorded,
                   *load_teacher(config, model_config))
 
 
@@ -98,8 +115,8 @@ class Start:
   checkpoints: Checkpoints
   optimizer: Any
   state: TrainState | None
-  best_loss: float | None
-  evaluated: int           # step of the last evaluation
+  evaluated: Evaluated
+  held_out_changed: bool   # whether evaluated.best_loss is that of other images than the held-out ones now
   step: int                # of the state, known before the state is there: tracing need not wait until that is drawn
 
   def take_state(self) -> TrainState:
@@ -109,27 +126,29 @@ class Start:
     return state
 
 
-def restore(config, workdir: Path, run: str, prepared: Prepared) -> Start:
-  """The newest whole state in the workdir, or a new one; `run` is that of the lock of process 0."""
-  preflight.find_lock(workdir, run)
+def restore(config, checkpoints: Checkpoints, run: str, prepared: Prepared) -> Start:
+  """Returns the newest complete state in the workdir, or a new one; `run` is that of the lock of process 0."""
+  preflight.find_lock(checkpoints.workdir, run)
   optimizer = make_optimizer(config)
   state = create_state(config, prepared.model, optimizer, pmap_programs.described(config, prepared.model))
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   if checkpoints.latest_step is not None:
-    check_config(config, workdir / "config.json")
+    check_config(config, checkpoints.workdir / "config.json")
     newest = checkpoints.restore(state)
     assert newest is not None  # as there is a step
-    return Start(checkpoints, optimizer, *newest, int(newest.state.step))
+    changed = (newest.evaluated.held_out != preflight.checksum(prepared.held_out) if newest.evaluated.held_out else
+               {image.name for image in prepared.recorded} != {image.name for image in prepared.held_out_images})
+    return Start(checkpoints, optimizer, newest.state, newest.evaluated, changed, int(newest.state.step))
   if config.init_from:
     state = start_from(config.init_from, state, prepared.model_config)
-  return Start(checkpoints, optimizer, state, None, 0, 0)
+  return Start(checkpoints, optimizer, state, Evaluated(), False, 0)
 
 
 def train(config, workdir: Path, processes: Processes, prepared: Prepared, restored: Start, lock: FolderLock) -> None:
   """The steps, and what comes between them."""
   checkpoints, first, main_process = restored.checkpoints, restored.step, jax.process_index() == 0
   if main_process:
-    checkpoints.set_aside_after(first)
+    checkpoints.prepare_to_save_after(first)
+    preflight.remove_partial_files(workdir)
     write_config(config, workdir / "config.json", preflight.environment())
   state, teacher_variables = parallel.replicate((restored.take_state(), prepared.teacher_variables))
   num_params = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(state.params))
@@ -137,25 +156,25 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   train_step = pmap_programs.training(
       make_train_step(config, prepared.model, restored.optimizer, prepared.teacher, jax.devices()[0].platform),
       described=pmap_programs.described(config, prepared.model, prepared.teacher))
-  validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, restored.best_loss,
-                          restored.evaluated)
+  validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, restored.evaluated)
   reader = contextlib.closing(data.training_batches(
       prepared.photographs, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,
       downscale_probability=config.downscale_probability, downscale=config.downscale, flip=config.flip, start=first,
       process_index=jax.process_index(), process_count=jax.process_count(),
       threads=config.data_threads, workers=config.data_workers))
 
-  with RunLog(workdir, first, config.num_steps, restored.evaluated, quiet=not main_process) as run_log, \
-      signals() as received, reader as batches:
+  with signals() as received, reader as batches, \
+      RunLog(workdir, first, config.num_steps, restored.evaluated.step, quiet=not main_process) as run_log:
     stop, profile = Stop(received, STEPS_IN_FLIGHT), Profile(config.profile_steps, run_log.folder / "profile")
     run_log.say(f"{num_params / 1e6:.2f} M parameters, {len(prepared.photographs)} photographs, "
                 f"{len(prepared.held_out)} held out, {jax.device_count()} x {jax.devices()[0].device_kind}; "
                 f"{f'continuing at step {first}' if first else 'starting'}, {config.num_steps} steps")
     run_log.hyperparameters(flatten(config_to_dict(config)))
     if main_process:
-      trained_on = data.names([part.source for part in prepared.photographs.parts])
-      if warning := preflight.keep_held_out(workdir, prepared.held_out_names, trained_on):
+      trained_on = names([part.source for part in prepared.photographs.parts])
+      if warning := preflight.trained_on_held_out(prepared.recorded, trained_on):
         run_log.say(warning)
+      preflight.write_held_out(workdir, [*prepared.recorded, *prepared.held_out_images])
 
     def end(signum: int | None, step: int) -> None:
       """Waits for the last save, in all processes; the end of the run."""
@@ -166,11 +185,15 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
       if problem:
         raise SaveError(f"step {step} is not saved: {problem}; the same command continues at an older one")
 
-    if validation.is_due(first):  # a signal kept it from being made
+    if restored.held_out_changed and restored.evaluated.best_loss is not None:
+      signum = validation.evaluate_exported_model(first, run_log, stop)
+      if signum is not None:
+        return end(signum, first)
+    if validation.is_due(first):  # a signal prevented it
       signum = validation.run(state, first, run_log, stop)
       if signum is not None:
         return end(signum, first)
-      checkpoints.note_evaluation(first, validation.best_loss, validation.evaluated)
+      checkpoints.note_evaluation(first, validation.evaluated)
     takes = prepared.model_config.to_dict(), [config[each] for each in ("optimizer", "accumulate_steps", "remat")]
     timer, compiled_for = StepTimer(), None
 
@@ -212,7 +235,7 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
         if main_process and (save_now or signum is not None):
           lock.check()
           run_log.publish()
-          problem = checkpoints.save(parallel.unreplicate(state), validation.best_loss, validation.evaluated)
+          problem = checkpoints.save(parallel.unreplicate(state), validation.evaluated)
           if problem:
             run_log.say(f"no checkpoint by step {step}: {problem}; the next save tries again")
       if signum is not None:

@@ -4,9 +4,11 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import time
 import zlib
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import jax
 import numpy as np
 
 from mlic_jax.atomic_io import write_whole
+from mlic_jax.data.holdout import HeldOut
 from mlic_jax.errors import ConfigError
 from mlic_jax.folder_lock import FolderLock, read_lock
-from mlic_jax.paths import PathError, as_path, check_utf8, is_remote
+from mlic_jax.paths import PathError, as_path, check_utf8, is_remote, remove_folder
 from mlic_jax.runtime.startup import PACKAGE, digest_of_code
 from mlic_jax.training.checkpoints import config_to_dict, flatten
 
@@ -25,7 +28,10 @@ LOCAL_FIELDS = ("data_dir", "tfds_dir", "eval_dir", "init_from", "teacher", "dat
                 "cache_gigabytes", "profile_steps")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LOCK = "run.lock"
-LATER = 10.0  # seconds after which a file is seen from every host, or never
+HELD_OUT = "held_out.txt"
+ESCAPES = {"\\": "\\", "n": "\n", "t": "\t"}
+LATER = 10.0           # seconds after which a file is seen from every host, or never
+STARTED = time.time()  # of this process, about
 
 
 def checked_workdir(text: str | Path) -> Path:
@@ -55,9 +61,9 @@ def find_lock(workdir: Path, run: str) -> None:
 def record(config, step: int, num_photographs: int, held_out: np.ndarray) -> dict[str, Any]:
   """What has to be the same in all processes of a run, for Processes.check_alike."""
   fields = flatten(config_to_dict(config))
-  pixels, code = zlib.crc32(held_out.tobytes()), digest_of_code()
+  code = digest_of_code()
   return {"the start step": step, "the number of photographs": num_photographs,
-          "held out": f"{len(held_out)} pictures (checksum {pixels:08x})",
+          "held out": "{} images (checksum {})".format(*checksum(held_out).split("-")),
           "the version of jax": importlib.metadata.version("jax"), "the code of mlic_jax": str(code)[:12],
           **{f"config.{name}": value for name, value in fields.items() if name not in LOCAL_FIELDS}}
 
@@ -84,12 +90,54 @@ def project_version() -> str:
     return "unknown"
 
 
-def keep_held_out(workdir: Path, held_out: list[str], training: list[str]) -> str | None:
-  """Adds names of held-out pictures to WORKDIR/held_out.txt; a line when the run trains on one that was held out."""
-  path = workdir / "held_out.txt"
-  before = os.fsdecode(path.read_bytes()).split("\n")[:-1] if path.exists() else []
-  write_whole(path, os.fsencode("".join(f"{name}\n" for name in dict.fromkeys((*before, *held_out)))))
-  if seen := sorted(set(before) & set(training)):
-    return (f"{len(seen)} of {len(before)} pictures that were held out are trained on from now on, such as {seen[0]}: "
-            "evaluations before and after this start do not compare")
+def checksum(held_out: np.ndarray) -> str:
+  """Returns a checksum of the pixels of held-out images, (n, crop, crop, 3) uint8."""
+  return f"{len(held_out)}-{zlib.crc32(held_out.tobytes()):08x}"
+
+
+def read_held_out(workdir: Path) -> list[HeldOut]:
+  """Returns the images that earlier starts of the run in `workdir` held out, from WORKDIR/held_out.txt.
+
+  A line is a name, and behind a tab the digest of the content; older programs wrote the name alone."""
+  path = workdir / HELD_OUT
+  found = []
+  for line in os.fsdecode(path.read_bytes()).split("\n")[:-1] if path.exists() else ():
+    name, tab, digest = line.rpartition("\t")
+    if tab and re.fullmatch(r"(\d+-[0-9a-f]{32})?", digest):
+      found.append(HeldOut(re.sub(r"\\(.)", lambda escaped: ESCAPES[escaped[1]], name), digest))
+    else:
+      found.append(HeldOut(line, ""))
+  return found
+
+
+def write_held_out(workdir: Path, images: Iterable[HeldOut]) -> None:
+  """Writes WORKDIR/held_out.txt; names are bytes as in the file system, with \\ before a backslash, \\n and \\t."""
+  escaped = lambda name: name.replace("\\", r"\\").replace("\n", r"\n").replace("\t", r"\t")
+  text = "".join(f"{escaped(name)}\t{digest}\n" for name, digest in dict.fromkeys(images))
+  write_whole(workdir / HELD_OUT, os.fsencode(text))
+
+
+def trained_on_held_out(recorded: Sequence[HeldOut], training: Collection[str]) -> str | None:
+  """Returns a line if the names in `training` are those of images that earlier starts held out, None otherwise."""
+  if seen := sorted({image.name for image in recorded} & set(training)):
+    return (f"{len(seen)} of {len(recorded)} images that were held out are trained on from now on, such as {seen[0]}: "
+            "evaluations before and after this start are not comparable")
   return None
+
+
+def remove_partial_files(workdir: Path) -> None:
+  """Removes files and model directories that a killed process of this machine had not finished writing."""
+  for path in () if is_remote(workdir) else workdir.glob(".*.partial"):
+    process = re.fullmatch(r"\.(?:[0-9a-f]{16}\.)?(\d+)(?:-\d+)?\.partial", path.name)
+    if process and path.stat().st_mtime < STARTED and not _is_another_process(int(process[1])):
+      remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_another_process(number: int) -> bool:
+  if number == os.getpid():  # containers give the same number again and again
+    return False
+  try:
+    os.kill(number, 0)
+  except OSError as error:
+    return isinstance(error, PermissionError)  # a process of another user
+  return True

@@ -1,4 +1,4 @@
-"""The held-out photographs in a run: its evaluations, and the model of the best one."""
+"""The evaluations of a run on held-out images, and the export of the best model."""
 
 import contextlib
 from collections.abc import Sequence
@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.coding.checkpoint_io import CheckpointError, load_model, save_model
+from mlic_jax.model.registry import custom_modules
 from mlic_jax.runtime.compile_progress import compiling
 from mlic_jax.training import parallel, pmap_programs
-from mlic_jax.training.checkpoints import config_to_dict, storage_problem
+from mlic_jax.training.checkpoints import Evaluated, config_to_dict, storage_problem
 from mlic_jax.training.preemption import NOTHING, Stop
+from mlic_jax.training.preflight import checksum
 from mlic_jax.training.run_log import RunLog
 from mlic_jax.training.step import TrainState, make_eval_step
 
@@ -22,12 +24,12 @@ PATH_FIELDS = ("data_dir", "tfds_dir", "eval_dir", "init_from", "teacher")  # me
 class Validation:
   """Evaluates on `held_out` (n, crop, crop, 3) uint8, and exports the best model to WORKDIR/model.
 
-  `model` is the codec as it is exported and used, whatever the precision of training. `best_loss` and `evaluated`,
-  the step of the last evaluation, go into the checkpoints."""
+  `model` is the codec as it is exported and used, whatever the precision of training. `evaluated` goes into the
+  checkpoints."""
 
-  def __init__(self, config, model, held_out: np.ndarray, workdir: Path, best_loss: float | None, evaluated: int):
+  def __init__(self, config, model, held_out: np.ndarray, workdir: Path, evaluated: Evaluated):
     self.config, self.model, self.held_out, self.workdir = config, model, held_out, workdir
-    self.best_loss, self.evaluated = best_loss, evaluated
+    self.evaluated = evaluated
     rates = model.config.num_rates
     self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
     described = pmap_programs.described(config, model)
@@ -36,36 +38,60 @@ class Validation:
     self._pictures: dict[int | None, np.ndarray] = {}
 
   def is_due(self, step: int) -> bool:
-    """Whether the run evaluates after `step`, and has not done it yet: an evaluation that a signal kept from being
-    made is due when the run continues."""
-    return (step % self.config.eval_every == 0 or step == self.config.num_steps) and 0 < step != self.evaluated
+    """Whether the run evaluates after `step`, and has not done so yet: an evaluation that a signal prevented is due
+    when the run continues."""
+    return (step % self.config.eval_every == 0 or step == self.config.num_steps) and 0 < step != self.evaluated.step
+
+  def evaluate_exported_model(self, step: int, run_log: RunLog, stop: Stop) -> int | None:
+    """Replaces the best loss by that of the exported model on `held_out`, for held-out images that have changed.
+
+    Losses on other images do not compare: the model of before would stay for ever, or give way to a worse one.
+    Returns a signal that came before this was done."""
+    loss, found = None, None
+    try:
+      found = load_model(self.workdir / "model", custom_modules(self.model.config))
+    except CheckpointError as error:
+      run_log.say(f"the held-out images have changed, and no exported model can be evaluated on them ({error})")
+    if found is not None and found.config == self.model.config:
+      rows, signum = self._evaluate_and_say(parallel.replicate(found.variables["params"]), step, run_log, stop)
+      if signum is not None:
+        return signum
+      loss = _mean_loss(rows)
+      run_log.say(f"the held-out images have changed: on the new ones the loss of the exported model is {loss:.4f}")
+    self.evaluated = self.evaluated._replace(best_loss=loss, held_out=checksum(self.held_out))
+    return None
 
   def run(self, state: TrainState, step: int, run_log: RunLog, stop: Stop) -> int | None:
-    """Evaluates, and exports the model when it is the best so far. Returns a signal that came before it was done."""
-    with contextlib.nullcontext() if self._compiled else compiling(
-        "the evaluation", [self.model.config.to_dict(), self.config.eval_batch_size, self.held_out.shape], run_log.say,
-        "up to a minute on a CPU"):
-      rows, signum = self.evaluate(state.eval_params, step, stop)
-    self._compiled = True
+    """Evaluates, and exports the model if it is the best so far. Returns a signal that came before this was done."""
+    rows, signum = self._evaluate_and_say(state.eval_params, step, run_log, stop)
     if signum is not None:
       return signum
-    loss = float(np.mean([row["loss"] for row in rows]))
-    # An average that is no number any more, or was none, ranks below every loss.
-    is_best = bool(np.isfinite(loss)) and (self.best_loss is None or not loss >= self.best_loss)
+    loss, best_loss = _mean_loss(rows), self.evaluated.best_loss
+    # A loss that is not a number, or was none before, ranks below every other.
+    is_best = bool(np.isfinite(loss)) and (best_loss is None or not loss >= best_loss)
     if is_best:
       problem = self.export(state, step, loss, rows)
       if problem:
         run_log.say(f"the model of step {step} is not exported: {problem}")
-      self.best_loss = self.best_loss if problem else loss
-    self.evaluated = step
+      best_loss = best_loss if problem else loss
+    self.evaluated = Evaluated(best_loss, step, checksum(self.held_out))
     run_log.evaluation(step, rows, loss, is_best)
     if self.config.eval_pictures and not run_log.quiet:
       run_log.pictures(step, *self.pictures())
     return None
 
+  def _evaluate_and_say(self, params, step: int, run_log: RunLog, stop: Stop):
+    """Calls `evaluate`, and says the first time that it compiles."""
+    with contextlib.nullcontext() if self._compiled else compiling(
+        "the evaluation", [self.model.config.to_dict(), self.config.eval_batch_size, self.held_out.shape], run_log.say,
+        "up to a minute on a CPU"):
+      rows, signum = self.evaluate(params, step, stop)
+    self._compiled = True
+    return rows, signum
+
   def evaluate(self, params, step: int, stop: Stop | None = None) -> tuple[list[dict[str, float]], int | None]:
-    """(means over the held-out pictures, one row for each (quality, lmbda) of `rates`; None), or ([], signal) when
-    `stop` asks for it."""
+    """Returns (rows, None), with the means over the held-out images for each (quality, lmbda) of `rates`; or ([],
+    signal) if `stop` asks for it."""
     batch_size = self.config.eval_batch_size
     local_size = batch_size // jax.process_count()
     padding = -len(self.held_out) % batch_size
@@ -113,3 +139,7 @@ class Validation:
     quality, what it made of them, in the same form."""
     originals = next(iter(self._pictures.values()))[:, 0]
     return originals, {quality: both[:, 1] for quality, both in self._pictures.items()}
+
+
+def _mean_loss(rows: Sequence[dict[str, float]]) -> float:
+  return float(np.mean([row["loss"] for row in rows]))

@@ -20,8 +20,6 @@ from mlic_jax.data.loader import (
   crop_size_at,
   crop_sizes,
   eval_images,
-  names,
-  split,
   training_batches,
   usable,
 )
@@ -254,44 +252,7 @@ def test_a_folder_of_images_that_all_fail_in_decoding_is_an_error_and_not_a_loop
     batches(tmp_path, 1)
 
 
-# --- training and held-out photographs -----------------------------------------------
-
-def test_one_in_holdout_every_images_is_held_out_unless_there_are_others_for_it(folder, tmp_path):
-  for i in range(400):
-    (folder / f"{i}.bmp").touch()  # names are enough
-  flat(tmp_path / "one" / "a.png", 0)
-  both = f"{folder}*1,{tmp_path / 'one'}*3"
-  [(train, weight), (one, one_weight)], [held_out] = split(both, "", 5)
-  assert 60 < len(held_out) < 100 and len(train) + len(held_out) == 410
-  assert not set(train.paths) & set(held_out.paths)
-  assert (weight, len(one), one_weight) == (1.0, 1, 3.0)
-  [(train, _)], held_out = split(str(folder), both.replace("*1", "").replace("*3", ""), 5)
-  assert len(train) == 410 and [len(source) for source in held_out] == [410, 1]
-
-
-def test_an_image_stays_held_out_when_the_folder_grows_or_moves(folder, tmp_path):
-  held_out = lambda where: {name.partition("/")[2] for name in names(split(str(where), "", 5)[1])}
-  before = held_out(folder)
-  assert before
-  for name in ("00", "5a", "zz"):  # before, between and behind those that are there
-    flat(folder / f"{name}.png", 0)
-  grown = held_out(folder)
-  assert before <= grown <= before | {"00.png", "5a.png", "zz.png"}
-  assert held_out(folder.rename(tmp_path / "elsewhere")) == grown
-
-
-@pytest.mark.parametrize("data_dir, holdout_every, message", [
-    ("", 5, "data_dir is empty"), ("missing", 5, "no such folder"), (".", 5, "holds no image"),
-    ("photographs", 500, "none left for evaluation"), ("photographs", 5, "1 images, none left"),
-    ("photographs", 1, "wanted at least 2")])
-def test_a_folder_that_cannot_be_trained_on_is_one_line(tmp_path, data_dir, holdout_every, message):
-  flat(tmp_path / "photographs" / "a.png", 0)
-  (tmp_path / "empty").mkdir()
-  where = {"": "", ".": tmp_path / "empty"}.get(data_dir, tmp_path / data_dir)
-  with pytest.raises(ImageError, match=message) as error:
-    split(str(where), "", holdout_every)
-  assert "\n" not in str(error.value)
-
+# --- images for evaluation -----------------------------------------------------------
 
 def test_held_out_images_are_centre_crops_spread_over_all_sources(folder):
   source = Folder("photos", sorted(folder.iterdir()))

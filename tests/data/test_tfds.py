@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from test_loader import batches, flat, ten_photographs  # noqa: F401 (a fixture among them)
 
+from mlic_jax.data.holdout import split
 from mlic_jax.data.image_io import ImageError
 from mlic_jax.data.image_source import Photographs
-from mlic_jax.data.loader import Mixture, eval_images, split, training_batches
+from mlic_jax.data.loader import Mixture, eval_images, training_batches
 from mlic_jax.data.sources import Records, open_sources
 
 

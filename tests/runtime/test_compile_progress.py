@@ -10,6 +10,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
 from mlic_jax.runtime import compile_progress
 from mlic_jax.training import loop, parallel
+from mlic_jax.training.checkpoints import Evaluated
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, make_train_step
 from mlic_jax.training.validation import Validation
@@ -95,7 +96,7 @@ def test_the_pictures_of_the_log_are_those_of_the_evaluation(config, tmp_path):
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   held_out = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
   params = create_state(config, model, optimizer).params
-  validation = Validation(config, model, held_out, tmp_path, None, 0)
+  validation = Validation(config, model, held_out, tmp_path, Evaluated())
   validation.evaluate(parallel.replicate(params), 1)
   originals, reconstructions = validation.pictures()
   np.testing.assert_array_equal(originals, held_out[:2])

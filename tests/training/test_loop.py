@@ -24,6 +24,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.model.mlic import build
 from mlic_jax.training import loop, parallel
+from mlic_jax.training.checkpoints import Evaluated
 from mlic_jax.training.config_schema import check_fields
 from mlic_jax.training.metrics_buffer import NonFiniteLoss
 from mlic_jax.training.optimizer import is_quantiles, learning_rate_schedule, make_optimizer
@@ -237,7 +238,7 @@ def test_a_model_that_the_disk_does_not_take_leaves_the_old_one(config, standin,
     raise OSError(errno.ENOSPC, "No space left on device")
   monkeypatch.setattr(np, "savez_compressed", full)
   model = StandIn(CodecConfig(**config.model))
-  validation = Validation(config, model, np.zeros((1, 64, 64, 3), np.uint8), tmp_path / "run", None, 0)
+  validation = Validation(config, model, np.zeros((1, 64, 64, 3), np.uint8), tmp_path / "run", Evaluated())
   state = parallel.replicate(create_state(config, model, make_optimizer(config)))
   problem = validation.export(state, 13, 0.1, [])
   assert "No space left" in problem
@@ -338,10 +339,10 @@ def test_an_evaluation_that_is_no_number_does_not_stop_later_exports(config, tmp
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   held_out, state = np.zeros((1, 64, 64, 3), np.uint8), create_state(config, model, optimizer)
   for best_loss in (None, np.nan):
-    validation = Validation(config, model, held_out, tmp_path, best_loss, 0)
+    validation = Validation(config, model, held_out, tmp_path, Evaluated(best_loss))
     for step in range(5):
       validation.run(state, step, loop.RunLog(tmp_path, 0, 5, 0, quiet=True), None)
-    assert exported == [1, 4] and validation.best_loss == 2.0
+    assert exported == [1, 4] and validation.evaluated.best_loss == 2.0
     exported.clear()
 
 

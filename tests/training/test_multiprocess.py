@@ -92,7 +92,7 @@ def state_of(workdir):
   config = load_config("configs/nano.py", [each for each in arguments(workdir, "") if each.startswith("--config.")])
   like = state_shapes(config, build(CodecConfig(**MODEL)), make_optimizer(config))
   restored = Checkpoints(workdir, 2).restore(like)
-  return jax.device_get((restored.state, restored.best_loss, restored.evaluated))
+  return jax.device_get(restored.state), restored.evaluated
 
 
 @pytest.fixture(scope="module", name="pod")
@@ -155,7 +155,7 @@ def test_processes_that_cannot_start_together_say_why_and_end(pod):
   (other / "f04.png").write_bytes((other / "f04.png").read_bytes()[:-40])  # the header is whole
   apart = pod.start([arguments(pod.folder / name, pod.photographs) for name in ("here", "there")], by_slurm=True)
   damaged = pod.start([arguments(pod.folder / "third", photographs) for photographs in (pod.photographs, other)])
-  reasons = ("there is not the folder of that name that process 0 sees", "held out is 3 pictures ")
+  reasons = ("there is not the folder of that name that process 0 sees", "held out is 3 images ")
   for processes, reason in zip((apart, damaged), reasons):
     status, said = end(processes)
     assert status == [2, 2], said
