@@ -20,6 +20,7 @@ suppress_warnings = ["config.cache"]
 
 autosummary_generate = ["api.md"]
 autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True  # or a function is printed by its address
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_mock_imports = ["tensorflow", "tensorflow_compression_ops"]  # which have no release for every Python

@@ -56,8 +56,11 @@ class Mutation:
     mirrored = folder / f"test_{Path(self.file).stem}.py"
     return [(path.as_posix(),) for path in (mirrored, folder) if (root / path).exists()]
 
-  def mutated(self, text: str) -> str:
-    """`text` of the file with the fault in it."""
+  def mutated(self, root: Path) -> str:
+    """The text of the file below `root` with the fault in it."""
+    if not (root / self.file).is_file():
+      raise MutationError(f"{self.name}: there is no file {self.file}")
+    text = (root / self.file).read_text()
     if (count := text.count(self.old)) != 1:
       raise MutationError(f"{self.name}: {self.old!r} occurs {count} times in {self.file}; wanted exactly one")
     if self.old == self.new:
@@ -125,7 +128,7 @@ def catching_tests(mutation: Mutation, tree: Path, timeout: float) -> tuple[str,
   Afterwards the tree is as it was."""
   file = tree / mutation.file
   original = file.read_text()
-  file.write_text(mutation.mutated(original))
+  file.write_text(mutation.mutated(tree))
   try:
     runs = mutation.test_runs(tree)
     failed = next(filter(None, (first_failure(tree, tests, timeout) for tests in runs)), None)
@@ -150,7 +153,7 @@ def tree_pool(root: Path, count: int) -> Iterator[queue.SimpleQueue]:
 def run(root: Path, mutations: Sequence[Mutation], jobs: int, timeout: float) -> bool:
   """Tests the mutations and prints a line for each; whether all were caught."""
   for each in mutations:
-    each.mutated((root / each.file).read_text())  # a list that cannot be used is refused before anything runs
+    each.mutated(root)  # a list that cannot be used is refused before anything runs
   with tree_pool(root, jobs) as trees, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
 
     def in_a_tree(mutation: Mutation) -> tuple[str, ...] | None:

@@ -108,8 +108,14 @@ def skip_flax_fields(app: Any, what: str, name: str, obj: Any, skip: bool, optio
 
 def shorten_signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None,
                       returns: str | None) -> tuple[str | None, str | None]:
-  """A handler of autodoc-process-signature: leaves out what Flax adds to the arguments of every module."""
-  return signature and re.sub(r",? ?\*?,? ?parent: .*$", ")", signature), returns
+  """A handler of autodoc-process-signature."""
+  return signature and shortened(signature), returns
+
+
+def shortened(signature: str) -> str:
+  """A signature without what Flax adds to the arguments of every module, and with defaults that are Python."""
+  signature = re.sub(r",? ?\*?,? ?parent: .*$", ")", signature)
+  return re.sub(r"<function .*?>+(?=[,)])", "...", re.sub(r"<class '([\w.]+)'>", r"\1", signature))
 
 
 def tidy(app: Any, doctree: Any) -> None:

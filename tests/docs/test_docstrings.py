@@ -39,3 +39,13 @@ def test_the_description_of_a_field_is_the_comment_beside_it():
   assert docstrings.field_comments(f"{__name__}.Sample") == {
     "latent": '(B, h, w, M): not "# rounded"', "table": "", "quality": "None of a single-rate codec",
     "count": "of slices"}
+
+
+@pytest.mark.parametrize("signature, shown", [
+  ("(config: C, parent: Module | Scope | _Sentinel | None = <flax.linen.module._Sentinel object>, name=None)",
+   "(config: C)"),
+  ("(a: int = 1, f: Callable = <function Field.<lambda>>, g=<function g>)", "(a: int = 1, f: Callable = ..., g=...)"),
+  ("(dtype: DTypeLike = <class 'jax.numpy.float32'>)", "(dtype: DTypeLike = jax.numpy.float32)"),
+])
+def test_a_signature_has_no_arguments_of_flax_and_no_addresses(signature, shown):
+  assert docstrings.shortened(signature) == shown

@@ -23,7 +23,7 @@ def test_two_becomes_four():
 
 @pytest.mark.parametrize("mutation", LIST, ids=lambda each: each.name)
 def test_a_mutation_of_the_list_still_applies_and_names_tests_that_exist(mutation):
-  mutation.mutated((ROOT / mutation.file).read_text())
+  mutation.mutated(ROOT)
   assert mutation.test_runs(ROOT)
   for test in mutation.tests:
     file, *names = test.split("[")[0].split("::")
@@ -70,6 +70,13 @@ def test_each_mutation_is_listed_with_the_test_that_fails_and_survivors_fail_the
 def test_a_mutation_that_says_nothing_about_the_tests_is_refused(repository, capsys, old, new, tests, message):
   assert mutate.main(["--root", repository(("square", old, new, tests))]) == 2
   assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_mutation_of_a_file_that_was_renamed_is_refused(repository, tmp_path, capsys):
+  root = repository(("square", "x + x", "x * x", []))
+  (tmp_path / "package" / "scaled.py").rename(tmp_path / "package" / "doubled.py")
+  assert mutate.main(["--root", root]) == 2
+  assert capsys.readouterr().err == "mutate.py: square: there is no file package/scaled.py\n"
 
 
 def test_a_test_that_fails_without_the_mutation_catches_nothing(repository, tmp_path, capsys):
