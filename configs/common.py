@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.bfloat16_transforms = False    # g_a and g_s in bfloat16, for accelerators; the entropy model is always float32
   c.entropy_precision = "highest"  # matmul precision of the entropy model in training; "high", "default" are faster
   c.remat = False                  # recompute activations in the backward pass: less memory, more time
+  c.scan_unroll = 0                # slices per iteration of the compiled loop; 0: all of them on CPU, 1 elsewhere
 
   # Checkpoints and evaluation
   c.keep_checkpoints = 2           # how many of the newest checkpoints are kept

@@ -28,7 +28,7 @@ def base() -> ml_collections.ConfigDict:
       transforms="unshuffled", N=64, M=256, num_slices=4, widths=(192, 256), hyper_widths=(48, 64),
       contexts=("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
       context_ratio=1, channel_widths=(48, 32), entropy_widths=(128, 128), lrp_widths=(32,),
-      window_size=3, num_rates=0, scan_unroll=0, options={})
+      window_size=3, num_rates=0, options={})
 
   c.crop_size = 128                # pixels, a multiple of 64; smaller images are left out
   c.batch_size = 16                # over all devices

@@ -27,8 +27,6 @@ class CodecConfig:
     window_size: side of the neighbourhood, odd: windows of the local attention, kernels of the local convolutions, and
       what softmax intra-slice attention leaves to them.
     num_rates: 0 for one rate per checkpoint; otherwise how many learned gain vectors the checkpoint holds.
-    scan_unroll: slices per iteration of the compiled loop; 0 means all on CPU (where the gradient of a rolled
-      loop is slow) and 1 on TPU and GPU.
     options: settings that single contexts or transforms have of their own, {name: value}; kept as sorted pairs.
   """
   N: int = 192
@@ -45,7 +43,6 @@ class CodecConfig:
   lrp_widths: tuple[int, ...] = (224, 128)
   window_size: int = 5
   num_rates: int = 0
-  scan_unroll: int = 0
   options: tuple[tuple[str, Any], ...] | Mapping[str, Any] = ()
 
   def __post_init__(self):
@@ -63,7 +60,7 @@ class CodecConfig:
     for name in ("N", "M", "num_slices", "context_ratio"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}, at least 1 is wanted")
-    for name in ("num_rates", "scan_unroll", "synthesis_width"):
+    for name in ("num_rates", "synthesis_width"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}={getattr(self, name)}, 0 or more is wanted")
     if self.M % self.num_slices:
@@ -96,8 +93,11 @@ class CodecConfig:
 
   @classmethod
   def from_dict(cls, fields: dict[str, Any]) -> "CodecConfig":
-    """The inverse of `to_dict`; ValueError names an unknown field and the nearest known one."""
+    """The inverse of `to_dict`; ValueError names an unknown field and the nearest known one.
+
+    `scan_unroll`, which older programs wrote here, is left out: it belongs to the model's compilation (MLIC)."""
     known = [f.name for f in dataclasses.fields(cls)]
+    fields = {name: value for name, value in fields.items() if name != "scan_unroll"}
     for name in fields:
       if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

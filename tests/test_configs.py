@@ -31,7 +31,7 @@ def differing_fields(before: CodecConfig, after: CodecConfig) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_value_of_a_config_has_changed_since_the_published_models(name):
-  """The recorded values are those from before the configurations got a common parent."""
+  """The recorded values are those from before the configurations got a common parent; scan_unroll was in the model."""
   recorded = json.loads((ROOT / "tests/fixtures/config_values.json").read_text())
   assert flatten(config_to_dict(load_config(name))) == recorded["all"] | recorded[name]
 

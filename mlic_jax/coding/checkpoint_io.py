@@ -31,6 +31,7 @@ from mlic_jax.paths import as_path, check_utf8, copy_files, is_remote, local_cop
 from mlic_jax.runtime.platforms import check_platforms
 
 FORMAT = 1
+NEUTRAL = {"scan_unroll": 0}  # fields of older programs that change no result, as the fingerprint counts them
 REPLACED = "replaced"   # the ending of a model while another takes its place
 
 
@@ -71,7 +72,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
       raise CheckpointError(f"parameter {name} is not finite, the model is not written to {path}")
   fields = config.to_dict()
   table = build_table({"params": params})
-  fingerprint = _fingerprint(fields, params, table).hex()
+  fingerprint = _fingerprint(fields | NEUTRAL, params, table).hex()
   settings = {"format": FORMAT, "model": fields, "training": training, "fingerprint": fingerprint}
   _json(settings)  # TypeError for what is no JSON, before anything is written
   if is_remote(path):
@@ -161,8 +162,8 @@ def load_model(path: str | os.PathLike, allow_custom_modules: bool | Collection[
     except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
       raise CheckpointError(f"{path}: the parameters cannot be read ({_one_line(error)})") from error
     table = _read_table(path, parts)
-  fingerprint = _fingerprint(settings["model"], params, table)
   written = settings.get("fingerprint")  # older directories have none
+  fingerprint = _find_fingerprint(settings["model"], params, table, written)
   if written != fingerprint.hex():       # what was saved together needs no tracing of the model, of two seconds
     _check_params(path, config, params)
     _check_table(path, config, table)
@@ -240,6 +241,19 @@ def _check_table(path: Path, config: CodecConfig, table: CodingTable) -> None:
   ends = int((table.lookup == 2**PRECISION).sum())
   if table.offset.shape != (rows,) or ends != rows:
     raise CheckpointError(f"{path}: tables.npz has {ends} rows, the model wants {rows}")
+
+
+def _find_fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CodingTable, written: str | None) -> bytes:
+  """The fingerprint of what was read: `written` if that belongs to it, as far as only scan_unroll can have changed.
+
+  In older programs it was a field of the model that counted with its value."""
+  first = _fingerprint(fields | NEUTRAL, params, table)
+  if written is None or first.hex() == written:
+    return first
+  for value in (fields.get("scan_unroll", 0), *range(1, fields.get("num_slices", 1) + 1)):
+    if (fingerprint := _fingerprint(fields | {"scan_unroll": value}, params, table)).hex() == written:
+      return fingerprint
+  return first
 
 
 def _fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CodingTable) -> bytes:

@@ -8,7 +8,6 @@
 that computation in pieces, for the encoder and the decoder (coding/codec.py).
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -46,11 +45,14 @@ class MLIC(nn.Module):
   `transform_dtype`, `remat` and `entropy_precision` are for training on accelerators: g_a and g_s in bfloat16 (but for
   y and x_hat; the entropy path stays float32), blocks and slices whose insides the gradient computes again instead of
   keeping them, and in how many bits the entropy path multiplies in `code`, as jax.default_matmul_precision says it.
+  `scan_unroll` is the number of slices per iteration of the compiled loop over slices; 0 means all of them for
+  gradients on CPU, where the gradient of a rolled loop is slow, and 1 otherwise. It changes no result but for rounding.
   """
   config: CodecConfig
   transform_dtype: jax.typing.DTypeLike = jnp.float32
   remat: bool = False
   entropy_precision: str = PRECISION
+  scan_unroll: int = 0
 
   def setup(self):
     config = self.config
@@ -58,7 +60,7 @@ class MLIC(nn.Module):
     self.g_a, self.g_s = chosen.Analysis(config, self.remat), chosen.Synthesis(config, self.remat)
     self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
     self.z_prior = FactorizedPrior(config.N)
-    self.slices = Slices(config)
+    self.slices = Slices(config, self.scan_unroll)
     if config.num_rates:
       # A spread of one octave around the middle to start from; the rates themselves are learned.
       spread = lambda _: jnp.tile(jnp.linspace(-0.8, 0.8, config.num_rates)[:, None], (1, config.M))
@@ -179,13 +181,11 @@ def side_multiple(config: CodecConfig) -> int:
 
 
 def unrolled_and_rolled(model: MLIC) -> tuple[MLIC, MLIC]:
-  """The same codec with its walk unrolled, for gradients on CPU, and in a loop, for those elsewhere; both are `model`
-  when config.scan_unroll says how it is wanted.
+  """Returns the codec with an unrolled scan, for gradients on CPU, and with a rolled one, for gradients elsewhere; both
+  are `model` if its scan_unroll is not 0.
 
-  The walk itself makes that choice where its program is lowered. A gradient of the choice is slow to trace; who takes
-  many chooses between two gradients instead, by jax.lax.platform_dependent."""
-  config = model.config
-  if config.scan_unroll or config.num_slices == 1:
+  The scan itself makes this choice when its program is lowered. A gradient of the choice is slow to trace; callers that
+  take many gradients choose between two of them instead, by jax.lax.platform_dependent."""
+  if model.scan_unroll or model.config.num_slices == 1:
     return model, model
-  with_unroll = lambda count: model.clone(config=dataclasses.replace(config, scan_unroll=count))
-  return with_unroll(config.num_slices), with_unroll(1)
+  return model.clone(scan_unroll=model.config.num_slices), model.clone(scan_unroll=1)

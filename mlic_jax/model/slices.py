@@ -204,8 +204,11 @@ def _numpy_if_known(k):
 
 
 class Slices(nn.Module):
-  """All steps: their stacked parameters, the scan of training, and single passes for the codec."""
+  """All steps: their stacked parameters, the scan of training, and single passes for the codec.
+
+  `scan_unroll` is that of MLIC."""
   config: CodecConfig
+  scan_unroll: int = 0
 
   def setup(self):
     self.step = SliceStep(self.config, parent=None)
@@ -224,7 +227,7 @@ class Slices(nn.Module):
     quantiser: what stands for rounding; `draws` are its random numbers, arrays of the shape of y, or None.
     num_arrived (B,): only so many slices reach the decoder, see SliceStep; None for all. With `remat` the gradient
     computes every step again instead of keeping what is inside it."""
-    count, unroll = self.config.num_slices, self.config.scan_unroll or 1
+    count, unroll = self.config.num_slices, self.scan_unroll or 1
     split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
 
     def body(decoded, inputs):
@@ -247,7 +250,7 @@ class Slices(nn.Module):
     steps: Any = self.get_variable("params", "steps")
     inputs = steps, jnp.arange(count), split(y), jax.tree.map(split, draws), arrived
     walk = rolled if unroll < count else at_once
-    if walk is rolled and not self.config.scan_unroll and quantiser is not ROUNDING:
+    if walk is rolled and not self.scan_unroll and quantiser is not ROUNDING:
       # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
       walk = lambda *args: jax.lax.platform_dependent(*args, cpu=at_once, default=rolled)
     y_hat, (counted, prior) = walk(jnp.zeros_like(y), inputs)

@@ -69,9 +69,12 @@ def read_config(path: Path) -> dict[str, Any]:
 def check_config(config, path: Path) -> None:
   """ConfigMismatch unless the configuration in the file `path` agrees with `config` in all fields that are not free.
 
-  A field of the model that one of them lacks, as it is newer than the run, is at its default there."""
+  A field of the model that one of them lacks, as it is newer than the run, has its default there. model.scan_unroll,
+  which older programs knew, is free as scan_unroll is."""
   defaults = flatten({"model": CodecConfig().to_dict()})
   then, now = defaults | flatten(read_config(path)), defaults | flatten(config_to_dict(config))
+  for fields in then, now:
+    fields.pop("model.scan_unroll", None)
   missing = "absent"
   for name, field in FIELDS.items():
     if field.warning and then.get(name, now.get(name)) != now.get(name):

@@ -125,6 +125,7 @@ FIELDS = {
     "bfloat16_transforms": Field(FLAG, is_free=True, warning=ROUNDING),
     "entropy_precision": Field(one_of(PRECISIONS), is_free=True, warning=ROUNDING),
     "remat": Field(FLAG, is_free=True),
+    "scan_unroll": Field(at_least(0), is_free=True, needed=lambda config: "scan_unroll" in config),  # 0 without it
     # Figures, checkpoints, evaluation
     "log_every": Field(at_least(1), is_free=True),
     "checkpoint_every": Field(at_least(1), is_free=True),

@@ -104,7 +104,7 @@ def prepare(config, recorded: Sequence[HeldOut] = ()) -> Prepared:
   sources, others = split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir, recorded)
   photographs = data.Mixture(sources, sizes, int(config.cache_gigabytes * 1e9))
   held_out = data.eval_images(others, config.eval_crop_size, config.eval_images)
-  model = build(model_config, **pmap_programs.precision_of(config))
+  model = build(model_config, **pmap_programs.build_options(config))
   return Prepared(model_config, model, photographs, sizes, held_out, described(others), recorded,
                   *load_teacher(config, model_config))
 

@@ -27,10 +27,15 @@ from mlic_jax.training.warm_start import load_teacher
 Program = tuple[Any, tuple]  # a jitted function on all devices, and its arguments as shapes
 
 
-def precision_of(config) -> dict[str, Any]:
-  """The options of `build` with which a configuration trains; evaluations and models have none of them."""
+def build_options(config) -> dict[str, Any]:
+  """Returns the options of `build` with which a configuration trains; evaluations and exported models have none."""
   return dict(transform_dtype=jnp.bfloat16 if config.bfloat16_transforms else jnp.float32, remat=config.remat,
-              entropy_precision=config.entropy_precision)
+              entropy_precision=config.entropy_precision, scan_unroll=_scan_unroll(config))
+
+
+def _scan_unroll(config) -> int:
+  """Of older configurations it is a field of the model."""
+  return config.model.get("scan_unroll") or config.get("scan_unroll", 0)
 
 
 def described(config, model, teacher=None) -> str | None:
@@ -59,7 +64,7 @@ def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
 def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] | None = None) -> Program:
   """What a training of `config` does in a step, for batches of config.batch_size crops of config.crop_size. Without
   devices it is for as many as there are here, and for every platform."""
-  model, optimizer = build(codec, **precision_of(config)), make_optimizer(config)
+  model, optimizer = build(codec, **build_options(config)), make_optimizer(config)
   teacher, teacher_variables = load_teacher(config, codec)
   platform = devices[0].platform if devices else None
   step = training(make_train_step(config, model, optimizer, teacher, platform), devices)

@@ -1,4 +1,5 @@
 """Model directories: what is saved is loaded, and what is none is refused in one line."""
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from conftest import TINY, random_variables
 
 from mlic_jax.coding.cdf_tables import build_table
-from mlic_jax.coding.checkpoint_io import CheckpointError, load_model, save_model
+from mlic_jax.coding.checkpoint_io import CheckpointError, _fingerprint, load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +114,39 @@ def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_che
   save_model(tmp_path / "changed", TINY, changed)
   assert load_model(tmp_path / "changed").fingerprint != fingerprint
 
-  edit(tmp_path / "renamed", model={"scan_unroll": 2}, fingerprint=None)
-  assert load_model(tmp_path / "renamed").fingerprint != fingerprint  # any field of the config counts
+  save_model(tmp_path / "other", dataclasses.replace(TINY, window_size=3), variables)
+  assert load_model(tmp_path / "other").fingerprint != fingerprint  # any field of the config counts
 
   with np.load(tmp_path / "changed" / "tables.npz") as arrays:
     tables = dict(arrays)
   tables["lookup"][2] += 1
-  edit(tmp_path / "renamed", model={"scan_unroll": 0})
+  edit(tmp_path / "renamed", fingerprint=None)
   np.savez(tmp_path / "renamed" / "tables.npz", **tables)
   assert load_model(tmp_path / "renamed").fingerprint != fingerprint
+
+
+def test_the_unrolling_of_the_scan_is_no_part_of_the_fingerprint(tiny_checkpoint, tmp_path, variables):
+  """It decides how the model is compiled. Older programs wrote it into config.json, and counted its value."""
+  fingerprint = load_model(tiny_checkpoint).fingerprint
+  save_model(tmp_path / "model", TINY, variables)
+  assert "scan_unroll" not in json.loads((tmp_path / "model" / "config.json").read_text())["model"]
+  for value in (0, 1, 7):
+    edit(tmp_path / "model", model={"scan_unroll": value})
+    assert load_model(tmp_path / "model").fingerprint == fingerprint
+    assert load_model(tmp_path / "model").config == TINY
+  edit(tmp_path / "model", fingerprint=None)  # of programs that wrote none
+  assert load_model(tmp_path / "model").fingerprint == fingerprint
+
+
+def test_a_model_of_an_older_program_keeps_the_fingerprint_that_counted_its_unrolling(tmp_path, variables):
+  """It is in every file of such a model."""
+  save_model(tmp_path / "model", TINY, variables)
+  model, fields = load_model(tmp_path / "model"), TINY.to_dict()
+  written = _fingerprint(fields | {"scan_unroll": 2}, model.variables["params"], model.table)
+  assert written != model.fingerprint
+  for value in (2, 0, 1):
+    edit(tmp_path / "model", model={"scan_unroll": value}, fingerprint=written.hex())
+    assert load_model(tmp_path / "model").fingerprint == written
 
 
 @pytest.mark.parametrize("changes, message", [

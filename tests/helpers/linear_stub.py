@@ -15,6 +15,7 @@ class StandIn(nn.Module):
   transform_dtype: jnp.dtype = jnp.float32  # these make no difference here
   remat: bool = False
   entropy_precision: str = "highest"
+  scan_unroll: int = 0
 
   def setup(self):
     self.g_a, self.g_s = nn.Dense(self.config.M), nn.Dense(16 * 16 * 3)

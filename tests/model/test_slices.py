@@ -142,10 +142,11 @@ def test_slices_that_do_not_arrive_are_their_means_at_no_cost():
 @functools.cache
 def trained_walk(unroll: int):
   """y with its noise, and the walk of training over it."""
-  config = CodecConfig.from_dict({**CONFIGS[0].to_dict(), "scan_unroll": unroll})
+  config = CONFIGS[0]
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
-  return y + noise, build(config).apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.walk(*args))
+  model = build(config, scan_unroll=unroll)
+  return y + noise, model.apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.walk(*args))
 
 
 def test_unrolling_changes_nothing_but_the_schedule():
@@ -163,7 +164,7 @@ def test_leaving_out_what_is_not_decoded_yet_changes_neither_the_walk_nor_its_gr
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
 
   def walk_and_gradient(unroll):
-    model = build(CodecConfig.from_dict({**config.to_dict(), "scan_unroll": unroll}))
+    model = build(config, scan_unroll=unroll)
     run = lambda m, *args: m.slices.walk(*args)
     walk = lambda params: model.apply({"params": params}, hyper, y, NOISE, noise, method=run)
     bits = lambda params: ((coded := walk(params)).bits.sum() + coded.y_hat.sum(), coded)

@@ -109,9 +109,9 @@ def test_parts_of_a_batch_are_a_loop_that_is_unrolled_on_cpu(config):
 
 @pytest.mark.parametrize("scan_unroll, loops_on_cpu, loops_elsewhere", [(0, 0, 2), (1, 2, 2), (3, 0, 0)])
 def test_the_gradient_of_the_walk_alone_is_a_loop_but_on_cpu(scan_unroll, loops_on_cpu, loops_elsewhere):
-  config = CodecConfig.from_dict(dict(SMALL, contexts=(), lrp_widths=(), scan_unroll=scan_unroll))
+  config = CodecConfig.from_dict(dict(SMALL, contexts=(), lrp_widths=()))
   y, hyper = np.ones((1, 4, 4, 12), np.float32), np.ones((1, 4, 4, 24), np.float32)
-  slices = Slices(config)
+  slices = Slices(config, scan_unroll)
   params = jax.eval_shape(lambda: slices.init(jax.random.key(0), hyper, y, method="walk"))
   bits = lambda params, quantiser: slices.apply(params, hyper, y, quantiser, y, method="walk").bits.sum()
   loops = lambda quantiser, platform: len(named(kept(jax.make_jaxpr(jax.grad(bits), static_argnums=1)(
@@ -122,10 +122,10 @@ def test_the_gradient_of_the_walk_alone_is_a_loop_but_on_cpu(scan_unroll, loops_
 
 
 def test_a_step_that_is_told_how_to_walk_is_not_traced_twice():
-  told = StandIn(CodecConfig(N=4, M=8, num_slices=2, scan_unroll=1))
+  told = StandIn(CodecConfig(N=4, M=8, num_slices=2), scan_unroll=1)
   assert unrolled_and_rolled(told) == (told, told)
   at_once, rolled = unrolled_and_rolled(StandIn(CodecConfig(N=4, M=8, num_slices=2)))
-  assert at_once.config.scan_unroll == 2 and rolled.config.scan_unroll == 1
+  assert at_once.scan_unroll == 2 and rolled.scan_unroll == 1
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

@@ -39,6 +39,7 @@ from mlic_jax.training.checkpoints import (
 )
 from mlic_jax.training.config_schema import load_config
 from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.pmap_programs import build_options
 from mlic_jax.training.preemption import Interrupted
 from mlic_jax.training.preflight import workdir_lock
 from mlic_jax.training.step import create_state, make_train_step
@@ -200,10 +201,23 @@ def test_only_complete_checkpoints_count(config, tmp_path):
   assert checkpoints.latest_step == 0
 
 
+def test_a_run_whose_unrolling_is_a_field_of_the_model_goes_on_with_any_other(config, standin, tmp_path):
+  """As older programs had it, in their configuration files and in config.json."""
+  config.num_steps = 2
+  config.model.scan_unroll = 2
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert build_options(config)["scan_unroll"] == 2
+  del config.model["scan_unroll"]
+  config.num_steps, config.scan_unroll = 4, 1
+  loop.train_and_evaluate(config, tmp_path / "run")
+  assert final_state(config, tmp_path / "run").state.step == 4
+  assert build_options(config)["scan_unroll"] == 1
+
+
 def test_what_does_not_change_a_step_may_change_between_and_what_changes_its_rounding_is_said(
     config, tmp_path, caplog):
   write_config(config, tmp_path / "config.json", {"jax": "0"})
-  config.accumulate_steps, config.remat, config.eval_batch_size = 2, True, 1
+  config.accumulate_steps, config.remat, config.scan_unroll, config.eval_batch_size = 2, True, 1, 1
   check_config(config, tmp_path / "config.json")
   assert not caplog.records
   config.bfloat16_transforms, config.entropy_precision = True, "high"
