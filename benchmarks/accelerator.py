@@ -215,21 +215,21 @@ def codec_times(args: argparse.Namespace, left: Callable[[], float]) -> list[dic
       began, symbols = time.monotonic(), []
       latents = codec.latents(image, quality)
 
-      def push(k, anchors, places, prior, y=latents.y, symbols=symbols):
+      def push(k, anchors, positions, prior, y=latents.y, symbols=symbols):
         symbols.append(np.asarray(jit_functions.symbols(y, k, prior.mean, anchors)))
-        portable_cdf.choose_rows(places, prior.mean, portable_cdf.here(codec.config))
+        portable_cdf.choose_rows(positions, prior.mean, portable_cdf.origin_of_this_machine(codec.config))
         return symbols[-1]
 
-      z_symbols = codec._z_symbols(latents)
-      codec._walk(z_symbols, push)
+      z_symbols = codec.coder.symbols_of_z(latents)
+      codec.coder.run_passes(z_symbols, push)
       seconds["encode"].append(time.monotonic() - began)
       began, coded = time.monotonic(), iter(symbols)
 
-      def pull(k, anchors, places, prior, coded=coded):
-        np.asarray(places)
+      def pull(k, anchors, positions, prior, coded=coded):
+        np.asarray(positions)
         return next(coded)
 
-      codec._finish(codec._walk(z_symbols, pull), height, width, quality)
+      codec.coder.synthesize(codec.coder.run_passes(z_symbols, pull), height, width, quality)
       seconds["decode"].append(time.monotonic() - began)
     rows.append(dict(model=name, height=height, width=width, **{
         f"{what}_seconds": statistics.median(each[1:]) for what, each in seconds.items()}, **{

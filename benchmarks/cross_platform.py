@@ -49,11 +49,11 @@ OF_SLICE = re.compile(r"((?:local|channel|global_\w+)_context|entropy_parameters
 
 
 class Choice(NamedTuple):
-  """What is chosen for the elements of a pass by floats, (1, h, w/2, Cs) each: a row of the coding table, and for a
-  model with a map whether they are coded, as row 0 or 1."""
-  places: np.ndarray   # float32
-  wanted: np.ndarray   # distances that the encoder keeps, but in blocks without a safe grid
-  index: np.ndarray    # int32 rows without shifts
+  """The choices that floats make for the elements of a pass, (1, h, w/2, Cs) each: a row of the coding table, and for a
+  model with a selection map whether they are coded, as row 0 or 1."""
+  positions: np.ndarray   # float32
+  margins: np.ndarray     # to the edges of rows, in blocks with a safe grid
+  row: np.ndarray         # int32, without shifts
 
 
 def parse() -> argparse.Namespace:
@@ -137,12 +137,12 @@ def release_shapes(config) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-# --- walks ----------------------------------------------------------------------------------
+# --- passes ---------------------------------------------------------------------------------
 
 def reconstruct(codec: Codec, last_pass: tuple, quality, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
   """y_hat (1, h, w, M), and the picture (H, W, 3) uint8."""
-  state = _finish_slice(codec._module, codec._variables, *last_pass)
-  return np.asarray(state.decoded)[:1], codec._finish(last_pass, height, width, quality)
+  state = _finish_slice(codec.coder.module, codec.variables, *last_pass)
+  return np.asarray(state.decoded)[:1], codec.coder.synthesize(last_pass, height, width, quality)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -151,21 +151,21 @@ def _finish_slice(module, variables, k, hyper, state, symbols):
 
 
 def record_picture(codec: Codec, image: np.ndarray, quality: float | None) -> dict[str, np.ndarray]:
-  """The arrays of one .npz, from the walk of the encoder."""
+  """The arrays of one .npz, from the passes of the encoder."""
   quality = codec.choose_quality(quality)
   latents = codec.latents(image, quality)
-  z_symbols = codec._z_symbols(latents)
+  z_symbols = codec.coder.symbols_of_z(latents)
   made, all_symbols = [], []
 
-  def push(k, anchors, places, prior):
+  def push(k, anchors, positions, prior):
     all_symbols.append(np.asarray(jit_functions.symbols(latents.y, k, prior.mean, anchors)))
-    made.extend(choices_of(codec, places, prior))
+    made.extend(choices_of(codec, positions, prior))
     return all_symbols[-1]
 
-  last_pass = codec._walk(z_symbols, push)
+  last_pass = codec.coder.run_passes(z_symbols, push)
   y_hat, picture = reconstruct(codec, last_pass, quality, *image.shape[:2])
-  grids = [portable_cdf.choose(each.places, each.wanted) for each in made]
-  rows = [portable_cdf.rows(each.places, of_pass) for each, of_pass in zip(made, grids)]
+  grids = [portable_cdf.choose_grids(each.positions, each.margins) for each in made]
+  rows = [portable_cdf.rows(each.positions, pass_grids) for each, pass_grids in zip(made, grids)]
   fields = {field: np.stack([getattr(each, field) for each in made]) for field in Choice._fields}
   sizes, counts = (np.array(each) for each in zip(*((each.size, len(each.choices)) for each in grids)))
   return dict(fields, block_size=sizes, num_blocks=counts, rows=np.stack(rows), z_symbols=z_symbols,
@@ -174,14 +174,14 @@ def record_picture(codec: Codec, image: np.ndarray, quality: float | None) -> di
               conditions=json.dumps(conditions()))
 
 
-def choices_of(codec: Codec, places: np.ndarray, prior: Prior) -> list[Choice]:
-  """Those of a pass."""
-  epsilon, places = 2.0**-portable_cdf.epsilon_exponent(codec.config), np.asarray(places)
-  found = [Choice(places, portable_cdf.distances(places, np.asarray(prior.mean), epsilon),
+def choices_of(codec: Codec, positions: np.ndarray, prior: Prior) -> list[Choice]:
+  """The choices of a pass."""
+  epsilon, positions = 2.0**-portable_cdf.epsilon_exponent(codec.config), np.asarray(positions)
+  found = [Choice(positions, portable_cdf.required_margins(positions, np.asarray(prior.mean), epsilon),
                   np.asarray(jit_functions.rows(prior)))]
-  if codec.mapped:
-    of_map = portable_cdf.places_of_map(prior.keep)
-    found.append(Choice(of_map, np.full(of_map.shape, epsilon), np.int32(of_map > 0)))
+  if codec.coder.has_map:
+    in_map = portable_cdf.map_positions(prior.keep)
+    found.append(Choice(in_map, np.full(in_map.shape, epsilon), np.int32(in_map > 0)))
   return found
 
 
@@ -190,32 +190,32 @@ def compare_picture(codec: Codec, recorded: dict[str, np.ndarray], batch: int) -
   repeated = lambda array: np.repeat(array, batch, axis=0)
   made, all_symbols = [], iter(recorded["symbols"])
 
-  def pull(k, anchors, places, prior):
+  def pull(k, anchors, positions, prior):
     first = lambda array: np.asarray(array)[:1]
-    made.extend(choices_of(codec, first(places), jax.tree.map(first, prior)))
+    made.extend(choices_of(codec, first(positions), jax.tree.map(first, prior)))
     return repeated(next(all_symbols))
 
   quality = None if np.isnan(recorded["quality"]) else recorded["quality"]
-  last_pass = codec._walk(repeated(recorded["z_symbols"]), pull)
+  last_pass = codec.coder.run_passes(repeated(recorded["z_symbols"]), pull)
   y_hat, picture = reconstruct(codec, last_pass, quality, *recorded["picture"].shape[:2])
   choices = np.split(recorded["choices"], np.cumsum(recorded["num_blocks"])[:-1])
   grids = [portable_cdf.Grids(size, portable_cdf.SAFE_SHARES[0], chosen)
            for size, chosen in zip(recorded["block_size"], choices)]
-  rows = [portable_cdf.rows(each.places, of_choice) for each, of_choice in zip(made, grids)]
+  rows = [portable_cdf.rows(each.positions, choice_grids) for each, choice_grids in zip(made, grids)]
   in_slices = lambda array: array.reshape(codec.config.num_slices, -1)  # two passes each
   levels = np.abs(picture.astype(int) - recorded["picture"])
   y_error = np.abs(y_hat - recorded["y_hat"]).reshape(-1, codec.config.num_slices, codec.config.slice_channels)
-  off = np.abs(np.stack([each.places for each in made]) - recorded["places"])
-  kept = np.minimum(recorded["wanted"], list(map(distances_to_edges, recorded["places"], grids)))
-  return dict(off=in_slices(off), share=in_slices(off / kept).max(axis=1),
+  off = np.abs(np.stack([each.positions for each in made]) - recorded["positions"])
+  margins = np.minimum(recorded["margins"], list(map(distances_to_edges, recorded["positions"], grids)))
+  return dict(off=in_slices(off), share=in_slices(off / margins).max(axis=1),
               portable=in_slices(np.stack(rows) != recorded["rows"]).sum(axis=1),
-              plain=in_slices(np.stack([each.row for each in made]) != recorded["index"]).sum(axis=1),
+              plain=in_slices(np.stack([each.row for each in made]) != recorded["row"]).sum(axis=1),
               y_hat=y_error.max(axis=(0, 2)), levels=np.bincount(levels.ravel(), minlength=3))
 
 
-def distances_to_edges(places: np.ndarray, grids: portable_cdf.Grids) -> np.ndarray:
-  """Those that the places of a pass have in their grids."""
-  shifted = portable_cdf.moved(places, grids)
+def distances_to_edges(positions: np.ndarray, grids: portable_cdf.Grids) -> np.ndarray:
+  """The distances of the positions of a pass to the edges of rows, in their grids."""
+  shifted = portable_cdf.shifted_positions(positions, grids)
   return np.abs(shifted - np.rint(shifted))
 
 

@@ -16,7 +16,6 @@ ratio. Run it with nothing beside it. --watch prints the loss of the rounded lat
 weights of tests/helpers/golden_fill.py, and the peak memory of the process.
 """
 import argparse
-import dataclasses
 import itertools
 import json
 import resource
@@ -83,18 +82,18 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def measure(codec: Codec, image: np.ndarray, quality: float | None, schedule: Schedule) -> dict[str, float]:
-  """Loss, bpp and PSNR of the file of a picture, plain and refined, whichever is better."""
-  codec = codec.refining(schedule)
-  plain, loss = codec.plain.latents(image, quality), codec.loss_of_latents(image, quality)
-  gradient = codec.gradient_of_latents(image, quality)
+  """Loss, bpp and PSNR of the files of an image, without latent optimization ("plain") and with it ("refined")."""
+  optimizer = codec.with_options(refine=schedule).optimizer
+  plain, loss = codec.latents(image, quality), optimizer.loss_of_latents(image, quality)
+  gradient = optimizer.gradient_of_latents(image, quality)
   run = lambda schedule: refine((plain.y, plain.z), loss, jax.random.key(0), schedule, gradient=gradient)
-  run(dataclasses.replace(schedule, steps=1))  # compiles
+  run(schedule.one_step())  # compiles
   start = time.perf_counter()
   y, z = jax.block_until_ready(run(schedule))
   row = {"seconds": time.perf_counter() - start}
   for name, latents in ("plain", plain), ("refined", plain._replace(y=y, z=z)):
     blob, picture = codec.encode_latents_with_reconstruction(latents)
-    row |= {f"{name}_loss": codec.loss(image, quality, blob, picture), f"{name}_psnr": psnr(image, picture),
+    row |= {f"{name}_loss": optimizer.loss_of_file(image, quality, blob, picture), f"{name}_psnr": psnr(image, picture),
             f"{name}_bpp": 8 * len(blob) / (image.shape[0] * image.shape[1])}
   return row
 
@@ -135,9 +134,10 @@ def cost(args: argparse.Namespace) -> float:
   from benchmarks.throughput import timed, training
   from mlic_jax.training.config_schema import load_config, model_config
   config = load_config(args.config)
-  image, codec = smooth_noise(args.crop, args.crop), fresh_codec(args.config).refining(1, 0.01)
+  image, codec = smooth_noise(args.crop, args.crop), fresh_codec(args.config)
+  optimizer = codec.with_options(refine=1, lmbda=0.01).optimizer
   quality = codec.choose_quality(None)
-  latents, gradient = codec.plain.latents(image, quality), codec.gradient_of_latents(image, quality)
+  latents, gradient = codec.latents(image, quality), optimizer.gradient_of_latents(image, quality)
   state = [((latents.y, latents.z), latent_optimization.first_moments((latents.y, latents.z)))]
 
   def refining():
@@ -168,17 +168,18 @@ def watch(args: argparse.Namespace) -> None:
   """Prints the loss of the rounded latents before the first step and after each share of the steps."""
   from benchmarks.codec_latency import smooth_noise
   from benchmarks.cross_platform import filled_codec
-  image, codec = smooth_noise(args.crop, args.crop), filled_codec(args.config).refining(args.watch, 0.01)
+  image, codec = smooth_noise(args.crop, args.crop), filled_codec(args.config)
+  optimizer = codec.with_options(refine=args.watch, lmbda=0.01).optimizer
   quality = codec.choose_quality(None)
-  latents = codec.plain.latents(image, quality)
+  latents = codec.latents(image, quality)
   print(f"{args.config}, weights by formula, {args.crop}x{args.crop}; peak memory so far {peak_memory():.2f} GB")
 
   def told(done: float, loss: float):
     print(f"step {round(done * args.watch)}: loss {loss:.4f}, {time.perf_counter() - start:.1f} s", flush=True)
 
   start = time.perf_counter()
-  refine((latents.y, latents.z), codec.loss_of_latents(image, quality), jax.random.key(0), codec.schedule, told,
-         codec.gradient_of_latents(image, quality))
+  refine((latents.y, latents.z), optimizer.loss_of_latents(image, quality), jax.random.key(0), optimizer.schedule, told,
+         optimizer.gradient_of_latents(image, quality))
   print(f"peak memory of the process {peak_memory():.2f} GB")
 
 

@@ -1,4 +1,4 @@
-"""What leaving out elements gains, those of small scale or those outside a model's map, and what share it saves.
+"""Gain of skip coding, by scale or by the selection map of a model, and the share of elements that is skipped.
 
     python benchmarks/skip_coding.py --ckpt CKPT --data PHOTOGRAPHS [--images 8] [--crop 256] [--qualities 1,3,6]
                                    [--scales 0.12,0.15,0.2,0.25,0.3] [--chances 0.01,0.02,0.05,0.1,0.2]
@@ -24,22 +24,22 @@ if __name__ == "__main__":
 import numpy as np
 
 from mlic_jax import Codec
-from mlic_jax.coding import skip_coding
 from mlic_jax.coding.checkpoint_io import Model, load_model
+from mlic_jax.coding.latent_optimizer import LatentOptimizer
 from mlic_jax.data import loader
 from mlic_jax.evaluation.bd_rate import Curve, bd_rate
 from mlic_jax.metrics import psnr
 
 
-def measure(codec: Codec, judge: Codec, image: np.ndarray, quality: float) -> dict[str, float]:
-  """Of the file of a picture, which has to decode to what the encoder predicted; `judge` knows its loss."""
+def measure(codec: Codec, objective: LatentOptimizer, image: np.ndarray, quality: float) -> dict[str, float]:
+  """Rate, PSNR and loss of the file of an image, which has to decode to the image that the encoder predicted."""
   blob, predicted = codec.encode_with_reconstruction(image, quality)
   decoded = codec.decode(blob)
   if not np.array_equal(decoded, predicted):
-    raise SystemExit(f"{codec.name}: a file decodes to another picture than was predicted")
+    raise SystemExit(f"{codec.name}: a file decodes to another image than was predicted")
   y_bits, _ = codec.element_bits(image, quality)
   return dict(bpp=8 * len(blob) / (image.shape[0] * image.shape[1]), psnr=psnr(image, decoded),
-              loss=judge.loss(image, quality, blob, decoded), share=np.mean(y_bits == 0))
+              loss=objective.loss_of_file(image, quality, blob, decoded), share=np.mean(y_bits == 0))
 
 
 def with_chance(model: Model, chance: float) -> Codec:
@@ -61,11 +61,11 @@ def main(argv=None) -> None:
   parser.add_argument("--chances", type=numbers, default=[0.01, 0.02, 0.05, 0.1, 0.2])
   args = parser.parse_args(argv)
   model, codec = load_model(args.ckpt), Codec.load(args.ckpt)
-  whole = skip_coding.without_map(codec)
-  ways = [("all", whole), *((f"scales above {scale:g}", whole.skipping(scale)) for scale in args.scales)]
-  if codec.mapped:
+  whole = codec.with_options(use_map=False)
+  ways = [("all", whole), *((f"scales above {scale:g}", whole.with_options(skip=scale)) for scale in args.scales)]
+  if codec.coder.has_map:
     ways += [(f"map, chance {chance:g}", with_chance(model, chance)) for chance in args.chances]
-  qualities, judge = args.qualities or codec.qualities, whole.refining(1)  # which knows what was trained for
+  qualities, objective = args.qualities or codec.qualities, whole.with_options(refine=1).optimizer
   _, others = loader.split(args.data, "", args.holdout_every)
   images = loader.eval_images(others, args.crop, args.images)
   print(f"{codec.name} {codec.fingerprint.hex()}, {len(images)} held-out photographs, {args.crop}x{args.crop}, "
@@ -73,7 +73,7 @@ def main(argv=None) -> None:
   print("| coded | BD-rate | loss | bits | PSNR | left out |\n|---|---:|---:|---:|---:|---:|")
   first = None
   for name, chosen in ways:
-    rows = [[measure(chosen, judge, image, quality) for image in images] for quality in qualities]
+    rows = [[measure(chosen, objective, image, quality) for image in images] for quality in qualities]
     mean = lambda field, of: statistics.mean(row[field] for row in of)
     curve = Curve(chosen.name, *np.array([(mean("bpp", of), mean("psnr", of)) for of in rows]).T)
     first = first or (rows, curve)
