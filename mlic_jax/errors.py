@@ -1,11 +1,15 @@
 """Errors that a user can mend, and the line that reports them."""
 import errno
+import os
 
 # Errors of files, folders and disks. Others, such as a broken connection, are not caused by a path of the user.
 FILE_ERRORS = (errno.EPERM, errno.ENOENT, errno.EIO, errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
                errno.EFBIG, errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EDQUOT, errno.ESTALE,
                errno.ENXIO, errno.ETXTBSY, errno.ESPIPE)
 
+# Errors of the machine while it reads a file that may be intact.
+SYSTEM_ERRORS = (errno.EPERM, errno.EIO, errno.ENOMEM, errno.EACCES, errno.EBUSY, errno.ENFILE, errno.EMFILE,
+                 errno.ESTALE, errno.ETIMEDOUT)
 
 # Packages that not every command needs, and the extra that installs them (pyproject.toml).
 EXTRAS = {"grain": "train", "tensorboardX": "train", "skimage": "eval", "matplotlib": "eval", "bjontegaard": "eval"}
@@ -31,6 +35,27 @@ def for_the_user(error: BaseException) -> str | None:
   if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
     return f"{error.name} is not installed; it comes with pip install 'mlic_jax[{EXTRAS[error.name]}]'"
   return None
+
+
+def system_problem(error: BaseException) -> str | None:
+  """What kept the machine from reading a file, in a few words; None when the content of the file is at fault.
+
+  Libraries wrap the error of the system in their own, and TensorStore has only its text."""
+  seen: BaseException | None = error
+  while seen is not None:
+    if isinstance(seen, MemoryError) or "RESOURCE_EXHAUSTED" in str(seen):
+      return "not enough memory"
+    if isinstance(seen, OSError) and seen.errno in SYSTEM_ERRORS:
+      return str(seen.strerror)
+    if "PERMISSION_DENIED" in str(seen):
+      return os.strerror(errno.EACCES)
+    seen = seen.__cause__ or seen.__context__
+  return None
+
+
+def one_line(error: BaseException) -> str:
+  """The message of an error of a library, without line breaks and at most 200 characters; its type if it has none."""
+  return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def exit_status(error: BaseException) -> int:

@@ -21,12 +21,31 @@ from mlic_jax.model.scale_table import SCALE_LEVELS, scale_table
 PRECISION = 16        # bits of a probability, the most that the range coder takes
 TAIL_MASS = 1e-9      # probability that a row leaves to its escape, both sides together; as in CompressAI
 REACH_MAX = 2048      # cells on either side of the median of z at most; what lies beyond is escaped
+CELLS_MAX = 2 * REACH_MAX + 4   # integers of a row of `lookup` at most: precision, 0, cells and the escape
 
 
 class CodingTable(NamedTuple):
   """Quantised cumulative distributions; symbol s of row r is cell s - offset[r], or the last cell if there is none."""
   lookup: np.ndarray  # (L,) int32, row after row: PRECISION, 0, cumulative counts, 2**PRECISION
   offset: np.ndarray  # (rows,) int32, the smallest symbol of each row
+
+
+class TableError(ValueError):
+  """A coding table that nothing can be coded with; one line."""
+
+
+def check_table(table: CodingTable) -> None:
+  """TableError unless the counts of every row rise from 0 to 2**PRECISION, and every row has an offset: a range coder
+  would read beyond its memory."""
+  lookup = table.lookup
+  ends = np.flatnonzero(lookup == 2**PRECISION) + 1
+  begins = np.concatenate([[0], ends])
+  first, falls = begins[:-1], np.flatnonzero(np.diff(lookup) <= 0)
+  if (begins[-1] != len(lookup) or (lookup[first] != PRECISION).any() or lookup[first + 1].any()
+      or not np.array_equal(falls, np.sort(np.concatenate([first, first[1:] - 1])))):
+    raise TableError(f"the coding table is damaged: its counts do not rise from 0 to {2**PRECISION} in every row")
+  if len(ends) != len(table.offset):
+    raise TableError(f"the coding table is damaged: it has {len(ends)} rows and {len(table.offset)} offsets")
 
 
 def build_table(variables: Mapping[str, Any]) -> CodingTable:

@@ -1,11 +1,12 @@
-"""A model directory: everything that evaluation and decoding need, and nothing of the training.
+"""Model directories: everything that evaluation and decoding need, and nothing of the training state.
 
-    CKPT/config.json   {"format": 1, "model": fields of CodecConfig, "training": what the run was, or null,
+    CKPT/config.json   {"format": 1, "model": fields of CodecConfig, "training": record of the run, or null,
                         "fingerprint": 16 hexadecimal digits, of the fields, the parameters and the tables}
     CKPT/params/       the parameters, written by Orbax
     CKPT/tables.npz    the integer coding tables, see coding/cdf_tables.py
 
-In remote storage params/ and tables.npz lie in CKPT/PARTS, where PARTS is the entry "parts" of config.json.
+In remote storage params/ and tables.npz lie in CKPT/PARTS, where PARTS is the entry "parts" of config.json. A directory
+may come from somebody else: checkpoint_safety.py has the checks.
 """
 import functools
 import hashlib
@@ -13,7 +14,6 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,31 +22,36 @@ import jax
 import numpy as np
 
 from mlic_jax.atomic_io import write_whole
-from mlic_jax.coding.cdf_tables import PRECISION, CodingTable, build_table, z_rows
+from mlic_jax.coding.cdf_tables import CodingTable, TableError, build_table, check_table, z_rows
+from mlic_jax.coding.checkpoint_safety import (
+  CheckpointError,
+  check_arrays,
+  check_files,
+  check_modules,
+  parts_folder,
+  read_table,
+  unreadable,
+)
 from mlic_jax.config import CodecConfig
 from mlic_jax.console import printable
 from mlic_jax.model.mlic import build, side_multiple
-from mlic_jax.model.registry import custom_modules
 from mlic_jax.paths import as_path, check_utf8, copy_files, is_remote, local_copy, remove_folder
 from mlic_jax.runtime.platforms import check_platforms
 
 FORMAT = 1
 NEUTRAL = {"scan_unroll": 0}  # fields of older programs that change no result, as the fingerprint counts them
-REPLACED = "replaced"   # the ending of a model while another takes its place
-
-
-class CheckpointError(ValueError):
-  """A model directory that cannot be used; one line with the directory, what came and what was wanted."""
+REPLACED = "replaced"   # ending of a model while another takes its place
+CONFIG_BYTES_MAX = 2**24
 
 
 class Model(NamedTuple):
-  """A trained model as it lies in a model directory."""
+  """The content of a model directory."""
   name: str                         # of the directory, for tables and plots
   config: CodecConfig
   variables: dict[str, Any]         # {"params": ...}, numpy arrays
   table: CodingTable
   fingerprint: bytes                # 8 bytes, of all that decides how a file decodes
-  training: dict[str, Any] | None
+  training: dict[str, Any] | None   # record of the run, or None
 
 
 def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[str, Any],
@@ -148,40 +153,32 @@ def load_model(path: str | os.PathLike, allow_custom_modules: bool | Collection[
   path, named = _find(as_path(path))
   check_utf8(path)
   settings = _read_settings(path)
+  parts_path = parts_folder(path, settings)
+  check_files(path, parts_path)
   try:
     config = CodecConfig.from_dict(settings["model"])
-    _check_modules(path, config, allow_custom_modules)
+    check_modules(path, config, allow_custom_modules)
     build(config)
   except CheckpointError:
     raise
-  except (ValueError, TypeError) as error:
+  except (ValueError, TypeError, OverflowError) as error:
     raise CheckpointError(f"{path}: {error}") from None
-  with local_copy(path / settings.get("parts", "")) as parts:
+  with local_copy(parts_path) as parts:
     try:
       params = _checkpointer().restore(parts.absolute() / "params")  # Orbax wants absolute paths
     except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
-      raise CheckpointError(f"{path}: the parameters cannot be read ({_one_line(error)})") from error
-    table = _read_table(path, parts)
+      raise unreadable(path, "the parameters", error) from error
+    params, table = check_arrays(path, params), read_table(path, parts / "tables.npz", config)
   written = settings.get("fingerprint")  # older directories have none
   fingerprint = _find_fingerprint(settings["model"], params, table, written)
-  if written != fingerprint.hex():       # what was saved together needs no tracing of the model, of two seconds
+  if written != fingerprint.hex():       # parts that were saved together need no tracing of the model, of two seconds
     _check_params(path, config, params)
-    _check_table(path, config, table)
-    if written is not None:
-      raise CheckpointError(f"{path}: the fingerprint of its parts is {fingerprint.hex()}, of those saved {written}")
+  _check_table(path, config, table)
+  if written not in (None, fingerprint.hex()):
+    raise CheckpointError(f"{path}: the fingerprint of its parts is {fingerprint.hex()}, of those saved {written}")
   folder = named if is_remote(named) else named.resolve()
   name = printable(folder.parent.name if folder.name == "model" else folder.name)
   return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"))
-
-
-def _check_modules(path: Path, config: CodecConfig, allowed: bool | Collection[str]) -> None:
-  """CheckpointError for Python modules that a model directory names and that are not allowed."""
-  if isinstance(allowed, bool):
-    allowed = custom_modules(config) if allowed else ()
-  for name in custom_modules(config):
-    if name not in allowed:
-      raise CheckpointError(f"{path}: config.json names the Python module {name!r}, which loading would run; if you "
-                            "trust it, add --allow-custom-modules (in Python allow_custom_modules=True)")
 
 
 def find_model(path: str | os.PathLike) -> Path:
@@ -201,13 +198,21 @@ def _find(path: Path) -> tuple[Path, Path]:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
+  file = path / "config.json"
   try:
-    settings = json.loads((path / "config.json").read_text("utf-8"))
-    version, fields = settings["format"], settings["model"]
-  except (OSError, ValueError, TypeError, KeyError) as error:
-    raise CheckpointError(f"{path}: config.json cannot be read ({_one_line(error)})") from error
+    if file.stat().st_size > CONFIG_BYTES_MAX:
+      raise CheckpointError(f"{path}: config.json has more than {CONFIG_BYTES_MAX} bytes")
+    settings = json.loads(file.read_text("utf-8"))
+    version, fields, training = settings["format"], settings["model"], settings.get("training")
+  except CheckpointError:
+    raise
+  except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    raise unreadable(path, "config.json", error) from error
   if version != FORMAT or not isinstance(fields, dict):
-    raise CheckpointError(f"{path}: format {version!r} of a model directory; this version reads format {FORMAT}")
+    raise CheckpointError(f"{path}: format {printable(repr(version))[:40]} of a model directory; this version reads "
+                          f"format {FORMAT}")
+  if not (training is None or isinstance(training, dict)):
+    raise CheckpointError(f"{path}: config.json has a list or a value as training; wanted an object, or null")
   return settings
 
 
@@ -228,19 +233,14 @@ def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
   return {name: value.shape for name, value in _flatten(variables["params"])}
 
 
-def _read_table(path: Path, parts: Path) -> CodingTable:
-  try:
-    with np.load(parts / "tables.npz", allow_pickle=False) as arrays:
-      return CodingTable(arrays["lookup"].astype(np.int32), arrays["offset"].astype(np.int32))
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise CheckpointError(f"{path}: tables.npz cannot be read ({_one_line(error)})") from error
-
-
 def _check_table(path: Path, config: CodecConfig, table: CodingTable) -> None:
   rows = int(z_rows(config.N)[-1]) + 1
-  ends = int((table.lookup == 2**PRECISION).sum())
-  if table.offset.shape != (rows,) or ends != rows:
-    raise CheckpointError(f"{path}: tables.npz has {ends} rows, the model wants {rows}")
+  if table.offset.shape != (rows,):
+    raise CheckpointError(f"{path}: tables.npz has {table.offset.size} rows, the model wants {rows}")
+  try:
+    check_table(table)
+  except TableError as error:
+    raise CheckpointError(f"{path}: tables.npz: {error}") from None
 
 
 def _find_fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CodingTable, written: str | None) -> bytes:
@@ -274,7 +274,3 @@ def _checkpointer():
   alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()},
                                              primary_host=jax.process_index(), barrier_sync_key_prefix="mlic_jax_model")
   return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
-
-
-def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split())[:200] or type(error).__name__

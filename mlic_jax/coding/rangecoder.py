@@ -30,7 +30,7 @@ from types import ModuleType
 import numpy as np
 
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.cdf_tables import PRECISION, CodingTable, quantize_pmf
+from mlic_jax.coding.cdf_tables import PRECISION, CodingTable, check_table, quantize_pmf
 from mlic_jax.coding.portable_cdf import (
   BLOCK_SIZES,
   CHOICE_COUNTS,
@@ -52,10 +52,6 @@ PACKAGES = {"numba": "numba", "tfc": "tensorflow_compression_ops"}  # of the cod
 
 class SymbolError(ValueError):
   """A symbol too far from its coding table, which happens with a broken checkpoint; one line."""
-
-
-class TableError(ValueError):
-  """A coding table that nothing can be coded with; one line."""
 
 
 class CoderMissingError(ValueError):
@@ -191,7 +187,7 @@ class _Rows:
     self.offset = table.offset
     ends = np.flatnonzero(table.lookup == 2**PRECISION) + 1
     begins = np.concatenate([[0], ends])
-    _check_table(table.lookup, begins)
+    check_table(table)
     self.escape = (np.diff(begins) - 3).astype(np.int32)  # (rows,), the last cell; a row holds cells + 1 counts
     self.starts = np.concatenate([begins, begins[-1] + np.cumsum(list(map(len, shared)))])  # int64, and the end
     of_shared = len(table.offset) + np.arange(len(shared))
@@ -212,14 +208,6 @@ def _shared_rows() -> tuple[np.ndarray, ...]:
   lengths = quantize_pmf(0.5**np.arange(1, LENGTHS + 1))
   return tuple(map(np.array, (counted(lengths), equal(1), counted(HALVED_COUNTS), equal(3),
                               *map(counted, CHOICE_COUNTS))))
-
-
-def _check_table(lookup: np.ndarray, begins: np.ndarray) -> None:
-  """TableError unless counts rise from 0 to 2**PRECISION in every row: a coder would read past another."""
-  first, falls = begins[:-1], np.flatnonzero(np.diff(lookup) <= 0)
-  if (begins[-1] != len(lookup) or (lookup[first] != PRECISION).any() or lookup[first + 1].any()
-      or not np.array_equal(falls, np.sort(np.concatenate([first, first[1:] - 1])))):
-    raise TableError(f"the coding table is damaged: its counts do not rise from 0 to {2**PRECISION} in every row")
 
 
 def load_in_background(coder: str | None = None) -> None:

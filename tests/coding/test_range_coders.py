@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from mlic_jax.coding import rangecoder, rangecoder_numba
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.cdf_tables import CodingTable, gaussian_table
+from mlic_jax.coding.cdf_tables import CodingTable, TableError, gaussian_table
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.portable_cdf import BLOCK_SIZES, SAFE_SHARES, SINGLE_SHARE, Grids
-from mlic_jax.coding.rangecoder import PACKAGES, CoderMissingError, Decoder, Encoder, SymbolError, TableError
+from mlic_jax.coding.rangecoder import PACKAGES, CoderMissingError, Decoder, Encoder, SymbolError
 
 TABLE = gaussian_table(np.array([0.11, 0.5, 2.0, 9.0, 60.0]))
 
