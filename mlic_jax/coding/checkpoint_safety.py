@@ -35,9 +35,10 @@ def check_modules(path: Path, config: CodecConfig, allowed: bool | Collection[st
   """CheckpointError for Python modules that a model directory names and that are not allowed.
 
   allowed: True for all, False for none, or the names of those that are."""
-  names = [] if allowed is True else custom_modules(config)
-  for name in names:
-    if not allowed or name not in allowed:
+  if isinstance(allowed, bool):
+    allowed = custom_modules(config) if allowed else ()
+  for name in custom_modules(config):
+    if name not in allowed:
       raise CheckpointError(f"{path}: config.json names the Python module {name!r}, which loading would run; if you "
                             "trust it, add --allow-custom-modules (in Python allow_custom_modules=True)")
 
