@@ -79,7 +79,7 @@ def training(config, model, crop: int, batch: int) -> tuple[Callable, float]:
   """One step as train.py takes it, on one device; the state goes from step to step."""
   optimizer = make_optimizer(config)
   state = [parallel.replicate(create_state(config, model, optimizer))]
-  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, jax.devices()[0].platform),
+  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, jax.devices()[0].platform),
                                  donate_state=True)
   x = parallel.shard(np.random.default_rng(0).integers(0, 256, (batch, crop, crop, 3), np.uint8))
 

@@ -44,7 +44,7 @@ def kept(function: Callable, name: str, described: str | None, jit: Callable = j
     function: what is compiled.
     name: no other function has it.
     described: what it is traced from besides its arguments and the code of this package; None when that cannot be said.
-    jit: jax.jit, or parallel.on_all_devices.
+    jit: jax.jit, or parallel.pmap_over_batch.
     options: of `jit`. Static arguments are told apart by what they print as.
   """
   if described is None or startup.code is None or not SETTINGS.jax_enable_compilation_cache:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import loader as data
@@ -59,20 +60,22 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
   connect(config.get("distributed", False))
   check_platforms()
   with Processes(_peer_timeout(config)) as processes, contextlib.ExitStack() as stack:
-    folder = processes.together(lambda: preflight.checked_workdir(workdir))
-    prepared = processes.together(lambda: prepare(config, recorded_held_out(folder)))
-    lock = processes.together(
+    folder = processes.run_in_all(lambda: preflight.checked_workdir(workdir))
+    prepared = processes.run_in_all(lambda: prepare(config, recorded_held_out(folder)))
+    lock = processes.run_in_all(
         lambda: stack.enter_context(preflight.workdir_lock(folder)) if processes.index == 0 else None)
     run = processes.exchange("lock", lock and lock.run)[0]
-    checkpoints = processes.together(lambda: stack.enter_context(Checkpoints(folder, config.keep_checkpoints)))
-    restored = processes.together(lambda: restore(config, checkpoints, run, prepared))
-    processes.check_alike(preflight.record(config, restored.step, len(prepared.photographs), prepared.held_out))
+    checkpoints = processes.run_in_all(lambda: stack.enter_context(Checkpoints(folder, config.keep_checkpoints)))
+    restored = processes.run_in_all(lambda: restore(config, checkpoints, run, prepared))
+    processes.check_same(preflight.record(config, restored.step, len(prepared.photographs), prepared.held_out))
     if processes.count > 1:
-      parallel.meet()
+      # The first reduction connects the devices; on CPU the processes have 30 seconds for that, and may be minutes apart
+      # when they have compiled a step.
+      multihost_utils.sync_global_devices("mlic_jax start")
     try:
       train(config, folder, processes, prepared, restored, lock)
     except NonFiniteLoss:  # in all of them
-      processes.part()
+      processes.leave()
       raise
 
 
@@ -179,7 +182,7 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
     def end(signum: int | None, step: int) -> None:
       """Waits for the last save, in all processes; the end of the run."""
       profile.close()
-      problem = processes.part(checkpoints.close())[0]
+      problem = processes.leave(checkpoints.close())[0]
       if signum is not None:
         raise Interrupted(signum, step, problem)
       if problem:

@@ -1,7 +1,8 @@
-"""The processes of one run: how they meet, agree, and notice that one of them is gone.
+"""The processes of one run: how they connect, agree on their start, and notice that one of them is lost.
 
-They talk through the key-value store of jax's coordination service, as Orbax does, and not over the devices: what they
-have to say comes before the first computation, or when a computation hangs.
+They exchange messages through the key-value store of JAX's coordination service, as Orbax does, and not through the
+devices as jax.experimental.multihost_utils: messages come before the first computation, or while a computation hangs.
+Its assert_equal also raises in the processes that differ alone, and the others would wait for them for ever.
 """
 
 import itertools
@@ -17,33 +18,33 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # its store has no public name
+from jax._src import distributed  # the store has no public name; test_multihost.py tests what is used of it
 
 from mlic_jax.errors import ConfigError, exit_status, for_the_user
 
 log = logging.getLogger(__name__)
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-STATUS_LOST = 1        # of a process that lost its peers
-MOST_SECONDS = 90      # of silence: after 100 jax itself ends a process, with its own words
-_FOREVER = 2**31 - 1   # milliseconds; the watch ends a process whose peers are gone
+STATUS_LOST = 1        # exit status of a process that lost another one
+MOST_SECONDS = 90      # of silence; after 100 seconds JAX itself ends a process, with a message of its own
+_FOREVER = 2**31 - 1   # milliseconds; the heartbeat thread ends a process whose others are gone
 _rounds = itertools.count()
 
 
 class StartMismatch(ConfigError):
-  """The processes do not start alike; one line that names both sides, the same one in every process."""
+  """The processes start with different settings; one line that names both sides, the same in every process."""
 
 
-class PeerProblem(ConfigError):
+class OtherProcessFailed(ConfigError):
   """Another process cannot start; one line with its reason."""
 
 
 def connect(run_is_distributed: bool) -> None:
-  """Connects the processes of a pod or a cluster; to be called before any other use of jax.
+  """Connects the processes of a pod or a cluster; call it before any other use of JAX.
 
-  By the three VARIABLES where they are set, and otherwise as jax finds TPU pods, SLURM and others. ConfigError when
-  nothing is found. On CPU jax sums over processes with gloo."""
-  if not run_is_distributed or distributed.global_state.client is not None:
+  The three VARIABLES say how if they are set; otherwise JAX recognizes TPU pods, SLURM and others. ConfigError if
+  nothing is found. On CPU, JAX reduces over processes with gloo."""
+  if not run_is_distributed or jax.distributed.is_initialized():
     return
   address, number, index = (os.environ.get(name) for name in VARIABLES)
   try:
@@ -58,16 +59,16 @@ def connect(run_is_distributed: bool) -> None:
   except ConfigError:
     raise
   except (ValueError, RuntimeError) as error:
-    raise ConfigError(f"distributed=True, but the processes did not meet ({' '.join(str(error).split())}); wanted a "
+    raise ConfigError(f"distributed=True, but the processes did not connect ({' '.join(str(error).split())}); wanted a "
                       f"TPU pod, SLURM, or {', '.join(VARIABLES)}") from error
-  if threading.current_thread() is threading.main_thread():  # jax took SIGTERM for a purpose of its own
+  if threading.current_thread() is threading.main_thread():  # JAX has taken SIGTERM for its preemption service
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 class Processes:
-  """This process among those of its run, as a context in which all of them live or none.
+  """This process and the others of its run, as a context manager within which one that is lost ends all.
 
-  A process that is silent for `timeout` seconds, or ends by an error of its own, ends the others with one line."""
+  A process that is silent for `timeout` seconds, or that ends by an error of its own, ends the others with one line."""
 
   def __init__(self, timeout: float):
     self.index, self.count = distributed.global_state.process_id, distributed.global_state.num_processes
@@ -75,9 +76,9 @@ class Processes:
     self.host = socket.gethostname()
     self._client: Any = distributed.global_state.client  # None of a single process, which exchanges nothing
     self._beats = f"mlic_jax/{next(_rounds)}/beats/"
-    self._ended = ""  # how, when by an error of its own
-    self._parted = threading.Event()
-    self._watch = threading.Thread(target=self._watch_peers, daemon=True, name="peers")
+    self._ended = ""  # the error that ended this process
+    self._independent = threading.Event()  # set from the last exchange on
+    self._watch = threading.Thread(target=self._watch_others, daemon=True, name="heartbeat")
 
   def __enter__(self) -> "Processes":
     if self.count > 1:
@@ -85,73 +86,74 @@ class Processes:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    if self.count == 1 or self._parted.is_set():
+    if self.count == 1 or self._independent.is_set():
       return
     if error is None:
-      self.part()
+      self.leave()
       return
-    if isinstance(error, jax.errors.JaxRuntimeError):  # perhaps because a process that it computes with is gone
+    if isinstance(error, jax.errors.JaxRuntimeError):  # perhaps another process is lost in the middle of a reduction
       self._watch.join(self.timeout + 4 * self._pause)
     self._fail(error)
 
   def exchange(self, topic: str, value: Any) -> list[Any]:
-    """What every process says about `topic`, by index; every process has to call it. Values are JSON."""
+    """Returns the values of all processes by index, as JSON gives them back; every process has to call it."""
     if self.count == 1:
       return [value]
     key = f"mlic_jax/{next(_rounds)}/{topic}/"
     self._client.key_value_set(f"{key}{self.index}", json.dumps(value))
     return [json.loads(self._client.blocking_key_value_get(f"{key}{i}", _FOREVER)) for i in range(self.count)]
 
-  def part(self, value: Any = None) -> list[Any]:
-    """The last exchange: from now on a process may end as it likes, and is not missed."""
-    said = self.exchange("part", value)
-    self._parted.set()
-    return said
+  def leave(self, value: Any = None) -> list[Any]:
+    """Makes the last exchange; afterwards a process may end at any time, and the others go on."""
+    values = self.exchange("leave", value)
+    self._independent.set()
+    return values
 
-  def together(self, work: Callable[[], Any]) -> Any:
-    """What `work()` returns here. When it raises in one process, that one raises it and all others PeerProblem."""
+  def run_in_all(self, work: Callable[[], Any]) -> Any:
+    """Returns what `work()` returns in this process. If it raises in one process, all the others raise
+    OtherProcessFailed."""
     result, error = None, None
     try:
       result = work()
     except Exception as raised:
       error = raised
-    problems = self.exchange("together", error and (for_the_user(error) or _one_line(error)))
+    problems = self.exchange("run_in_all", error and (for_the_user(error) or _one_line(error)))
     if not any(problems):
       return result
-    self._parted.set()
+    self._independent.set()
     if error is not None:
       raise error
     index = next(i for i, problem in enumerate(problems) if problem)
-    raise PeerProblem(f"process {index} of {self.count} cannot start: {problems[index]}")
+    raise OtherProcessFailed(f"process {index} of {self.count} cannot start: {problems[index]}")
 
-  def check_alike(self, record: dict[str, Any]) -> None:
-    """StartMismatch, in every process, unless all of them give the same record."""
+  def check_same(self, record: dict[str, Any]) -> None:
+    """Raises StartMismatch in every process unless all of them pass the same record."""
     sides = self.exchange("record", (self.host, record))
     here = sides[0][1]
     for i, (host, there) in enumerate(sides):
       differ = [f"{name} is {here.get(name)} on process 0 ({sides[0][0]}) and {there.get(name)} on process {i} ({host})"
                 for name in here | there if here.get(name) != there.get(name)]
       if differ:
-        self._parted.set()
-        raise StartMismatch(f"the processes do not start alike: {'; '.join(differ)}; wanted the same on all of them")
+        self._independent.set()
+        raise StartMismatch(f"the processes start differently: {'; '.join(differ)}; wanted the same on all of them")
 
   @property
   def _pause(self) -> float:
     return min(self.timeout / 4, 5.0)
 
-  def _watch_peers(self) -> None:
+  def _watch_others(self) -> None:
     silent, heard = [0.0] * self.count, [""] * self.count
     for beat in itertools.count():
-      if self._parted.wait(self._pause):
+      if self._independent.wait(self._pause):
         return
       try:
         self._say(f"{self.host} {self._ended or beat}")
         beats = {int(key.rsplit("/", 1)[1]): said for key, said in self._client.key_value_dir_get(self._beats)}
       except jax.errors.JaxRuntimeError as error:  # process 0 holds the store
-        log.debug("peers: %s", error)
+        log.debug("heartbeat: %s", error)
         beats = {}
       for i, before in enumerate(heard):
-        # Counted, not measured: when this process was suspended for a while, so may have been the others.
+        # Pauses are counted, not measured: if this process was suspended for a while, the others may have been, too.
         said = beats.get(i, before)
         silent[i] = 0.0 if said != before or not beats and i else silent[i] + self._pause
         heard[i] = said
@@ -163,26 +165,26 @@ class Processes:
           self._leave(f"process {i}{host} has not been heard of for {self.timeout:g} s")
 
   def _fail(self, error: BaseException) -> NoReturn:
-    """Tells the others, and ends without waiting for them, as jax would for minutes."""
+    """Tells the others, and ends without waiting for them, which JAX would do for minutes."""
     line = for_the_user(error)
     self._ended = f"ended: {line or _one_line(error)}"
     try:
       self._say(f"{self.host} {self._ended}")
     except jax.errors.JaxRuntimeError as gone:
-      log.debug("peers: %s", gone)
+      log.debug("heartbeat: %s", gone)
     if line is None:
       traceback.print_exception(error)
     else:
       print("train.py:", " ".join(line.split()), file=sys.stderr)
-    # Process 0 holds the store in which the others have to find it.
-    self._parted.wait(0 if self.index else 3 * self._pause)
+    # Process 0 holds the store, where the others have to read the message.
+    self._independent.wait(0 if self.index else 3 * self._pause)
     _exit(exit_status(error) if line else 1)
 
   def _say(self, beat: str) -> None:
     self._client.key_value_set(f"{self._beats}{self.index}", beat, allow_overwrite=True)
 
   def _leave(self, problem: str) -> None:
-    if self._parted.is_set() or self._ended:  # this process ends by itself
+    if self._independent.is_set() or self._ended:  # this process ends by itself
       return
     print(f"train.py: {problem}; the same command continues at the last checkpoint", file=sys.stderr)
     _exit(STATUS_LOST)
@@ -193,7 +195,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _exit(status: int) -> NoReturn:
-  """From any thread, and without the end of jax, which waits for processes that are gone."""
+  """Ends the process from any thread, and without JAX's shutdown, which waits for processes that are lost."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)

@@ -1,4 +1,4 @@
-"""Muon: momentum whose step is made orthogonal, matrix by matrix (Jordan et al., 2024)."""
+"""Muon: momentum whose steps are orthogonalized, matrix by matrix (Jordan et al., 2024)."""
 
 import collections
 import math
@@ -9,23 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Of the quintic whose repetition drives singular values towards 1 (Jordan et al., 2024), and how often it is repeated.
+# The quintic polynomial that is iterated to drive singular values towards 1 (Jordan et al., 2024).
 COEFFICIENTS, REPETITIONS = (3.4445, -4.7750, 2.0315), 5
 BETA = 0.95
-# The root mean square of a step over the learning rate: about that of Adam's, so that rates can be compared
+# Root mean square of a step over the learning rate. It is about that of Adam, so that learning rates are comparable
 # (Liu et al., "Muon is scalable for LLM training", 2025).
 RMS = 0.2
 
 
 class MuonState(NamedTuple):
-  """What is kept between steps."""
+  """The state between steps."""
   count: jax.Array  # type: ignore[assignment]  # () int32; it hides tuple.count
   mu: Any           # momentum, a tree like the parameters
 
 
 def scale_by_muon(beta: float = BETA, rms: float = RMS) -> optax.GradientTransformation:
-  """Nesterov momentum, made orthogonal: kernels (..., size, size, inputs, outputs) as (taps x inputs, outputs)
-  matrices; leading axes, those of the slices, are matrices of their own. Steps have a root mean square of `rms`."""
+  """Returns orthogonalized Nesterov momentum for kernels (..., size, size, inputs, outputs).
+
+  A kernel is a matrix (taps * inputs, outputs); with leading axes, those of the slices, it is several matrices. The
+  live part of a step, which excludes rows and columns that are zero throughout, has a root mean square of `rms`: the
+  channels that a slice cannot see yet have no gradient, and must not make the step of the others longer."""
   def init(params):
     return MuonState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
@@ -33,7 +36,7 @@ def scale_by_muon(beta: float = BETA, rms: float = RMS) -> optax.GradientTransfo
     del params
     count = state.count + 1
     mu = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.mu, updates)
-    now, later = 1 - beta**count, 1 - beta**(count + 1)  # of averages that began at zero
+    now, later = 1 - beta**count, 1 - beta**(count + 1)  # bias corrections of averages that began at zero
     nesterov = jax.tree.map(lambda m, g: beta * m / later + (1 - beta) * g / now, mu, updates)
     return _orthogonal_steps(nesterov, rms), MuonState(count, mu)
 
@@ -41,29 +44,39 @@ def scale_by_muon(beta: float = BETA, rms: float = RMS) -> optax.GradientTransfo
 
 
 def _orthogonal_steps(kernels: Any, rms: float) -> Any:
-  """The step of each kernel of a tree. Matrices of one size, lying or standing, are one batch: a network has few sizes,
-  and what is compiled grows with these."""
+  """Returns the step of each kernel of a tree. Matrices of one size, also when one is the other's transpose, are
+  orthogonalized as one batch: a network has few sizes, and the compiled program grows with their number."""
   leaves, treedef = jax.tree.flatten(kernels)
   matrices = [kernel.reshape(-1, math.prod(kernel.shape[-4:-1]), kernel.shape[-1]) for kernel in leaves]
-  stands = [matrix.shape[1] > matrix.shape[2] for matrix in matrices]
-  turned = lambda place, matrix: matrix.swapaxes(1, 2) if stands[place] else matrix
-  places, steps = collections.defaultdict(list), [None] * len(leaves)
-  for place, matrix in enumerate(matrices):
-    places[tuple(sorted(matrix.shape[1:]))].append(place)
-  for (_, longer), of_size in places.items():
-    batch = rms * longer**0.5 * orthogonalize(jnp.concatenate([turned(place, matrices[place]) for place in of_size]))
-    ends = np.cumsum([len(matrices[place]) for place in of_size])
-    for place, step in zip(of_size, jnp.split(batch, ends[:-1])):
-      steps[place] = turned(place, step).reshape(leaves[place].shape)
+  is_tall = [matrix.shape[1] > matrix.shape[2] for matrix in matrices]
+  flipped = lambda i, matrix: matrix.swapaxes(1, 2) if is_tall[i] else matrix  # to and from (batch, shorter, longer)
+  by_size, steps = collections.defaultdict(list), [None] * len(leaves)
+  for i, matrix in enumerate(matrices):
+    by_size[tuple(sorted(matrix.shape[1:]))].append(i)
+  for indices in by_size.values():
+    batch = jnp.concatenate([flipped(i, matrices[i]) for i in indices])
+    batch = rms * jnp.sqrt(_longer_live_side(batch))[:, None, None] * orthogonalize(batch)
+    ends = np.cumsum([len(matrices[i]) for i in indices])
+    for i, step in zip(indices, jnp.split(batch, ends[:-1])):
+      steps[i] = flipped(i, step).reshape(leaves[i].shape)
   return jax.tree.unflatten(treedef, steps)
+
+
+def _longer_live_side(matrices: jax.Array) -> jax.Array:
+  """(batch, rows, columns) -> (batch,), the larger number of rows or columns that are not zero throughout.
+
+  n singular values of 1 in an n x m part, n <= m, have a root mean square of m**-0.5 over that part."""
+  is_live = matrices != 0
+  count = lambda axis: jnp.any(is_live, axis).sum(-1)
+  return jnp.maximum(count(1), count(2)).astype(matrices.dtype)
 
 
 def orthogonalize(x: jax.Array) -> jax.Array:
   """(batch, rows, columns), not more rows than columns -> the same with singular values near 1, between 0.7 and 1.2.
 
-  The quintic is odd, f(X) = P(X X^T) X, so a repetition of it is one product of symmetric matrices of the smaller side
-  n times X. Where the larger side is 1.5 n or more, these are multiplied first, and X but twice: a third of the
-  multiplications for the kernel of a 3x3 convolution."""
+  The quintic is odd, f(X) = P(X X^T) X, so that an iteration is a product of symmetric matrices of the shorter side n,
+  times X. If the longer side is at least 1.5 n, the symmetric matrices are multiplied first, and X only twice: that is
+  a third of the multiplications for the kernel of a 3x3 convolution."""
   a, b, c = COEFFICIENTS
   x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
   even = lambda gram: b * gram + c * gram @ gram

@@ -38,16 +38,9 @@ def unshard(batch: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(each.data).reshape(-1, *batch.shape[2:]) for each in batch.addressable_shards])
 
 
-def on_all_devices(step: Callable, donate_state: bool = False, **kwargs) -> Callable:
+def pmap_over_batch(step: Callable, donate_state: bool = False, **kwargs) -> Callable:
   """`step` pmapped over "batch"; `donate_state` lets the outputs reuse the memory of the first argument."""
   return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), **kwargs)
-
-
-def meet() -> None:
-  """Sums a zero over all devices. The first sum connects them; the processes have 30 seconds for it on CPU, and may be
-  minutes apart when they have compiled a step."""
-  sum_up = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS)
-  jax.block_until_ready(sum_up(np.zeros(jax.local_device_count(), np.float32)))
 
 
 def mean_over_devices(tree: Any) -> Any:

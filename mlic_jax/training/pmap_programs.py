@@ -50,14 +50,14 @@ def training(train_step: Callable, devices: Sequence[jax.Device] | None = None,
              described: str | None = None) -> Callable:
   """step(state, batch, teacher_variables, flags) -> (state, metrics as of metric_rows.packed, flags), on all devices;
   the new state takes the memory of the old one. Where it is `described`, the program is kept on disk."""
-  return kept(packed(train_step), f"{__name__}.training", described, parallel.on_all_devices, donate_state=True,
+  return kept(packed(train_step), f"{__name__}.training", described, parallel.pmap_over_batch, donate_state=True,
               in_axes=(0, 0, 0, None), devices=devices)
 
 
 def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
                described: str | None = None) -> Callable:
   """The evaluation step of make_eval_step, on all devices."""
-  return kept(eval_step, f"{__name__}.evaluation", described, parallel.on_all_devices,
+  return kept(eval_step, f"{__name__}.evaluation", described, parallel.pmap_over_batch,
               in_axes=(0, 0, 0, None, None, None), devices=devices)
 
 

@@ -59,7 +59,7 @@ def find_lock(workdir: Path, run: str) -> None:
 
 
 def record(config, step: int, num_photographs: int, held_out: np.ndarray) -> dict[str, Any]:
-  """What has to be the same in all processes of a run, for Processes.check_alike."""
+  """What has to be the same in all processes of a run, for Processes.check_same."""
   fields = flatten(config_to_dict(config))
   code = digest_of_code()
   return {"the start step": step, "the number of photographs": num_photographs,

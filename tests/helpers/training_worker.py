@@ -25,7 +25,7 @@ def main() -> None:
                       channel_widths=(8, 8), entropy_widths=(8,), lrp_widths=(8,), num_rates=6)
   model, optimizer = build(small), make_optimizer(config)
   state = parallel.replicate(create_state(config, model, optimizer))
-  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
+  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
   pixels = np.random.default_rng(0).integers(0, 256, (GLOBAL_BATCH, 8, 8, 3), np.uint8)
   x = pixels.repeat(8, 1).repeat(8, 2)
   losses = []

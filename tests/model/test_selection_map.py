@@ -221,7 +221,7 @@ def test_a_training_of_the_map_leaves_all_else_as_it_is_to_the_bit(photograph):
   model, optimizer = build(check_fields(config)), make_optimizer(config)
   params = jax.tree.map(jnp.asarray, HALF["params"])
   state = TrainState(jnp.int32(0), params, optimizer.init(params), None, jax.random.PRNGKey(0))
-  step, losses = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu")), []
+  step, losses = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu")), []
   x, state = parallel.shard(photograph[None, :64, :64].repeat(2, 0)), parallel.replicate(state)
   for _ in range(8):
     state, metrics = step(state, x, None)

@@ -79,7 +79,7 @@ def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, sta
 
 def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, tmp_path):
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
-  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
+  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
   state = parallel.replicate(create_state(config, model, optimizer))
   kept = parallel.unreplicate(state)
   copy = jax.tree.map(np.copy, kept)

@@ -24,7 +24,7 @@ WORKER = Path(__file__).parents[1] / "helpers" / "training_worker.py"
 def one_step(config, x, teacher=None, teacher_variables=None):
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   state = create_state(config, model, optimizer)
-  step = parallel.on_all_devices(make_train_step(config, model, optimizer, teacher, "cpu"))
+  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, teacher, "cpu"))
   state, metrics = step(parallel.replicate(state), parallel.shard(x), parallel.replicate(teacher_variables))
   return parallel.unreplicate(state), parallel.unreplicate(metrics)
 
@@ -51,7 +51,7 @@ def test_the_average_is_over_the_steps_so_far_while_these_are_few(config, x):
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   state = create_state(config, model, optimizer)
   state = state.replace(ema_params=jax.tree.map(np.zeros_like, state.params))
-  step = parallel.on_all_devices(make_train_step(config, model, optimizer, None, "cpu"))
+  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu"))
   for taken, decay in ((0, 0.1), (9, 10 / 19), (10**6, 0.999)):
     after, _ = step(parallel.replicate(state.replace(step=np.int32(taken))), parallel.shard(x), None)
     after = parallel.unreplicate(after)
