@@ -69,8 +69,8 @@ def train_and_evaluate(config, workdir: str | Path) -> None:
     restored = processes.run_in_all(lambda: restore(config, checkpoints, run, prepared))
     processes.check_same(preflight.record(config, restored.step, len(prepared.photographs), prepared.held_out))
     if processes.count > 1:
-      # The first reduction connects the devices; on CPU the processes have 30 seconds for that, and may be minutes apart
-      # when they have compiled a step.
+      # The first reduction connects the devices; on CPU the processes have 30 seconds for that, and may be minutes
+      # apart when they have compiled a step.
       multihost_utils.sync_global_devices("mlic_jax start")
     try:
       train(config, folder, processes, prepared, restored, lock)

@@ -30,7 +30,7 @@ def test_the_installed_jax_has_the_private_key_value_store_that_multihost_uses()
     port = server.getsockname()[1]
   done = subprocess.run([sys.executable, "-c", STORE.format(port=port)], capture_output=True, text=True,
                         env=dict(os.environ, JAX_PLATFORMS="cpu"), timeout=120)
-  assert done.returncode == 0, f"jax {jax.__version__} has changed jax._src.distributed, see multihost.py: {done.stderr}"
+  assert done.returncode == 0, f"jax {jax.__version__} has another jax._src.distributed: {done.stderr}"
 
 
 class Store:
