@@ -4,11 +4,14 @@ For 8-bit images (H, W, 3) uint8, one number each: `mse`, `psnr`, `ms_ssim_8bit`
 [0, 1], differentiable and jittable: `ms_ssim`. A mean over images has two conventions, for either metric, and they
 differ: the mean of the dB of every image, and the dB of the mean. `psnr_of_mse` and `ms_ssim_db` turn values into dB.
 """
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlic_jax.kernels.multilinear import Form
 from mlic_jax.runtime.shape_cache import ShapeCache
 
 # Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment", Asilomar 2003
@@ -100,28 +103,29 @@ def _ssim_maps(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
   return luminance, contrast_structure
 
 
-@jax.custom_vjp
 def _gaussian_window(x: jax.Array) -> jax.Array:
-  """(B, H, W, C) -> (B, H-10, W-10, C): the Gaussian mean of every window that fits.
-
-  A weighted sum of shifted copies: float32 on every device, and on CPU much quicker than a convolution. The
-  window is symmetric, so its transpose is itself after padding, which spares XLA a slow gradient.
-  """
-  offsets = np.arange(WINDOW_SIZE) - (WINDOW_SIZE - 1) / 2
-  window = np.exp(-offsets**2 / (2 * WINDOW_SIGMA**2))
-  for axis in (1, 2):
-    size = x.shape[axis] - WINDOW_SIZE + 1
-    x = jnp.asarray(sum(jax.lax.slice_in_dim(x, i, i + size, axis=axis) * float(weight)
-                        for i, weight in enumerate(window / window.sum())))
-  return x
+  """(B, H, W, C) -> (B, H-10, W-10, C): the Gaussian mean of every window that fits."""
+  b, h, w, c = x.shape
+  return _GaussianWindow((x.shape, (b, h - WINDOW_SIZE + 1, w - WINDOW_SIZE + 1, c)))(x)
 
 
-def _gaussian_window_transposed(_, gradient: jax.Array) -> tuple[jax.Array]:
-  margin = (WINDOW_SIZE - 1, WINDOW_SIZE - 1)
-  return (_gaussian_window(jnp.pad(gradient, ((0, 0), margin, margin, (0, 0)))),)
+@dataclasses.dataclass(frozen=True)
+class _GaussianWindow(Form):
+  """A weighted sum of shifted copies: float32 on every device, and on CPU much faster than a convolution.
 
+  The window is symmetric, so its transpose is itself after padding. XLA's own transpose is slow."""
 
-_gaussian_window.defvjp(lambda x: (_gaussian_window(x), None), _gaussian_window_transposed)
+  def derivative(self, index: int, on_cpu: bool, x: jax.Array) -> jax.Array:
+    if index == 0:
+      margin = (WINDOW_SIZE - 1, WINDOW_SIZE - 1)
+      x = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))
+    offsets = np.arange(WINDOW_SIZE) - (WINDOW_SIZE - 1) / 2
+    window = np.exp(-offsets**2 / (2 * WINDOW_SIGMA**2))
+    for axis in (1, 2):
+      size = x.shape[axis] - WINDOW_SIZE + 1
+      x = jnp.asarray(sum(jax.lax.slice_in_dim(x, i, i + size, axis=axis) * float(weight)
+                          for i, weight in enumerate(window / window.sum())))
+    return x
 
 
 def _halve(x: jax.Array) -> jax.Array:

@@ -39,13 +39,13 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 OUTPUT, KERNEL, INPUT = _matrices()
 
 
-def suits(x: jax.Array, kernel: jax.Array) -> bool:
+def suits(x: jax.Array, kernel_shape: tuple[int, ...]) -> bool:
   """Whether x (B, H, W, C) and kernel (size, size, C, features) can be convolved so, with stride 1, and it pays.
 
   bfloat16 has too few bits for the sums."""
   _, h, w, _ = x.shape
-  pays = h * w >= POSITIONS_MIN and min(kernel.shape[2:]) >= CHANNELS_MIN
-  return kernel.shape[:2] == (3, 3) and h % ROWS == 0 and x.dtype == jnp.float32 and pays
+  pays = h * w >= POSITIONS_MIN and min(kernel_shape[2:]) >= CHANNELS_MIN
+  return kernel_shape[:2] == (3, 3) and h % ROWS == 0 and x.dtype == jnp.float32 and pays
 
 
 @jax.jit  # traced once for each shape: a model has the same ones again and again

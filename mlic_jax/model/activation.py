@@ -32,17 +32,16 @@ def _share_below(x: jax.Array) -> jax.Array:
   return jnp.where(jnp.abs(x) < LIMIT, share, (x > 0).astype(x.dtype))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _gelu(x: jax.Array) -> jax.Array:
   return x * _share_below(x)
 
 
-def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-  density = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
-  return (gradient * (_share_below(x) + x * density),)
-
-
-_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+@_gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  (x,), (tangent,) = primals, tangents
+  density, share = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5, _share_below(x)
+  return x * share, tangent * (share + x * density)
 
 
 def gelu(x: jax.Array) -> jax.Array:

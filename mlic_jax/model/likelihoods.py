@@ -79,8 +79,9 @@ class FactorizedPrior(nn.Module):
   def likelihood(self, v: jax.Array) -> jax.Array:
     """Probability of the unit bin around v (..., N), per element."""
     lower, upper = self.cumulative_logits(v - 0.5), self.cumulative_logits(v + 0.5)
-    # The same difference on the side where the sigmoids are small.
-    sign = -jax.lax.stop_gradient(jnp.sign(lower + upper))
+    # The same difference on the side where the sigmoids are small. jnp.sign would be 0 where the density is symmetric
+    # around v, and so would the difference.
+    sign = jnp.where(jax.lax.stop_gradient(lower + upper) > 0, -1.0, 1.0)
     return jnp.abs(jax.nn.sigmoid(sign * upper) - jax.nn.sigmoid(sign * lower))
 
   def bits(self, v: jax.Array) -> jax.Array:

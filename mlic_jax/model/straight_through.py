@@ -1,31 +1,58 @@
-"""Rounding and bounding with the gradients that learned compression wants."""
+"""Rounding and bounding with the gradients that learned compression uses."""
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 
 @jax.custom_jvp
 def ste_round(x: jax.Array) -> jax.Array:
-  """Rounds half to even; the gradient passes straight through (Theis et al., ICLR 2017)."""
+  """Rounds half to even. The derivative is that of the identity (straight-through; Theis et al., ICLR 2017)."""
   return jnp.round(x)
 
 
 ste_round.defjvp(lambda primals, tangents: (jnp.round(primals[0]), tangents[0]))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def lower_bound(x: jax.Array, bound: float) -> jax.Array:
-  """max(x, bound); the gradient also passes below the bound where a descent step would raise x."""
+  """max(x, bound), whose gradient also passes below the bound where a descent step would raise x (as in CompressAI).
+
+  In forward mode the derivative is that of max: it is 0 below the bound."""
   return jnp.maximum(x, bound)
 
 
-def _lower_bound_fwd(x, bound):
-  return jnp.maximum(x, bound), (x, bound)
+lower_bound.defjvps(lambda tangent, _, x, bound: _masked_p.bind(x >= bound, tangent), None)
+
+# The tangent where the mask is True and 0 elsewhere. It is a primitive for the sake of its transpose, which lets
+# negative cotangents through everywhere: a descent step subtracts them.
+_masked_p = Primitive("lower_bound_tangent")
 
 
-def _lower_bound_bwd(residuals, g):
-  x, bound = residuals
-  return jnp.where((x >= bound) | (g < 0), g, 0), None
+def _masked(mask: jax.Array, tangent: jax.Array) -> jax.Array:
+  return jnp.where(mask, tangent, 0)
 
 
-lower_bound.defvjp(_lower_bound_fwd, _lower_bound_bwd)
+def _masked_jvp(primals, tangents):
+  (mask, _), (_, tangent) = primals, tangents
+  return _masked_p.bind(*primals), tangent if type(tangent) is ad.Zero else _masked_p.bind(mask, tangent)
+
+
+def _masked_transpose(cotangent, mask, _):
+  return None, cotangent if type(cotangent) is ad.Zero else jnp.where(mask | (cotangent < 0), cotangent, 0)
+
+
+def _masked_batch(args, axes):
+  count = next(each.shape[axis] for each, axis in zip(args, axes) if axis is not None)
+  moved = [jnp.broadcast_to(each, (count, *each.shape)) if axis is None else jnp.moveaxis(each, axis, 0)
+           for each, axis in zip(args, axes)]
+  return _masked_p.bind(*moved), 0
+
+
+_masked_p.def_impl(_masked)
+_masked_p.def_abstract_eval(lambda mask, tangent: tangent)
+ad.primitive_jvps[_masked_p] = _masked_jvp
+ad.primitive_transposes[_masked_p] = _masked_transpose
+batching.primitive_batchers[_masked_p] = _masked_batch
+mlir.register_lowering(_masked_p, mlir.lower_fun(_masked, multiple_results=False))

@@ -1,7 +1,10 @@
 """What is left of a traced program when it is lowered for one platform: the branches of the others are gone."""
 from collections.abc import Iterator
 
+import jax
 from jax.extend.core import JaxprEqn
+
+from mlic_jax.kernels.multilinear import traced_derivative
 
 
 def kept(traced, platform: str, inputs=()) -> Iterator[JaxprEqn]:
@@ -20,6 +23,8 @@ def kept(traced, platform: str, inputs=()) -> Iterator[JaxprEqn]:
           (i for i, names in enumerate(platforms) if names is None or platform in names), len(platforms))
     elif name in ("clamp", "convert_element_type") and None not in values:
       known[equation.outvars[0]] = values[len(values) // 2]  # the index is within its bounds
+    elif name == "multilinear_derivative":
+      yield from kept(implementation(equation, platform), platform)
     elif name == "cond" and values[0] is not None:
       yield from kept(equation.params["branches"][int(values[0])], platform, values[1:])
     else:
@@ -28,6 +33,12 @@ def kept(traced, platform: str, inputs=()) -> Iterator[JaxprEqn]:
         for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
           if hasattr(inner, "eqns"):
             yield from kept(inner, platform, values if len(inner_variables(inner)) == len(values) else ())
+
+
+def implementation(equation: JaxprEqn, platform: str):
+  """What a multilinear map is on `platform`, as a jaxpr."""
+  run = lambda *others: traced_derivative(*others, **equation.params, on_cpu=platform == "cpu")
+  return jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(each.aval.shape, each.aval.dtype) for each in equation.invars))
 
 
 def inner_variables(traced) -> list:
