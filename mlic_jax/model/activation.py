@@ -33,15 +33,21 @@ def _share_below(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+@jax.jit  # traced once for each shape
 def _gelu(x: jax.Array) -> jax.Array:
   return x * _share_below(x)
 
 
+@jax.jit
+def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  density, share = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5, _share_below(x)
+  return x * share, share + x * density
+
+
 @_gelu.defjvp
 def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-  (x,), (tangent,) = primals, tangents
-  density, share = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5, _share_below(x)
-  return x * share, tangent * (share + x * density)
+  value, slope = _gelu_and_slope(*primals)
+  return value, tangents[0] * slope
 
 
 def gelu(x: jax.Array) -> jax.Array:

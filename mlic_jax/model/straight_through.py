@@ -45,7 +45,7 @@ def _masked_transpose(cotangent, mask, _):
 
 def _masked_batch(args, axes):
   count = next(each.shape[axis] for each, axis in zip(args, axes) if axis is not None)
-  moved = [jnp.broadcast_to(each, (count, *each.shape)) if axis is None else jnp.moveaxis(each, axis, 0)
+  moved = [jnp.broadcast_to(each, (count, *jnp.shape(each))) if axis is None else jnp.moveaxis(each, axis, 0)
            for each, axis in zip(args, axes)]
   return _masked_p.bind(*moved), 0
 

@@ -9,7 +9,6 @@ from conftest import TINY, random_variables
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.model.layers import Conv, ConvTranspose, depthwise_conv, pixel_shuffle
-from mlic_jax.model.likelihoods import SCALE_MIN, FactorizedPrior, gaussian_bits, scale_index, scale_table
 from mlic_jax.model.mlic import build
 from mlic_jax.model.quantizers import NOISE
 from mlic_jax.model.straight_through import lower_bound, ste_round
@@ -179,27 +178,6 @@ def test_the_lower_bound_lets_through_only_gradients_that_lead_back():
   x, bound = jnp.array([0.05, 0.05, 0.2]), 0.1
   _, vjp = jax.vjp(lambda x: lower_bound(x, bound), x)
   np.testing.assert_array_equal(vjp(jnp.array([1.0, -1.0, 1.0]))[0], [0, -1, 1])
-
-
-@pytest.mark.parametrize("scale", [SCALE_MIN, 1.0, 40.0])
-def test_the_gaussian_bins_sum_to_one(scale):
-  symbols = jnp.arange(-400.0, 401.0)
-  likelihood = 2.0**-gaussian_bits(symbols + 0.3, 0.3, scale)
-  np.testing.assert_allclose(likelihood[likelihood > 2e-9].sum(), 1, atol=1e-4)
-
-
-def test_a_scale_takes_the_first_table_row_that_is_not_below_it():
-  table = scale_table()
-  scales = jnp.array([SCALE_MIN, table[10], table[10] * 1.0001, 300.0])
-  np.testing.assert_array_equal(scale_index(scales), [0, 10, 11, 63])
-
-
-def test_the_cumulative_of_z_rises_and_its_bins_sum_to_one():
-  prior = FactorizedPrior(channels=3)
-  variables = prior.init(jax.random.key(1), jnp.zeros(3), method="bits")
-  v = jnp.tile(jnp.arange(-300.0, 301.0)[:, None], (1, 3))
-  assert np.all(np.diff(prior.apply(variables, v, method="cumulative_logits"), axis=0) > 0)
-  np.testing.assert_allclose(prior.apply(variables, v, method="likelihood").sum(0), 1, atol=1e-3)
 
 
 def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(variables, x):
