@@ -115,7 +115,8 @@ class _GaussianWindow(Form):
 
   The window is symmetric, so its transpose is itself after padding. XLA's own transpose is slow."""
 
-  def derivative(self, index: int, on_cpu: bool, x: jax.Array) -> jax.Array:
+  def derivative(self, index: int, on_cpu: bool, *others: jax.Array) -> jax.Array:
+    x, = others
     if index == 0:
       margin = (WINDOW_SIZE - 1, WINDOW_SIZE - 1)
       x = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))

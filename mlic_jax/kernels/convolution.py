@@ -86,7 +86,8 @@ class Convolution(PrecisionForm):
 
   def elsewhere(self, index, *others):
     if index == OUTPUT:
-      return conv_by_xla(*others, self.stride)
+      x, kernel = others
+      return conv_by_xla(x, kernel, self.stride)
     if index == INPUT:
       kernel, dy = others
       conv = lambda x: conv_by_xla(x, kernel, self.stride)
@@ -106,11 +107,11 @@ class Convolution(PrecisionForm):
         return _strided_input_gradient(self.shapes[INPUT], kernel, dy, self.stride)
       return _unit_stride_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     x, dy = others
-    kernel_shape = self.shapes[KERNEL]
-    if self.stride > 1 or not winograd.suits(x, kernel_shape):
-      return _kernel_gradient(x, kernel_shape[:2], dy, self.stride)
+    rows, columns, *_ = self.shapes[KERNEL]
+    if self.stride > 1 or not winograd.suits(x, self.shapes[KERNEL]):
+      return _kernel_gradient(x, (rows, columns), dy, self.stride)
     pairs = zip(winograd.input_rows(x), winograd.product_gradients(dy))
-    return winograd.kernel_gradient([_kernel_gradient(rows, (1, 3), d, 1) for rows, d in pairs])
+    return winograd.kernel_gradient([_kernel_gradient(each, (1, 3), d, 1) for each, d in pairs])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +140,16 @@ class DepthwiseConvolution(Convolution):
 class BiasBroadcast(PrecisionForm):
   """<broadcast(bias), y> for bias (features,) and y (B, H, W, features)."""
 
-  def on_cpu(self, index, other):
+  def on_cpu(self, index, *others):
+    other, = others
     if index == 1:
       return jnp.broadcast_to(other, self.shapes[1])
     # A matrix product sums over positions six times as fast as XLA's reduction.
     rows = other.reshape(-1, other.shape[-1])
     return jnp.ones(len(rows), other.dtype) @ rows
 
-  def elsewhere(self, index, other):
+  def elsewhere(self, index, *others):
+    other, = others
     return jnp.broadcast_to(other, self.shapes[1]) if index == 1 else other.sum((0, 1, 2))
 
 
@@ -164,7 +167,7 @@ def _unit_stride_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
   size, (_, h, w, _), padded = kernel.shape[0], x.shape, _padded(x, kernel.shape[0])
-  return sum(padded[:, i:i + h, j:j + w] * kernel[i, j, 0] for i in range(size) for j in range(size))
+  return jnp.asarray(sum(padded[:, i:i + h, j:j + w] * kernel[i, j, 0] for i in range(size) for j in range(size)))
 
 
 def _padded(x: jax.Array, size: int) -> jax.Array:
@@ -175,14 +178,14 @@ def _padded(x: jax.Array, size: int) -> jax.Array:
 def _strided_input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
   """The gradient of the input (of that shape): every tap sends dy back to the positions that it has read."""
   size, pad = kernel.shape[0], padding(kernel.shape[0])
-  total = 0
+  contributions = []
   for i in range(size):
     for j in range(size):
       sent = jax.lax.dot_general(dy, kernel[i, j], (((3,), (1,)), ((), ())))
       spread = [(start - pad, side + pad - start - (count - 1) * stride - 1, stride - 1)
                 for start, side, count in zip((i, j), shape[1:3], dy.shape[1:3])]
-      total += jax.lax.pad(sent, jnp.zeros((), sent.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
-  return total
+      contributions.append(jax.lax.pad(sent, jnp.zeros((), sent.dtype), ((0, 0, 0), *spread, (0, 0, 0))))
+  return jnp.asarray(sum(contributions))
 
 
 def _kernel_gradient(x: jax.Array, size: tuple[int, int], dy: jax.Array, stride: int) -> jax.Array:

@@ -23,11 +23,10 @@ def lower_bound(x: jax.Array, bound: float) -> jax.Array:
   return jnp.maximum(x, bound)
 
 
-lower_bound.defjvps(lambda tangent, _, x, bound: _masked_p.bind(x >= bound, tangent), None)
-
 # The tangent where the mask is True and 0 elsewhere. It is a primitive for the sake of its transpose, which lets
 # negative cotangents through everywhere: a descent step subtracts them.
 _masked_p = Primitive("lower_bound_tangent")
+lower_bound.defjvps(lambda tangent, _, x, bound: _masked_p.bind(x >= bound, tangent), None)
 
 
 def _masked(mask: jax.Array, tangent: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from mlic_jax.model.straight_through import lower_bound
 from mlic_jax.training.step import COMPILE_QUICKLY
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), channel_widths=(4,),
-                    entropy_widths=(4,), lrp_widths=(4,), contexts=("channel", "local_attention"), scan_unroll=2)
+                    entropy_widths=(4,), lrp_widths=(4,), contexts=("channel", "local_attention"))
 UNQUANTIZED = Quantiser(lambda residual, _: (residual, residual))  # a smooth function of everything
 
 
@@ -57,7 +57,8 @@ def test_the_second_derivative_of_gelu_is_that_of_the_definition():
 def test_below_its_bound_a_lower_bound_has_the_tangent_of_max():
   x = jnp.array([0.05, 0.1, 0.2])
   np.testing.assert_array_equal(jax.jvp(lambda x: lower_bound(x, 0.1), (x,), (jnp.ones(3),))[1], [0, 1, 1])
-  np.testing.assert_array_equal(jax.vmap(lambda x: jax.jvp(lambda x: lower_bound(x, 0.1), (x,), (3.0,))[1])(x), [0, 3, 3])
+  tangent = lambda x: jax.jvp(lambda x: lower_bound(x, 0.1), (x,), (3.0,))[1]
+  np.testing.assert_array_equal(jax.vmap(tangent)(x), [0, 3, 3])
   # The gradient of -bounded**2 lifts what is below the bound; its own derivative there follows the cotangent.
   gradient = jax.grad(lambda x: -jnp.square(lower_bound(x, 0.1)).sum())
   np.testing.assert_allclose(gradient(x), [-0.2, -0.2, -0.4])
@@ -66,11 +67,13 @@ def test_below_its_bound_a_lower_bound_has_the_tangent_of_max():
 
 @functools.cache
 def codec_derivatives():
-  """Variables of a codec, a direction, and a function of both: (gradient, tangent of the loss, Hessian times direction)."""
+  """Variables of a codec, a direction, and a function of both.
+
+  It returns the gradient, the tangent of the loss, and the Hessian times the direction."""
   params, x = random_variables(SMALL), np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
 
   def loss(variables):
-    out = build(SMALL).apply(variables, x, quantiser=UNQUANTIZED)
+    out = build(SMALL, scan_unroll=2).apply(variables, x, quantiser=UNQUANTIZED)
     return 100 * jnp.square(out.x_hat - x).mean() + (out.y_bits.sum() + out.z_bits.sum()) / x.size
 
   def derivatives(params, direction):
@@ -122,7 +125,8 @@ def test_every_context_can_be_differentiated_forward_over_reverse(name):
   from mlic_jax.model.slices import Slices
   y, hyper = (jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (16, 32))
   slices = Slices(config)
-  params = jax.eval_shape(lambda: slices.init(jax.random.key(0), jnp.zeros(hyper.shape), jnp.zeros(y.shape), method="walk"))
+  zeros = jnp.zeros(hyper.shape), jnp.zeros(y.shape)
+  params = jax.eval_shape(lambda: slices.init(jax.random.key(0), *zeros, method="walk"))
   bits = lambda params, hyper, y: slices.apply(params, hyper, y, NOISE, y, method="walk").bits.sum()
   trace_forward_over_reverse(bits, params, hyper, y)
 
