@@ -84,7 +84,7 @@ def test_the_relaxation_for_refining_in_the_research_notes_refines(tmp_path, pho
   exec(compile(code, "research.md", "exec"), space)
   lines = capsys.readouterr().out.splitlines()
   refined = space["refined"]
-  plain = refined.loss(photograph, 3, *space["codec"].encode_with_reconstruction(photograph, 3))
+  plain = refined.optimizer.loss_of_file(photograph, 3, *space["codec"].encode_with_reconstruction(photograph, 3))
   assert len(lines) == 1 and float(lines[0].split()[-1]) < plain
 
 
