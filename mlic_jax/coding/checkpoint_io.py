@@ -200,7 +200,8 @@ def _find(path: Path) -> tuple[Path, Path]:
 def _read_settings(path: Path) -> dict[str, Any]:
   file = path / "config.json"
   try:
-    if file.stat().st_size > CONFIG_BYTES_MAX:
+    status: Any = file.stat()            # etils names the size of a remote file otherwise
+    if (status.length if is_remote(path) else status.st_size) > CONFIG_BYTES_MAX:
       raise CheckpointError(f"{path}: config.json has more than {CONFIG_BYTES_MAX} bytes")
     settings = json.loads(file.read_text("utf-8"))
     version, fields, training = settings["format"], settings["model"], settings.get("training")
