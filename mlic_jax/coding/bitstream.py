@@ -6,6 +6,7 @@
 
 What arrived of a cut file can therefore be told from what is missing, block by block.
 """
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ PLATFORMS = ("other", "cpu", "gpu", "tpu")                # by their number in t
 MACHINES = ("other", "x86_64", "aarch64")
 PROFILE_BLOCK = 255                    # its index; chunks have 0 .. slices
 SLICES_MAX = 254
+PADDED_SIDE = 64                       # sides are padded to multiples of this by transforms of stride 16
+PADDED_SHARE, PADDED_PIXELS = 1.05, 2**20   # how much larger than the largest image a padded one may be
 LENGTH_MAX = 2**32 - 1                 # of a block, in bytes
 PROFILE_MAX = 2**20                    # bytes of a colour profile, before compression and after
 QUALITY_STEPS = 256                    # the file holds quality in 256ths, so that both sides have the same number
@@ -94,11 +97,16 @@ def symbol_checksum(anchors: np.ndarray, nonanchors: np.ndarray) -> int:
 
 
 def check_size(height: int, width: int, pixels_max: int = PIXELS_MAX) -> None:
-  """BitstreamError unless a picture of this size may be coded."""
+  """BitstreamError unless an image of this size may be coded: of at most `pixels_max` pixels, and of few more when its
+  sides are padded to multiples of PADDED_SIDE. A line of 1x512,000,000 would become 33 gigapixels."""
   if height < 1 or width < 1:
-    raise BitstreamError(f"the picture is {height}x{width}; at least 1x1 is wanted")
+    raise BitstreamError(f"the image is {height}x{width}; at least 1x1 is wanted")
   if height * width > pixels_max:
-    raise BitstreamError(f"the picture is {height}x{width}, {height * width / 1e6:.0f} megapixels; "
+    raise BitstreamError(f"the image is {height}x{width}, {height * width / 1e6:.0f} megapixels; "
+                         f"the limit is {pixels_max / 1e6:.0f}")
+  padded = math.prod(-(-side // PADDED_SIDE) * PADDED_SIDE for side in (height, width))
+  if padded > PADDED_SHARE * pixels_max + PADDED_PIXELS:
+    raise BitstreamError(f"the image is {height}x{width} and is padded to {padded / 1e6:.0f} megapixels; "
                          f"the limit is {pixels_max / 1e6:.0f}")
 
 
@@ -106,7 +114,7 @@ def write(content: Bitstream) -> bytes:
   """The bytes of a file with all its chunks; BitstreamError when the format cannot hold it."""
   check_size(content.height, content.width, pixels_max=2**64)
   if max(content.height, content.width) >= 2**32:
-    raise BitstreamError(f"the picture is {content.height}x{content.width}; a file holds sides below 2^32")
+    raise BitstreamError(f"the image is {content.height}x{content.width}; a file holds sides below 2^32")
   if not 1 <= content.num_slices <= SLICES_MAX:
     raise BitstreamError(f"the model has {content.num_slices} slices; a file holds 1 to {SLICES_MAX}")
   flags = (SINGLE_CHUNK * content.single_chunk | WITH_PROFILE * (content.icc_profile is not None)

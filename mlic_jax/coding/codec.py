@@ -3,6 +3,7 @@
 latent_coder.py codes the latents of one image, latent_optimizer.py optimizes them, encode_options.py has the settings.
 """
 import functools
+import numbers
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -21,6 +22,7 @@ from mlic_jax.data.image_io import AnyPicture, as_picture
 from mlic_jax.runtime import compilation_cache
 
 DEFAULT_OPTIONS = EncodeOptions()
+Buffer = bytes | bytearray | memoryview
 
 
 class Codec:
@@ -217,12 +219,12 @@ class Codec:
 
   # --- decoding -------------------------------------------------------------------------
 
-  def decode(self, blob: bytes, slices: int | None = None, partial: bool = False,
+  def decode(self, blob: Buffer, slices: int | None = None, partial: bool = False,
              pixels_max: int = bitstream.PIXELS_MAX) -> np.ndarray:
     """The image (H, W, 3) uint8 in a .mlic file.
 
     Args:
-      blob: the file.
+      blob: the file, as bytes or another buffer of them.
       slices: decode only so many, 0 to num_slices; the others are what the entropy model predicts. None for all.
       partial: take a file that was cut short or is damaged in a slice, and decode the slices before that position.
       pixels_max: refuse larger images.
@@ -230,27 +232,40 @@ class Codec:
     BitstreamError when the file is none, damaged, or of another checkpoint, and PortabilityError, which is one, when
     this machine computes too far from the one that wrote it; MemoryLimitError when it has no memory for the image.
     """
-    content = bitstream.parse(blob, pixels_max, partial)
-    if slices is not None and not 0 <= slices <= content.num_slices:
-      raise BitstreamError(f"slices={slices} came, the file has 0 to {content.num_slices}")
+    content = bitstream.parse(_as_bytes(blob), pixels_max, partial)
+    came: object = slices  # whatever a caller has
+    if slices is not None and not (isinstance(came, numbers.Integral) and 0 <= slices <= content.num_slices):
+      raise BitstreamError(f"slices={slices!r} came, the file has 0 to {content.num_slices}")
     arrived = content.num_arrived
     return self.coder.decode(content, arrived if slices is None else min(slices, arrived))
 
-  def decode_many(self, blobs: Iterable[bytes], advance: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
+  def decode_many(self, blobs: Iterable[Buffer], advance: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
     """The image (H, W, 3) uint8 of each file, in their order, each when it is asked for. Errors as in `decode`."""
     for blob in blobs:
       yield self.decode(blob)
       advance()
 
-  def decode_progressively(self, blob: bytes) -> Iterator[tuple[int, np.ndarray]]:
+  def decode_progressively(self, blob: Buffer) -> Iterator[tuple[int, np.ndarray]]:
     """The images that a receiver sees while a file arrives: (bytes received, image (H, W, 3) uint8) for 0, 1, ..., all
     slices.
 
     A file with a single chunk has nothing to show before its end, so it gives one pair. Errors as in `decode`.
     """
+    blob = _as_bytes(blob)
     content, ends = bitstream.parse(blob), bitstream.chunk_ends(blob)
     for slices, end in zip(range(content.num_slices + 1)[-len(ends):], ends):
       yield end, self.coder.decode(content, slices)
+
+
+def _as_bytes(blob: Buffer) -> bytes:
+  """BitstreamError for what is no buffer of bytes, such as the path of a file."""
+  if isinstance(blob, bytes):
+    return blob
+  try:
+    return memoryview(blob).tobytes()
+  except TypeError:
+    hint = "; the bytes of a file are Path(path).read_bytes()" if isinstance(blob, str | os.PathLike) else ""
+    raise BitstreamError(f"{type(blob).__name__} came; wanted the bytes of a .mlic file{hint}") from None
 
 
 def _sum(y_bits: np.ndarray, z_bits: np.ndarray) -> float:

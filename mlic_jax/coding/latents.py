@@ -1,4 +1,5 @@
 """Latents of an image, and errors about them and about qualities."""
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ def check_quality(quality: float | None, rates: int, name: str) -> float | None:
   have it."""
   if quality is None and not rates:
     return None
+  came: object = quality  # whatever a caller has
+  if quality is not None and (isinstance(came, bool) or not isinstance(came, numbers.Real)):
+    raise QualityError(f"quality {quality!r} came; wanted a number")
   if not rates:
     raise QualityError(f"quality {quality} came, but {name} has a single rate")
   if quality is None or not 1 <= quality <= rates:

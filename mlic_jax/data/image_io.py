@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 __all__ = ["AnyPicture", "EXTENSIONS", "FORMATS", "LOSSLESS", "MODES", "PIXELS_MAX", "ImageError", "Picture",
            "as_picture", "check_lossless", "list_images", "load_image", "load_picture", "picture_file", "save_image"]
 
+HALF_A_LEVEL = 1 / 510  # of the 256 levels of uint8
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # Image files that are left out of folders, and named: what nobody reads here, and cameras and phones write.
 NOT_READ = (".gif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".psd", ".tga", ".ppm", ".pgm", ".pnm", ".exr",
@@ -84,19 +85,24 @@ def as_picture(image: AnyPicture) -> Picture:
   """A picture in memory: what PIL.Image.open gives, or an array (H, W, 3), uint8 or floats in [0, 1].
 
   Pillow's are brought to RGB as those of files are, and keep their colour profile. Floats become the nearest of the 256
-  levels, round(255 x) with halves to even: an array of image / 255 becomes image again. ImageError for anything else.
+  levels, round(255 x) with halves to even: an array of image / 255 becomes image again. Floats that miss [0, 1] by less
+  than half a level, as rounding errors do, become the nearest level too. ImageError for anything else, also for a
+  masked array in which something is masked.
   """
   if isinstance(image, Image.Image):
     with _one_line_errors("the picture"):
       return _picture("the picture", image, PIXELS_MAX)
+  if np.ma.is_masked(image):
+    raise ImageError(f"got an image with {np.ma.count_masked(image)} masked values; wanted none, as in "
+                     "image.filled(0)")
   array = np.asarray(image)
   if array.ndim != 3 or array.shape[2] != 3 or not (array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)):
-    raise ImageError(f"got a picture {array.shape} {array.dtype}; wanted (H, W, 3), uint8 or floats in [0, 1], or one "
+    raise ImageError(f"got an image {array.shape} {array.dtype}; wanted (H, W, 3), uint8 or floats in [0, 1], or one "
                      "of Pillow's")
   if array.dtype != np.uint8:
-    if array.size and not (0 <= array.min() and array.max() <= 1):
-      raise ImageError(f"got a picture of floats from {array.min():g} to {array.max():g}; wanted floats in [0, 1]")
-    array = np.rint(array.astype(np.promote_types(array.dtype, np.float32)) * 255).astype(np.uint8)
+    if array.size and not (-HALF_A_LEVEL < array.min() and array.max() < 1 + HALF_A_LEVEL):
+      raise ImageError(f"got an image of floats from {array.min():g} to {array.max():g}; wanted floats in [0, 1]")
+    array = np.rint(np.clip(array.astype(np.promote_types(array.dtype, np.float32)), 0, 1) * 255).astype(np.uint8)
   return Picture(array, None)
 
 

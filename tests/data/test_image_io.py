@@ -280,7 +280,7 @@ def test_floats_are_rounded_to_the_nearest_level_and_255ths_come_back(dtype):
 
 
 @pytest.mark.parametrize("image, message", [
-    (GREY, r"got a picture \(5, 7\) uint8; wanted \(H, W, 3\), uint8 or floats in \[0, 1\]"),
+    (GREY, r"got an image \(5, 7\) uint8; wanted \(H, W, 3\), uint8 or floats in \[0, 1\]"),
     (RGB.astype(int), "int64"), (RGB[..., :2], r"\(5, 7, 2\) uint8"), (RGB / 100, r"floats from 0\S* to 2\.\d+"),
     (np.full((2, 2, 3), np.nan), "floats from nan"), (Image.new("CMYK", (2, 2)), "^the picture: colour mode CMYK")])
 def test_what_is_no_picture_is_refused_in_one_line(image, message):
