@@ -64,6 +64,47 @@ def test_the_same_seed_reads_the_same_batches_and_another_seed_others(folder):
   assert (np.stack(batches(folder)) != np.stack(batches(folder, seed=2))).any()
 
 
+@pytest.fixture(name="one")
+def one_image(tmp_path):
+  """A folder with one image of noise whose left half is dark: only the crops can differ, and a mirrored one shows."""
+  pixels = np.random.default_rng(0).integers(0, 100, (90, 100, 3), np.uint8)
+  pixels[:, 50:] += 150
+  (tmp_path / "one").mkdir()
+  Image.fromarray(pixels).save(tmp_path / "one" / "a.png")
+  return tmp_path / "one"
+
+
+def test_the_crops_of_an_image_follow_the_seed_and_their_number(one):
+  first, again, other = (np.concatenate(batches(one, 4, seed=seed)) for seed in (1, 1, 2))
+  np.testing.assert_array_equal(first, again)
+  assert all((a != b).any() for a, b in zip(first, other))
+  assert len({crop.tobytes() for crop in (*first, *other)}) == 32
+
+
+def test_half_of_the_crops_are_mirrored_and_as_many_made_smaller_as_was_said(one):
+  pixels = np.asarray(Image.open(one / "a.png"))
+  windows = {pixels[i:i + 64, j:j + 64].tobytes() for i in range(27) for j in range(37)}
+  def shares(**changes):
+    """Of 200 crops, those with the dark half on the right, and those that are windows of the image or their mirrors."""
+    crops = np.concatenate(batches(one, 50, **changes))
+    whole = [crop.tobytes() in windows or np.ascontiguousarray(crop[:, ::-1]).tobytes() in windows for crop in crops]
+    return np.mean([crop[:, :8].mean() > crop[:, -8:].mean() for crop in crops]), np.mean(whole)
+  mirrored, whole = shares(downscale_probability=0.3)
+  assert abs(mirrored - 0.5) < 0.15 and abs(whole - 0.7) < 0.15
+  assert shares(downscale_probability=0.0, flip=False) == (0, 1)
+  mirrored, whole = shares(downscale_probability=1.0, flip=False)
+  assert mirrored == 0 and whole < 0.15                       # a factor near 1 leaves the size as it is
+  assert shares(downscale="lossy", flip=False) == (0, 1)      # a PNG is not
+
+
+def test_crops_reach_every_edge_of_an_image(one):
+  pixels = np.asarray(Image.open(one / "a.png"))
+  corners = {pixels[i:i + 64, j:j + 64].tobytes(): (i, j) for i in range(27) for j in range(37)}
+  seen = {corners[crop.tobytes()] for crop in np.concatenate(batches(one, 100, downscale_probability=0.0, flip=False))}
+  rows, columns = zip(*seen)
+  assert (min(rows), max(rows), min(columns), max(columns)) == (0, 26, 0, 36)
+
+
 def test_a_reader_started_at_batch_t_goes_on_as_the_first_one_would_have(folder):
   np.testing.assert_array_equal(batches(folder, 12)[5:], batches(folder, 7, start=5))
 
