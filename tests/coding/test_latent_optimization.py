@@ -146,17 +146,18 @@ def test_a_refined_file_decodes_as_any_other_and_its_loss_is_lower(codec, photog
   assert codec.encode(photograph, 2, refine=20) == blob      # the same again, and by the other way
 
 
+@pytest.mark.parametrize("lmbda", [1e-7, 0.05])   # nearly all of it bits, nearly all of it distortion
 @pytest.mark.parametrize("height, width", [(50, 70), (64, 128)])
-def test_the_loss_is_that_of_the_image_and_not_of_its_padding(codec, height, width):
+def test_the_loss_is_that_of_the_image_and_not_of_its_padding(codec, height, width, lmbda):
   """Bits by pixel of the image, and the squared error of its pixels in 0 to 255, for a size that is padded, too."""
-  rng, optimizer = np.random.default_rng(0), codec.with_options(refine=1).optimizer
+  rng, optimizer = np.random.default_rng(0), codec.with_options(refine=1, lmbda=lmbda).optimizer
   image = rng.integers(0, 256, (height, width, 3), np.uint8)
   latents = codec.latents(image, 2)
   y = latents.y + rng.normal(size=latents.y.shape).astype(np.float32)
   out = codec.coder.module.apply(codec.variables, y, latents.z, latents.quality, quantiser=ROUNDING, method="code")
   bits = np.asarray(out.y_bits, np.float64).sum() + np.asarray(out.z_bits, np.float64).sum()
   error = 255 * np.asarray(out.x_hat, np.float64)[0, :height, :width] - image
-  wanted = bits / (height * width) + 0.05 * (error**2).mean()
+  wanted = bits / (height * width) + lmbda * (error**2).mean()
   loss = optimizer.loss_of_latents(image, 2)(y, latents.z, ROUNDING, jax.random.key(0))
   np.testing.assert_allclose(loss, wanted, rtol=1e-4)
 
