@@ -47,7 +47,7 @@ from mlic_jax.training.config_schema import load_config, model_config
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state
 
-NETWORKS = {"analyse": "analysis", "start": "priors", "nonanchors": "priors", "advance": "priors",
+NETWORKS = {"analyze": "analysis", "start": "priors", "nonanchors": "priors", "advance": "priors",
             "symbols": "priors", "finish": "synthesis"}   # compiled functions of coding/jit_functions.py
 CODER = [(Encoder, "__init__"), (Encoder, "encode"), (Encoder, "finish"),
          (Decoder, "__init__"), (Decoder, "decode"), (Decoder, "finish")]
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description="Seconds of encoding and decoding, stage by stage.")
   model = parser.add_mutually_exclusive_group(required=True)
   model.add_argument("--ckpt", type=Path)
-  model.add_argument("--config", help="a file of configs/, freshly initialised: its times are those of a trained one, "
+  model.add_argument("--config", help="a file of configs/, freshly initialized: its times are those of a trained one, "
                      "its symbols are not")
   parser.add_argument("--image", type=Path, help="default: smooth noise of the size below")
   parser.add_argument("--height", type=int, default=512)

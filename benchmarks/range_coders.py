@@ -3,7 +3,7 @@
     python benchmarks/range_coders.py [--symbols 490000] [--repeats 7]
 
 490,000 symbols are those of a 768x512 picture by the full-size models. Each coder runs in a process of its own; seconds
-are those of the processor (user and system), so that neighbours count little, and the least of the repeats.
+are those of the processor (user and system), so that neighbors count little, and the least of the repeats.
 """
 import argparse
 import subprocess

@@ -1,8 +1,8 @@
-"""What the time of a training step is made of: the transforms, the optimiser, and the entropy model with all else.
+"""What the time of a training step is made of: the transforms, the optimizer, and the entropy model with all else.
 
     python benchmarks/step_breakdown.py [--config configs/nano.py] [--crop 128] [--batch 8] [--config.FIELD=VALUE ...]
 
-Whole step, transforms (g_a and g_s one after the other, forward and backward) and optimiser (update and sum) are timed
+Whole step, transforms (g_a and g_s one after the other, forward and backward) and optimizer (update and sum) are timed
 in turn, each as a function of its own; what is left of the step is h_a, h_s, the walk over the slices, the loss and the
 average of the parameters. Prints medians and asserts nothing. Run it with nothing beside it.
 """
@@ -35,7 +35,7 @@ from mlic_jax.training.step import create_state
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
-  parser = argparse.ArgumentParser(description="Transforms, optimiser and the rest of a training step.")
+  parser = argparse.ArgumentParser(description="Transforms, optimizer and the rest of a training step.")
   parser.add_argument("--config", default="configs/nano.py")
   parser.add_argument("--crop", type=int, default=128, help="side of the training crop")
   parser.add_argument("--batch", type=int, default=8, help="training crops a step")
@@ -52,7 +52,7 @@ def transforms(params, model, crop: int, batch: int) -> Callable:
 
 
 def optimizer_alone(config, params) -> Callable:
-  """A step of the optimiser, from a gradient that is there; its state goes from step to step."""
+  """A step of the optimizer, from a gradient that is there; its state goes from step to step."""
   optimizer = make_optimizer(config)
   state, gradient = [optimizer.init(params)], jax.tree.map(lambda p: 1e-3 * jnp.sign(p + 1e-9), params)
 
@@ -78,7 +78,7 @@ def main() -> None:
   params = create_state(config, model, make_optimizer(config)).params
   step, _ = training(config, model, args.crop, args.batch)
   runs = {"whole step": step, "transforms": transforms(params, model, args.crop, args.batch),
-          f"optimiser ({config.optimizer})": optimizer_alone(config, params)}
+          f"optimizer ({config.optimizer})": optimizer_alone(config, params)}
   for run in runs.values():
     timed(run), timed(run)
   seconds = {name: [] for name in runs}

@@ -24,7 +24,7 @@ class CodecConfig:
     channel_widths: hidden widths of the channel context.
     entropy_widths: hidden widths of the networks that turn contexts into mean and scale.
     lrp_widths: hidden widths of the latent residual prediction; () leaves the prediction out.
-    window_size: side of the neighbourhood, odd: windows of the local attention, kernels of the local convolutions, and
+    window_size: side of the neighborhood, odd: windows of the local attention, kernels of the local convolutions, and
       what softmax intra-slice attention leaves to them.
     num_rates: 0 for one rate per checkpoint; otherwise how many learned gain vectors the checkpoint holds.
     options: settings that single contexts or transforms have of their own, {name: value}; kept as sorted pairs.

@@ -111,7 +111,7 @@ def tiff_cases() -> Iterator[Case]:
         continue
       samples = CHANNELS[kind] + (1 if more else 0)
       planes = rng.integers(0, 2**min(bits, 16), (HEIGHT, WIDTH, samples))
-      if extra == (ASSOCIATED,):                               # no colour above its alpha
+      if extra == (ASSOCIATED,):                               # no color above its alpha
         planes[..., :-1] = planes[..., :-1] * planes[..., -1:] // (2**min(bits, 16) - 1)
       if sample_format == FLOAT:
         planes = planes / 2.0**min(bits, 16)
@@ -157,7 +157,7 @@ def _picture(kind: str, planes: np.ndarray, bits: int, extra: Sequence[int], pal
 
 # --- PNG -----------------------------------------------------------------------------
 
-def png(planes: np.ndarray, colour_type: int, depth: int, *, chunks: Sequence[tuple[bytes, bytes]] = (),
+def png(planes: np.ndarray, color_type: int, depth: int, *, chunks: Sequence[tuple[bytes, bytes]] = (),
         interlaced: bool = False) -> bytes:
   """A PNG file of planes (H, W, S) of integers below 2**depth; `chunks` come before the data."""
   def chunk(kind: bytes, data: bytes) -> bytes:
@@ -166,17 +166,17 @@ def png(planes: np.ndarray, colour_type: int, depth: int, *, chunks: Sequence[tu
   passes = [planes[top::down, left::right] for top, left, down, right in (ADAM7 if interlaced else ((0, 0, 1, 1),))]
   rows = b"".join(b"\0" + _pack(part[row:row + 1], depth) for part in passes if part.size
                   for row in range(part.shape[0]))
-  header = struct.pack(">IIBBBBB", planes.shape[1], planes.shape[0], depth, colour_type, 0, 0, interlaced)
+  header = struct.pack(">IIBBBBB", planes.shape[1], planes.shape[0], depth, color_type, 0, 0, interlaced)
   return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunk(*each) for each in chunks)
           + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
 def png_cases() -> Iterator[Case]:
-  """Colour type, depth, transparent colour or entries; each with and without interlacing."""
+  """Color type, depth, transparent color or entries; each with and without interlacing."""
   rng = np.random.default_rng(1)
   kinds = {"gray": (0, 1, (1, 2, 4, 8, 16)), "RGB": (2, 3, (8, 16)), "palette": (3, 1, (1, 2, 4, 8)),
            "gray, alpha": (4, 2, (8, 16)), "RGB, alpha": (6, 4, (8, 16))}
-  for kind, (colour_type, samples, depths) in kinds.items():
+  for kind, (color_type, samples, depths) in kinds.items():
     for depth, transparent in itertools.product(depths, (False, True)):
       if transparent and "alpha" in kind:
         continue
@@ -193,14 +193,14 @@ def png_cases() -> Iterator[Case]:
         chunks.append((b"tRNS", entries.astype(np.uint8).tobytes()))
         alpha = entries[planes] / 255
       elif transparent:
-        colour = planes[3, 5]
-        chunks.append((b"tRNS", struct.pack(f">{samples}H", *colour.tolist())))
-        alpha = 1.0 - (planes == colour).all(-1, keepdims=True)
+        color = planes[3, 5]
+        chunks.append((b"tRNS", struct.pack(f">{samples}H", *color.tolist())))
+        alpha = 1.0 - (planes == color).all(-1, keepdims=True)
       picture = np.broadcast_to(values * alpha + 255 * (1 - alpha), (HEIGHT, WIDTH, 3)) if depth <= 8 else None
-      more = (", transparent entries" if kind == "palette" else ", a transparent colour") if transparent else ""
+      more = (", transparent entries" if kind == "palette" else ", a transparent color") if transparent else ""
       for interlaced in False, True:
         yield Case(f"PNG, {kind}{more}", _samples(depth),
-                   png(planes, colour_type, depth, chunks=chunks, interlaced=interlaced), picture)
+                   png(planes, color_type, depth, chunks=chunks, interlaced=interlaced), picture)
 
 
 # --- the table -----------------------------------------------------------------------

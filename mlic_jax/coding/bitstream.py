@@ -1,4 +1,4 @@
-"""The .mlic file: a header, a colour profile if there is one, and chunks: z, then one per slice.
+"""The .mlic file: a header, a color profile if there is one, and chunks: z, then one per slice.
 
     header   with a checksum of its own                    docs/format.md has all of it byte by byte
     blocks   length, checksum, data: the profile (optional), z, slice 1, ..., slice S
@@ -35,7 +35,7 @@ SLICES_MAX = 254
 PADDED_SIDE = 64                       # sides are padded to multiples of this by transforms of stride 16
 PADDED_SHARE, PADDED_PIXELS = 1.05, 2**20   # how much larger than the largest image a padded one may be
 LENGTH_MAX = 2**32 - 1                 # of a block, in bytes
-PROFILE_MAX = 2**20                    # bytes of a colour profile, before compression and after
+PROFILE_MAX = 2**20                    # bytes of a color profile, before compression and after
 QUALITY_STEPS = 256                    # the file holds quality in 256ths, so that both sides have the same number
 
 
@@ -72,7 +72,7 @@ class Bitstream(NamedTuple):
   num_slices: int                   # S
   chunks: tuple[bytes, ...]         # of the range coder: z, slice 1, ..., slice S; fewer when some did not arrive
   single_chunk: bool = False        # z and all slices in one
-  icc_profile: bytes | None = None  # the colour profile of the picture, as its file had it
+  icc_profile: bytes | None = None  # the color profile of the picture, as its file had it
   origin: Origin | None = None      # of a portable file; None for one that decodes where it was written
   symbol_checksums: tuple[int, ...] = ()  # of a portable file: `symbol_checksum` of each slice in `chunks`
   skipped: int = 0                  # elements of y in so many rows of the coding table, from the first on, are left out
@@ -296,7 +296,7 @@ def _read_length(blob: bytes, at: int) -> tuple[int, int]:
 
 def _name(index: int, num_slices: int, single: int) -> str:
   if index == PROFILE_BLOCK:
-    return "the colour profile"
+    return "the color profile"
   return "the coded data" if single else f"slice {index} of {num_slices}" if index else "the hyperprior (z)"
 
 
@@ -314,7 +314,7 @@ def _missing(index: int, num_slices: int, single: int) -> str:
 
 def _pack_profile(profile: bytes) -> bytes:
   if len(profile) > PROFILE_MAX:
-    raise BitstreamError(f"the colour profile of the picture has {len(profile)} bytes; a file holds {PROFILE_MAX}")
+    raise BitstreamError(f"the color profile of the picture has {len(profile)} bytes; a file holds {PROFILE_MAX}")
   return zlib.compress(profile, 9)
 
 
@@ -323,7 +323,7 @@ def _unpack_profile(packed: bytes) -> bytes:
   try:
     profile = inflate.decompress(packed, PROFILE_MAX + 1)  # no more memory than that, whatever the data says
   except zlib.error as error:
-    raise BitstreamError(f"the file is damaged: its colour profile cannot be unpacked ({error})") from None
+    raise BitstreamError(f"the file is damaged: its color profile cannot be unpacked ({error})") from None
   if len(profile) > PROFILE_MAX or not inflate.eof or inflate.unused_data:
-    raise BitstreamError(f"the file is damaged: its colour profile is cut, or has more than {PROFILE_MAX} bytes")
+    raise BitstreamError(f"the file is damaged: its color profile is cut, or has more than {PROFILE_MAX} bytes")
   return profile

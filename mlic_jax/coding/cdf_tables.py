@@ -25,7 +25,7 @@ CELLS_MAX = 2 * REACH_MAX + 4   # integers of a row of `lookup` at most: precisi
 
 
 class CodingTable(NamedTuple):
-  """Quantised cumulative distributions; symbol s of row r is cell s - offset[r], or the last cell if there is none."""
+  """Quantized cumulative distributions; symbol s of row r is cell s - offset[r], or the last cell if there is none."""
   lookup: np.ndarray  # (L,) int32, row after row: PRECISION, 0, cumulative counts, 2**PRECISION
   offset: np.ndarray  # (rows,) int32, the smallest symbol of each row
 
@@ -83,7 +83,7 @@ def gaussian_table(scales: np.ndarray) -> CodingTable:
 
 
 def factorized_table(z_prior: Mapping[str, Any]) -> CodingTable:
-  """One row per channel, for z - median under the factorised density; `quantiles` say how far a row reaches.
+  """One row per channel, for z - median under the factorized density; `quantiles` say how far a row reaches.
 
   The density is evaluated in float32, by the module that training uses: its error, about 1e-6, is a tenth of a cell.
   ValueError when the density is not finite.

@@ -11,7 +11,7 @@ from mlic_jax.coding.latent_optimizer import rate_distortion_gradient
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build, side_multiple
 
-ENCODER = ("analyse", "start", "nonanchors", "advance")
+ENCODER = ("analyze", "start", "nonanchors", "advance")
 DECODER = ("start", "nonanchors", "advance", "finish")
 REFINER = ("refine",)
 
@@ -33,7 +33,7 @@ def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tu
     programs[name] = function, (variables, *arguments)
     return jax.eval_shape(function, variables, *arguments)
 
-  y, z = result("analyse", image, quality)
+  y, z = result("analyze", image, quality)
   z_symbols, _ = jax.eval_shape(partial(jit_functions.round_z, module), variables, y, z)
   hyper, _, prior, state = result("start", z_symbols)
   symbols = jax.eval_shape(lambda *arrays: jit_functions.symbols(*arrays, True), y, k, prior.mean)

@@ -1,6 +1,6 @@
 """The compiled functions of a codec, the same for encoder and decoder.
 
-The slice index is traced, so an image size compiles start, nonanchors, advance and finish, the encoder also analyse;
+The slice index is traced, so an image size compiles start, nonanchors, advance and finish, the encoder also analyze;
 the others are small. The module is static and equal for equal configs: codecs of one architecture share compiled
 functions. They are cached for the sizes used last (runtime/shape_cache.py). `positions` are those of the scales in the
 coding table (likelihoods.scale_place).
@@ -15,9 +15,9 @@ from mlic_jax.runtime.shape_cache import shape_cached
 
 
 @shape_cached(size=2, module=0, describe=registry.described)
-def analyse(module, variables, image, quality):
+def analyze(module, variables, image, quality):
   """An image (1, H, W, 3) uint8, padded -> y (1, h, w, M), z (1, h/4, w/4, N). The encoder only."""
-  return module.apply(variables, image / 255, quality, method="analyse")
+  return module.apply(variables, image / 255, quality, method="analyze")
 
 
 @shape_cached(size=3, module=0, describe=registry.described)
@@ -68,7 +68,7 @@ def rows(prior):
 def finish(module, variables, k, hyper, state, symbols, quality):
   """Symbols of the non-anchors of the last slice -> the image (1, H, W, 3) uint8."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
-  return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesise"))
+  return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesize"))
 
 
 @shape_cached(size=2, module=0, describe=registry.described)

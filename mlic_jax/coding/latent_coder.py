@@ -67,7 +67,7 @@ class LatentCoder:
     bitstream.check_size(height, width, pixels_max=2**64)
     quality = self.choose_quality(quality)
     check_memory(self.config, height, width)
-    y, z = jit_functions.analyse(self.module, self.variables, self.pad(image), quality)
+    y, z = jit_functions.analyze(self.module, self.variables, self.pad(image), quality)
     return Latents(y, z, height, width, quality)
 
   def pad(self, image: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ class LatentCoder:
     """Whether an image of that padded size was encoded and decoded recently, so that nothing is compiled for it."""
     h, w = self.z_size(height, width)
     side = self._side_multiple
-    return (jit_functions.analyse.is_kept((1, h * side, w * side, 3), self.module)
+    return (jit_functions.analyze.is_kept((1, h * side, w * side, 3), self.module)
             and jit_functions.finish.is_kept((1, 4 * h, 4 * w, 2 * self.config.M), self.module))
 
   # --- latents to files -----------------------------------------------------------------

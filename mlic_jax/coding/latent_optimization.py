@@ -13,7 +13,7 @@ import jax
 import optax
 
 from mlic_jax.coding.optimization_schedule import RefineError, Schedule
-from mlic_jax.model.quantizers import ROUNDING, Quantiser
+from mlic_jax.model.quantizers import ROUNDING, Quantizer
 from mlic_jax.model.soft_rounding import annealed
 from mlic_jax.runtime.shape_cache import shape_cached
 
@@ -27,9 +27,9 @@ _ADAM = optax.scale_by_adam()
 
 # (y, z, quantizer, key) -> scalar, differentiable in y and z. As jax.tree_util.Partial its arrays are arguments of the
 # compiled step, so that images of one size share it.
-Loss = Callable[[jax.Array, jax.Array, Quantiser, jax.Array], jax.Array]
+Loss = Callable[[jax.Array, jax.Array, Quantizer, jax.Array], jax.Array]
 LatentPair = tuple[jax.Array, jax.Array]   # y (B, h, w, M), z (B, h/4, w/4, N)
-Gradient = Callable[[jax.Array, jax.Array, Quantiser, jax.Array], LatentPair]   # of a Loss, by y and z
+Gradient = Callable[[jax.Array, jax.Array, Quantizer, jax.Array], LatentPair]   # of a Loss, by y and z
 
 
 def refine(latents: LatentPair, loss: Loss, key: jax.Array, schedule: Schedule = DEFAULT_SCHEDULE,
@@ -90,16 +90,16 @@ def first_moments(latents: LatentPair) -> Any:
 def step(latents: LatentPair, moments: Any, gradient: Gradient, key: jax.Array, temperature: float,
          learning_rate: float, relaxation: str | Callable) -> tuple[LatentPair, Any]:
   """(latents, moments) after one more step; `relaxation` as in a Schedule."""
-  quantiser = annealed(relaxation, temperature) if isinstance(relaxation, str) else relaxation(temperature)
-  updates, moments = _ADAM.update(gradient(*latents, quantiser, key), moments)
+  quantizer = annealed(relaxation, temperature) if isinstance(relaxation, str) else relaxation(temperature)
+  updates, moments = _ADAM.update(gradient(*latents, quantizer, key), moments)
   return jax.tree.map(lambda each, update: each - learning_rate * update, latents, updates), moments
 
 
 _step = shape_cached(size=0, static=6)(step)
 
 
-def _gradient_of(loss: Loss, y: jax.Array, z: jax.Array, quantiser: Quantiser, key: jax.Array) -> LatentPair:
-  return jax.grad(loss, argnums=(0, 1))(y, z, quantiser, key)
+def _gradient_of(loss: Loss, y: jax.Array, z: jax.Array, quantizer: Quantizer, key: jax.Array) -> LatentPair:
+  return jax.grad(loss, argnums=(0, 1))(y, z, quantizer, key)
 
 
 @shape_cached(size=0)

@@ -134,7 +134,7 @@ def _rate_distortion(module, distortion: str, variables, x, inside, quality, lmb
   that of the padded image."""
   x = x / 255
   rngs = {"noise": key} if quantizer.draw else {}
-  out = module.apply(variables, y, z, quality, quantiser=quantizer, method="code", rngs=rngs)
+  out = module.apply(variables, y, z, quality, quantizer=quantizer, method="code", rngs=rngs)
   bpp = (out.y_bits.sum() + out.z_bits.sum()) / inside.sum()
   if distortion == "ms_ssim":
     return bpp + lmbda * (1 - ms_ssim(out.x_hat, x).mean())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from mlic_jax.model.quantizers import Quantiser
+from mlic_jax.model.quantizers import Quantizer
 from mlic_jax.model.soft_rounding import ADVANTAGES
 
 FINAL_RATE = 0.1  # share of the learning rate that is left at the end
@@ -29,7 +29,7 @@ class Schedule:
     seconds: a time limit instead, which does not include compilation.
     learning_rate: of Adam, on y and z.
     hot, cold: temperatures of the first and of the last step.
-    relaxation: a name of model/soft_rounding.py, or a function of the temperature that returns a Quantiser. It has to
+    relaxation: a name of model/soft_rounding.py, or a function of the temperature that returns a Quantizer. It has to
       be the same object every time, as another one is compiled anew.
   """
   steps: int | None = 100
@@ -37,7 +37,7 @@ class Schedule:
   learning_rate: float = 3e-2
   hot: float = 1.0
   cold: float = 0.3
-  relaxation: str | Callable[[jax.Array], Quantiser] = "sigmoid"
+  relaxation: str | Callable[[jax.Array], Quantizer] = "sigmoid"
 
   def __post_init__(self):
     if (self.steps is None) == (self.seconds is None) or not 0 < (self.steps or self.seconds or 0) < math.inf:

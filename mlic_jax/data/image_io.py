@@ -1,6 +1,6 @@
 """Photographs from and to disk: (H, W, 3) uint8, RGB, and nothing else inside the project.
 
-What a file holds is brought to RGB where that loses nothing: greyscale, 1-bit and palette images become RGB,
+What a file holds is brought to RGB where that loses nothing: grayscale, 1-bit and palette images become RGB,
 transparency (RGBA, LA, a transparent palette entry) is composited on white, and the EXIF orientation is
 applied. What 8-bit RGB cannot hold (16 bits a channel, floats, CMYK, Lab) is refused, so that nobody measures a codec
 on silently changed pixels. Of a file with several frames or pages the first is read.
@@ -27,14 +27,14 @@ from mlic_jax.data.pillow_decode import (
   PIXELS_MAX,
   ImageError,
   check_pixels,
-  colour_beside_the_profile,
+  color_beside_the_profile,
   is_of_rgb,
   on_white,
   open_picture,
   reads_heic,
   reason,
   refuse_what_rgb_cannot_hold,
-  scale_transparent_grey,
+  scale_transparent_gray,
   upright,
 )
 from mlic_jax.paths import as_path
@@ -63,8 +63,8 @@ AnyPicture = Image.Image | np.ndarray  # or an array of jax; see as_picture
 class Picture(NamedTuple):
   """What a codec is given, and gives back."""
   image: np.ndarray            # (H, W, 3) uint8
-  icc_profile: bytes | None    # the colour space of its RGB values, as the file had it; None is sRGB for most programs
-  other_colour: str = ""       # what else the file says of its colours, in words: "gAMA and cHRM"
+  icc_profile: bytes | None    # the color space of its RGB values, as the file had it; None is sRGB for most programs
+  other_color: str = ""       # what else the file says of its colors, in words: "gAMA and cHRM"
 
 
 def load_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
@@ -73,9 +73,9 @@ def load_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
 
 
 def load_picture(path: str | os.PathLike | IO[bytes], pixels_max: int = PIXELS_MAX) -> Picture:
-  """The picture at `path` (or in a file object) and its colour; ImageError as in `load_image`, and above `pixels_max`.
+  """The picture at `path` (or in a file object) and its color; ImageError as in `load_image`, and above `pixels_max`.
 
-  The profile of a greyscale picture does not describe the RGB that the picture becomes, and is left out.
+  The profile of a grayscale picture does not describe the RGB that the picture becomes, and is left out.
   """
   with _one_line_errors(path), open_picture(path) as image:
     return _picture(str(path), image, pixels_max)
@@ -84,7 +84,7 @@ def load_picture(path: str | os.PathLike | IO[bytes], pixels_max: int = PIXELS_M
 def as_picture(image: AnyPicture) -> Picture:
   """A picture in memory: what PIL.Image.open gives, or an array (H, W, 3), uint8 or floats in [0, 1].
 
-  Pillow's are brought to RGB as those of files are, and keep their colour profile. Floats become the nearest of the 256
+  Pillow's are brought to RGB as those of files are, and keep their color profile. Floats become the nearest of the 256
   levels, round(255 x) with halves to even: an array of image / 255 becomes image again. Floats that miss [0, 1] by less
   than half a level, as rounding errors do, become the nearest level too. ImageError for anything else, also for a
   masked array in which something is masked.
@@ -109,8 +109,8 @@ def as_picture(image: AnyPicture) -> Picture:
 def _picture(name: str, image: Image.Image, pixels_max: int) -> Picture:
   refuse_what_rgb_cannot_hold(name, image)
   check_pixels(name, image, pixels_max)
-  profile, other = image.info.get("icc_profile"), colour_beside_the_profile(image)
-  scale_transparent_grey(image)
+  profile, other = image.info.get("icc_profile"), color_beside_the_profile(image)
+  scale_transparent_gray(image)
   return Picture(np.array(on_white(upright(image))), profile if is_of_rgb(profile) else None, other)
 
 
@@ -174,7 +174,7 @@ def save_image(path: str | os.PathLike, image: np.ndarray, icc_profile: bytes | 
 def picture_file(name: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> bytes:
   """The file of (H, W, 3) uint8, without loss, in the format of the extension of `name`.
 
-  The colour profile goes into the file, except into a BMP. ImageError for a picture that the format cannot hold.
+  The color profile goes into the file, except into a BMP. ImageError for a picture that the format cannot hold.
   """
   check_lossless(name)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -225,7 +225,7 @@ def _from_bytes(batch: tuple[bytes, tuple[int, ...], list[str]]) -> tuple[np.nda
 
 
 def eval_images(sources: Sequence[Source], crop_size: int, limit: int) -> np.ndarray:
-  """Centre crops of up to `limit` (0: all) photographs, spread evenly over all sources: (n, crop, crop, 3) uint8.
+  """Center crops of up to `limit` (0: all) photographs, spread evenly over all sources: (n, crop, crop, 3) uint8.
 
   A broken photograph is named and left out, for the next one if there is one before the next that is wanted anyway."""
   parts = [usable(source, crop_size) for source in sources]

@@ -33,7 +33,7 @@ CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 SEPARATE, UNCOMPRESSED, UNSIGNED, YCBCR = 2, 1, 1, 6
 TIFF_COLOUR = {301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities"}
 
-# What PNG's colour chunks say in a file whose values are sRGB: code points of H.273, 1/2.2, and x, y of white and RGB.
+# What PNG's color chunks say in a file whose values are sRGB: code points of H.273, 1/2.2, and x, y of white and RGB.
 SRGB_PRIMARIES, SRGB_TRANSFER = (1, 2), (1, 2, 6, 13)   # of H.273; 2 is unknown, 1 and 6 are what cameras say of sRGB
 SRGB_CICP, SRGB_GAMMA = bytes([1, 13, 0, 1]), 45455
 SRGB_CHROMATICITIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
@@ -123,18 +123,18 @@ def reason(file, error: Exception) -> str:
   if isinstance(error, UnidentifiedImageError):
     return "of no known format, or of a layout that is not known"
   if "MAX_TEXT_" in str(error):
-    return f"a text or colour profile has more than {TEXT_MAX >> 20} MiB"
+    return f"a text or color profile has more than {TEXT_MAX >> 20} MiB"
   return " ".join(str(error).replace(repr(str(file)), "the file").split()) or type(error).__name__
 
 
 def refuse_what_rgb_cannot_hold(name, image: Image.Image) -> None:
-  """ImageError for more than 8 bits, other colours than RGB, and layouts that Pillow gets wrong."""
-  wanted = "wanted an 8-bit RGB or greyscale image"
+  """ImageError for more than 8 bits, other colors than RGB, and layouts that Pillow gets wrong."""
+  wanted = "wanted an 8-bit RGB or grayscale image"
   depth = _bits_per_channel(image)
   if depth > 8:
     raise ImageError(f"{name}: {depth} bits per channel; {wanted}")
   if image.mode not in MODES:
-    raise ImageError(f"{name}: colour mode {image.mode}; {wanted}")
+    raise ImageError(f"{name}: color mode {image.mode}; {wanted}")
   if hasattr(image, "tag_v2") and (what := _doubtful_in_tiff(image.mode, image.tag_v2)):
     raise ImageError(f"{name}: {what}; {wanted}")
 
@@ -205,27 +205,27 @@ def on_white(image: Image.Image) -> Image.Image:
   return image.convert("RGB")
 
 
-def scale_transparent_grey(image: Image.Image) -> None:
-  """A transparent grey of a PNG with 2 or 4 bits is one of 4 or 16 levels, where Pillow has 256 of the picture."""
+def scale_transparent_gray(image: Image.Image) -> None:
+  """A transparent gray of a PNG with 2 or 4 bits is one of 4 or 16 levels, where Pillow has 256 of the picture."""
   bits = {"L;2": 2, "L;4": 4}.get(next((args for *_, args in getattr(image, "tile", [])), ""))
   if image.format == "PNG" and bits and isinstance(image.info.get("transparency"), int):
     image.info["transparency"] *= 255 // (2**bits - 1)
 
 
-# --- colour --------------------------------------------------------------------------
+# --- color --------------------------------------------------------------------------
 
 def is_of_rgb(profile: bytes | None) -> bool:
   """Whether the header of an ICC profile says that it is one, and of RGB (ICC.1:2022, 7.2)."""
   return profile is not None and profile[36:40] == b"acsp" and profile[16:20] == b"RGB "
 
 
-def colour_beside_the_profile(image: Image.Image) -> str:
-  """What an opened file says of its colours that no ICC profile of RGB says, in words; "" if they are taken for sRGB.
+def color_beside_the_profile(image: Image.Image) -> str:
+  """What an opened file says of its colors that no ICC profile of RGB says, in words; "" if they are taken for sRGB.
 
   A picture that says nothing is taken for sRGB by most programs, so nothing is lost of one that says sRGB.
   """
   profile = image.info.get("icc_profile")
-  said = [] if profile is None or is_of_rgb(profile) else ["a colour profile that is not of RGB"]
+  said = [] if profile is None or is_of_rgb(profile) else ["a color profile that is not of RGB"]
   if hasattr(image, "tag_v2") and profile is None:
     said = [name for tag, name in TIFF_COLOUR.items() if tag in image.tag_v2]
   nclx = image.info.get("nclx_profile") if image.format == HEIC and profile is None else None
@@ -248,7 +248,7 @@ def colour_beside_the_profile(image: Image.Image) -> str:
 
 
 def _png_chunks(file) -> dict[bytes, bytes]:
-  """The chunks of a PNG before its data, the colour profile apart, by name; the file is left where it was."""
+  """The chunks of a PNG before its data, the color profile apart, by name; the file is left where it was."""
   place, chunks = file.tell(), {}
   file.seek(8)
   while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":

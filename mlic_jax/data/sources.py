@@ -55,7 +55,7 @@ class Folder:
 
 
 class Records:
-  """Records of a prepared TFDS dataset: serialised tf.train.Example with random access, and the name of a feature."""
+  """Records of a prepared TFDS dataset: serialized tf.train.Example with random access, and the name of a feature."""
   headers_are_cheap = False
 
   def __init__(self, name: str, examples: Sequence[bytes], feature: str, indices: Sequence[int]):

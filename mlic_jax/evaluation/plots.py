@@ -19,9 +19,9 @@ from matplotlib.figure import Figure  # isort: skip
 
 # Okabe and Ito, "Color universal design", 2008: distinct for every kind of color vision. Markers differ too.
 COLORS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#56B4E9", "*"))
-GREYS = (("#555555", "s"), ("#888888", "^"))
+GRAYS = (("#555555", "s"), ("#888888", "^"))
 PUBLISHED = (("#56708f", "--"), ("#8f7356", "-."), ("#777777", ":"))
-STYLES = {"checkpoint": COLORS, "baseline": GREYS}
+STYLES = {"checkpoint": COLORS, "baseline": GRAYS}
 Y_LABEL = {"psnr": "PSNR (dB), mean over the images", "ms_ssim": "MS-SSIM (dB), of the mean over the images"}
 
 

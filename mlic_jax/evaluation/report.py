@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlic_jax.evaluation.bd_rate import METRICS, Curve
-from mlic_jax.evaluation.plots import COLORS, GREYS, PUBLISHED, Y_LABEL, curves_to_plot, spread
+from mlic_jax.evaluation.plots import COLORS, GRAYS, PUBLISHED, Y_LABEL, curves_to_plot, spread
 from mlic_jax.evaluation.report_images import ERROR_MAX
 from mlic_jax.evaluation.results import read_curves
 
@@ -95,7 +95,7 @@ def _styles(curves: Sequence[Curve]) -> list[tuple[str, str, float]]:
     if curve.kind == "checkpoint":
       styles.append((COLORS[number % len(COLORS)][0], "", 3))
     elif curve.kind == "baseline":
-      styles.append((GREYS[number % len(GREYS)][0], "", 1.6))
+      styles.append((GRAYS[number % len(GRAYS)][0], "", 1.6))
     else:
       styles.append((PUBLISHED[number % len(PUBLISHED)][0], ("6 4", "8 3 2 3", "2 3")[number % 3], 1.3))
   return styles

@@ -112,13 +112,13 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
                      turn_q: Callable = unturned, turn_k: Callable = unturned) -> jax.Array:
   """Attention in memory and time linear in the number of positions (Shen et al., WACV 2021; MLIC++, section 3).
 
-  Queries are normalised over the channels of a head, keys over positions: out = softmax(q) (softmax(k)^T v).
+  Queries are normalized over the channels of a head, keys over positions: out = softmax(q) (softmax(k)^T v).
 
   Args:
     q: (B, positions, C); the heads are contiguous groups of C / num_heads channels.
     k, v: (B, other positions, C).
     turn_q, turn_k: what turns queries and keys, (B, positions, num_heads, C / num_heads) to the same, see `turns`. It
-      comes after both have been normalised, so that what the attention is divided by is not turned (Su et al., 2021).
+      comes after both have been normalized, so that what the attention is divided by is not turned (Su et al., 2021).
 
   Returns:
     (B, positions, C).

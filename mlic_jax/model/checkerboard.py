@@ -1,6 +1,6 @@
 """The checkerboard: which positions are anchors, and how one parity is packed into half the width.
 
-    . A . A     Anchors (A), the positions with (row + column) odd, are coded first and see no neighbour of
+    . A . A     Anchors (A), the positions with (row + column) odd, are coded first and see no neighbor of
     A . A .     their own slice; the others then see all the anchors (He et al., CVPR 2021).
     . A . A
 """

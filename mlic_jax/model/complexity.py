@@ -125,9 +125,9 @@ def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, in
 
 def _but_the_slices(codec, x: jax.Array, quality: float | None) -> jax.Array:
   """All of a codec that is not a slice step."""
-  y, z = codec.analyse(x, quality)
+  y, z = codec.analyze(x, quality)
   codec.hyper(codec.round_z(z))
-  return codec.synthesise(y, quality)
+  return codec.synthesize(y, quality)
 
 
 def _leaves(tree: Any) -> dict[Path, Any]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import PRECISION, build
-from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantiser
+from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
 from mlic_jax.model.slices import Coded, Slices
 
 
@@ -27,17 +27,17 @@ def init(config: CodecConfig, key: jax.Array) -> dict[str, Any]:
 
 
 def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: jax.Array,
-            key: jax.Array | None = None, quantiser: Quantiser | None = None) -> Coded:
+            key: jax.Array | None = None, quantizer: Quantizer | None = None) -> Coded:
   """What the entropy model makes of y (B, h, w, M), given hyper (B, h, w, 2M).
 
   h and w are multiples of 4. Without a key, the bits are those of the file, whose gradient is not that of the rate
-  (rounding has none); with one, those of training, with noise in place of rounding. Another `quantiser` takes its
+  (rounding has none); with one, those of training, with noise in place of rounding. Another `quantizer` takes its
   random numbers from the key.
   """
-  quantiser = quantiser or (ROUNDING if key is None else NOISE)
-  draws = quantiser.draws(key, y.shape)
+  quantizer = quantizer or (ROUNDING if key is None else NOISE)
+  draws = quantizer.draws(key, y.shape)
   with jax.default_matmul_precision(PRECISION):
-    coded: Any = Slices(config).apply({"params": params}, hyper, y, quantiser, draws, method="walk")
+    coded: Any = Slices(config).apply({"params": params}, hyper, y, quantizer, draws, method="walk")
     return coded
 
 
@@ -45,5 +45,5 @@ def latents(config: CodecConfig, variables: dict[str, Any], x: jax.Array,
             quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
   """y (B, h, w, M) and hyper (B, h, w, 2M) of pictures x (B, H, W, 3) in [0, 1], by the codec of `variables`."""
   run: Callable[..., Any] = lambda *args, method: build(config).apply(variables, *args, method=method)
-  y, z = run(x, quality, method="analyse")
+  y, z = run(x, quality, method="analyze")
   return y, run(run(z, method="round_z"), method="hyper")

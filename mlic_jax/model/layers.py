@@ -20,7 +20,7 @@ RESIDUAL_INIT, RESAMPLING_INIT = 0.1, 0.3
 
 
 def live_lecun_normal(live: jax.Array | np.ndarray | None, scale: float = 1.0):
-  """LeCun's normal initialiser over the inputs that can be non-zero; kernels of the others start at zero.
+  """LeCun's normal initializer over the inputs that can be non-zero; kernels of the others start at zero.
 
   The step of slice k is built for the full width of y, of which only the decoded slices are ever non-zero: with the
   nominal fan-in, the first slices would start with features that are far too small.
@@ -153,7 +153,7 @@ def subpixel_kernel(kernel: jax.Array) -> jax.Array:
 
 
 class GDN(nn.Module):
-  """Generalised divisive normalisation, x / sqrt(beta + gamma x^2), or its inverse (Balle et al., ICLR 2016).
+  """Generalized divisive normalization, x / sqrt(beta + gamma x^2), or its inverse (Balle et al., ICLR 2016).
 
   `beta` and `gamma` are stored as the square roots of their values plus a pedestal, and bounded below, so that they
   stay positive under any gradient step.

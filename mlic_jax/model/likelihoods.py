@@ -1,4 +1,4 @@
-"""How many bits z and y cost: a learned factorised density for z, a conditional Gaussian for y."""
+"""How many bits z and y cost: a learned factorized density for z, a conditional Gaussian for y."""
 
 from typing import Any
 

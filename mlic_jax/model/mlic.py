@@ -18,7 +18,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts, registry, selection_map, transforms
 from mlic_jax.model.hyper import HyperAnalysis, HyperSynthesis
 from mlic_jax.model.likelihoods import FactorizedPrior
-from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantiser
+from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
 from mlic_jax.model.slices import Prior, Slices, State
 
 # The entropy path is float32 throughout: TPUs and recent GPUs would otherwise multiply in fewer bits, and a prior that
@@ -68,35 +68,35 @@ class MLIC(nn.Module):
       self.log_inverse_gain = self.param("log_inverse_gain", lambda key: -spread(key))
 
   def __call__(self, x: jax.Array, quality: jax.Array | float | None = None, num_arrived: jax.Array | None = None,
-               first: jax.Array | int = 0, quantiser: Quantiser | None = None) -> CodecOutput:
+               first: jax.Array | int = 0, quantizer: Quantizer | None = None) -> CodecOutput:
     """Reconstruction and bits of pictures x. The other arguments are those of `code`."""
-    return self.code(*self.analyse(x, quality), quality, num_arrived, first, quantiser)
+    return self.code(*self.analyze(x, quality), quality, num_arrived, first, quantizer)
 
   def code(self, y: jax.Array, z: jax.Array, quality: jax.Array | float | None = None,
            num_arrived: jax.Array | None = None, first: jax.Array | int = 0,
-           quantiser: Quantiser | None = None) -> CodecOutput:
+           quantizer: Quantizer | None = None) -> CodecOutput:
     """Reconstruction and bits of given latents y (B, h, w, M), which has the gain of its rate, and z (B, h/4, w/4, N).
 
     num_arrived (B,): only so many slices reach the decoder; the others are their means, and cost nothing. None: all.
     first: index of x[0] in a larger batch; what is drawn for a picture does not depend on how that was split.
-    quantiser: what stands for rounding. None: with a "noise" rng NOISE, the rate of training; otherwise ROUNDING. One
+    quantizer: what stands for rounding. None: with a "noise" rng NOISE, the rate of training; otherwise ROUNDING. One
       that draws takes its random numbers from that rng."""
-    quantiser = quantiser or (NOISE if self.has_rng("noise") else ROUNDING)
-    draws = lambda latent: quantiser.draws(self.make_rng("noise") if quantiser.draw else None, latent.shape, first)
+    quantizer = quantizer or (NOISE if self.has_rng("noise") else ROUNDING)
+    draws = lambda latent: quantizer.draws(self.make_rng("noise") if quantizer.draw else None, latent.shape, first)
     with jax.default_matmul_precision(self.entropy_precision):
       medians, y_draws, z_draws = self.z_prior.medians, draws(y), draws(z)
       # Twice, as noise has no gradient for the medians, to the bit: what is received and what is counted each cancel.
-      received, _ = quantiser.quantise(z - medians, z_draws)
+      received, _ = quantizer.quantize(z - medians, z_draws)
       residual = z - medians
-      _, counted = quantiser.quantise(residual, z_draws)
+      _, counted = quantizer.quantize(residual, z_draws)
       z_bits = self.z_prior.bits(z + (counted - residual))
-      coded = self.slices.walk(self.h_s(received + medians), y, quantiser, y_draws, num_arrived, self.remat)
+      coded = self.slices.walk(self.h_s(received + medians), y, quantizer, y_draws, num_arrived, self.remat)
     map_loss = None
     if coded.keep is not None:
       map_loss = selection_map.cross_entropy(self.config, y - coded.mean, coded.keep).mean((1, 2, 3))
-    return CodecOutput(self.synthesise(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits, map_loss)
+    return CodecOutput(self.synthesize(coded.y_hat, quality), coded.y_hat, coded.bits, z_bits, map_loss)
 
-  def analyse(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
+  def analyze(self, x: jax.Array, quality: jax.Array | float | None = None) -> tuple[jax.Array, jax.Array]:
     """y (B, h, w, M), times the gain of its rate, and z (B, h/4, w/4, N)."""
     multiple = side_multiple(self.config)
     if any(side % multiple for side in x.shape[1:3]):
@@ -106,7 +106,7 @@ class MLIC(nn.Module):
       y = y * self._gain("log_gain", quality)
     return y, self.h_a(y)
 
-  def synthesise(self, y_hat: jax.Array, quality: jax.Array | float | None = None) -> jax.Array:
+  def synthesize(self, y_hat: jax.Array, quality: jax.Array | float | None = None) -> jax.Array:
     """x_hat (B, H, W, 3), not clipped, from y_hat (B, h, w, M)."""
     if self.config.num_rates:
       y_hat = y_hat * self._gain("log_inverse_gain", quality)

@@ -1,9 +1,9 @@
-"""Quantisers: what stands for rounding while a codec is trained, estimated or optimised.
+"""Quantizers: what stands for rounding while a codec is trained, estimated or optimized.
 
-A quantiser is one argument of the walk over the slices and of the codec module. Its function takes what is left of a
+A quantizer is one argument of the walk over the slices and of the codec module. Its function takes what is left of a
 latent when its mean is subtracted, and gives two values that add to the mean again:
 
-    quantise(residual, draws) -> received    what the decoder gets: the distortion, and all later predictions
+    quantize(residual, draws) -> received    what the decoder gets: the distortion, and all later predictions
                                  counted     what the bits are counted of
 
 `draws` are random numbers that `draw` made for it, arrays of the shape of the residual; None without `draw`.
@@ -18,14 +18,14 @@ import jax.numpy as jnp
 from mlic_jax.model.straight_through import ste_round
 
 
-class Quantiser(NamedTuple):
+class Quantizer(NamedTuple):
   """See the module. `draw(key, shape)` makes a tree of arrays of that shape, for the latent of one picture."""
-  quantise: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
+  quantize: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
   draw: Callable[[jax.Array, tuple[int, ...]], Any] | None = None
 
   def draws(self, key: jax.Array | None, shape: tuple[int, ...], first: jax.Array | int = 0) -> Any:
     """Random numbers for latents of `shape` (B, ...), each drawn by its place `first` + 0 .. B - 1 in a larger batch;
-    None when the quantiser needs none."""
+    None when the quantizer needs none."""
     if self.draw is None:
       return None
     if key is None:
@@ -49,7 +49,7 @@ def _unit_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 # What a file holds. Its bits have no gradient.
-ROUNDING = Quantiser(_round)
+ROUNDING = Quantizer(_round)
 # Training: the rate under uniform noise, the distortion of rounded latents with a straight-through gradient (Minnen &
-# Singh, ICIP 2020, mixed quantisation).
-NOISE = Quantiser(_add_noise, _unit_noise)
+# Singh, ICIP 2020, mixed quantization).
+NOISE = Quantizer(_add_noise, _unit_noise)

@@ -21,7 +21,7 @@ from mlic_jax.model import contexts, selection_map
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.model.layers import ConvStack
 from mlic_jax.model.likelihoods import gaussian_bits, scale_index, scale_place
-from mlic_jax.model.quantizers import ROUNDING, Quantiser
+from mlic_jax.model.quantizers import ROUNDING, Quantizer
 from mlic_jax.model.scale_table import SCALE_MIN
 from mlic_jax.model.straight_through import lower_bound
 
@@ -79,7 +79,7 @@ class SliceStep(nn.Module):
       else:
         self.map_anchor, self.map_nonanchor = selection_map.SelectionMap(config), selection_map.SelectionMap(config)
 
-  def __call__(self, k, hyper, decoded, y_slice, quantiser: Quantiser = ROUNDING, draws=None, arrived=None):
+  def __call__(self, k, hyper, decoded, y_slice, quantizer: Quantizer = ROUNDING, draws=None, arrived=None):
     """The whole step, as training and the bit estimate run it.
 
     Args:
@@ -87,7 +87,7 @@ class SliceStep(nn.Module):
       hyper: (B, h, w, 2M) from h_s.
       decoded: (B, h, w, M) y_hat of slices 0..k-1.
       y_slice: (B, h, w, Cs) slice k of y.
-      quantiser: what stands for rounding.
+      quantizer: what stands for rounding.
       draws: its random numbers for slice k, arrays (B, h, w, Cs), or None.
       arrived: (B,) bool, whether the slice reaches the decoder. Where it does not, it is its mean and costs nothing, as
         in progressive decoding; None when all do.
@@ -99,7 +99,7 @@ class SliceStep(nn.Module):
     for anchors, prior_of in ((True, self.anchor_prior), (False, self.nonanchor_prior)):
       prior, state = prior_of(k, hyper, state)
       of_pass = lambda of_slice: pack(of_slice, anchors)
-      symbols, counted = quantiser.quantise(of_pass(y_slice) - prior.mean, jax.tree.map(of_pass, draws))
+      symbols, counted = quantizer.quantize(of_pass(y_slice) - prior.mean, jax.tree.map(of_pass, draws))
       if prior.keep is not None:
         symbols = jnp.where(prior.keep > 0, symbols, selection_map.symbol_left_out(self.config))
       if arrived is not None:
@@ -220,11 +220,11 @@ class Slices(nn.Module):
       # Compiled, so that what `start` computes beside the parameters is never run.
       self.put_variable("params", "steps", jax.jit(jax.vmap(start))(keys, jnp.arange(count)))
 
-  def walk(self, hyper: jax.Array, y: jax.Array, quantiser: Quantiser = ROUNDING, draws: Any = None,
+  def walk(self, hyper: jax.Array, y: jax.Array, quantizer: Quantizer = ROUNDING, draws: Any = None,
            num_arrived: jax.Array | None = None, remat: bool = False) -> Coded:
     """All steps under one scan, from hyper (B, h, w, 2M) and y (B, h, w, M).
 
-    quantiser: what stands for rounding; `draws` are its random numbers, arrays of the shape of y, or None.
+    quantizer: what stands for rounding; `draws` are its random numbers, arrays of the shape of y, or None.
     num_arrived (B,): only so many slices reach the decoder, see SliceStep; None for all. With `remat` the gradient
     computes every step again instead of keeping what is inside it."""
     count, unroll = self.config.num_slices, self.scan_unroll or 1
@@ -232,7 +232,7 @@ class Slices(nn.Module):
 
     def body(decoded, inputs):
       params, k, y_slice, draws, arrived = inputs
-      return self.step.apply({"params": params}, k, hyper, decoded, y_slice, quantiser, draws, arrived)
+      return self.step.apply({"params": params}, k, hyper, decoded, y_slice, quantizer, draws, arrived)
 
     def rolled(start, inputs):
       return jax.lax.scan(jax.checkpoint(body) if remat else body, start, inputs, unroll=unroll)
@@ -250,7 +250,7 @@ class Slices(nn.Module):
     steps: Any = self.get_variable("params", "steps")
     inputs = steps, jnp.arange(count), split(y), jax.tree.map(split, draws), arrived
     walk = rolled if unroll < count else at_once
-    if walk is rolled and not self.scan_unroll and quantiser is not ROUNDING:
+    if walk is rolled and not self.scan_unroll and quantizer is not ROUNDING:
       # On CPU the gradient through a rolled loop is 18 to 30 times slower; plain rounding is for what takes none.
       walk = lambda *args: jax.lax.platform_dependent(*args, cpu=at_once, default=rolled)
     y_hat, (counted, prior) = walk(jnp.zeros_like(y), inputs)

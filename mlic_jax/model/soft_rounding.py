@@ -1,4 +1,4 @@
-"""Relaxations of rounding for latents that are optimised one picture at a time: annealed stochastic choices.
+"""Relaxations of rounding for latents that are optimized one picture at a time: annealed stochastic choices.
 
 A value is somewhere between the integers below and above it, and chooses between the two at random. The choice is a
 Gumbel-softmax sample, which the temperature T makes harder and harder:
@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mlic_jax.model.quantizers import Quantiser
+from mlic_jax.model.quantizers import Quantizer
 
 EDGE = 1e-4           # u stays so far from 0 and 1, where the log-odds have no bound
 SIGMOID_SCALE = 2.3   # of the logit: the value with which SGA+ is reported
@@ -35,17 +35,17 @@ ADVANTAGES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "atanh": _atanh, "linear": _logit, "sigmoid": lambda u: SIGMOID_SCALE * _logit(u)}
 
 
-def annealed(kind: str, temperature: jax.Array | float) -> Quantiser:
-  """The quantiser of a kind at a temperature above 0, which may be traced. Decoder and rate both get the sample.
+def annealed(kind: str, temperature: jax.Array | float) -> Quantizer:
+  """The quantizer of a kind at a temperature above 0, which may be traced. Decoder and rate both get the sample.
 
   ValueError for a kind that there is not."""
   if kind not in ADVANTAGES:
     raise ValueError(f"relaxation={kind!r}; wanted one of {', '.join(ADVANTAGES)}")
 
-  def quantise(residual: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def quantize(residual: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     below = jnp.floor(jax.lax.stop_gradient(residual))
     advantage = ADVANTAGES[kind](jnp.clip(residual - below, EDGE, 1 - EDGE))
     value = below + jax.nn.sigmoid((advantage / temperature + noise) / temperature)
     return value, value
 
-  return Quantiser(quantise, jax.random.logistic)
+  return Quantizer(quantize, jax.random.logistic)

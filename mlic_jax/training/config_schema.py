@@ -101,7 +101,7 @@ FIELDS = {
                      needed_for="a map of coded elements"),
     "teacher": Field(TEXT),
     "distillation_weight": Field(number(0, 1), needed=lambda config: config.get("teacher"), needed_for="a teacher"),
-    # Optimiser. num_steps, decay_start and crop_schedule are free so that a run can go on for longer, and end when its
+    # Optimizer. num_steps, decay_start and crop_schedule are free so that a run can go on for longer, and end when its
     # time has come; it then follows the new schedule.
     "num_steps": Field(at_least(1), is_free=True),
     "optimizer": Field(one_of(OPTIMIZERS)),

@@ -1,4 +1,4 @@
-"""The optimiser: Adam, or Muon or SOAP for convolutions; its schedules, and the other Adam of the quantiles of z."""
+"""The optimizer: Adam, or Muon or SOAP for convolutions; its schedules, and the other Adam of the quantiles of z."""
 
 import functools
 from typing import Any
@@ -58,7 +58,7 @@ def is_kernel(path: tuple, p: Any) -> bool:
 
 
 def make_optimizer(config) -> optax.GradientTransformationExtraArgs:
-  """The optimiser of config on the clipped gradient (global norm grad_clip, 0: not clipped); Adam for the quantiles.
+  """The optimizer of config on the clipped gradient (global norm grad_clip, 0: not clipped); Adam for the quantiles.
 
   "adam": learning_rate for everything. "muon": muon_learning_rate for the kernels of convolutions (Jordan et al.,
   2024), Nesterov's form of Adam with learning_rate for the rest. "soap": learning_rate for everything, SOAP for the

@@ -92,7 +92,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
 
   x is (B, H, W, 3) uint8, of one device. The objective is rd_loss, its samples weighted by rate_weights, and aux_loss,
   and the loss of a map of coded elements (model/selection_map.py); their gradients touch disjoint parameters. When the
-  loss or a gradient is not finite, the parameters, the optimiser and the average stay what they were and
+  loss or a gradient is not finite, the parameters, the optimizer and the average stay what they were and
   metrics["finite"] is 0. A step draws for each sample by its place in the global batch, so that neither the number of
   devices nor accumulate_steps changes what it computes, but for the order of sums.
   metrics["stop"] is the mean of `stop`, the flags of each process, or left out without them (stopping.py).

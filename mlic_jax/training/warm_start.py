@@ -12,7 +12,7 @@ from mlic_jax.training.step import TrainState
 
 
 def start_from(checkpoint: str, state: TrainState, model: CodecConfig) -> TrainState:
-  """`state` with the parameters of a model directory, such as one of another lambda; the optimiser starts afresh.
+  """`state` with the parameters of a model directory, such as one of another lambda; the optimizer starts afresh.
 
   A model without a map of coded elements begins one. ConfigError for parameters of another architecture. The directory
   may name the custom modules of `model`, the config of the run, and no others."""

@@ -17,7 +17,7 @@ SINGLE = CONTENT._replace(chunks=(b"".join(CHUNKS),), single_chunk=True)
 ORIGIN = Origin(12, "gpu", "aarch64", (0, 5, 3))
 PORTABLE = CONTENT._replace(origin=ORIGIN, symbol_checksums=(0, 0xFFFF, 0x1234))
 PORTABLE_SINGLE = SINGLE._replace(origin=ORIGIN, symbol_checksums=(0, 0xFFFF, 0x1234))
-PROFILE = b"a colour profile " * 100
+PROFILE = b"a color profile " * 100
 
 
 def with_header(blob, **fields):
@@ -228,7 +228,7 @@ def test_a_length_far_beyond_the_file_takes_no_memory():
 
 
 def test_a_profile_that_unpacks_to_more_than_a_megabyte_is_refused_before_it_does(monkeypatch):
-  with pytest.raises(BitstreamError, match="colour profile of the picture has 1048577 bytes"):
+  with pytest.raises(BitstreamError, match="color profile of the picture has 1048577 bytes"):
     write(CONTENT._replace(icc_profile=bytes(bitstream.PROFILE_MAX + 1)))
   largest = CONTENT._replace(icc_profile=bytes(bitstream.PROFILE_MAX))
   assert parse(write(largest)) == largest
@@ -241,7 +241,7 @@ def test_a_profile_that_unpacks_to_more_than_a_megabyte_is_refused_before_it_doe
     b"", b"no zlib data", zlib.compress(PROFILE)[:-6], zlib.compress(PROFILE) + b"more"])
 def test_a_profile_that_does_not_unpack_is_refused_though_its_checksum_fits(packed, monkeypatch):
   monkeypatch.setattr(bitstream, "_pack_profile", lambda _: packed)
-  with pytest.raises(BitstreamError, match="colour profile"):
+  with pytest.raises(BitstreamError, match="color profile"):
     parse(write(CONTENT._replace(icc_profile=PROFILE)))
 
 

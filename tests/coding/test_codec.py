@@ -233,10 +233,10 @@ def test_slices_that_a_file_does_not_have_are_refused(codec, photograph, slices)
 
 
 def test_a_profile_travels_in_the_file_and_changes_nothing_else(codec, photograph):
-  blob = codec.encode(photograph, 2, icc_profile=b"a colour profile")
-  assert bitstream.parse(blob).icc_profile == b"a colour profile"
+  blob = codec.encode(photograph, 2, icc_profile=b"a color profile")
+  assert bitstream.parse(blob).icc_profile == b"a color profile"
   np.testing.assert_array_equal(codec.decode(blob), codec.decode(codec.encode(photograph, 2)))
-  with pytest.raises(BitstreamError, match="colour profile of the picture has 1048577 bytes"):
+  with pytest.raises(BitstreamError, match="color profile of the picture has 1048577 bytes"):
     codec.encode(photograph, 2, icc_profile=bytes(2**20 + 1))
 
 

@@ -19,7 +19,7 @@ from mlic_jax.coding.memory_estimate import MemoryLimitError
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
 from mlic_jax.metrics import ms_ssim_8bit, mse
-from mlic_jax.model.quantizers import ROUNDING, Quantiser
+from mlic_jax.model.quantizers import ROUNDING, Quantizer
 from mlic_jax.model.soft_rounding import ADVANTAGES, annealed
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=("channel",),
@@ -50,9 +50,9 @@ def trained(codec, training):
 def test_a_cold_relaxation_chooses_the_nearer_integer_and_a_hot_one_does_not_always(kind):
   v = jnp.linspace(-3, 3, 1000) + 0.001
   clear = np.abs(v - jnp.round(v)) < 0.45
-  cold, _ = annealed(kind, 0.01).quantise(v, jnp.zeros(v.shape))
+  cold, _ = annealed(kind, 0.01).quantize(v, jnp.zeros(v.shape))
   np.testing.assert_allclose(cold[clear], jnp.round(v)[clear], atol=1e-3)
-  hot, counted = annealed(kind, 0.5).quantise(v, jax.random.logistic(jax.random.key(0), v.shape))
+  hot, counted = annealed(kind, 0.5).quantize(v, jax.random.logistic(jax.random.key(0), v.shape))
   assert (jnp.abs(hot - v) <= 1).all() and (jnp.round(hot) != jnp.round(v)).mean() > 0.05
   np.testing.assert_array_equal(hot, counted)
 
@@ -65,14 +65,14 @@ def test_the_upper_integer_is_chosen_as_often_as_the_paper_says(kind, chance):
   weight = lambda u: chance(u)**(1 / temperature)
   expected = weight(u) / (weight(u) + weight(1 - u))
   noise = jax.random.logistic(jax.random.key(1), (20_000,))
-  above = annealed(kind, temperature).quantise(jnp.full(20_000, 2 + u), noise)[0] > 2.5
+  above = annealed(kind, temperature).quantize(jnp.full(20_000, 2 + u), noise)[0] > 2.5
   assert above.mean() == pytest.approx(expected, abs=0.012)
 
 
 @pytest.mark.parametrize("kind", ADVANTAGES)
 def test_the_gradient_of_a_relaxation_is_finite_and_never_negative(kind):
   v = jnp.concatenate([jnp.linspace(-2, 2, 401), jnp.array([0.0, 1.0, -1.0])])
-  slope = jax.vmap(jax.grad(lambda v: annealed(kind, 0.3).quantise(v, 0.1)[0]))(v)
+  slope = jax.vmap(jax.grad(lambda v: annealed(kind, 0.3).quantize(v, 0.1)[0]))(v)
   assert np.isfinite(slope).all() and (slope >= 0).all() and slope.max() > 0
 
 
@@ -82,8 +82,8 @@ MIXTURE, TARGET = jnp.array([[1.0, 0.6], [0.6, 1.0]]), jnp.array([1.2, 0.95])  #
 START = jnp.array([0.45, 0.45]), jnp.zeros(1)
 
 
-def mixed_loss(y, z, quantiser, key):
-  received, _ = quantiser.quantise(y, quantiser.draw(key, y.shape) if quantiser.draw else None)
+def mixed_loss(y, z, quantizer, key):
+  received, _ = quantizer.quantize(y, quantizer.draw(key, y.shape) if quantizer.draw else None)
   return jnp.square(MIXTURE @ received - TARGET).sum() + 0 * z.sum()
 
 
@@ -97,7 +97,7 @@ def test_a_relaxation_of_ones_own_is_a_function_of_the_temperature():
 
   def soft(temperature):
     jax.debug.callback(lambda value: temperatures.append(float(value)), temperature)
-    return Quantiser(lambda residual, _: (residual, residual))
+    return Quantizer(lambda residual, _: (residual, residual))
 
   refine(START, mixed_loss, jax.random.key(0), Schedule(steps=4, hot=0.8, cold=0.05, relaxation=soft))
   jax.effects_barrier()
@@ -106,7 +106,7 @@ def test_a_relaxation_of_ones_own_is_a_function_of_the_temperature():
 
 def test_steps_become_ten_times_smaller_and_their_length_is_that_of_the_schedule():
   steepness = jnp.full(START[0].shape, 2.0)
-  loss = lambda y, z, quantiser, key: (steepness * y).sum() + 0 * z.sum()   # whose slope means nothing to Adam
+  loss = lambda y, z, quantizer, key: (steepness * y).sum() + 0 * z.sum()   # whose slope means nothing to Adam
   schedule = Schedule(steps=10, learning_rate=0.5)
   best, _ = refine(START, loss, jax.random.key(0), schedule)
   rates = [schedule.rate(number / 10) for number in range(10)]
@@ -115,11 +115,11 @@ def test_steps_become_ten_times_smaller_and_their_length_is_that_of_the_schedule
 
 
 def test_it_stops_when_the_colder_half_brings_nothing_and_when_the_loss_is_not_finite():
-  flat = lambda y, z, quantiser, key: 0 * y.sum() + 0 * z.sum() + 1
+  flat = lambda y, z, quantizer, key: 0 * y.sum() + 0 * z.sum() + 1
   shares = []
   refine(START, flat, jax.random.key(0), Schedule(steps=100), lambda done, loss: shares.append(done))
   assert shares == [each / CHECKS for each in range(9)]      # 0.6, 0.7 and 0.8 in vain
-  broken = lambda y, z, quantiser, key: jnp.log(0.45 - y).sum() + 0 * z.sum()
+  broken = lambda y, z, quantizer, key: jnp.log(0.45 - y).sum() + 0 * z.sum()
   shares.clear()
   best = refine(START, broken, jax.random.key(0), Schedule(steps=100), lambda done, loss: shares.append(done))
   assert len(shares) == 2
@@ -154,7 +154,7 @@ def test_the_loss_is_that_of_the_image_and_not_of_its_padding(codec, height, wid
   image = rng.integers(0, 256, (height, width, 3), np.uint8)
   latents = codec.latents(image, 2)
   y = latents.y + rng.normal(size=latents.y.shape).astype(np.float32)
-  out = codec.coder.module.apply(codec.variables, y, latents.z, latents.quality, quantiser=ROUNDING, method="code")
+  out = codec.coder.module.apply(codec.variables, y, latents.z, latents.quality, quantizer=ROUNDING, method="code")
   bits = np.asarray(out.y_bits, np.float64).sum() + np.asarray(out.z_bits, np.float64).sum()
   error = 255 * np.asarray(out.x_hat, np.float64)[0, :height, :width] - image
   wanted = bits / (height * width) + lmbda * (error**2).mean()

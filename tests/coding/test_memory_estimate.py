@@ -37,8 +37,8 @@ def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers_
 def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that(fields):
   config = dataclasses.replace(TINY, **fields)
   variables, image = random_variables(config), jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)
-  analyse = jax.jit(compiled_functions.analyse, static_argnums=0)
-  compiled = analyse.lower(build(config), variables, image, np.float32(2)).compile()
+  analyze = jax.jit(compiled_functions.analyze, static_argnums=0)
+  compiled = analyze.lower(build(config), variables, image, np.float32(2)).compile()
   report = compiled.memory_analysis()
   reported = report.temp_size_in_bytes + report.output_size_in_bytes
   assert reported <= bytes_needed(config, 256, 256) <= 3 * reported
@@ -97,7 +97,7 @@ def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
 def test_a_picture_that_does_not_fit_is_refused_before_any_work(tiny_checkpoint, photograph, monkeypatch):
   codec = Codec.load(tiny_checkpoint)
   needed = bytes_needed(codec.config, 65, 130)
-  for name in ("analyse", "start"):
+  for name in ("analyze", "start"):
     monkeypatch.setattr(compiled_functions, name, lambda *args: pytest.fail("work was begun"))
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed - 1)
   file = write(Bitstream(codec.fingerprint, 65, 130, 2.0, 2, (b"", b"", b"")))

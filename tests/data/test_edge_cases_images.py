@@ -36,15 +36,15 @@ def test_sixteen_bit_planes_are_refused_by_the_reader_of_pictures_and_by_that_of
       read(io.BytesIO(content))
 
 
-def test_grey_with_premultiplied_alpha_is_put_on_white_or_refused_where_pillow_does_not_know_it():
+def test_gray_with_premultiplied_alpha_is_put_on_white_or_refused_where_pillow_does_not_know_it():
   alpha = rng.integers(0, 256, (8, 9))
-  grey = rng.integers(0, 256, (8, 9)) * alpha // 255
-  file = io.BytesIO(tiff(np.stack([grey, alpha], -1), 1, extra=(1,)))
+  gray = rng.integers(0, 256, (8, 9)) * alpha // 255
+  file = io.BytesIO(tiff(np.stack([gray, alpha], -1), 1, extra=(1,)))
   if PILLOW < 13:
     with pytest.raises(ImageError, match="of a layout that is not known"):
       load_image(file)
   else:
-    np.testing.assert_allclose(load_image(file), np.repeat((grey + 255 - alpha)[..., None], 3, -1), atol=1)
+    np.testing.assert_allclose(load_image(file), np.repeat((gray + 255 - alpha)[..., None], 3, -1), atol=1)
 
 
 def test_a_palette_of_8_bit_values_is_refused():
@@ -139,7 +139,7 @@ def test_a_bmp_of_16_bits_a_pixel_holds_less_than_8_a_channel_and_is_read():
   np.testing.assert_allclose(seen.astype(int), SMOOTH.astype(int), atol=8)
 
 
-# --- colour --------------------------------------------------------------------------
+# --- color --------------------------------------------------------------------------
 
 CHRM = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)      # of Adobe RGB
 
@@ -154,19 +154,19 @@ CHRM = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
     ([(b"cICP", bytes([9, 16, 0, 1])), (b"sRGB", b"\0")], "cICP"),
     ([(b"cICP", bytes([1, 13, 0, 1]))], ""),
 ])
-def test_the_colour_that_a_png_has_beside_a_profile_is_known(chunks, said):
+def test_the_color_that_a_png_has_beside_a_profile_is_known(chunks, said):
   picture = load_picture(io.BytesIO(png(SMOOTH, 2, 8, chunks=chunks)))
   np.testing.assert_array_equal(picture.image, SMOOTH)
-  assert picture.other_colour == said
+  assert picture.other_color == said
 
 
-def test_colour_tags_of_a_tiff_and_profiles_of_grey_are_known():
+def test_color_tags_of_a_tiff_and_profiles_of_gray_are_known():
   whites = {318: (4, [1, 1])}
-  assert load_picture(io.BytesIO(tiff(SMOOTH, 2, tags=whites))).other_colour == "WhitePoint"
+  assert load_picture(io.BytesIO(tiff(SMOOTH, 2, tags=whites))).other_color == "WhitePoint"
   content = io.BytesIO()
-  grey_profile = bytes(16) + b"GRAY" + bytes(16) + b"acsp" + bytes(100)
-  Image.fromarray(SMOOTH[..., 0]).save(content, "PNG", icc_profile=grey_profile)
-  assert load_picture(content).other_colour == "a colour profile that is not of RGB"
+  gray_profile = bytes(16) + b"GRAY" + bytes(16) + b"acsp" + bytes(100)
+  Image.fromarray(SMOOTH[..., 0]).save(content, "PNG", icc_profile=gray_profile)
+  assert load_picture(content).other_color == "a color profile that is not of RGB"
 
 
 # --- Pillow's limits -----------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_a_text_that_would_fill_the_memory_is_refused_before_it_does(before):
   content = png_with_text(TEXT_MAX + 2**20, before)
   tracemalloc.start()
   try:
-    with pytest.raises(ImageError, match="a text or colour profile has more than 64 MiB"):
+    with pytest.raises(ImageError, match="a text or color profile has more than 64 MiB"):
       load_image(content)
     assert tracemalloc.get_traced_memory()[1] < 4 * TEXT_MAX
   finally:

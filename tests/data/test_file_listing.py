@@ -137,7 +137,7 @@ def test_heic_of_10_bits_is_refused_and_other_colors_are_named(tmp_path):
     load_image(tmp_path / "deep.heic")
   for primaries, said in ((1, ""), (12, "nclx")):         # 12: Display P3
     with pillow_decode.open_picture(_written(tmp_path, primaries)) as image:
-      assert pillow_decode.colour_beside_the_profile(image) == said
+      assert pillow_decode.color_beside_the_profile(image) == said
 
 
 def _written(folder, primaries):

@@ -12,7 +12,7 @@ from mlic_jax.data.image_source import decode, read_header
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (5, 7, 3), np.uint8)
-GREY = rng.integers(0, 256, (5, 7), np.uint8)
+GRAY = rng.integers(0, 256, (5, 7), np.uint8)
 
 
 def saved(folder, image, name="photo.png", **options):
@@ -20,13 +20,13 @@ def saved(folder, image, name="photo.png", **options):
   return folder / name
 
 
-def png_16_bit(colour_type, channels):
+def png_16_bit(color_type, channels):
   """A PNG of 2x2 pixels with 16 bits a channel, which Pillow reads as 8-bit RGB but cannot write."""
   def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
   rows = (b"\0" + bytes(range(4 * channels))) * 2
-  return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, colour_type, 0, 0, 0))
+  return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, color_type, 0, 0, 0))
           + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
@@ -34,9 +34,9 @@ def test_rgb_comes_back_as_it_was(tmp_path):
   np.testing.assert_array_equal(load_image(saved(tmp_path, Image.fromarray(RGB))), RGB)
 
 
-def test_greyscale_and_one_bit_are_repeated_over_the_channels(tmp_path):
-  np.testing.assert_array_equal(load_image(saved(tmp_path, Image.fromarray(GREY))), np.stack([GREY] * 3, -1))
-  bits = GREY > 127
+def test_grayscale_and_one_bit_are_repeated_over_the_channels(tmp_path):
+  np.testing.assert_array_equal(load_image(saved(tmp_path, Image.fromarray(GRAY))), np.stack([GRAY] * 3, -1))
+  bits = GRAY > 127
   one_bit = load_image(saved(tmp_path, Image.fromarray(bits)))
   np.testing.assert_array_equal(one_bit, np.stack([bits * np.uint8(255)] * 3, -1))
 
@@ -53,8 +53,8 @@ def test_transparency_is_composited_on_white(tmp_path):
   assert (rgba[0] == 255).all()
   np.testing.assert_allclose(rgba[1], 0.2 * RGB[1] + 0.8 * 255, atol=1)
   np.testing.assert_array_equal(rgba[2:], RGB[2:])
-  la = load_image(saved(tmp_path, Image.fromarray(np.concatenate([GREY[..., None], alpha], -1))))
-  np.testing.assert_array_equal(la[2:, :, 0], GREY[2:])
+  la = load_image(saved(tmp_path, Image.fromarray(np.concatenate([GRAY[..., None], alpha], -1))))
+  np.testing.assert_array_equal(la[2:, :, 0], GRAY[2:])
   assert (la[0] == 255).all()
 
 
@@ -72,22 +72,22 @@ def test_exif_orientation_is_applied(tmp_path, orientation, upright):
   np.testing.assert_array_equal(load_image(saved(tmp_path, Image.fromarray(RGB), exif=exif)), upright)
 
 
-@pytest.mark.parametrize("colour_type, channels", [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_sixteen_bits_are_refused(tmp_path, colour_type, channels):
-  (tmp_path / "deep.png").write_bytes(png_16_bit(colour_type, channels))
+@pytest.mark.parametrize("color_type, channels", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_are_refused(tmp_path, color_type, channels):
+  (tmp_path / "deep.png").write_bytes(png_16_bit(color_type, channels))
   with pytest.raises(ImageError, match="deep.png: 16 bits per channel; wanted an 8-bit"):
     load_image(tmp_path / "deep.png")
 
 
 def test_sixteen_bit_and_float_tiff_are_refused(tmp_path):
   with pytest.raises(ImageError, match="16 bits"):
-    load_image(saved(tmp_path, Image.fromarray(GREY.astype(np.uint16)), "deep.tif"))
+    load_image(saved(tmp_path, Image.fromarray(GRAY.astype(np.uint16)), "deep.tif"))
   with pytest.raises(ImageError, match="32 bits"):
-    load_image(saved(tmp_path, Image.fromarray(GREY.astype(np.float32)), "float.tif"))
+    load_image(saved(tmp_path, Image.fromarray(GRAY.astype(np.float32)), "float.tif"))
 
 
 def test_cmyk_is_refused(tmp_path):
-  with pytest.raises(ImageError, match="ink.jpg: colour mode CMYK; wanted an 8-bit RGB"):
+  with pytest.raises(ImageError, match="ink.jpg: color mode CMYK; wanted an 8-bit RGB"):
     load_image(saved(tmp_path, Image.fromarray(RGB).convert("CMYK"), "ink.jpg"))
 
 
@@ -139,7 +139,7 @@ def test_saving_refuses_lossy_formats_missing_folders_and_other_arrays(tmp_path)
   with pytest.raises(ImageError, match="No such file or directory"):
     save_image(tmp_path / "gone" / "out.png", RGB)
   with pytest.raises(ImageError, match="wanted .H, W, 3. uint8"):
-    save_image(tmp_path / "out.png", GREY)
+    save_image(tmp_path / "out.png", GRAY)
   assert not list(tmp_path.iterdir())
 
 
@@ -172,9 +172,9 @@ def test_a_tiff_of_8_bits_is_read_and_a_negative_one_turned(tmp_path):
 
 @pytest.mark.parametrize("samples, bits, photometric, sample_format, message", [
     (3, 16, 2, 1, "16 bits per channel"), (1, 16, 1, 1, "16 bits per channel"), (1, 16, 1, 2, "16 bits per channel"),
-    (1, 32, 1, 1, "32 bits per channel"), (1, 32, 1, 3, "32 bits per channel"), (3, 8, 8, 1, "colour mode LAB"),
-    (4, 8, 5, 1, "colour mode CMYK"), (3, 32, 2, 3, "cannot be read"), (1, 64, 1, 3, "cannot be read")])
-def test_a_tiff_of_more_than_8_bits_or_in_other_colours_is_refused(
+    (1, 32, 1, 1, "32 bits per channel"), (1, 32, 1, 3, "32 bits per channel"), (3, 8, 8, 1, "color mode LAB"),
+    (4, 8, 5, 1, "color mode CMYK"), (3, 32, 2, 3, "cannot be read"), (1, 64, 1, 3, "cannot be read")])
+def test_a_tiff_of_more_than_8_bits_or_in_other_colors_is_refused(
     tmp_path, samples, bits, photometric, sample_format, message):
   """Sample format 2 is signed, 3 floats."""
   (tmp_path / "scan.tif").write_bytes(tiff(samples, bits, photometric, bytes(4 * samples * bits // 8), sample_format))
@@ -198,8 +198,8 @@ def test_of_several_frames_the_first_is_read(tmp_path):
     np.testing.assert_array_equal(load_image(path), np.array(frames[0]))
 
 
-def test_a_transparent_palette_with_alpha_and_a_transparent_colour_are_white(tmp_path):
-  alpha = np.where(GREY > 127, 255, 0).astype(np.uint8)
+def test_a_transparent_palette_with_alpha_and_a_transparent_color_are_white(tmp_path):
+  alpha = np.where(GRAY > 127, 255, 0).astype(np.uint8)
   pa = Image.fromarray(RGB).quantize(8).convert("PA")
   pa.putalpha(Image.fromarray(alpha))
   assert pa.mode == "PA"
@@ -243,7 +243,7 @@ def test_an_image_that_claims_more_pixels_than_the_limit_is_refused_before_it_is
       read(io.BytesIO(bomb))
 
 
-# --- colour profiles -------------------------------------------------------------------
+# --- color profiles -------------------------------------------------------------------
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -263,8 +263,8 @@ def test_a_jpeg_has_its_profile_read_and_a_bmp_is_written_without(tmp_path):
 
 
 def test_a_profile_that_is_none_or_not_of_rgb_is_left_out(tmp_path):
-  grey = SRGB[:16] + b"GRAY" + SRGB[20:]
-  assert load_picture(saved(tmp_path, Image.fromarray(GREY), icc_profile=grey)).icc_profile is None
+  gray = SRGB[:16] + b"GRAY" + SRGB[20:]
+  assert load_picture(saved(tmp_path, Image.fromarray(GRAY), icc_profile=gray)).icc_profile is None
   assert load_picture(saved(tmp_path, Image.fromarray(RGB), icc_profile=b"nonsense")).icc_profile is None
   assert load_picture(saved(tmp_path, Image.fromarray(RGB))).icc_profile is None
 
@@ -280,9 +280,9 @@ def test_floats_are_rounded_to_the_nearest_level_and_255ths_come_back(dtype):
 
 
 @pytest.mark.parametrize("image, message", [
-    (GREY, r"got an image \(5, 7\) uint8; wanted \(H, W, 3\), uint8 or floats in \[0, 1\]"),
+    (GRAY, r"got an image \(5, 7\) uint8; wanted \(H, W, 3\), uint8 or floats in \[0, 1\]"),
     (RGB.astype(int), "int64"), (RGB[..., :2], r"\(5, 7, 2\) uint8"), (RGB / 100, r"floats from 0\S* to 2\.\d+"),
-    (np.full((2, 2, 3), np.nan), "floats from nan"), (Image.new("CMYK", (2, 2)), "^the picture: colour mode CMYK")])
+    (np.full((2, 2, 3), np.nan), "floats from nan"), (Image.new("CMYK", (2, 2)), "^the picture: color mode CMYK")])
 def test_what_is_no_picture_is_refused_in_one_line(image, message):
   with pytest.raises(ImageError, match=message) as error:
     as_picture(image)
@@ -291,8 +291,8 @@ def test_what_is_no_picture_is_refused_in_one_line(image, message):
 
 def test_what_pillow_opens_is_what_the_file_is_read_as(tmp_path):
   profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-  clear = Image.fromarray(np.dstack([RGB, GREY]))
-  for path in (saved(tmp_path, clear, icc_profile=profile), saved(tmp_path, Image.fromarray(GREY), "grey.png")):
+  clear = Image.fromarray(np.dstack([RGB, GRAY]))
+  for path in (saved(tmp_path, clear, icc_profile=profile), saved(tmp_path, Image.fromarray(GRAY), "gray.png")):
     with Image.open(path) as image:
       picture = as_picture(image)
     wanted = load_picture(path)

@@ -39,7 +39,7 @@ def ten_photographs(tmp_path):
 
 
 def flat(path, value, size=(64, 64)):
-  """A photograph of one grey value, which tells where a crop came from."""
+  """A photograph of one gray value, which tells where a crop came from."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.new("RGB", size, (value, value, value)).save(path)
 
@@ -295,7 +295,7 @@ def test_a_folder_of_images_that_all_fail_in_decoding_is_an_error_and_not_a_loop
 
 # --- images for evaluation -----------------------------------------------------------
 
-def test_held_out_images_are_centre_crops_spread_over_all_sources(folder):
+def test_held_out_images_are_center_crops_spread_over_all_sources(folder):
   source = Folder("photos", sorted(folder.iterdir()))
   images = eval_images([source], 64, 2)
   assert images.shape == (2, 64, 64, 3)

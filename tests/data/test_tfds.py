@@ -15,7 +15,7 @@ from mlic_jax.data.sources import Records, open_sources
 
 @pytest.fixture(scope="module")
 def tiny_photos(tfds, tmp_path_factory):
-  """The class of a dataset: ten images of one grey value."""
+  """The class of a dataset: ten images of one gray value."""
   files = tmp_path_factory.mktemp("files")
   for i in range(10):
     flat(files / f"{i}.{'jpg' if i % 2 else 'png'}", 10 * i, (64 + 8 * i, 70 + 8 * i))
@@ -45,7 +45,7 @@ def tfds_dir(tiny_photos, tmp_path_factory):
   return data_dir
 
 
-def grey_values(sources, count, sizes=((0, 64),), **changes):
+def gray_values(sources, count, sizes=((0, 64),), **changes):
   settings = dict(seed=1, batch_size=4, downscale_probability=0.5, downscale="lossy", flip=True)
   reader = training_batches(Mixture(sources, sizes), sizes=sizes, **(settings | changes))
   return [batch[:, 0, 0, 0] for batch in (next(reader) for _ in range(count))]
@@ -53,7 +53,7 @@ def grey_values(sources, count, sizes=((0, 64),), **changes):
 
 def test_a_tfds_dataset_is_read_like_a_folder(tfds_dir):
   sources, [held_out] = split("tfds:tiny_photos", "tfds:tiny_photos:validation", 0, tfds_dir)
-  values = np.concatenate(grey_values(sources, 4)).reshape(2, 8)
+  values = np.concatenate(gray_values(sources, 4)).reshape(2, 8)
   assert sorted(values[0]) == sorted(values[1]) == list(range(0, 80, 10))
   assert list(values[0]) != list(values[1])
   assert sorted(eval_images([held_out], 128, 0)[:, 0, 0, 0]) == [80, 90]
@@ -61,32 +61,32 @@ def test_a_tfds_dataset_is_read_like_a_folder(tfds_dir):
 
 def test_a_tfds_reader_resumes_at_a_step_and_its_processes_share_the_batch(tfds_dir):
   sources = open_sources("tfds:tiny_photos", tfds_dir)
-  values = grey_values(sources, 6)
-  np.testing.assert_array_equal(values[2:], grey_values(sources, 4, start=2))
-  halves = [grey_values(sources, 6, process_index=p, process_count=2) for p in range(2)]
+  values = gray_values(sources, 6)
+  np.testing.assert_array_equal(values[2:], gray_values(sources, 4, start=2))
+  halves = [gray_values(sources, 6, process_index=p, process_count=2) for p in range(2)]
   np.testing.assert_array_equal(values, np.concatenate(halves, axis=1))
 
 
 @pytest.mark.slow
 def test_worker_processes_read_a_tfds_dataset(tfds_dir):
   sources = open_sources("tfds:tiny_photos", tfds_dir)
-  np.testing.assert_array_equal(grey_values(sources, 4), grey_values(sources, 4, workers=2))
+  np.testing.assert_array_equal(gray_values(sources, 4), gray_values(sources, 4, workers=2))
 
 
 def test_a_tfds_dataset_and_a_folder_are_mixed_by_weight(tfds_dir, tmp_path):
   flat(tmp_path / "white" / "0.png", 255)
-  values = np.stack(grey_values(open_sources(f"tfds:tiny_photos*3,{tmp_path / 'white'}*1", tfds_dir), 8))
+  values = np.stack(gray_values(open_sources(f"tfds:tiny_photos*3,{tmp_path / 'white'}*1", tfds_dir), 8))
   assert (np.count_nonzero(values == 255, axis=1) == 1).all()
   assert sorted(values[values < 255]) == sorted(3 * list(range(0, 80, 10)))
 
 
 def test_images_of_a_tfds_dataset_that_are_too_small_for_later_crops_are_replaced(tfds_dir):
   sources = open_sources("tfds:tiny_photos:train+validation", tfds_dir)
-  values = grey_values(sources, 10, ((0, 64), (5, 128)), batch_size=2)
+  values = gray_values(sources, 10, ((0, 64), (5, 128)), batch_size=2)
   assert sorted(np.concatenate(values[:5])) == list(range(0, 100, 10))
   assert set(np.concatenate(values[5:])) == {80, 90}
   with pytest.raises(ImageError, match="tiny_photos:train: none of 8 images has sides of at least 128 pixels"):
-    grey_values(open_sources("tfds:tiny_photos:train", tfds_dir), 1, ((0, 64), (5, 128)))
+    gray_values(open_sources("tfds:tiny_photos:train", tfds_dir), 1, ((0, 64), (5, 128)))
 
 
 def test_a_part_of_a_split_can_be_named(tfds_dir):

@@ -64,7 +64,7 @@ def test_jpeg_halves_the_chroma_unless_told_otherwise():
   assert sampling == {"JPEG 4:2:0": (2, 2), "JPEG 4:4:4": (1, 1)}
 
 
-def test_huffman_tables_are_optimised():
+def test_huffman_tables_are_optimized():
   plain = io.BytesIO()
   Image.fromarray(IMAGE).save(plain, "JPEG", quality=50, subsampling="4:2:0")
   assert len(JPEG.encode(IMAGE, 50)) < len(plain.getvalue())

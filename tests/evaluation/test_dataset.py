@@ -10,7 +10,7 @@ from mlic_jax.data.image_io import ImageError, save_image
 from mlic_jax.evaluation import dataset
 
 
-def test_the_sample_photographs_are_in_the_wheel_of_scikit_image_and_in_colour():
+def test_the_sample_photographs_are_in_the_wheel_of_scikit_image_and_in_color():
   samples = dataset.open_dataset(None)
   images = dict(samples.read())
   assert len(images) == samples.size >= 2

@@ -85,7 +85,7 @@ def nonanchors_that_hear(name: str, row: int, column: int, options: tuple = ()) 
 
 
 def nonanchors_within(distance: int, row: int, column: int, h: int = 4, w: int = 8) -> np.ndarray:
-  """(h, w/2) bool: packed non-anchors so many steps, to neighbours in row or column, from (row, column)."""
+  """(h, w/2) bool: packed non-anchors so many steps, to neighbors in row or column, from (row, column)."""
   near = abs(np.arange(h)[:, None] - row) + abs(np.arange(w) - column) <= distance
   return np.asarray(pack(near[..., None], anchors=False))[..., 0]
 
@@ -107,7 +107,7 @@ def test_what_the_hyperprior_has_anywhere_reaches_every_place_of_the_first_slice
   assert (np.abs(apply(variables, after) - apply(variables, before)).max((0, -1)) > 0).all()
 
 
-def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighbourhood():
+def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighborhood():
   context = contexts.make_context("global_intra_softmax", CONFIG)
   before, other = (refs(k=2, h=2, w=2, seed=seed) for seed in (0, 1))
   variables = context.init(jax.random.key(0), before)
@@ -120,7 +120,7 @@ def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighbourho
 def test_inter_slice_heads_of_undecoded_slices_are_silent(name):
   (_, _, initial, apply), now = made(name), refs(k=1)
   rng = np.random.default_rng(0)
-  # As a training could leave them: at initialisation, kernels of undecoded channels are zero whoever speaks to them.
+  # As a training could leave them: at initialization, kernels of undecoded channels are zero whoever speaks to them.
   variables = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), initial)
 
   def with_biases(channels):  # of the heads, which see nothing else where nothing is decoded
@@ -155,7 +155,7 @@ def test_rotary_positions_in_slices_of_too_few_channels_are_refused():
     build(few)
 
 
-def test_a_window_holds_the_neighbours_of_its_nonanchor_and_zeros_outside():
+def test_a_window_holds_the_neighbors_of_its_nonanchor_and_zeros_outside():
   x = np.arange(1, 17, dtype=np.float32).reshape(4, 4, 1)
   windows = nonanchor_windows(jnp.asarray(x), 3)[..., 0]
   np.testing.assert_array_equal(windows[0, 0], [0, 0, 0, 0, 1, 2, 0, 5, 6])       # around (0, 0)

@@ -15,7 +15,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
 from mlic_jax.model import entropy_model
 from mlic_jax.model.mlic import build
-from mlic_jax.model.quantizers import Quantiser
+from mlic_jax.model.quantizers import Quantizer
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=("channel",),
                     channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
@@ -39,25 +39,25 @@ def test_predict_gives_what_the_codec_gives(variables):
   assert np.abs(coded.y_hat - (np.round(y - coded.mean) + coded.mean)).max() <= 0.5
 
 
-def test_a_quantiser_of_ones_own_stands_for_rounding_in_the_walk_and_in_the_codec():
+def test_a_quantizer_of_ones_own_stands_for_rounding_in_the_walk_and_in_the_codec():
   variables, rng = random_variables(SMALL), np.random.default_rng(0)
   y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (SMALL.M, 2 * SMALL.M))
-  nothing = Quantiser(lambda residual, _: (residual, residual))
-  coded = entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y, quantiser=nothing)
+  nothing = Quantizer(lambda residual, _: (residual, residual))
+  coded = entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y, quantizer=nothing)
   assert np.abs(coded.y_hat - y).max() <= 0.5 + 1e-5  # residual prediction alone is left
-  half = Quantiser(lambda residual, draws: (residual + draws, residual), draw=lambda key, shape: jnp.full(shape, 8.0))
+  half = Quantizer(lambda residual, draws: (residual + draws, residual), draw=lambda key, shape: jnp.full(shape, 8.0))
   moved = entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y, jax.random.key(0), half)
   assert (moved.y_hat - y).min() >= 7.5 - 1e-5
 
   z = np.zeros((1, 1, 1, SMALL.N), np.float32)
-  out = build(SMALL).apply(variables, y, z, 2.0, quantiser=nothing, method="code")
+  out = build(SMALL).apply(variables, y, z, 2.0, quantizer=nothing, method="code")
   assert np.abs(out.y_hat - y).max() <= 0.5 + 1e-5
 
 
 def test_what_code_makes_of_the_latents_of_a_picture_is_what_the_codec_makes_of_the_picture():
   x, model = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32), build(SMALL)
   variables = random_variables(SMALL)
-  y, z = model.apply(variables, x, 2.0, method="analyse")
+  y, z = model.apply(variables, x, 2.0, method="analyze")
   out, from_latents = model.apply(variables, x, 2.0), model.apply(variables, y, z, 2.0, method="code")
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), out, from_latents)
 

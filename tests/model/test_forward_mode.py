@@ -14,13 +14,13 @@ from mlic_jax.model import contexts, transforms
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.layers import GDN
 from mlic_jax.model.mlic import build
-from mlic_jax.model.quantizers import NOISE, Quantiser
+from mlic_jax.model.quantizers import NOISE, Quantizer
 from mlic_jax.model.straight_through import lower_bound
 from mlic_jax.training.step import COMPILE_QUICKLY
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), channel_widths=(4,),
                     entropy_widths=(4,), lrp_widths=(4,), contexts=("channel", "local_attention"))
-UNQUANTIZED = Quantiser(lambda residual, _: (residual, residual))  # a smooth function of everything
+UNQUANTIZED = Quantizer(lambda residual, _: (residual, residual))  # a smooth function of everything
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def codec_derivatives():
   params, x = random_variables(SMALL), np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
 
   def loss(variables):
-    out = build(SMALL, scan_unroll=2).apply(variables, x, quantiser=UNQUANTIZED)
+    out = build(SMALL, scan_unroll=2).apply(variables, x, quantizer=UNQUANTIZED)
     return 100 * jnp.square(out.x_hat - x).mean() + (out.y_bits.sum() + out.z_bits.sum()) / x.size
 
   def derivatives(params, direction):

@@ -52,7 +52,7 @@ def test_noise_is_drawn_only_when_its_rng_is_given(variables, x):
 
 def test_the_noise_of_training_is_as_wide_as_the_rounding_that_it_stands_for():
   residual = np.random.default_rng(0).normal(size=(2, 16, 16, 8)).astype(np.float32)
-  received, counted = NOISE.quantise(residual, NOISE.draws(jax.random.key(0), residual.shape))
+  received, counted = NOISE.quantize(residual, NOISE.draws(jax.random.key(0), residual.shape))
   noise = counted - residual
   assert -0.5001 < noise.min() < -0.49 and 0.49 < noise.max() < 0.5001
   np.testing.assert_allclose([np.mean(noise), np.var(noise)], [0, 1 / 12], atol=0.01)
@@ -79,8 +79,8 @@ def test_bfloat16_touches_the_transforms_and_no_parameter(x):
 def test_bfloat16_transforms_round_neither_y_nor_the_picture(x):
   config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), num_rates=0))
   model, variables = build(config, transform_dtype=jnp.bfloat16), random_variables(config)
-  y, _ = model.apply(variables, x, method="analyse")
-  x_hat = model.apply(variables, y, method="synthesise")
+  y, _ = model.apply(variables, x, method="analyze")
+  x_hat = model.apply(variables, y, method="synthesize")
   for values in (y, x_hat):
     assert np.mean(values == values.astype(jnp.bfloat16)) < 0.1  # of float32, one in 2^16 is a bfloat16 by chance
 
@@ -98,7 +98,7 @@ def test_the_precision_of_the_entropy_path_is_an_option_of_training_and_not_of_c
   assert trained_coarsely <= 4  # what is left are the gains of a rate, outside the entropy path
 
 
-def test_rematerialisation_changes_the_memory_and_not_the_gradient(x):
+def test_rematerialization_changes_the_memory_and_not_the_gradient(x):
   config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), widths=(8, 8, 8), num_rates=0))
   variables = random_variables(config)
 
@@ -134,7 +134,7 @@ def test_only_live_weights_are_drawn_and_the_first_slices_start_at_the_right_siz
 def test_a_strided_convolution_pads_both_sides_alike():
   x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
   out = Conv(1, 3, stride=2).apply({"params": {"kernel": jnp.arange(9.0).reshape(3, 3, 1, 1), "bias": jnp.zeros(1)}}, x)
-  assert out[0, 0, 0, 0] == 4.0 and np.count_nonzero(out) == 1  # under the centre of the kernel
+  assert out[0, 0, 0, 0] == 4.0 and np.count_nonzero(out) == 1  # under the center of the kernel
 
 
 def test_depthwise_convolution_is_a_grouped_convolution():

@@ -177,7 +177,7 @@ def mapped(tmp_path_factory):
 
 def test_what_is_left_out_is_its_mean_exactly_and_what_is_coded_is_not(mapped, photograph):
   x = photograph[None, :64, :64] / np.float32(255)
-  coded = build(MAPPED).apply(mapped.variables, *build(MAPPED).apply(mapped.variables, x, 2.0, method="analyse"),
+  coded = build(MAPPED).apply(mapped.variables, *build(MAPPED).apply(mapped.variables, x, 2.0, method="analyze"),
                               method=lambda m, y, z: m.slices.walk(m.hyper(m.round_z(z)), y))
   kept = np.asarray(coded.keep) > 0
   assert 0.2 < kept.mean() < 0.8

@@ -15,7 +15,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.interop.reference_weights import from_state_dict
 from mlic_jax.model.checkerboard import pack
 from mlic_jax.model.mlic import build
-from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantiser
+from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
 from mlic_jax.model.slices import SliceStep
 from mlic_jax.training.step import COMPILE_QUICKLY
 
@@ -56,7 +56,7 @@ def passes(case):
   """What every pass of the encoder computes: {recorded name: array at the positions that the pass codes}."""
   model, found = build(case.config), {}
   apply = lambda *args, method: model.apply(case.variables, *args, method=method)
-  y, z = apply(case.x, method="analyse")
+  y, z = apply(case.x, method="analyze")
   z_symbols = apply(z, method="round_z")
   hyper = apply(z_symbols, method="hyper")
   found.update(y=y, z=z, z_symbols=z_symbols, z_hat=z_symbols + case.variables["params"]["z_prior"]["quantiles"][:, 1],
@@ -135,10 +135,10 @@ def test_the_scan_gives_the_recorded_reconstruction_and_bits(case):
 def test_gradient_norms_are_those_of_the_authors_code(recorded):
   case = load_case("A")
   model = build(case.config)
-  silent = Quantiser(lambda residual, _: NOISE.quantise(residual, 0.0))
+  silent = Quantizer(lambda residual, _: NOISE.quantize(residual, 0.0))
 
   def loss(variables):
-    out = model.apply(variables, case.x, quantiser=silent if recorded.endswith("zero_noise") else ROUNDING)
+    out = model.apply(variables, case.x, quantizer=silent if recorded.endswith("zero_noise") else ROUNDING)
     bpp = (out.y_bits.sum() + out.z_bits.sum()) / np.prod(case.x.shape[:3])
     return 0.013 * 255**2 * jnp.mean((out.x_hat - case.x)**2) + bpp
 

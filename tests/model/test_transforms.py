@@ -52,7 +52,7 @@ def started(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", transforms.available())
-def test_a_training_starts_near_grey_with_latents_of_order_one(name):
+def test_a_training_starts_near_gray_with_latents_of_order_one(name):
   begun = started(name)
   assert begun["y"].shape == (1, 4, 4, SMALL.M) and 0.05 < np.std(begun["y"]) < 5
   assert begun["x_hat"].shape == begun["x"].shape
@@ -81,7 +81,7 @@ def test_a_gradient_reaches_every_parameter(name):
 
 
 @pytest.mark.parametrize("name", transforms.available())
-def test_rematerialisation_has_the_same_parameters(name):
+def test_rematerialization_has_the_same_parameters(name):
   begun = started(name)
   operations = lambda function, *args: {each.primitive for each in jax.make_jaxpr(function)(*args).eqns}
   of_blocks = [operations(distortion(name, remat), begun["params"], begun["x"]) for remat in (False, True)]

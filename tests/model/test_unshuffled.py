@@ -25,10 +25,10 @@ def test_the_linear_start_is_orthonormal(basis):
 
 
 def test_the_first_frequencies_are_the_means_of_luma_and_chroma():
-  grey, reddish = np.full((1, 8, 8, 3), 0.5), np.broadcast_to([0.5, 0.0, -0.5], (1, 8, 8, 3))
+  gray, reddish = np.full((1, 8, 8, 3), 0.5), np.broadcast_to([0.5, 0.0, -0.5], (1, 8, 8, 3))
   coefficients = lambda x: np.asarray(pixel_unshuffle(x, 8))[0, 0, 0] @ dct_basis(192)
-  assert np.argmax(np.abs(coefficients(grey))) == 0
-  assert [np.count_nonzero(np.abs(coefficients(x)) > 1e-6) for x in (grey, reddish)] == [1, 1]
+  assert np.argmax(np.abs(coefficients(gray))) == 0
+  assert [np.count_nonzero(np.abs(coefficients(x)) > 1e-6) for x in (gray, reddish)] == [1, 1]
 
 
 @pytest.mark.parametrize("token_expansion", [0, 1])

@@ -49,7 +49,7 @@ def traced_programs(config):
           for name, (function, arguments) in jitted.items()}
 
 
-@pytest.mark.parametrize("name", ["training", "evaluation", "analyse", "start", "nonanchors", "advance", "finish",
+@pytest.mark.parametrize("name", ["training", "evaluation", "analyze", "start", "nonanchors", "advance", "finish",
                                   "refine"])
 def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, name):
   function, arguments, _ = traced[name]
@@ -60,7 +60,7 @@ def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, name):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("name", ["training", "evaluation", "analyse", "finish", "refine"])
+@pytest.mark.parametrize("name", ["training", "evaluation", "analyze", "finish", "refine"])
 def test_convolutions_are_the_quick_ones_on_cpu_and_plain_ones_elsewhere(traced, name, platform):
   found = kernels(kept(traced[name][2], platform))
   assert (QUICK in found) == (platform == "cpu")
@@ -113,9 +113,9 @@ def test_the_gradient_of_the_walk_alone_is_a_loop_but_on_cpu(scan_unroll, loops_
   y, hyper = np.ones((1, 4, 4, 12), np.float32), np.ones((1, 4, 4, 24), np.float32)
   slices = Slices(config, scan_unroll)
   params = jax.eval_shape(lambda: slices.init(jax.random.key(0), hyper, y, method="walk"))
-  bits = lambda params, quantiser: slices.apply(params, hyper, y, quantiser, y, method="walk").bits.sum()
-  loops = lambda quantiser, platform: len(named(kept(jax.make_jaxpr(jax.grad(bits), static_argnums=1)(
-      params, quantiser), platform), "scan"))
+  bits = lambda params, quantizer: slices.apply(params, hyper, y, quantizer, y, method="walk").bits.sum()
+  loops = lambda quantizer, platform: len(named(kept(jax.make_jaxpr(jax.grad(bits), static_argnums=1)(
+      params, quantizer), platform), "scan"))
   assert loops(NOISE, "cpu") == loops_on_cpu and loops(NOISE, "tpu") == loops_elsewhere
   if scan_unroll == 0:  # plain rounding is for what takes no gradient: a loop everywhere
     assert loops(ROUNDING, "cpu") == loops(ROUNDING, "tpu") == 2

@@ -101,12 +101,12 @@ def test_a_second_checkpoint_of_an_architecture_warms_nothing_again():
 
 def test_a_picture_is_measured_with_one_analysis_and_two_walks(tiny_checkpoint, photograph, monkeypatch):
   codec, calls = Codec.load(tiny_checkpoint), []
-  for name in ("analyse", "start", "finish"):
+  for name in ("analyze", "start", "finish"):
     function = getattr(jit_functions, name)
     counted = lambda *args, name=name, function=function: (calls.append(name), function(*args))[1]
     monkeypatch.setattr(jit_functions, name, counted)
   coded = image_metrics.code(codec, "photo", photograph, 2)
-  assert {name: calls.count(name) for name in calls} == dict(analyse=1, start=2, finish=2)
+  assert {name: calls.count(name) for name in calls} == dict(analyze=1, start=2, finish=2)
   assert coded.bits == codec.estimate(photograph, 2)[0]
 
 

@@ -17,7 +17,7 @@ class Context(nn.Module):
 
   Slice k itself would have to ask, but its non-anchors are not known yet; its anchors stand for them. They ask, the
   anchors of slice k-1 are the keys, and its non-anchors, beside those anchors, are the values. What an anchor gets is
-  for the non-anchor at the same packed position, its neighbour in the row.
+  for the non-anchor at the same packed position, its neighbor in the row.
   """
   config: CodecConfig
   needs = ("decoded", "anchor")

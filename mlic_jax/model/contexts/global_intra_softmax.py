@@ -3,7 +3,7 @@
 Settings, beside those of attention.py:
   average_unseen   a query that sees no anchor, as in pictures of 64x64 pixels, takes the mean of all anchors, as in
                    CompressAI, in place of zeros
-  hidden_window    side of the neighbourhood that is hidden, odd; 0: window_size. CompressAI always hides 5.
+  hidden_window    side of the neighborhood that is hidden, odd; 0: window_size. CompressAI always hides 5.
 """
 
 import sys
@@ -44,9 +44,9 @@ class Context(nn.Module):
   """What far anchors of slice k say about its non-anchors: (B, h, w, Cs) twice -> (B, h, w/2, features).
 
   Who resembles whom is taken from the previous slice, where both parities are known: its non-anchors ask, its anchors
-  are the keys; the values are the anchors of this slice. The neighbourhood of a non-anchor, window_size or
+  are the keys; the values are the anchors of this slice. The neighborhood of a non-anchor, window_size or
   `hidden_window`, is hidden from it: that belongs to the local context, also where a config has none. Small pictures
-  can be all neighbourhood; then the attended values are zero, or the mean of all.
+  can be all neighborhood; then the attended values are zero, or the mean of all.
   """
   config: CodecConfig
   needs = ("decoded", "anchor")

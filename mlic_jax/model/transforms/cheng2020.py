@@ -59,5 +59,5 @@ class Synthesis(Transform):
     for i, width in enumerate(reversed(widths(self.config))):
       x = self.again(ResidualBlockUp)(width, name=f"up{i}")(x)
       x = self.blocks(x, width, f"block{i + 1}")
-    # A training starts from grey.
+    # A training starts from gray.
     return SubpixelConv(3, init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="out")(x)

@@ -84,5 +84,5 @@ class Synthesis(nn.Module):
         x = again(AttentionBlock)(name="fine_attention")(x)
       for j in range(BOTTLENECKS):
         x = again(Bottleneck)(name=f"block{i}_{j}")(x)
-    # A training starts from grey.
+    # A training starts from gray.
     return ConvTranspose(3, init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="up3")(x)

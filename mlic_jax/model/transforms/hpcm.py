@@ -2,7 +2,7 @@
 
     g_a   conv4/2 block x2 | conv2/2 block x2 | conv2/2 block x4 | conv2/2      g_s is its mirror, deconv for conv
 
-No normalisation, no attention, no depthwise convolution: nearly all of it is matrix products. `widths` are the channels
+No normalization, no attention, no depthwise convolution: nearly all of it is matrix products. `widths` are the channels
 at 1/2, 1/4 and 1/8 of the resolution, 96, 192 and 384 in the paper. With `remat` the gradient computes the insides of
 every block again instead of keeping them.
 """
@@ -61,5 +61,5 @@ class Synthesis(nn.Module):
       x = ConvTranspose(widths(self.config)[i], KERNELS[i + 1], name=f"up{i + 1}")(x)
       for j in range(BLOCKS[i]):
         x = block(name=f"block{i}_{j}")(x)
-    # A training starts from grey.
+    # A training starts from gray.
     return ConvTranspose(3, KERNELS[0], init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="up0")(x)

@@ -44,7 +44,7 @@ def activation_floats_per_pixel(config: CodecConfig) -> float:
 
 
 class TokenMixing(nn.Module):
-  """x plus what its neighbourhood says, plus what a gate lets through; (B, H, W, C) twice (MLICv2, section 3.3).
+  """x plus what its neighborhood says, plus what a gate lets through; (B, H, W, C) twice (MLICv2, section 3.3).
 
       x = x + 1x1(depthwise 5x5(u + 1x1(depthwise 3x3(gelu(1x1(u)))))),   u = norm(x)
       x = x + gate(norm(x))

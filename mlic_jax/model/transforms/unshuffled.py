@@ -130,8 +130,8 @@ def dct_basis(count: int) -> np.ndarray:
   Of chroma half as many frequencies are kept, and fewer; beyond 192 columns are zero."""
   frequency, place = np.mgrid[:8, :8]
   dct = np.cos(np.pi * (place + 0.5) * frequency / 8) / np.where(frequency == 0, 8, 4)**0.5
-  colours = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
-  basis = np.einsum("kc,ui,vj->kuvcij", colours, dct, dct).reshape(192, 192)
+  colors = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
+  basis = np.einsum("kc,ui,vj->kuvcij", colors, dct, dct).reshape(192, 192)
   distance = np.hypot(frequency, place)
   order = np.argsort(np.stack([distance, 2 * distance + 2, 3 * distance + 3]).ravel(), kind="stable")
   return _columns(basis[order].T, count)
