@@ -1,1 +1,1 @@
-"""From latents to bytes and back: tables, the range coder, the file format, and the codec that joins them."""
+"""The codec and its parts: CDF tables, range coders, file format, rate control, model directories."""

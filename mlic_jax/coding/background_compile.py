@@ -1,7 +1,7 @@
-"""Compilation for the decoder in a thread, while the encoder compiles and runs.
+"""Compilation of the decoder in a thread, while the encoder compiles and runs.
 
-Coding calls one compiled function after the other, and most of them compile on a single core. But those of the decoder
-can be compiled as soon as the size of the image is known.
+Coding calls compiled functions one after the other, and most of them compile on a single core. The functions of the
+decoder can be compiled as soon as the image size is known.
 """
 import contextlib
 from collections.abc import Iterator
@@ -15,32 +15,32 @@ from mlic_jax.model.mlic import build, side_multiple
 
 
 @contextlib.contextmanager
-def decoder_compiled_beside(codec, height: int, width: int) -> Iterator[None]:
-  """Around the first coding and decoding of an image of that size with a `Codec`; meanwhile a thread compiles for the
-  decoder. At its end the thread has ended, so that it disturbs nothing that is timed.
+def decoder_compiled_in_background(codec, height: int, width: int) -> Iterator[None]:
+  """Compiles the decoder of a `Codec` in a thread, while the body codes an image of height x width pixels.
 
-  It makes a difference where executables are cached on disk (runtime/executable_cache.py) and those of that size are
-  not yet. An error in the thread also occurs when the image is coded, and is reported there."""
-  with ThreadPoolExecutor(1) as beside:
-    beside.submit(_compile_decoder, codec, height, width)
+  The thread has ended when the context exits, so it disturbs no later measurement. The context saves time only where
+  executables are cached on disk (runtime/executable_cache.py) and this image size is not cached yet. An error in the
+  thread is not raised: decoding meets the same error and reports it."""
+  with ThreadPoolExecutor(1) as pool:
+    pool.submit(_compile_decoder, codec, height, width)
     yield
 
 
 def _compile_decoder(codec, height: int, width: int) -> None:
-  """As `Codec.decode` calls them, on shapes."""
+  """Compiles the functions that `Codec.decode` calls, in its order, for arguments that are known by shape only."""
   config, k = codec.config, np.int32(0)
-  of_model = build(config), codec.variables
+  model = build(config), codec.variables
   h, w = (-(-side // side_multiple(config)) for side in (height, width))
   z_symbols = ShapeDtypeStruct((1, h, w, config.N), np.int32)
-  started = jit_functions.start.prepare(*of_model, z_symbols)
-  if started is None:
+  anchors = jit_functions.start.prepare(*model, z_symbols)
+  if anchors is None:
     return
-  hyper, positions, _, state = started
+  hyper, positions, _, state = anchors
   symbols = ShapeDtypeStruct(positions.shape, np.int32)
-  between = jit_functions.nonanchors.prepare(*of_model, k, hyper, state, symbols)
-  if between is None:
+  nonanchors = jit_functions.nonanchors.prepare(*model, k, hyper, state, symbols)
+  if nonanchors is None:
     return
-  state = between[-1]
+  state = nonanchors[-1]
   if config.num_slices > 1:
-    jit_functions.advance.prepare(*of_model, k, hyper, state, symbols)
-  jit_functions.finish.prepare(*of_model, k, hyper, state, symbols, codec.choose_quality(None))
+    jit_functions.advance.prepare(*model, k, hyper, state, symbols)
+  jit_functions.finish.prepare(*model, k, hyper, state, symbols, codec.choose_quality(None))

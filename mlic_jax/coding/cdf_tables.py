@@ -1,10 +1,10 @@
-"""Integer coding tables from the trained densities, made once, when a checkpoint is written.
+"""Integer CDF tables of the trained densities, built once, when a checkpoint is written.
 
-A decoder never recomputes a table: two machines disagree in the last bits of exp and erfc, and one cell that
-differs by one count garbles everything after it. So the integers are part of the checkpoint.
+A decoder never recomputes a table. Two machines may disagree in the last bits of exp and erfc, and a cell that differs
+by one count garbles every later symbol. The integers are therefore part of the checkpoint.
 
     rows of the table                  symbols of a row
-    0 .. 63         y, one per scale   -reach .. reach, then one cell for everything beyond (the escape)
+    0 .. 63         y, one per scale   -reach .. reach, then the escape: one cell for all other symbols
     64 .. 63 + N    z, one per channel -lower .. upper, then the escape
 """
 import heapq
@@ -18,104 +18,105 @@ import scipy.special
 from mlic_jax.model.likelihoods import FactorizedPrior
 from mlic_jax.model.scale_table import SCALE_LEVELS, scale_table
 
-PRECISION = 16        # bits of a probability, the most that the range coder takes
-TAIL_MASS = 1e-9      # probability that a row leaves to its escape, both sides together; as in CompressAI
-REACH_MAX = 2048      # cells on either side of the median of z at most; what lies beyond is escaped
-CELLS_MAX = 2 * REACH_MAX + 4   # integers of a row of `lookup` at most: precision, 0, cells and the escape
+PRECISION = 16        # bits of a probability, the maximum of the range coder
+TAIL_MASS = 1e-9      # probability of the escape of a Gaussian row, both tails together; as in CompressAI
+REACH_MAX = 2048      # maximum number of cells on either side of the median of z
+CELLS_MAX = 2 * REACH_MAX + 4   # maximum number of integers of a row of `lookup`: precision, 0, cells, escape
 
 
-class CodingTable(NamedTuple):
-  """Quantized cumulative distributions; symbol s of row r is cell s - offset[r], or the last cell if there is none."""
-  lookup: np.ndarray  # (L,) int32, row after row: PRECISION, 0, cumulative counts, 2**PRECISION
+class CDFTable(NamedTuple):
+  """Quantized CDFs. Symbol s of row r is cell s - offset[r], or the last cell, the escape, if there is no such cell."""
+  lookup: np.ndarray  # (L,) int32, concatenated rows: PRECISION, 0, cumulative counts, 2**PRECISION
   offset: np.ndarray  # (rows,) int32, the smallest symbol of each row
 
 
 class TableError(ValueError):
-  """A coding table that nothing can be coded with; one line."""
+  """The CDF table is not valid; the message is one line."""
 
 
-def check_table(table: CodingTable) -> None:
-  """TableError unless the counts of every row rise from 0 to 2**PRECISION, and every row has an offset: a range coder
-  would read beyond its memory."""
+def check_table(table: CDFTable) -> None:
+  """Raises TableError unless the counts of every row rise from 0 to 2**PRECISION and every row has an offset.
+
+  With an invalid table a range coder would read beyond its memory."""
   lookup = table.lookup
   ends = np.flatnonzero(lookup == 2**PRECISION) + 1
   begins = np.concatenate([[0], ends])
   first, falls = begins[:-1], np.flatnonzero(np.diff(lookup) <= 0)
   if (begins[-1] != len(lookup) or (lookup[first] != PRECISION).any() or lookup[first + 1].any()
       or not np.array_equal(falls, np.sort(np.concatenate([first, first[1:] - 1])))):
-    raise TableError(f"the coding table is damaged: its counts do not rise from 0 to {2**PRECISION} in every row")
+    raise TableError(f"the CDF table is damaged: its counts do not rise from 0 to {2**PRECISION} in every row")
   if len(ends) != len(table.offset):
-    raise TableError(f"the coding table is damaged: it has {len(ends)} rows and {len(table.offset)} offsets")
+    raise TableError(f"the CDF table is damaged: it has {len(ends)} rows and {len(table.offset)} offsets")
 
 
-def build_table(variables: Mapping[str, Any]) -> CodingTable:
-  """The table of a trained model: 64 rows for y, then a row per channel of z."""
+def build_table(variables: Mapping[str, Any]) -> CDFTable:
+  """Builds the table of a trained model: 64 rows for y, then one row for each channel of z."""
   y, z = gaussian_table(row_scales()), factorized_table(variables["params"]["z_prior"])
-  return CodingTable(np.concatenate([y.lookup, z.lookup]), np.concatenate([y.offset, z.offset]))
+  return CDFTable(np.concatenate([y.lookup, z.lookup]), np.concatenate([y.offset, z.offset]))
 
 
 def row_scales() -> np.ndarray:
-  """(64,) the Gaussian of each row: the geometric middle of the scales that take it (priors.scale_index).
+  """Returns the scale of the Gaussian of each row, (64,): the geometric mean of the ends of its range of scales.
 
-  A row is taken by the scales between the level below and its own, and by SCALE_MIN alone for the first. The authors'
-  tables have the Gaussian of the upper end, which costs a small model 2 % of the bytes at low rates, and the middle a
-  quarter of that: the loss grows with the square of the distance.
+  A row codes the scales above the previous level and up to its own (likelihoods.scale_index); the first row codes
+  SCALE_MIN alone. The authors' tables have the Gaussian of the upper end. That costs a small model 2 % of the bytes at
+  low rates, and the mean a quarter of it: the loss grows with the square of the log ratio of the scales.
   """
   levels = scale_table().astype(np.float64)
   return np.concatenate([levels[:1], np.sqrt(levels[:-1] * levels[1:])])
 
 
 def z_rows(num_channels: int) -> np.ndarray:
-  """(N,) int32, the row of each channel of z."""
+  """Returns the row of each channel of z, (N,) int32."""
   return np.arange(SCALE_LEVELS, SCALE_LEVELS + num_channels, dtype=np.int32)
 
 
-def gaussian_table(scales: np.ndarray) -> CodingTable:
-  """One row per scale, for y - mean under a Gaussian of mean zero convolved with the unit uniform."""
+def gaussian_table(scales: np.ndarray) -> CDFTable:
+  """Builds one row per scale, for y - mean under a zero-mean Gaussian convolved with the unit uniform."""
   scales = np.asarray(scales, np.float64)
   reach = np.ceil(-scipy.special.ndtri(TAIL_MASS / 2) * scales).astype(int)
   rows = []
   for scale, r in zip(scales, reach):
-    distance = np.abs(np.arange(-r, r + 1))  # both terms in the left tail, where the difference keeps its digits
+    distance = np.abs(np.arange(-r, r + 1))  # evaluates both terms in the left tail, where nothing cancels
     pmf = scipy.special.ndtr((0.5 - distance) / scale) - scipy.special.ndtr((-0.5 - distance) / scale)
     rows.append(_row(pmf, escape=2 * scipy.special.ndtr((-0.5 - r) / scale)))
-  return CodingTable(np.concatenate(rows), -reach.astype(np.int32))
+  return CDFTable(np.concatenate(rows), -reach.astype(np.int32))
 
 
-def factorized_table(z_prior: Mapping[str, Any]) -> CodingTable:
-  """One row per channel, for z - median under the factorized density; `quantiles` say how far a row reaches.
+def factorized_table(z_prior: Mapping[str, Any]) -> CDFTable:
+  """Builds one row per channel, for z - median under the factorized density; `quantiles` limit the cells of a row.
 
-  The density is evaluated in float32, by the module that training uses: its error, about 1e-6, is a tenth of a cell.
-  ValueError when the density is not finite.
+  The module that training uses evaluates the density, in float32. Its error, about 1e-6, is a tenth of a count.
+  ValueError if the density is not finite.
   """
   quantiles = np.asarray(z_prior["quantiles"], np.float64)  # (N, 3): lower tail, median, upper tail
   if not np.isfinite(quantiles).all():
-    raise ValueError("the quantiles of z are not finite, so there is no coding table; the training has diverged")
+    raise ValueError("the quantiles of z are not finite, so there is no CDF table; the training has diverged")
   lower, upper = np.clip(np.ceil(np.diff(quantiles, axis=1)), 0, REACH_MAX).astype(int).T
   symbols = np.arange(-lower.max(), upper.max() + 1)
   density = FactorizedPrior(len(quantiles))
   v = (symbols[:, None] + quantiles[:, 1]).astype(np.float32)
   likelihood = np.asarray(density.apply({"params": jax.device_get(dict(z_prior))}, v, method="likelihood"), np.float64)
   if not np.isfinite(likelihood).all():
-    raise ValueError("the density of z is not finite, so there is no coding table; the training has diverged")
+    raise ValueError("the density of z is not finite, so there is no CDF table; the training has diverged")
   rows = []
   for channel, (low, up) in enumerate(zip(lower, upper)):
     pmf = likelihood[(symbols >= -low) & (symbols <= up), channel]
     rows.append(_row(pmf, escape=max(1 - pmf.sum(), 0.0)))
-  return CodingTable(np.concatenate(rows), -lower.astype(np.int32))
+  return CDFTable(np.concatenate(rows), -lower.astype(np.int32))
 
 
 def _row(pmf: np.ndarray, escape: float) -> np.ndarray:
-  """One row of `lookup`: the precision, then the cumulative counts of the cells and of the escape."""
+  """Returns one row of `lookup`: the precision, then the cumulative counts of the cells and of the escape."""
   counts = quantize_pmf(np.append(pmf, escape))
   return np.concatenate([[PRECISION, 0], np.cumsum(counts)]).astype(np.int32)
 
 
 def quantize_pmf(pmf: np.ndarray, precision: int = PRECISION) -> np.ndarray:
-  """Counts of at least 1 that sum to 2**precision, (cells,) int, close to the fewest bits that such counts can cost.
+  """Quantizes probabilities (cells,) to counts (cells,) int, at least 1 each, that sum to 2**precision.
 
-  Rounding leaves the sum off by a few; what is missing or too much goes, count by count, where the expected number
-  of bits gains most or loses least.
+  Rounded counts miss the sum by a few. A greedy correction then changes one count at a time, where it decreases the
+  expected number of bits most or increases it least.
   """
   total = 2**precision
   pmf = pmf / pmf.sum()
@@ -124,7 +125,7 @@ def quantize_pmf(pmf: np.ndarray, precision: int = PRECISION) -> np.ndarray:
   counts = np.maximum(np.rint(pmf * total), 1).astype(int)
   step = 1 if counts.sum() < total else -1
 
-  def cost(cell):  # expected bits (nats) added by one step
+  def cost(cell):  # change of the expected code length, in nats, by one step
     after = counts[cell] + step
     return pmf[cell] * np.log(counts[cell] / after) if after >= 1 else np.inf
 

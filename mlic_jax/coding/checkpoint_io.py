@@ -1,12 +1,12 @@
-"""Model directories: everything that evaluation and decoding need, and nothing of the training state.
+"""Model directories: config, parameters and CDF tables of a trained model, without training state.
 
     CKPT/config.json   {"format": 1, "model": fields of CodecConfig, "training": record of the run, or null,
-                        "fingerprint": 16 hexadecimal digits, of the fields, the parameters and the tables}
+                        "fingerprint": 16 hexadecimal digits, a hash of fields, parameters and table}
     CKPT/params/       the parameters, written by Orbax
-    CKPT/tables.npz    the integer coding tables, see coding/cdf_tables.py
+    CKPT/tables.npz    the integer CDF table, see coding/cdf_tables.py
 
-In remote storage params/ and tables.npz lie in CKPT/PARTS, where PARTS is the entry "parts" of config.json. A directory
-may come from somebody else: checkpoint_safety.py has the checks.
+In remote storage params/ and tables.npz lie in CKPT/PARTS, where PARTS is the entry "parts" of config.json. The checks
+for directories from untrusted sources are in checkpoint_safety.py.
 """
 import functools
 import hashlib
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from mlic_jax.atomic_io import write_whole
-from mlic_jax.coding.cdf_tables import CodingTable, TableError, build_table, check_table, z_rows
+from mlic_jax.coding.cdf_tables import CDFTable, TableError, build_table, check_table, z_rows
 from mlic_jax.coding.checkpoint_safety import (
   CheckpointError,
   check_arrays,
@@ -39,32 +39,34 @@ from mlic_jax.paths import as_path, check_utf8, copy_files, is_remote, local_cop
 from mlic_jax.runtime.platforms import check_platforms
 
 FORMAT = 1
-NEUTRAL = {"scan_unroll": 0}  # fields of older programs that change no result, as the fingerprint counts them
-REPLACED = "replaced"   # ending of a model while another takes its place
+NEUTRAL = {"scan_unroll": 0}  # fields of older versions that change no result, with the values that fingerprints have
+REPLACED = "replaced"   # suffix of the old model directory while a new one replaces it
 CONFIG_BYTES_MAX = 2**24
 
 
 class Model(NamedTuple):
   """The content of a model directory."""
-  name: str                         # of the directory, for tables and plots
+  name: str                         # name of the directory, for tables and plots
   config: CodecConfig
-  variables: dict[str, Any]         # {"params": ...}, numpy arrays
-  table: CodingTable
-  fingerprint: bytes                # 8 bytes, of all that decides how a file decodes
-  training: dict[str, Any] | None   # record of the run, or None
+  variables: dict[str, Any]         # {"params": ...}, NumPy arrays
+  table: CDFTable
+  fingerprint: bytes                # 8 bytes: hash of config, parameters and table, which decide how a file decodes
+  training: dict[str, Any] | None   # record of the training run, or None
 
 
 def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[str, Any],
                training: dict[str, Any] | None = None) -> None:
-  """Builds the coding tables and writes a model directory; one that was there is replaced once the new one is whole.
+  """Builds the CDF table and writes a model directory. It replaces an existing one once the new one is complete.
+
+  With several processes, call it in each: process 0 writes.
 
   Args:
     path: the model directory.
-    config: of the model.
-    variables: {"params": ...} of this config, of one device. With several processes, call it in each: the first writes.
-    training: what the run was, as JSON can hold it.
+    config: the config of the model.
+    variables: {"params": ...} of this config, on one device.
+    training: the record of the run; values have to be JSON serializable.
 
-  CheckpointError when a parameter is not finite.
+  CheckpointError if a parameter is not finite.
   """
   check_platforms()
   if jax.process_index():
@@ -74,28 +76,28 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
   params = jax.tree.map(np.asarray, jax.device_get(dict(variables["params"])))
   for name, value in _flatten(params):
     if not np.isfinite(value).all():
-      raise CheckpointError(f"parameter {name} is not finite, the model is not written to {path}")
+      raise CheckpointError(f"parameter {name} is not finite; the model is not written to {path}")
   fields = config.to_dict()
   table = build_table({"params": params})
   fingerprint = _fingerprint(fields | NEUTRAL, params, table).hex()
   settings = {"format": FORMAT, "model": fields, "training": training, "fingerprint": fingerprint}
-  _json(settings)  # TypeError for what is no JSON, before anything is written
+  _json(settings)  # raises TypeError for values that are not JSON, before anything is written
   if is_remote(path):
     _write_remote(path, settings, params, table)
   else:
     _write_local(Path(os.path.realpath(path)), settings, params, table)
 
 
-def _write_parts(folder: Path, params: dict[str, Any], table: CodingTable) -> None:
+def _write_parts(folder: Path, params: dict[str, Any], table: CDFTable) -> None:
   np.savez_compressed(folder / "tables.npz", lookup=table.lookup, offset=table.offset)
   _checkpointer().save(folder / "params", params)
 
 
-def _write_local(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CodingTable) -> None:
-  """By renaming a whole directory; a link to a model stays one."""
+def _write_local(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CDFTable) -> None:
+  """Writes a complete directory and renames it to `path`."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = _beside(path, f"{os.getpid()}.partial")
-  shutil.rmtree(partial, ignore_errors=True)             # of a process of the same number that was killed
+  partial = _hidden_sibling(path, f"{os.getpid()}.partial")
+  shutil.rmtree(partial, ignore_errors=True)             # left by a killed process with the same PID
   try:
     partial.mkdir()
     (partial / "config.json").write_text(_json(settings), "utf-8")
@@ -106,10 +108,10 @@ def _write_local(path: Path, settings: dict[str, Any], params: dict[str, Any], t
 
 
 def _replace(path: Path, new: Path) -> None:
-  """Puts a whole directory in the place of another. Between the two renames find_model finds the old one."""
-  old = _beside(path, REPLACED)
+  """Replaces the directory `path` by `new` in two renames. Between them find_model finds the old directory."""
+  old = _hidden_sibling(path, REPLACED)
   if path.exists():
-    shutil.rmtree(old, ignore_errors=True)             # of a run that was killed after its second rename
+    shutil.rmtree(old, ignore_errors=True)             # left by a run that was killed after its second rename
     path.rename(old)
   try:
     new.rename(path)
@@ -120,15 +122,16 @@ def _replace(path: Path, new: Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(path: Path, what: str) -> Path:
-  """A name for something of a model, beside it, and not made of its name, which may be as long as names can be."""
+def _hidden_sibling(path: Path, suffix: str) -> Path:
+  """Returns a hidden path beside `path`. It has a hash of the name, which may already have the maximum length."""
   path = Path(os.path.realpath(path))
-  return path.parent / f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{what}"
+  return path.parent / f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{suffix}"
 
 
-def _write_remote(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CodingTable) -> None:
-  """Where nothing can be renamed at once: the parts go into a folder of their own, which config.json, a single file,
-  names when all of it is there."""
+def _write_remote(path: Path, settings: dict[str, Any], params: dict[str, Any], table: CDFTable) -> None:
+  """Writes parameters and table to a folder of their own, and then config.json, which names that folder.
+
+  Remote storage has no atomic rename of folders, but a single file appears at once."""
   parts = settings["fingerprint"]
   with tempfile.TemporaryDirectory(prefix="mlic_jax_") as temporary:
     _write_parts(Path(temporary), params, table)
@@ -144,10 +147,10 @@ def _json(settings: dict[str, Any]) -> str:
 
 
 def load_model(path: str | os.PathLike, allow_custom_modules: bool | Collection[str] = False) -> Model:
-  """Reads a model directory, or the one in the workdir of a training run. CheckpointError if there is none.
+  """Reads a model directory, or the one in the workdir of a training run. CheckpointError if it cannot be used.
 
   allow_custom_modules: whether Python modules that the directory names for contexts or transforms are imported, or the
-    names of modules that are. The directory of somebody else could name any code.
+    names of allowed modules. A directory from an untrusted source could name any code.
   """
   check_platforms()
   path, named = _find(as_path(path))
@@ -165,42 +168,43 @@ def load_model(path: str | os.PathLike, allow_custom_modules: bool | Collection[
     raise CheckpointError(f"{path}: {error}") from None
   with local_copy(parts_path) as parts:
     try:
-      params = _checkpointer().restore(parts.absolute() / "params")  # Orbax wants absolute paths
-    except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
+      params = _checkpointer().restore(parts.absolute() / "params")  # Orbax needs an absolute path
+    except Exception as error:  # Orbax and TensorStore raise many types for damaged files
       raise unreadable(path, "the parameters", error) from error
     params, table = check_arrays(path, params), read_table(path, parts / "tables.npz", config)
   written = settings.get("fingerprint")  # older directories have none
   fingerprint = _find_fingerprint(settings["model"], params, table, written)
-  if written != fingerprint.hex():       # parts that were saved together need no tracing of the model, of two seconds
+  if written != fingerprint.hex():       # a matching fingerprint saves two seconds: the model need not be traced
     _check_params(path, config, params)
   _check_table(path, config, table)
   if written not in (None, fingerprint.hex()):
-    raise CheckpointError(f"{path}: the fingerprint of its parts is {fingerprint.hex()}, of those saved {written}")
+    raise CheckpointError(f"{path}: the fingerprint of its files is {fingerprint.hex()}, config.json has {written}")
   folder = named if is_remote(named) else named.resolve()
   name = printable(folder.parent.name if folder.name == "model" else folder.name)
   return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"))
 
 
 def find_model(path: str | os.PathLike) -> Path:
-  """The model directory at `path`, or in the workdir at `path`. CheckpointError if there is none."""
+  """Returns the model directory at `path`, or in the workdir at `path`. CheckpointError if there is none."""
   return _find(as_path(path))[0]
 
 
 def _find(path: Path) -> tuple[Path, Path]:
-  """Where the model lies, and the path that it is named after: another one when it was being replaced by a run that was
-  killed."""
+  """Returns the folder of the model, and the path that the model is named after.
+
+  They differ if a run was killed while it replaced the model."""
   for named in (path / "model", path):  # a workdir has a config.json of its own
-    for folder in (named,) if is_remote(named) else (named, _beside(named, REPLACED)):
+    for folder in (named,) if is_remote(named) else (named, _hidden_sibling(named, REPLACED)):
       if (folder / "config.json").is_file():
         return folder, named
-  came = "is no model directory (config.json is missing)" if path.exists() else "no such directory"
-  raise CheckpointError(f"{path}: {came}; wanted a model directory, or the workdir of a training run that has one")
+  problem = "is no model directory (config.json is missing)" if path.exists() else "no such directory"
+  raise CheckpointError(f"{path}: {problem}; wanted a model directory, or the workdir of a training run that has one")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
   file = path / "config.json"
   try:
-    status: Any = file.stat()            # etils names the size of a remote file otherwise
+    status: Any = file.stat()            # the size of a remote file has another name in etils
     if (status.length if is_remote(path) else status.st_size) > CONFIG_BYTES_MAX:
       raise CheckpointError(f"{path}: config.json has more than {CONFIG_BYTES_MAX} bytes")
     settings = json.loads(file.read_text("utf-8"))
@@ -213,7 +217,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     raise CheckpointError(f"{path}: format {printable(repr(version))[:40]} of a model directory; this version reads "
                           f"format {FORMAT}")
   if not (training is None or isinstance(training, dict)):
-    raise CheckpointError(f"{path}: config.json has a list or a value as training; wanted an object, or null")
+    raise CheckpointError(f"{path}: training in config.json is {type(training).__name__}; wanted an object or null")
   return settings
 
 
@@ -223,7 +227,7 @@ def _check_params(path: Path, config: CodecConfig, params: dict[str, Any]) -> No
   for name in sorted(wanted.keys() | came.keys()):
     if wanted.get(name) != came.get(name):
       raise CheckpointError(f"{path}: parameter {name} has shape {came.get(name, 'none')}, "
-                            f"config.json wants {wanted.get(name, 'none')}")
+                            f"but config.json implies {wanted.get(name, 'none')}")
 
 
 @functools.cache  # tracing takes a second or two
@@ -234,20 +238,20 @@ def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
   return {name: value.shape for name, value in _flatten(variables["params"])}
 
 
-def _check_table(path: Path, config: CodecConfig, table: CodingTable) -> None:
+def _check_table(path: Path, config: CodecConfig, table: CDFTable) -> None:
   rows = int(z_rows(config.N)[-1]) + 1
   if table.offset.shape != (rows,):
-    raise CheckpointError(f"{path}: tables.npz has {table.offset.size} rows, the model wants {rows}")
+    raise CheckpointError(f"{path}: tables.npz has {table.offset.size} rows, but the model needs {rows}")
   try:
     check_table(table)
   except TableError as error:
     raise CheckpointError(f"{path}: tables.npz: {error}") from None
 
 
-def _find_fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CodingTable, written: str | None) -> bytes:
-  """The fingerprint of what was read: `written` if that belongs to it, as far as only scan_unroll can have changed.
+def _find_fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CDFTable, written: str | None) -> bytes:
+  """Returns the fingerprint of a model: `written` if it is that of the model with any value of scan_unroll.
 
-  In older programs it was a field of the model that counted with its value."""
+  In older versions the fingerprint depended on the value of the field scan_unroll."""
   first = _fingerprint(fields | NEUTRAL, params, table)
   if written is None or first.hex() == written:
     return first
@@ -257,7 +261,7 @@ def _find_fingerprint(fields: dict[str, Any], params: dict[str, Any], table: Cod
   return first
 
 
-def _fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CodingTable) -> bytes:
+def _fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CDFTable) -> bytes:
   digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
   for name, value in [*sorted(_flatten(params)), ("lookup", table.lookup), ("offset", table.offset)]:
     digest.update(f"{name} {value.shape} {value.dtype}".encode())
@@ -271,7 +275,8 @@ def _flatten(params: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _checkpointer():
-  import orbax.checkpoint as ocp  # a second to import, and most of the package does without
-  alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()},
-                                             primary_host=jax.process_index(), barrier_sync_key_prefix="mlic_jax_model")
-  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+  import orbax.checkpoint as ocp  # takes a second to import, and most commands do not need it
+  this_process = ocp.options.MultiprocessingOptions(
+    active_processes={jax.process_index()}, primary_host=jax.process_index(), barrier_sync_key_prefix="mlic_jax_model")
+  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=this_process),
+                          multiprocessing_options=this_process)

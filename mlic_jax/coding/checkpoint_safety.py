@@ -1,10 +1,10 @@
-"""Checks of a model directory that somebody else may have made: it is data, and reading it stays inside it.
+"""Safety checks for model directories from untrusted sources. A model directory is data: loading it runs no code.
 
-    modules     Python modules that config.json names are imported only when the caller allows it
-    paths       nothing outside of the directory is read, and no device or pipe
-    arrays      parameters are trees of numeric arrays, and coding tables are no larger than the model makes them
+    modules     Python modules that config.json names are imported only if the caller allows it
+    paths       only regular files and folders inside the directory are read
+    arrays      parameters are trees of numeric arrays, and CDF tables have at most the size that the model needs
 
-Pickles are read nowhere: Orbax and NumPy are told so, or have none.
+No pickle is loaded: NumPy is called with allow_pickle=False, and Orbax does not use pickles.
 """
 import os
 import re
@@ -17,34 +17,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlic_jax.coding.cdf_tables import CELLS_MAX, CodingTable
+from mlic_jax.coding.cdf_tables import CELLS_MAX, CDFTable
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import one_line, system_problem
 from mlic_jax.model.registry import custom_modules
 from mlic_jax.model.scale_table import SCALE_LEVELS
 from mlic_jax.paths import is_remote
 
-PARTS = re.compile(r"[0-9a-f]{16}")   # the folder of the parts in remote storage: a fingerprint
+PARTS = re.compile(r"[0-9a-f]{16}")   # name of the folder of params/ and tables.npz in remote storage: a fingerprint
 
 
 class CheckpointError(ValueError):
-  """A model directory that cannot be used; one line with the directory, what came and what was wanted."""
+  """The model directory cannot be used; the message is one line with the directory, the found and the expected."""
 
 
 def check_modules(path: Path, config: CodecConfig, allowed: bool | Collection[str]) -> None:
-  """CheckpointError for Python modules that a model directory names and that are not allowed.
+  """Raises CheckpointError if a model directory names Python modules that are not allowed.
 
-  allowed: True for all, False for none, or the names of those that are."""
+  allowed: True allows all modules, False none, and a collection those that it names."""
   if isinstance(allowed, bool):
     allowed = custom_modules(config) if allowed else ()
   for name in custom_modules(config):
     if name not in allowed:
-      raise CheckpointError(f"{path}: config.json names the Python module {name!r}, which loading would run; if you "
-                            "trust it, add --allow-custom-modules (in Python allow_custom_modules=True)")
+      raise CheckpointError(f"{path}: config.json names the Python module {name!r}, and loading would run its code; if "
+                            "you trust it, add --allow-custom-modules (in Python allow_custom_modules=True)")
 
 
 def parts_folder(path: Path, settings: Mapping[str, Any]) -> Path:
-  """The folder with params/ and tables.npz. CheckpointError unless it is in the model directory."""
+  """Returns the folder with params/ and tables.npz. CheckpointError unless it is inside the model directory."""
   parts = settings.get("parts", "")
   if parts and not (isinstance(parts, str) and PARTS.fullmatch(parts)):
     raise CheckpointError(f"{path}: config.json has parts={parts!r}; wanted 16 hexadecimal digits")
@@ -52,8 +52,9 @@ def parts_folder(path: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def check_files(path: Path, parts: Path) -> None:
-  """CheckpointError unless config.json, tables.npz and all below params/ are files and folders of a local model
-  directory. The directory itself may be a link."""
+  """Raises CheckpointError unless config.json, tables.npz and params/ are regular files and folders in the directory.
+
+  Links inside the directory may not lead out of it; the directory itself may be a link. Remote storage has no links."""
   if is_remote(path):
     return
   root = path.resolve()
@@ -61,7 +62,7 @@ def check_files(path: Path, parts: Path) -> None:
     if each.is_symlink() and not each.resolve().is_relative_to(root):
       raise CheckpointError(f"{path}: {each.relative_to(path)} is a link to {os.readlink(each)!r}, outside of the "
                             "model directory; wanted a copy without links")
-    mode = each.stat().st_mode if each.exists() else stat.S_IFREG   # what is missing is reported by who reads it
+    mode = each.stat().st_mode if each.exists() else stat.S_IFREG   # reading reports missing files
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
       raise CheckpointError(f"{path}: {each.relative_to(path)} is neither a file nor a folder")
 
@@ -72,38 +73,38 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def check_arrays(path: Path, params: Any) -> dict[str, Any]:
-  """The parameters. CheckpointError unless they are nested dicts of arrays of numbers."""
+  """Returns the parameters. CheckpointError unless they are nested dicts of numeric arrays."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   for keys, leaf in leaves:
     if not all(isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str) for key in keys) or not keys:
-      raise CheckpointError(f"{path}: the parameters are no nested dictionaries of arrays")
+      raise CheckpointError(f"{path}: the parameters are not nested dictionaries of arrays")
     if not isinstance(leaf, np.ndarray) or not (leaf.dtype.kind in "fiu" or leaf.dtype == jax.numpy.bfloat16):
       raise CheckpointError(f"{path}: parameter {'/'.join(key.key for key in keys)} is {type(leaf).__name__}, "
                             "wanted an array of numbers")
   return params
 
 
-def read_table(path: Path, file: Path, config: CodecConfig) -> CodingTable:
-  """The coding tables in an NPZ file, as large as those of the model at most. CheckpointError otherwise."""
-  size_max = 4 * (SCALE_LEVELS + config.N) * CELLS_MAX + 1024    # bytes of an array of int32 and its header
+def read_table(path: Path, file: Path, config: CodecConfig) -> CDFTable:
+  """Reads the CDF table in an NPZ file. CheckpointError if it is damaged or larger than the model needs."""
+  size_max = 4 * (SCALE_LEVELS + config.N) * CELLS_MAX + 1024    # bytes of an int32 array and its header
   try:
     with zipfile.ZipFile(file) as archive:                       # a small file may hold terabytes of zeros
       largest = max((entry.file_size for entry in archive.infolist()), default=0)
       if largest > size_max:
-        raise CheckpointError(f"{path}: tables.npz has an array of {largest} bytes; this model has at most {size_max}")
+        raise CheckpointError(f"{path}: tables.npz has an array of {largest} bytes; the model needs at most {size_max}")
     with np.load(file, allow_pickle=False) as arrays:
       lookup, offset = (np.atleast_1d(arrays[name]) for name in ("lookup", "offset"))
     if lookup.ndim != 1 or offset.ndim != 1 or lookup.dtype.kind not in "iu" or offset.dtype.kind not in "iu":
-      raise CheckpointError(f"{path}: tables.npz has no lists of integers")
-    return CodingTable(lookup.astype(np.int32), offset.astype(np.int32))
+      raise CheckpointError(f"{path}: tables.npz does not hold one-dimensional integer arrays")
+    return CDFTable(lookup.astype(np.int32), offset.astype(np.int32))
   except CheckpointError:
     raise
-  except Exception as error:  # zipfile and NumPy raise whatever the damage leads them to
+  except Exception as error:  # zipfile and NumPy raise many types for damaged files
     raise unreadable(path, "tables.npz", error) from error
 
 
 def unreadable(path: Path, what: str, error: BaseException) -> CheckpointError:
-  """An error of one line about a part of a model directory: the system's problem, or else the damage."""
+  """Returns the error for an unreadable part of a model directory: a problem of the system, or else damage."""
   if problem := system_problem(error):
     return CheckpointError(f"{path}: {what} could not be read: {problem}")
   return CheckpointError(f"{path}: {what} cannot be read ({one_line(error)})")

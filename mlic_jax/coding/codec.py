@@ -1,4 +1,4 @@
-"""Codec: images to .mlic files and back, with a trained model.
+"""Codec: encodes images to .mlic files and decodes them, with a trained model.
 
 latent_coder.py codes the latents of one image, latent_optimizer.py optimizes them, encode_options.py has the settings.
 """
@@ -28,17 +28,17 @@ Buffer = bytes | bytearray | memoryview
 class Codec:
   """A trained model that writes and reads .mlic files, one image at a time.
 
-  A variable-rate checkpoint has qualities 1 to num_rates, and fractions between them, rounded to 1/256; without a
-  quality it takes the middle of the range. A single-rate checkpoint has no quality: it is None.
+  A variable-rate checkpoint has the qualities 1 to num_rates, and fractions between them, rounded to 1/256. If no
+  quality is given, it uses the middle of the range. A single-rate checkpoint has no quality: it is None.
 
   Args:
-    model: a Model, or a LatentCoder that another codec uses.
-    range_coder: "numba" or "tfc", which write and read the same bytes (rangecoder.py). None: the one of those installed
-      that starts faster.
-    options: how images are encoded.
-    progress: called while latents are optimized, with the fraction that is done and the loss.
+    model: a Model, or a LatentCoder to share with another codec.
+    range_coder: "numba" or "tfc", which write and read the same bytes (rangecoder.py). None: the installed one that
+      starts faster.
+    options: the settings of the encoder.
+    progress: called during latent optimization with the completed fraction (0 to 1) and the loss.
 
-  RefineError when `options` optimize latents and the model directory does not say for which objective.
+  RefineError if `options` ask for latent optimization and the model directory has no objective.
   """
 
   def __init__(self, model: Model | LatentCoder, range_coder: str | None = None,
@@ -52,15 +52,16 @@ class Codec:
   @classmethod
   def load(cls, path: str | os.PathLike, range_coder: str | None = None,
            allow_custom_modules: bool | Collection[str] = False) -> "Codec":
-    """The codec of a model directory; CheckpointError if it is none. Turns the compilation cache on.
+    """Loads a model directory. CheckpointError if it cannot be used. Enables the compilation cache.
 
     allow_custom_modules: as in load_model."""
     compilation_cache.enable()
     return cls(load_model(path, allow_custom_modules), range_coder)
 
   def with_options(self, **changes) -> "Codec":
-    """The same codec with other EncodeOptions, such as with_options(skip=0.2, refine=100); their order is of no
-    consequence. What is compiled is shared."""
+    """Returns a codec with changed EncodeOptions, such as with_options(skip=0.2, refine=100).
+
+    The order of changes does not matter. Both codecs share compiled functions."""
     return Codec(self.coder, None, self.options.replace(**changes), self.progress)
 
   @property
@@ -74,7 +75,7 @@ class Codec:
 
   @property
   def fingerprint(self) -> bytes:
-    """8 bytes, of all that decides how a file decodes."""
+    """8 bytes: the hash of config, parameters and CDF table. A file decodes only with the model that wrote it."""
     return self.coder.fingerprint
 
   @property
@@ -89,7 +90,7 @@ class Codec:
 
   @property
   def name(self) -> str:
-    """The name of the model directory, and the options by which its files differ."""
+    """The name of the model directory, and the options that change its files."""
     return self.model_name + self.options.suffix()
 
   @property
@@ -98,7 +99,7 @@ class Codec:
     return tuple(range(1, self.config.num_rates + 1)) or (None,)
 
   def choose_quality(self, quality: float | None) -> float | None:
-    """The quality that `encode` takes, a float32 as in a file. QualityError when the checkpoint does not have it."""
+    """Returns the quality that `encode` uses, a float32 as in a file. QualityError if the checkpoint lacks it."""
     return self.coder.choose_quality(quality)
 
   # --- encoding -------------------------------------------------------------------------
@@ -106,18 +107,19 @@ class Codec:
   def encode(self, image: AnyPicture, quality: float | None = None, icc_profile: bytes | None = None, *,
              chunked: bool | None = None, portable: bool | None = None, skip: float | None = None,
              refine: Schedule | int | str | None = None, lmbda: float | None = None) -> bytes:
-    """The .mlic file of an image of any size.
+    """Encodes an image of any size and returns the bytes of the .mlic file.
 
     Args:
-      image: (H, W, 3) uint8, floats in [0, 1], or what PIL.Image.open returns; data.image_io.as_picture says how floats
-        are rounded, and what becomes of other colors than RGB.
-      quality: of a variable-rate checkpoint; see the class.
-      icc_profile: the color profile, which the file then carries; it does not change what is coded. None takes that of
-        a Pillow image.
+      image: (H, W, 3) uint8, floats in [0, 1], or a PIL image. data.image_io.as_picture describes the rounding of
+        floats and the conversion of other color spaces to RGB.
+      quality: the quality of a variable-rate checkpoint; see the class.
+      icc_profile: the color profile to store in the file; it does not change the coded samples. None stores the profile
+        of a PIL image.
       chunked, portable, skip, refine, lmbda: options for this image, see EncodeOptions; None: those of the codec.
 
-    QualityError; ImageError for what is no image; BitstreamError for an image or profile that is too large;
-    MemoryLimitError for one that this machine has no memory for; SkipError and RefineError for options that cannot be.
+    QualityError if the checkpoint does not have the quality; ImageError if `image` is no image; BitstreamError if image
+    or profile are too large; MemoryLimitError if the image needs more memory than is free; SkipError and RefineError
+    for invalid options.
     """
     given = dict(chunked=chunked, portable=portable, skip=skip, refine=refine, lmbda=lmbda)
     changes = {name: value for name, value in given.items() if value is not None}
@@ -126,11 +128,11 @@ class Codec:
 
   def encode_many(self, images: Iterable[AnyPicture], quality: float | None = None,
                   advance: Callable[[], None] = lambda: None) -> Iterator[bytes]:
-    """The file of each image, in their order, each when it is asked for; `advance` is called after each.
+    """Lazily yields the file of each image, in order, and calls `advance` after each.
 
-    Images are coded one at a time, although a batch would fill an accelerator better: its floats differ in their last
-    bits from those of one image, and a file should not depend on what was coded beside it. Compiled functions are
-    cached for the last few padded sizes (runtime/shape_cache.py), so images of many sizes are best sorted by size.
+    Images are coded one at a time. A batch would use an accelerator better, but its floats differ in the last bits from
+    those of a single image, and a file should not depend on the other images of a batch. Compiled functions are cached
+    for the last few padded sizes (runtime/shape_cache.py), so it is faster to sort images of many sizes by size.
     """
     for image in images:
       yield self.encode(image, quality)
@@ -138,66 +140,73 @@ class Codec:
 
   def encode_with_reconstruction(self, image: AnyPicture, quality: float | None = None,
                                  icc_profile: bytes | None = None) -> tuple[bytes, np.ndarray]:
-    """The file, and the image (H, W, 3) uint8 that `decode` will make of it, bit for bit on this machine."""
+    """Encodes an image; returns the file and the decoded image (H, W, 3) uint8.
+
+    On this machine `decode` returns the same image bit for bit. Arguments and errors as in `encode`."""
     encoded = self._encode(image, quality, icc_profile)
     return encoded.blob, encoded.reconstruct()
 
   def encode_with_bits(self, image: AnyPicture, quality: float | None = None,
                        ) -> tuple[bytes, np.ndarray, Callable[[], float]]:
-    """The file, the image that `decode` will make of it, and a function that returns the bits of `estimate`, computed
-    from the passes of the encoder."""
+    """Encodes an image; returns the file, the decoded image and a function that returns the bits of `estimate`.
+
+    The function computes the bits from the passes of the encoder. Arguments and errors as in `encode`."""
     encoded = self._encode(image, quality)
     return encoded.blob, encoded.reconstruct(), lambda: _sum(*self.coder.bits(encoded.z_symbols, encoded.passes))
 
   def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
-    """The latents that are coded for an image: those of the analysis transform, or optimized ones where their file is
-    better. Arguments and errors as in `encode`."""
+    """Returns the latents that `encode` codes for an image.
+
+    They are those of the analysis transform, or optimized ones if their file has a lower loss. Arguments and errors as
+    in `encode`."""
     return self._latents_and_file(as_picture(image).image, quality)[0]
 
   def encode_latents(self, latents: Latents, icc_profile: bytes | None = None) -> bytes:
-    """The .mlic file of given latents, such as `latents` returns, or better ones for the same image.
+    """Encodes given latents, for example modified ones of `latents`, and returns the bytes of the .mlic file.
 
-    LatentError when the arrays are not those of this codec or not finite."""
+    LatentError if the arrays are not finite or do not have the shapes of this codec."""
     return self.coder.encode(latents, self.options, icc_profile).blob
 
   def encode_latents_with_reconstruction(self, latents: Latents,
                                          icc_profile: bytes | None = None) -> tuple[bytes, np.ndarray]:
-    """The file of given latents, and the image (H, W, 3) uint8 that `decode` will make of it."""
+    """Encodes given latents; returns the file and the decoded image (H, W, 3) uint8. Errors as in `encode_latents`."""
     encoded = self.coder.encode(latents, self.options, icc_profile)
     return encoded.blob, encoded.reconstruct()
 
   def estimate(self, image: AnyPicture, quality: float | None = None) -> tuple[float, np.ndarray]:
-    """Bits by the likelihoods of the model, and the image (H, W, 3) uint8 that `decode` would give, without coding."""
+    """Returns the bits by the likelihoods of the model and the decoded image (H, W, 3) uint8, without range coding.
+
+    Arguments and errors as in `encode`."""
     latents = self.latents(image, quality)
     z_symbols, passes, last_pass = self.coder.run_encoder(latents, self.options)
     return _sum(*self.coder.bits(z_symbols, passes)), self.coder.synthesize(last_pass, *latents[2:])
 
   def element_bits(self, image: AnyPicture, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The bits of `estimate`, element by element: of y (h, w, M) and of z (h/4, w/4, N); see Latents."""
+    """Returns the bits of `estimate` for each element of y (h, w, M) and of z (h/4, w/4, N); see Latents."""
     z_symbols, passes, _ = self.coder.run_encoder(self.latents(image, quality), self.options)
     return self.coder.bits(z_symbols, passes)
 
   def has_compiled(self, height: int, width: int) -> bool:
-    """Whether an image of that padded size was encoded and decoded recently, so that nothing is compiled for it."""
-    refined = self.options.refine is None or self.optimizer.has_compiled(height, width)
-    return refined and self.coder.has_compiled(height, width)
+    """Whether encoding and decoding an image of this size compiles nothing: its padded size was coded recently."""
+    optimizer_compiled = self.options.refine is None or self.optimizer.has_compiled(height, width)
+    return optimizer_compiled and self.coder.has_compiled(height, width)
 
   # --- latent optimization --------------------------------------------------------------
 
   @functools.cached_property
   def optimizer(self):
-    """The LatentOptimizer of these options. RefineError without `refine`."""
-    from mlic_jax.coding.latent_optimizer import LatentOptimizer  # which imports optax
+    """The LatentOptimizer of the options. RefineError if the option `refine` is None."""
+    from mlic_jax.coding.latent_optimizer import LatentOptimizer  # slow to import, because of optax
     if self.options.refine is None:
       raise RefineError(f"{self.name} does not optimize latents; wanted with_options(refine=...)")
     return LatentOptimizer(self.coder, Schedule.of(self.options.refine), self.options.lmbda)
 
   def objective(self, quality: float | None) -> tuple[str, float]:
-    """The distortion that latents are optimized for, and its weight at a quality. RefineError when none is known."""
+    """Returns the distortion of latent optimization and its weight at a quality. RefineError if they are unknown."""
     return self.optimizer.objective(quality)
 
   def check(self, height: int, width: int) -> None:
-    """MemoryLimitError or RefineError for an image that cannot be encoded, before the work."""
+    """Raises MemoryLimitError or RefineError if an image of this size cannot be encoded. Computes nothing."""
     check_memory(self.config, height, width)
     if self.options.refine is not None:
       self.optimizer.check(height, width)
@@ -209,7 +218,7 @@ class Codec:
 
   def _latents_and_file(self, image: np.ndarray, quality: float | None,
                         icc_profile: bytes | None = None) -> tuple[Latents, Encoded | None]:
-    """The latents that are coded, and their file where it had to be made to choose them."""
+    """Returns the coded latents, and their file if choosing the latents required it."""
     if self.options.refine is None:
       return self.coder.analyze(image, quality), None
     candidates = self.optimizer.candidates(image, quality, self.progress)
@@ -221,35 +230,37 @@ class Codec:
 
   def decode(self, blob: Buffer, slices: int | None = None, partial: bool = False,
              pixels_max: int = bitstream.PIXELS_MAX) -> np.ndarray:
-    """The image (H, W, 3) uint8 in a .mlic file.
+    """Decodes a .mlic file and returns the image (H, W, 3) uint8.
 
     Args:
-      blob: the file, as bytes or another buffer of them.
-      slices: decode only so many, 0 to num_slices; the others are what the entropy model predicts. None for all.
-      partial: take a file that was cut short or is damaged in a slice, and decode the slices before that position.
+      blob: the content of the file, as bytes or another buffer.
+      slices: the number of slices to decode, 0 to num_slices; the entropy model predicts the others. None decodes all.
+      partial: accept a file that is truncated or damaged in a slice, and decode the slices before that one.
       pixels_max: refuse larger images.
 
-    BitstreamError when the file is none, damaged, or of another checkpoint, and PortabilityError, which is one, when
-    this machine computes too far from the one that wrote it; MemoryLimitError when it has no memory for the image.
+    BitstreamError if the file is invalid, damaged or written with another checkpoint; PortabilityError, a subclass, if
+    the arithmetic of this machine differs too much from that of the encoder; MemoryLimitError if the image needs more
+    memory than is free.
     """
     content = bitstream.parse(_as_bytes(blob), pixels_max, partial)
-    came: object = slices  # whatever a caller has
-    if slices is not None and not (isinstance(came, numbers.Integral) and 0 <= slices <= content.num_slices):
-      raise BitstreamError(f"slices={slices!r} came, the file has 0 to {content.num_slices}")
-    arrived = content.num_arrived
-    return self.coder.decode(content, arrived if slices is None else min(slices, arrived))
+    given: object = slices  # of any type, for the type checker
+    if slices is not None and not (isinstance(given, numbers.Integral) and 0 <= slices <= content.num_slices):
+      raise BitstreamError(f"slices={slices!r}; wanted an integer from 0 to {content.num_slices}")
+    received = content.num_received
+    return self.coder.decode(content, received if slices is None else min(slices, received))
 
   def decode_many(self, blobs: Iterable[Buffer], advance: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
-    """The image (H, W, 3) uint8 of each file, in their order, each when it is asked for. Errors as in `decode`."""
+    """Lazily yields the image (H, W, 3) uint8 of each file, in order, and calls `advance` after each.
+
+    Errors as in `decode`."""
     for blob in blobs:
       yield self.decode(blob)
       advance()
 
   def decode_progressively(self, blob: Buffer) -> Iterator[tuple[int, np.ndarray]]:
-    """The images that a receiver sees while a file arrives: (bytes received, image (H, W, 3) uint8) for 0, 1, ..., all
-    slices.
+    """Yields (bytes received, image (H, W, 3) uint8) for 0, 1, ..., all slices of a file.
 
-    A file with a single chunk has nothing to show before its end, so it gives one pair. Errors as in `decode`.
+    A single-chunk file yields one pair, because no slice is complete before its end. Errors as in `decode`.
     """
     blob = _as_bytes(blob)
     content, ends = bitstream.parse(blob), bitstream.chunk_ends(blob)
@@ -258,14 +269,14 @@ class Codec:
 
 
 def _as_bytes(blob: Buffer) -> bytes:
-  """BitstreamError for what is no buffer of bytes, such as the path of a file."""
+  """Converts a buffer to bytes. BitstreamError for other types, such as the path of a file."""
   if isinstance(blob, bytes):
     return blob
   try:
     return memoryview(blob).tobytes()
   except TypeError:
-    hint = "; the bytes of a file are Path(path).read_bytes()" if isinstance(blob, str | os.PathLike) else ""
-    raise BitstreamError(f"{type(blob).__name__} came; wanted the bytes of a .mlic file{hint}") from None
+    hint = "; read a file with Path(path).read_bytes()" if isinstance(blob, str | os.PathLike) else ""
+    raise BitstreamError(f"the input is {type(blob).__name__}; wanted the bytes of a .mlic file{hint}") from None
 
 
 def _sum(y_bits: np.ndarray, z_bits: np.ndarray) -> float:

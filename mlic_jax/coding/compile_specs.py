@@ -1,4 +1,4 @@
-"""The functions that a codec compiles for an image, with the shapes of their arguments, without an image."""
+"""The functions that a codec compiles for an image size, with the shapes of their arguments."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +13,14 @@ from mlic_jax.model.mlic import build, side_multiple
 
 ENCODER = ("analyze", "start", "nonanchors", "advance")
 DECODER = ("start", "nonanchors", "advance", "finish")
-REFINER = ("refine",)
+LATENT_OPTIMIZER = ("refine",)
 
 
 def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tuple[Callable, tuple]]:
-  """{name: (function of jit_functions.py without its module, its arguments as shapes)} for an image, padded as by
-  `Codec`, and "refine", a step of latent optimization for the mean squared error.
+  """Returns {name: (function, shapes of its arguments)} for an image, padded as by `Codec`.
 
-  The other functions that are compiled for an image are small."""
+  The functions are the large ones of jit_functions.py, with the module bound, and "refine", a step of latent
+  optimization for MSE. The other functions that are compiled for an image are small."""
   module, multiple = build(config), side_multiple(config)
   image = jax.ShapeDtypeStruct((1, *(-(-side // multiple) * multiple for side in (height, width)), 3), np.uint8)
   quality = jax.ShapeDtypeStruct((), np.float32) if config.num_rates else None

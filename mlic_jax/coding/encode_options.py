@@ -1,7 +1,7 @@
-"""EncodeOptions: the settings of an encoder, in one frozen value. No setting depends on the order in which it is made.
+"""EncodeOptions: the settings of an encoder in one frozen dataclass.
 
-    codec.encode(image, quality=3, skip=0.2, refine=100)               # for one image
-    smaller = codec.with_options(skip=0.2, refine=100)                 # a codec for many
+    codec.encode(image, quality=3, skip=0.2, refine=100)               # options for one image
+    smaller = codec.with_options(skip=0.2, refine=100)                 # options for many images
     smaller.with_options(refine=None)                                  # the same without latent optimization
 """
 import dataclasses
@@ -14,22 +14,22 @@ from mlic_jax.coding.skip_coding import num_skipped_rows
 
 @dataclasses.dataclass(frozen=True)
 class EncodeOptions:
-  """How images are encoded. A decoder needs none of it: the file says what differs.
+  """Settings of the encoder. The decoder reads everything it needs from the file.
 
   Attributes:
-    chunked: one chunk for z and for each slice, which progressive decoding needs; otherwise a single chunk, some 40
-      bytes less.
-    portable: the file decodes where the arithmetic differs in the last bits; otherwise only where it is equal bit for
-      bit.
-    skip: elements of y whose predicted scale is at most this are not coded and take their mean (skip_coding.py).
-      None: all elements are coded.
-    use_map: elements that the selection map of the model leaves out are not coded, if the model has such a map.
-    refine: optimize the latents for every image (latent_optimizer.py): a number of steps, a time as "50s", or a
-      Schedule. None: the latents of the analysis transform.
-    lmbda: weight of the distortion in `refine`, in the scale of training. None: that of the quality, geometric between
-      two rates.
+    chunked: write one chunk for z and one for each slice, which progressive decoding needs. False writes a single
+      chunk, which saves about 40 bytes.
+    portable: write a file that decodes on machines whose arithmetic differs in the last bits. False: the file decodes
+      only where the arithmetic is bit-identical.
+    skip: do not code elements of y whose predicted scale is at most this value; they take their predicted mean
+      (skip_coding.py). None codes all elements.
+    use_map: do not code elements that the selection map of the model leaves out, if the model has a selection map.
+    refine: latent optimization for each image (latent_optimizer.py): a number of steps, a time such as "50s", or a
+      Schedule. None codes the latents of the analysis transform.
+    lmbda: weight of the distortion in latent optimization, in the scale of training. None uses that of the quality,
+      interpolated geometrically between rate points.
 
-  SkipError and RefineError, in one line, for values that cannot be used.
+  SkipError and RefineError, in one line, for invalid values.
   """
   chunked: bool = True
   portable: bool = True
@@ -45,24 +45,24 @@ class EncodeOptions:
       object.__setattr__(self, "refine", Schedule.of(self.refine))
     if self.lmbda is not None:
       if self.refine is None:
-        raise RefineError(f"lmbda={self.lmbda} came without refine, whose distortion it weighs")
+        raise RefineError(f"lmbda={self.lmbda} has no effect without refine; wanted both or neither")
       lmbda: Any = self.lmbda
       if isinstance(lmbda, str) or not 0 < lmbda < math.inf:
         raise RefineError(f"lmbda={self.lmbda}; wanted a number above 0")
 
   @property
   def skipped_rows(self) -> int:
-    """How many rows of the coding table are not coded, from the first on."""
+    """The number of CDF rows, from the first on, whose elements are not coded."""
     return 0 if self.skip is None else num_skipped_rows(self.skip)
 
   def replace(self, **changes) -> "EncodeOptions":
-    """Other options with these changes. `refine=None` takes `lmbda` with it."""
+    """Returns changed options. `refine=None` also resets `lmbda`."""
     if "refine" in changes and changes["refine"] is None:
       changes = {"lmbda": None} | changes
     return dataclasses.replace(self, **changes)
 
   def suffix(self) -> str:
-    """What distinguishes a curve with these options in tables and plots: "" for the default."""
+    """Returns the suffix of the codec's name in tables and plots; "" for the default options."""
     skip = "" if self.skip is None else f", without scales up to {self.skip:g}"
     lmbda = "" if self.lmbda is None else f" for {self.lmbda:g}"
     return skip + ("" if self.refine is None else f", refined {self.refine}{lmbda}")

@@ -1,9 +1,9 @@
-"""The compiled functions of a codec, the same for encoder and decoder.
+"""The jitted functions of a codec. Encoder and decoder call the same ones.
 
-The slice index is traced, so an image size compiles start, nonanchors, advance and finish, the encoder also analyze;
-the others are small. The module is static and equal for equal configs: codecs of one architecture share compiled
-functions. They are cached for the sizes used last (runtime/shape_cache.py). `positions` are those of the scales in the
-coding table (likelihoods.scale_place).
+The slice index is traced, so each image size compiles start, nonanchors, advance and finish once; the encoder also
+compiles analyze. The other functions are small. The module is static, and modules of equal configs are equal, so codecs
+of one architecture share compiled functions. They are cached for recent sizes (runtime/shape_cache.py). `positions` are
+the level coordinates of scales in the CDF table (likelihoods.scale_place).
 """
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,19 @@ from mlic_jax.runtime.shape_cache import shape_cached
 
 @shape_cached(size=2, module=0, describe=registry.described)
 def analyze(module, variables, image, quality):
-  """An image (1, H, W, 3) uint8, padded -> y (1, h, w, M), z (1, h/4, w/4, N). The encoder only."""
+  """Maps a padded image (1, H, W, 3) uint8 to y (1, h, w, M) and z (1, h/4, w/4, N). Encoder only."""
   return module.apply(variables, image / 255, quality, method="analyze")
 
 
 @shape_cached(size=3, module=0, describe=registry.described)
 def round_z(module, variables, y, z):
-  """z -> int32 symbols of z, and whether y and z are finite. The encoder only."""
+  """Returns the int32 symbols of z, and whether y and z are finite. Encoder only."""
   return module.apply(variables, z, method="round_z"), jnp.isfinite(y).all() & jnp.isfinite(z).all()
 
 
 @shape_cached(size=0, static=3)
 def symbols(y, k, mean, anchors):
-  """int32 symbols (1, h, w/2, Cs) of one parity of slice k of y. The encoder only."""
+  """Returns the int32 symbols (1, h, w/2, Cs) of one checkerboard parity of slice k of y. Encoder only."""
   channels = mean.shape[-1]
   y = jax.lax.dynamic_slice_in_dim(y, k * channels, channels, axis=-1)
   return jnp.round(pack(y, anchors) - mean).astype(jnp.int32)
@@ -36,7 +36,7 @@ def symbols(y, k, mean, anchors):
 
 @shape_cached(size=2, module=0, describe=registry.described)
 def start(module, variables, z_symbols):
-  """Symbols of z -> hyper; table positions, prior and state of the anchors of slice 0."""
+  """Maps the symbols of z to hyper features, and to positions, prior and state of the anchors of slice 0."""
   hyper = module.apply(variables, z_symbols, method="hyper")
   state = module.apply(variables, hyper, method="initial_state")
   prior, state = module.apply(variables, 0, hyper, state, method="anchor_prior")
@@ -45,14 +45,14 @@ def start(module, variables, z_symbols):
 
 @shape_cached(size=3, module=0, describe=registry.described)
 def nonanchors(module, variables, k, hyper, state, symbols):
-  """Symbols of the anchors of slice k -> table positions, prior and state of its non-anchors."""
+  """Maps the symbols of the anchors of slice k to positions, prior and state of its non-anchors."""
   prior, state = module.apply(variables, k, hyper, state, symbols, method="nonanchor_prior")
   return prior.place, prior, state
 
 
 @shape_cached(size=3, module=0, describe=registry.described)
 def advance(module, variables, k, hyper, state, symbols):
-  """Symbols of the non-anchors of slice k -> table positions, prior and state of the anchors of slice k + 1."""
+  """Maps the symbols of the non-anchors of slice k to positions, prior and state of the anchors of slice k + 1."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
   prior, state = module.apply(variables, k + 1, hyper, state, method="anchor_prior")
   return prior.place, prior, state
@@ -60,26 +60,26 @@ def advance(module, variables, k, hyper, state, symbols):
 
 @shape_cached(size=0)
 def rows(prior):
-  """Rows of the coding table for files that are not portable."""
+  """Returns the CDF rows of a pass in a file that is not portable."""
   return prior.row
 
 
 @shape_cached(size=3, module=0, describe=registry.described)
 def finish(module, variables, k, hyper, state, symbols, quality):
-  """Symbols of the non-anchors of the last slice -> the image (1, H, W, 3) uint8."""
+  """Maps the symbols of the non-anchors of the last slice to the image (1, H, W, 3) uint8."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
   return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesize"))
 
 
 @shape_cached(size=2, module=0, describe=registry.described)
 def z_bits(module, variables, z_symbols):
-  """Bits of the symbols of z, per element."""
+  """Returns the bits of the symbols of z, per element."""
   return module.apply(variables, z_symbols, method="z_bits")
 
 
 @shape_cached(size=0, static=2)
 def y_bits(symbols, scale, anchors):
-  """Bits of the symbols of one parity, per element, (1, h, w, Cs) with zeros on the other."""
+  """Returns the bits of the symbols of one parity, per element: (1, h, w, Cs), with zeros at the other parity."""
   return unpack(gaussian_bits(symbols, 0.0, scale), anchors)
 
 

@@ -216,7 +216,7 @@ class LatentCoder:
     if content.num_slices != self.config.num_slices:
       raise BitstreamError(f"the file is damaged: it has {content.num_slices} slices; "
                            f"{self.name} has {self.config.num_slices}")
-    if content.mapped and not self.has_map:
+    if content.uses_map and not self.has_map:
       raise BitstreamError(f"the file is damaged: it goes by a map of coded elements, which {self.name} does not have")
     try:
       return check_quality(content.quality, self.config.num_rates, self.name)

@@ -30,7 +30,7 @@ from types import ModuleType
 import numpy as np
 
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.cdf_tables import PRECISION, CodingTable, check_table, quantize_pmf
+from mlic_jax.coding.cdf_tables import PRECISION, CDFTable, check_table, quantize_pmf
 from mlic_jax.coding.portable_cdf import (
   BLOCK_SIZES,
   CHOICE_COUNTS,
@@ -73,7 +73,7 @@ def choose(coder: str | None = None, order: Sequence[str] = tuple(PACKAGES)) -> 
 class Encoder:
   """A range encoder over one table; passes are appended to one stream. CoderMissingError where it is not installed."""
 
-  def __init__(self, table: CodingTable, coder: str | None = None):
+  def __init__(self, table: CDFTable, coder: str | None = None):
     self._rows = _Rows(table)
     self._writer = _module(coder).Writer(self._rows.lookup, self._rows.starts)
 
@@ -127,7 +127,7 @@ class Encoder:
 class Decoder:
   """A range decoder over the table that the encoder had."""
 
-  def __init__(self, table: CodingTable, stream: bytes, coder: str | None = None):
+  def __init__(self, table: CDFTable, stream: bytes, coder: str | None = None):
     self._rows = _Rows(table)
     self._reader = _module(coder).Reader(stream, self._rows.lookup, self._rows.starts)
 
@@ -181,7 +181,7 @@ def _written(length: np.ndarray) -> np.ndarray:
 class _Rows:
   """A table as the coders take it; behind its own rows, two of the gamma code, and those of the grids of a pass."""
 
-  def __init__(self, table: CodingTable):
+  def __init__(self, table: CDFTable):
     shared = _shared_rows()
     self.lookup = np.concatenate([table.lookup, *shared]).astype(np.int32)
     self.offset = table.offset

@@ -67,13 +67,13 @@ def choose(positions: jax.Array, prior: Prior, origin: Origin | None, skipped_ro
 def read_choice(decoder: Decoder, positions: jax.Array, prior: Prior, content: Bitstream) -> PassCoding:
   """How the next pass of a file is coded; `decoder` stands before the grids of the pass."""
   if content.origin is None:
-    return choose(positions, prior, None, content.skipped, content.mapped)
+    return choose(positions, prior, None, content.skipped_rows, content.uses_map)
   read_grids = lambda: decoder.decode_grids(positions.size, fixed=content.version < bitstream.VERSION)
   grids, coded = read_grids(), None
-  if content.mapped:
+  if content.uses_map:
     assert prior.keep is not None  # as the model has a map
     coded = portable_cdf.coded_by_map(prior.keep, read_grids())
-  return _pass_coding(portable_cdf.rows(np.asarray(positions), grids), coded, (grids,), content.skipped)
+  return _pass_coding(portable_cdf.rows(np.asarray(positions), grids), coded, (grids,), content.skipped_rows)
 
 
 def _pass_coding(rows: np.ndarray, by_map: np.ndarray | None, grids: tuple[Grids, ...],

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if content.icc_profile is not None and output.suffix.lower() == ".bmp":
       complain(f"{output}: left out: the color profile, which a BMP cannot hold")
     write(output, picture_file(_name(output), image, content.icc_profile))
-    decoded = content.num_arrived if args.slices is None else min(args.slices, content.num_arrived)
+    decoded = content.num_received if args.slices is None else min(args.slices, content.num_received)
     note = "" if decoded == content.num_slices else f"{decoded} of {content.num_slices} slices, "
     return (f"{displayed(output, 'stdout')}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s "
             "(compilation included)")

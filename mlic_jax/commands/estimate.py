@@ -76,13 +76,13 @@ def _training_step(what: str, config, codec, devices):
 def _codec_functions(args: argparse.Namespace, codec, device) -> dict:
   import jax
 
-  from mlic_jax.coding.compile_specs import DECODER, ENCODER, REFINER, codec_programs
+  from mlic_jax.coding.compile_specs import DECODER, ENCODER, LATENT_OPTIMIZER, codec_programs
   on_it = jax.sharding.SingleDeviceSharding(device)
   place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_it)
   programs = codec_programs(codec, args.height, args.width)
   lowering = lambda function, arguments: lambda: jax.jit(function).lower(*jax.tree.map(place, arguments))
   return {name: lowering(*programs[name])
-          for name in {"encode": ENCODER, "decode": DECODER, "refine": REFINER}[args.what]}
+          for name in {"encode": ENCODER, "decode": DECODER, "refine": LATENT_OPTIMIZER}[args.what]}
 
 
 def _compiled(lower, name: str):

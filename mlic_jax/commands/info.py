@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> None:
   say(f"profile     {profile}")
   say(f"decoding    {decoding}")
   say(f"checkpoint  {content.fingerprint.hex()}")
-  if content.skipped:
-    say(f"skipped     elements with scales up to {scale_table()[content.skipped - 1]:.3g}")
-  if content.mapped:
+  if content.skipped_rows:
+    say(f"skipped     elements with scales up to {scale_table()[content.skipped_rows - 1]:.3g}")
+  if content.uses_map:
     say("skipped     elements by the selection map of the model")
   say(f"version     {content.version}")

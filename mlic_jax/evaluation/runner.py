@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from mlic_jax.coding.background_compile import decoder_compiled_beside
+from mlic_jax.coding.background_compile import decoder_compiled_in_background
 from mlic_jax.evaluation import image_metrics
 from mlic_jax.evaluation.baselines import Baseline
 from mlic_jax.evaluation.dataset import Dataset
@@ -87,7 +87,7 @@ def evaluate_codec(codec, qualities: Sequence[float | None], images: Dataset, *,
 
   def submit(name, image, missing):
     if not estimated and not codec.has_compiled(*image.shape[:2]):
-      with compiling(codec, *image.shape[:2]), decoder_compiled_beside(codec, *image.shape[:2]):
+      with compiling(codec, *image.shape[:2]), decoder_compiled_in_background(codec, *image.shape[:2]):
         short = codec.with_options(refine=codec.options.refine.one_step()) if optimizes_latents(codec) else codec
         first = image_metrics.code(short, name, image, qualities[0])
       cache.add_first_run(key, {"height": image.shape[0], "width": image.shape[1],

@@ -34,14 +34,15 @@ def with_header(blob, **fields):
 @pytest.mark.parametrize("content", [
     CONTENT, SINGLE, CONTENT._replace(quality=None), CONTENT._replace(icc_profile=PROFILE),
     CONTENT._replace(icc_profile=b""), PORTABLE, PORTABLE_SINGLE, PORTABLE._replace(icc_profile=PROFILE),
-    PORTABLE._replace(origin=Origin(255, "other", "other", (255, 0, 255))), CONTENT._replace(skipped=1),
-    SINGLE._replace(skipped=63), PORTABLE._replace(skipped=7, icc_profile=PROFILE), CONTENT._replace(mapped=True),
-    PORTABLE._replace(skipped=7, mapped=True),
+    PORTABLE._replace(origin=Origin(255, "other", "other", (255, 0, 255))), CONTENT._replace(skipped_rows=1),
+    SINGLE._replace(skipped_rows=63), PORTABLE._replace(skipped_rows=7, icc_profile=PROFILE),
+    CONTENT._replace(uses_map=True),
+    PORTABLE._replace(skipped_rows=7, uses_map=True),
     SINGLE._replace(icc_profile=PROFILE), CONTENT._replace(num_slices=1, chunks=(b"", b"\0" * 70_000)),
     CONTENT._replace(num_slices=254, chunks=(b"x",) * 255), CONTENT._replace(height=1, width=8_000_000)])
 def test_parse_is_the_inverse_of_write(content):
   assert parse(write(content)) == content
-  assert parse(write(content)).num_arrived == content.num_slices
+  assert parse(write(content)).num_received == content.num_slices
 
 
 def test_a_file_costs_27_bytes_and_3_or_4_for_each_chunk():
@@ -94,11 +95,11 @@ def test_a_profile_is_compressed():
 
 
 @pytest.mark.parametrize("content", [CONTENT, SINGLE, CONTENT._replace(icc_profile=PROFILE), PORTABLE, PORTABLE_SINGLE,
-                                     PORTABLE._replace(skipped=5)])
+                                     PORTABLE._replace(skipped_rows=5)])
 def test_every_shorter_file_is_cut_short_or_not_a_file(content):
   blob = write(content)
   for length in range(len(blob)):
-    with pytest.raises(BitstreamError, match="cut short" if length >= 4 else "not a .mlic file"):
+    with pytest.raises(BitstreamError, match="truncated" if length >= 4 else "not a .mlic file"):
       parse(blob[:length])
 
 
@@ -109,7 +110,7 @@ def test_a_cut_file_names_what_is_missing(arrived, missing):
   blob = write(CONTENT)
   end = [HEADER_SIZE, *bitstream.chunk_ends(blob)][arrived]
   for length in (end, end + 1, end + 2):
-    with pytest.raises(BitstreamError, match=f"cut short: {length} bytes, {missing} missing"):
+    with pytest.raises(BitstreamError, match=f"truncated: it has {length} bytes, and {missing} missing"):
       parse(blob[:length])
 
 
@@ -126,7 +127,7 @@ def test_of_a_cut_file_partial_reads_the_chunks_that_are_whole(content):
     else:
       part = parse(blob[:length], partial=True)
       assert part == content._replace(chunks=CHUNKS[:arrived], symbol_checksums=content.symbol_checksums[:arrived - 1])
-      assert part.num_arrived == arrived - 1
+      assert part.num_received == arrived - 1
 
 
 def test_partial_reads_up_to_the_slice_that_is_damaged_but_wants_z_and_the_profile():
@@ -134,7 +135,7 @@ def test_partial_reads_up_to_the_slice_that_is_damaged_but_wants_z_and_the_profi
   ends = bitstream.chunk_ends(blob)
   blob[ends[3] - 1] ^= 1
   assert parse(bytes(blob), partial=True).chunks == CHUNKS[:3]
-  with pytest.raises(BitstreamError, match="damaged: the checksum of slice 3 of 3 does not fit"):
+  with pytest.raises(BitstreamError, match="damaged: the checksum of slice 3 of 3 does not match"):
     parse(bytes(blob))
   blob[ends[0] - 1] ^= 1
   with pytest.raises(BitstreamError, match="hyperprior"):
@@ -146,7 +147,7 @@ def test_partial_reads_up_to_the_slice_that_is_damaged_but_wants_z_and_the_profi
 
 def test_of_a_single_chunk_partial_reads_nothing():
   blob = write(SINGLE)
-  with pytest.raises(BitstreamError, match="cut short: .* the coded data is missing"):
+  with pytest.raises(BitstreamError, match="truncated: .* the coded data is missing"):
     parse(blob[:-1], partial=True)
   with pytest.raises(BitstreamError, match="damaged"):
     parse(blob[:-1] + b"?", partial=True)
@@ -154,7 +155,7 @@ def test_of_a_single_chunk_partial_reads_nothing():
 
 def test_a_longer_file_is_damaged():
   size = len(write(CONTENT))
-  with pytest.raises(BitstreamError, match=f"{size + 1} bytes, its content ends after {size}"):
+  with pytest.raises(BitstreamError, match=f"{size + 1} bytes, but its content ends after {size}"):
     parse(write(CONTENT) + b"\0")
 
 
@@ -191,14 +192,14 @@ def test_another_version_is_named():
 
 @pytest.mark.parametrize("content", [CONTENT, PORTABLE])
 def test_a_file_that_leaves_elements_out_says_so_by_a_flag_and_a_byte(content):
-  blob, other = write(content), write(content._replace(skipped=5))
+  blob, other = write(content), write(content._replace(skipped_rows=5))
   head = len(blob) - len(write(content)[HEADER_SIZE:]) + 6 * bool(content.origin) - bitstream.CHECKSUM.size
   assert other[5] == blob[5] | 8 and len(other) == len(blob) + 1
   assert other[:5] + other[6:head] == blob[:5] + blob[6:head] and other[head] == 5
   for rows in 0, 64, 255:
     damaged = other[:head] + bytes([rows])
     damaged += bitstream.CHECKSUM.pack(zlib.crc32(damaged) & 0xFFFF) + other[head + 3:]
-    with pytest.raises(BitstreamError, match=f"leaves {rows} rows out; 1 to 63 are wanted"):
+    with pytest.raises(BitstreamError, match=f"skips {rows} CDF rows; wanted 1 to 63"):
       parse(damaged)
 
 
@@ -207,7 +208,7 @@ def test_a_file_that_leaves_elements_out_says_so_by_a_flag_and_a_byte(content):
     ({"version": 2, "flags": 8}, "flags 0x08; version 2 has 0x01, 0x02 and 0x04"), ({"flags": 4}, "damaged"),
     ({"version": 3, "flags": 16}, "damaged"), ({"flags": 16}, "damaged"),
     ({"height": 2**31}, "limit is 512"),
-    ({"height": 0}, "0x80; at least 1x1"),
+    ({"height": 0}, "0x80; wanted at least 1x1"),
     ({"slices": 0}, "0 slices"), ({"slices": 255}, "255 slices"), ({"slices": 2}, "damaged"),
     ({"slices": 9}, "damaged"), ({"flags": 1}, "damaged"), ({"flags": 2}, "damaged")])
 def test_a_bad_header_is_refused_though_its_checksum_fits(fields, message):
@@ -223,12 +224,12 @@ def test_a_length_has_one_form_and_five_bytes_at_most(length):
 
 
 def test_a_length_far_beyond_the_file_takes_no_memory():
-  with pytest.raises(BitstreamError, match="cut short"):
+  with pytest.raises(BitstreamError, match="truncated"):
     parse(write(CONTENT)[:HEADER_SIZE] + b"\xff\xff\xff\xff\x0f" + b"some bytes")
 
 
 def test_a_profile_that_unpacks_to_more_than_a_megabyte_is_refused_before_it_does(monkeypatch):
-  with pytest.raises(BitstreamError, match="color profile of the picture has 1048577 bytes"):
+  with pytest.raises(BitstreamError, match="color profile of the image has 1048577 bytes"):
     write(CONTENT._replace(icc_profile=bytes(bitstream.PROFILE_MAX + 1)))
   largest = CONTENT._replace(icc_profile=bytes(bitstream.PROFILE_MAX))
   assert parse(write(largest)) == largest
@@ -278,7 +279,7 @@ def outcome(blob, partial):
   except BitstreamError as error:
     assert str(error) and "\n" not in str(error)
     return str(error)
-  assert 0 <= content.num_arrived <= content.num_slices and sum(map(len, content.chunks)) <= len(blob)
+  assert 0 <= content.num_received <= content.num_slices and sum(map(len, content.chunks)) <= len(blob)
   return None
 
 

@@ -154,8 +154,8 @@ def test_a_model_of_an_older_program_keeps_the_fingerprint_that_counted_its_unro
     (dict(model=dict(num_slice=2)), "no field 'num_slice'; the nearest is 'num_slices'"),
     (dict(model=dict(M=33)), "M=33 does not divide"),
     (dict(model=dict(M="x")), "M='x'"),
-    (dict(model=dict(N=24)), r"has shape \(.*\), config.json wants \("),
-    (dict(model=dict(num_rates=0)), r"log_gain has shape \(3, 32\), config.json wants none"),
+    (dict(model=dict(N=24)), r"has shape \(.*\), but config.json implies \("),
+    (dict(model=dict(num_rates=0)), r"log_gain has shape \(3, 32\), but config.json implies none"),
     (dict(model=3), "format 1"),
 ])
 def test_a_config_that_does_not_fit_is_refused(changes, message, damaged):
@@ -194,7 +194,7 @@ def test_tables_of_another_model_are_refused(damaged):
   with np.load(damaged / "tables.npz") as arrays:
     lookup, offset = arrays["lookup"], arrays["offset"]
   np.savez(damaged / "tables.npz", lookup=lookup, offset=offset[:-1])
-  with pytest.raises(CheckpointError, match="tables.npz has 79 rows, the model wants 80"):
+  with pytest.raises(CheckpointError, match="tables.npz has 79 rows, but the model needs 80"):
     load_model(damaged)
 
 
@@ -202,7 +202,7 @@ def test_parts_that_were_not_saved_together_are_refused(damaged, tmp_path, varia
   save_model(tmp_path / "other", TINY, random_variables(TINY, seed=1))
   shutil.rmtree(damaged / "params")
   shutil.copytree(tmp_path / "other" / "params", damaged / "params")
-  with pytest.raises(CheckpointError, match="fingerprint of its parts is [0-9a-f]{16}, of those saved [0-9a-f]{16}"):
+  with pytest.raises(CheckpointError, match="fingerprint of its files is [0-9a-f]{16}, config.json has [0-9a-f]{16}"):
     load_model(damaged)
 
 

@@ -59,14 +59,14 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(model):
 def test_tables_that_would_fill_the_memory_are_refused_before_they_are_read(model):
   np.savez_compressed(model / "tables.npz", lookup=np.zeros(2**24, np.int32), offset=np.zeros(80, np.int32))
   assert (model / "tables.npz").stat().st_size < 10**5
-  assert refused(model, "tables.npz has an array of 67108992 bytes; this model has at most")
+  assert refused(model, "tables.npz has an array of 67108992 bytes; the model needs at most")
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda lookup: lookup.astype(float), "tables.npz has no lists of integers"),
+    (lambda lookup: lookup.astype(float), "tables.npz does not hold one-dimensional integer arrays"),
     (lambda lookup: np.array([{}], object), "tables.npz cannot be read"),
-    (lambda lookup: np.where(lookup == 0, 5, lookup), "the coding table is damaged: its counts do not rise"),
-    (lambda lookup: lookup[:-1], "the coding table is damaged"),
+    (lambda lookup: np.where(lookup == 0, 5, lookup), "the CDF table is damaged: its counts do not rise"),
+    (lambda lookup: lookup[:-1], "the CDF table is damaged"),
 ], ids=["floats", "pickles", "no_zero", "cut"])
 def test_tables_that_a_range_coder_would_run_away_with_are_refused(model, change, message):
   with np.load(model / "tables.npz") as arrays:
@@ -83,13 +83,13 @@ def test_a_config_of_gigabytes_is_not_read(model, monkeypatch):
 @pytest.mark.parametrize("training", [[1], "mse", 3])
 def test_the_record_of_the_training_is_an_object(model, training):
   edit(model, training=training)
-  assert refused(model, "config.json has a list or a value as training; wanted an object, or null")
+  assert refused(model, f"training in config.json is {type(training).__name__}; wanted an object or null")
 
 
 def test_parameters_are_nested_dictionaries_of_numbers(model):
   shutil.rmtree(model / "params")
   ocp.PyTreeCheckpointer().save((model / "params").absolute(), {"g_a": [np.zeros(2, np.float32), np.ones(2)]})
-  assert refused(model, "the parameters are no nested dictionaries of arrays")
+  assert refused(model, "the parameters are not nested dictionaries of arrays")
 
 
 @pytest.mark.parametrize("error, message", [

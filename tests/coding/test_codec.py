@@ -228,7 +228,7 @@ def test_partial_decodes_what_arrived_of_a_file_that_was_cut_anywhere(codec, pho
 
 @pytest.mark.parametrize("slices", [-1, 3])
 def test_slices_that_a_file_does_not_have_are_refused(codec, photograph, slices):
-  with pytest.raises(BitstreamError, match=f"slices={slices} came, the file has 0 to 2"):
+  with pytest.raises(BitstreamError, match=f"slices={slices}; wanted an integer from 0 to 2"):
     codec.decode(codec.encode(photograph), slices=slices)
 
 
@@ -236,7 +236,7 @@ def test_a_profile_travels_in_the_file_and_changes_nothing_else(codec, photograp
   blob = codec.encode(photograph, 2, icc_profile=b"a color profile")
   assert bitstream.parse(blob).icc_profile == b"a color profile"
   np.testing.assert_array_equal(codec.decode(blob), codec.decode(codec.encode(photograph, 2)))
-  with pytest.raises(BitstreamError, match="color profile of the picture has 1048577 bytes"):
+  with pytest.raises(BitstreamError, match="color profile of the image has 1048577 bytes"):
     codec.encode(photograph, 2, icc_profile=bytes(2**20 + 1))
 
 

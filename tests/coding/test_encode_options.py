@@ -44,7 +44,7 @@ def test_a_file_has_every_option_and_decodes_to_the_predicted_image(codec, photo
   content = bitstream.parse(blob)
   assert content.single_chunk == ("chunked" in changes)
   assert (content.origin is None) == ("portable" in changes)
-  assert content.skipped == EncodeOptions(skip=changes.get("skip")).skipped_rows
+  assert content.skipped_rows == EncodeOptions(skip=changes.get("skip")).skipped_rows
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   arguments = {name: value for name, value in changes.items() if name != "use_map"}  # which this model does not have
   assert codec.encode(photograph, 2, **arguments) == blob
@@ -55,7 +55,7 @@ def test_latents_are_optimized_for_the_file_that_skips(codec, photograph):
   again = codec.with_options(refine=3, lmbda=0.01).with_options(skip=0.8)
   assert both.name == again.name == "tiny, without scales up to 0.8, refined 3 for 0.01"
   assert both.encode(photograph, 2) == again.encode(photograph, 2)
-  assert bitstream.parse(both.with_options(refine=None).encode(photograph, 2)).skipped > 0
+  assert bitstream.parse(both.with_options(refine=None).encode(photograph, 2)).skipped_rows > 0
   assert both.with_options(refine=None).options == EncodeOptions(skip=0.8)
 
 
@@ -67,7 +67,7 @@ def test_rate_control_searches_the_sizes_of_the_codec_that_is_used(codec, photog
   target = len(encode(refined, photograph, 2))
   reached = encode_to_bytes([refined], photograph, target)
   assert {options.replace(refine=None) for options in skipped} == {EncodeOptions(**changes)}
-  assert len(reached.blob) <= target and bitstream.parse(reached.blob).skipped > 0
+  assert len(reached.blob) <= target and bitstream.parse(reached.blob).skipped_rows > 0
   assert {options.refine is None for options in skipped} == {True, False}
 
 
@@ -87,7 +87,7 @@ def test_codecs_with_and_without_latent_optimization_are_searched_together(codec
     (dict(refine="soon"), RefineError, "refine='soon'; wanted a number of steps"),
     (dict(refine=3, lmbda=-1), RefineError, "lmbda=-1; wanted a number above 0"),
     (dict(refine=3, lmbda="a lot"), RefineError, "lmbda=a lot; wanted a number above 0"),
-    (dict(lmbda=0.1), RefineError, "lmbda=0.1 came without refine")])
+    (dict(lmbda=0.1), RefineError, "lmbda=0.1 has no effect without refine")])
 def test_an_option_that_cannot_be_is_refused_in_one_line(codec, photograph, changes, error, message):
   for attempt in (lambda: EncodeOptions(**changes), lambda: codec.with_options(**changes),
                   lambda: codec.encode(photograph, 2, **changes)):

@@ -348,7 +348,7 @@ def as_version_2(codec, image, monkeypatch):
     before.setattr(portable_cdf, "choose_grids", choose_fixed)
     before.setattr(latent_coder.Encoder, "encode_grids", encode_choices)
     before.setattr(bitstream, "VERSION", 3 if codec.options.skip else 2)
-    before.setattr(bitstream, "SELECTIVE", 0)
+    before.setattr(bitstream, "SKIP", 0)
     return codec.encode_with_reconstruction(image, 2)
 
 
@@ -358,7 +358,7 @@ def test_files_of_versions_2_and_3_decode(codec, photograph, monkeypatch, skip):
   blob, predicted = as_version_2(codec, photograph, monkeypatch)
   content = bitstream.parse(blob)
   assert content.version == blob[4] == (2 if skip is None else 3)
-  assert content.skipped == codec.options.skipped_rows
+  assert content.skipped_rows == codec.options.skipped_rows
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   np.testing.assert_array_equal(predicted, codec.encode_with_reconstruction(photograph, 2)[1])
   assert blob[5] == 4 and content.chunks[1:] != bitstream.parse(codec.encode(photograph, 2)).chunks[1:]

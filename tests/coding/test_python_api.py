@@ -34,10 +34,10 @@ def test_a_file_is_decoded_from_any_buffer(codec, blob, buffer):
 
 
 @pytest.mark.parametrize("came, message", [
-    ("photo.mlic", "str came; wanted the bytes of a .mlic file; the bytes of a file are Path.path..read_bytes"),
-    (Path("photo.mlic"), "PosixPath came; wanted the bytes of a .mlic file; the bytes of a file are"),
-    (None, "NoneType came; wanted the bytes of a .mlic file$"),
-    (3, "int came; wanted the bytes of a .mlic file$")])
+    ("photo.mlic", "input is str; wanted the bytes of a .mlic file; read a file with Path.path..read_bytes"),
+    (Path("photo.mlic"), "input is PosixPath; wanted the bytes of a .mlic file; read a file with"),
+    (None, "input is NoneType; wanted the bytes of a .mlic file$"),
+    (3, "input is int; wanted the bytes of a .mlic file$")])
 def test_what_is_no_file_is_refused_in_one_line(codec, came, message):
   with pytest.raises(BitstreamError, match=message) as error:
     codec.decode(came)
@@ -46,7 +46,7 @@ def test_what_is_no_file_is_refused_in_one_line(codec, came, message):
 
 @pytest.mark.parametrize("slices", ["2", 1.5])
 def test_a_number_of_slices_is_an_integer(codec, blob, slices):
-  with pytest.raises(BitstreamError, match=f"slices={slices!r} came, the file has 0 to 2"):
+  with pytest.raises(BitstreamError, match=f"slices={slices!r}; wanted an integer from 0 to 2"):
     codec.decode(blob, slices=slices)
 
 

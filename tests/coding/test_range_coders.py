@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlic_jax.coding import rangecoder, rangecoder_numba
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.cdf_tables import CodingTable, TableError, gaussian_table
+from mlic_jax.coding.cdf_tables import CDFTable, TableError, gaussian_table
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.portable_cdf import BLOCK_SIZES, SAFE_SHARES, SINGLE_SHARE, Grids
 from mlic_jax.coding.rangecoder import PACKAGES, CoderMissingError, Decoder, Encoder, SymbolError
@@ -24,7 +24,7 @@ def tables(draw):
   inner = draw(st.lists(st.lists(st.integers(1, 2**16 - 1), unique=True, max_size=12), min_size=1, max_size=6))
   rows = [[16, 0, *sorted(counts), 2**16] for counts in inner]
   offset = draw(st.lists(st.integers(-2**20, 2**20), min_size=len(rows), max_size=len(rows)))
-  return CodingTable(np.concatenate(rows).astype(np.int32), np.array(offset, np.int32))
+  return CDFTable(np.concatenate(rows).astype(np.int32), np.array(offset, np.int32))
 
 
 # Runs of 0xFF and 0x00 are where a carry goes through.
@@ -96,7 +96,7 @@ def test_a_damaged_stream_gives_the_same_symbols_or_the_same_error(tfc, stream, 
 
 def test_a_carry_runs_back_through_what_was_written():
   """The interval stays around 2**32 for 200 symbols, and then falls to one side of it, or the stream ends there."""
-  thirds = CodingTable(np.array([16, 0, 2**15 - 1, 2**15 + 1, 2**16], np.int32), np.array([0], np.int32))
+  thirds = CDFTable(np.array([16, 0, 2**15 - 1, 2**15 + 1, 2**16], np.int32), np.array([0], np.int32))
   every = rangecoder._Rows(thirds)
   for last in ([], [0], [1], [2]):
     cells = np.array([1] * 200 + last, np.int32)
@@ -143,8 +143,8 @@ def test_a_missing_coder_is_one_line_that_says_where_it_comes_from(monkeypatch, 
 def test_a_table_that_is_damaged_is_refused_before_a_coder_reads_past_a_row(place, value):
   lookup = TABLE.lookup.copy()
   lookup[place] = value
-  with pytest.raises(TableError, match="^the coding table is damaged"):
-    Encoder(CodingTable(lookup, TABLE.offset))
+  with pytest.raises(TableError, match="^the CDF table is damaged"):
+    Encoder(CDFTable(lookup, TABLE.offset))
 
 
 @pytest.mark.parametrize("row", [-1, len(TABLE.offset)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlic_jax.coding.bitstream import BitstreamError
-from mlic_jax.coding.cdf_tables import CodingTable, gaussian_table
+from mlic_jax.coding.cdf_tables import CDFTable, gaussian_table
 from mlic_jax.coding.portable_cdf import BLOCK_SIZES, SAFE_SHARES, SINGLE_SHARE, Grids
 from mlic_jax.coding.rangecoder import DISTANCE_MAX, Decoder, Encoder, SymbolError
 
@@ -154,7 +154,7 @@ def test_the_rows_that_no_checkpoint_holds_are_the_same_on_every_machine(coder):
 def test_streams_are_those_of_the_ops_byte_for_byte_where_the_ops_cannot_run(coder):
   """The digest is that of tensorflow-compression-ops 2.17.0; only integers go in, which are equal everywhere."""
   rows = [16, 0, *(3**n for n in range(10)), 2**16], [16, 0, 2**15, 2**16 - 2, 2**16 - 1, 2**16], [16, 0, 2**16]
-  table = CodingTable(np.concatenate(rows).astype(np.int32), np.array([-5, 0, 100], np.int32))
+  table = CDFTable(np.concatenate(rows).astype(np.int32), np.array([-5, 0, 100], np.int32))
   places = np.arange(6000)
   rows, symbols = places * 7 % 3, (places * places % 911 % 16 - 6 + (places % 97 == 0) * 5000).astype(np.int32)
   encoder = Encoder(table, coder)

@@ -22,7 +22,7 @@ def test_a_file_without_elements_of_small_scale_decodes_to_the_predicted_image(c
   blob, predicted = codec.with_options(skip=0.8, **options).encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
   assert 0 < np.abs(predicted.astype(int) - of_all).max() and len(blob) < 0.9 * len(whole)
-  assert bitstream.parse(blob).skipped == np.searchsorted(scale_table(), 0.8)
+  assert bitstream.parse(blob).skipped_rows == np.searchsorted(scale_table(), 0.8)
   assert not np.array_equal(codec.decode(blob, slices=1), predicted)
 
 

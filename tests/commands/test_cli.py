@@ -66,12 +66,12 @@ def test_info_says_what_a_file_holds(folder, capsys):
     ("encode {f}/photo.png {f}/none/{o}.mlic --ckpt {c}", "No such file or directory"),
     ("decode {f}/none.mlic {o}.png --ckpt {c}", "none.mlic: No such file"),
     ("decode {f} {o}.png --ckpt {c}", "Is a directory"),
-    ("decode {f}/cut.mlic {o}.png --ckpt {c}", "cut.mlic: the file is cut short"),
+    ("decode {f}/cut.mlic {o}.png --ckpt {c}", "cut.mlic: the file is truncated"),
     ("decode {f}/altered.mlic {o}.png --ckpt {c}", "altered.mlic: the file is damaged"),
     ("decode {f}/text.mlic {o}.png --ckpt {c}", "not a .mlic file"),
     ("decode {f}/photo.mlic {o}.jpg --ckpt {c}", ".jpg without loss"),
     ("decode {f}/photo.mlic {o}.png --ckpt {f}/nowhere", "no such directory"),
-    ("info {f}/cut.mlic", "cut short"),
+    ("info {f}/cut.mlic", "truncated"),
 ])
 def test_a_user_error_is_one_line_and_status_2_and_leaves_no_file(arguments, message, folder, tiny_checkpoint, capsys,
                                                                   monkeypatch):
@@ -143,7 +143,7 @@ def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(images,
 
   (tmp_path / "coded/a.mlic").write_bytes((tmp_path / "coded/a.mlic").read_bytes()[:-1])
   assert run("decode", tmp_path / "coded", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "decoded") == 1
-  assert "a.mlic: the file is cut short" in capsys.readouterr().err
+  assert "a.mlic: the file is truncated" in capsys.readouterr().err
   assert [path.name for path in (tmp_path / "decoded").iterdir()] == ["b.png"]
 
 
@@ -239,7 +239,7 @@ def test_slices_and_partial_give_what_the_codec_gives_and_say_so(folder, tmp_pat
   assert "1 of 2 slices" in capsys.readouterr().out
   np.testing.assert_array_equal(load_image(tmp_path / "cut.png"), load_image(tmp_path / "one.png"))
   assert run("decode", folder / "photo.mlic", tmp_path / "out.png", "--ckpt", tiny_checkpoint, "--slices", 3) == 2
-  assert "slices=3 came, the file has 0 to 2" in capsys.readouterr().err
+  assert "slices=3; wanted an integer from 0 to 2" in capsys.readouterr().err
 
 
 def test_a_profile_is_carried_to_the_image_unless_it_is_left_out(images, tmp_path, tiny_checkpoint, capsys):

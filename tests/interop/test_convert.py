@@ -160,7 +160,7 @@ ELIC = {"g_a.0.weight": (192, 3, 5, 5), "g_a.1.conv1.weight": (96, 192, 1, 1), "
     (lambda w: w | {"h_a.reduction.0.bias": np.zeros(32, np.int32)},
      "h_a.reduction.0.bias holds int32; floating-point numbers are wanted\n"),
     (lambda w: w | {"h_a.reduction.0.bias": np.full(32, np.nan, np.float32)},
-     "parameter h_a/conv0/bias is not finite, the model is not written to")])
+     "parameter h_a/conv0/bias is not finite; the model is not written to")])
 def test_a_state_dict_that_is_no_mlic_model_is_one_line(weights, tmp_path, capsys, change, message):
   np.savez(tmp_path / "weights.npz", **change(weights))
   assert message in refused([tmp_path / "weights.npz", tmp_path / "ckpt"], capsys)

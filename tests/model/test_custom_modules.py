@@ -200,7 +200,7 @@ def test_a_downloaded_model_runs_no_code_in_python_either(downloaded, folder):
   from mlic_jax import Codec
   for load in (load_model, Codec.load):
     for allowed in (False, (), ("own_parts.patches",)):
-      with pytest.raises(CheckpointError, match="names the Python module '.*', which loading would run"):
+      with pytest.raises(CheckpointError, match="names the Python module '.*', and loading would run its code"):
         load(downloaded, allow_custom_modules=allowed)
   assert not (folder / "it_ran").exists()
 

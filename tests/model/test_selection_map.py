@@ -133,10 +133,10 @@ def test_settings_that_no_map_can_have_are_refused_in_one_line(options, wanted):
 def test_a_file_that_goes_by_the_map_decodes_to_what_was_predicted(codec, photograph, options):
   blob, predicted = codec.with_options(**options).encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
-  assert bitstream.parse(blob).mapped and blob[5] & 0x10 and 0.2 < share_left_out(codec, photograph) < 0.8
+  assert bitstream.parse(blob).uses_map and blob[5] & 0x10 and 0.2 < share_left_out(codec, photograph) < 0.8
   whole, of_all = codec.with_options(use_map=False, **options).encode_with_reconstruction(photograph, 2)
   np.testing.assert_array_equal(codec.decode(whole), of_all)
-  assert not bitstream.parse(whole).mapped and len(blob) < 0.9 * len(whole)
+  assert not bitstream.parse(whole).uses_map and len(blob) < 0.9 * len(whole)
   assert np.abs(predicted.astype(int) - of_all).max() > 0
 
 
@@ -189,7 +189,7 @@ def test_a_map_lies_on_one_edge_whatever_grid_is_chosen():
 
 def test_a_file_that_goes_by_a_map_that_the_model_does_not_have_is_refused_in_one_line(photograph, tiny_checkpoint):
   tiny = Codec.load(tiny_checkpoint)
-  blob = bitstream.write(bitstream.parse(tiny.encode(photograph))._replace(mapped=True))
+  blob = bitstream.write(bitstream.parse(tiny.encode(photograph))._replace(uses_map=True))
   with pytest.raises(BitstreamError, match="it goes by a map of coded elements, which .* does not have") as error:
     tiny.decode(blob)
   assert "\n" not in str(error.value)

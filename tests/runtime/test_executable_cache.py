@@ -21,7 +21,7 @@ from PIL import Image
 from test_lowering import small_config  # noqa: F401  a fixture
 
 from mlic_jax.coding import jit_functions
-from mlic_jax.coding.background_compile import decoder_compiled_beside
+from mlic_jax.coding.background_compile import decoder_compiled_in_background
 from mlic_jax.coding.codec import Codec
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import registry
@@ -262,13 +262,13 @@ def test_a_decoder_is_compiled_in_a_thread_and_not_again(folder, tiny_checkpoint
   for name, function in functions.items():
     monkeypatch.setattr(function, "_function", noted(name, function._function))
   as_in_a_new_process()
-  with decoder_compiled_beside(codec, 64, 64):
+  with decoder_compiled_in_background(codec, 64, 64):
     pass
   assert traced == [(name, False) for name in functions]
   blob, picture = codec.encode_with_reconstruction(image, 2)
   np.testing.assert_array_equal(codec.decode(blob), picture)
   as_in_a_new_process()
-  with decoder_compiled_beside(codec, 64, 64):          # which has nothing to do
+  with decoder_compiled_in_background(codec, 64, 64):          # which has nothing to do
     np.testing.assert_array_equal(codec.decode(blob), picture)
   assert len(traced) == 4
 
@@ -279,9 +279,9 @@ def test_what_fails_in_that_thread_is_said_of_the_picture():
     def config(self):
       raise MemoryError("for the decoder")
 
-  with pytest.raises(MemoryError, match="for the picture"), decoder_compiled_beside(Failing(), 64, 64):
+  with pytest.raises(MemoryError, match="for the picture"), decoder_compiled_in_background(Failing(), 64, 64):
     raise MemoryError("for the picture")
-  with decoder_compiled_beside(Failing(), 64, 64):      # that alone stops nothing
+  with decoder_compiled_in_background(Failing(), 64, 64):      # that alone stops nothing
     pass
 
 
