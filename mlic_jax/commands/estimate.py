@@ -2,6 +2,7 @@
 import argparse
 import time
 
+from mlic_jax.commands import estimate_profile
 from mlic_jax.commands.arguments import config_argument, image_size_arguments, positive_integer
 from mlic_jax.console import rich_console, say
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--find-batch", action="store_true",
                       help="Find the largest batch that fits into memory, which compiles several times. Default: off.")
   image_size_arguments(parser)
+  estimate_profile.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
                       f"{' and '.join(BATCH_FIELDS)}")
   if args.batch_size and args.find_batch:
     raise ConfigError("--batch-size and --find-batch came; wanted one of them")
+  estimate_profile.check_arguments(args)
   devices = device_topology.topology_devices(args.topology)
   from mlic_jax.training.config_schema import check_fields, load_config, model_config
   config = load_config(args.config, args.overrides)
@@ -42,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
   if args.what in CODEC:
     say(f"{args.config}: {args.what}, {args.width}x{args.height} pixels, on one chip of {args.topology}")
     for name, program in _codec_functions(args, model_config(config, args.config), devices[0]).items():
-      footprint, seconds = _compiled(program, name)
+      footprint, seconds, hlo = _compiled(program, name)
       _report(name, footprint, seconds, args.topology, room)
+      estimate_profile.report(args, hlo)
     return
   codec = check_fields(config)
   if args.find_batch:
@@ -52,8 +56,12 @@ def run(args: argparse.Namespace) -> None:
   batch_field, _ = BATCH_FIELDS[args.what]
   config[batch_field] = args.batch_size or config[batch_field]
   say(_title(args, config, devices))
-  footprint, seconds = _compiled(_training_step(args.what, config, codec, devices), "a step")
-  _report("a step", footprint, seconds, args.topology, room)
+  name, program = "a step", _training_step(args.what, config, codec, devices)
+  if args.part:
+    name, program = f"the gradient of {args.part}", estimate_profile.lowering_of_part(args, config, codec, devices)
+  footprint, seconds, hlo = _compiled(program, name)
+  _report(name, footprint, seconds, args.topology, room)
+  estimate_profile.report(args, hlo)
 
 
 def _title(args: argparse.Namespace, config, devices) -> str:
@@ -86,7 +94,7 @@ def _codec_functions(args: argparse.Namespace, codec, device) -> dict:
 
 
 def _compiled(lower, name: str):
-  """The footprint of what `lower` lowers, and the seconds of compiling it, which a line counts meanwhile."""
+  """The footprint of what `lower` lowers, the seconds of compiling it, which a line counts meanwhile, and its HLO."""
   from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
   from mlic_jax.runtime import device_topology
@@ -97,8 +105,9 @@ def _compiled(lower, name: str):
     lowered = lower()
     progress.update(task, description=f"compiling {name}")
     before = time.monotonic()
-    footprint = device_topology.Footprint.of(device_topology.compiled(lowered))
-    return footprint, time.monotonic() - before
+    program = device_topology.compiled(lowered)
+    seconds = time.monotonic() - before
+    return device_topology.Footprint.of(program), seconds, program.as_text() or ""
 
 
 def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -> None:
@@ -113,7 +122,7 @@ def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -
     config[field] = batch * parts * len(devices)
     name = f"{batch * parts} images on a chip"
     try:
-      footprint, seconds = _compiled(_training_step(args.what, config, codec, devices), name)
+      footprint, seconds, _ = _compiled(_training_step(args.what, config, codec, devices), name)
     except DoesNotFit as refusal:
       say(f"{name:<24} {in_bytes(refusal.takes)}, too much")
       return max(refusal.takes, room + 1)

@@ -168,6 +168,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     aux_norm = global_norm([g for path, g in paths_and_grads if is_quantiles(path)])
     metrics["learning_rate"] = schedule(state.step)
 
+    @jax.named_scope("optimizer")
     def take(grads, params, opt_state, ema_params):
       updates, opt_state = optimizer.update(grads, opt_state, params, norm=norm)
       params = optax.apply_updates(params, updates)

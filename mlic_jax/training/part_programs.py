@@ -1,0 +1,77 @@
+"""Gradients of single parts of a training step, each a program of its own for one device.
+
+A change to one part shows in its program, and a part compiles in a fraction of the time of a step. What a part gets
+from the others, and the gradient that comes back from them, are arguments.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import MLIC, build, side_multiple, unrolled_and_rolled
+from mlic_jax.model.quantizers import NOISE
+from mlic_jax.training.losses import mean_squared_error
+from mlic_jax.training.pmap_programs import build_options
+
+PARTS = ("scan", "g_a", "g_s")
+
+
+def part_program(part: str, config, codec: CodecConfig, images: int, device: jax.Device) -> tuple[Any, tuple]:
+  """The jitted gradient of a part, and its arguments as shapes on `device`.
+
+  Args:
+    part: "scan", h_s and the scan over the slices; "g_a"; or "g_s" with the distortion.
+    config: a training configuration. Its crop_size is that of the images, its options of building are those of a step.
+    codec: the codec of `config`.
+    images: how many images the device has of a batch.
+    device: what the program is for; its platform decides whether the scan is unrolled.
+  """
+  at_once, rolled = unrolled_and_rolled(build(codec, **build_options(config)))
+  model = at_once if device.platform == "cpu" else rolled
+  array = lambda *shape: jax.ShapeDtypeStruct((images, *shape), jnp.float32)
+  x = array(config.crop_size, config.crop_size, 3)
+  quality = 1.0 if codec.num_rates else None
+  side = side_multiple(codec)
+  start = lambda: model.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)), quality)["params"]
+  params = jax.eval_shape(start)
+  y, z = jax.eval_shape(lambda params, x: model.apply({"params": params}, x, quality, method="analyse"), params, x)
+  function, modules, arguments = {
+      "scan": (_scan, ("h_s", "slices"), (y, z, y, y)), "g_a": (_analysis, ("g_a",), (x, y)),
+      "g_s": (_synthesis, ("g_s",), (y, x))}[part]
+  on_it = jax.sharding.SingleDeviceSharding(device)
+  place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_it)
+  gains = {name for name, value in params.items() if isinstance(value, jax.ShapeDtypeStruct)}  # of the module itself
+  of_part = {name: value for name, value in params.items() if name in gains.union(modules)}
+  return jax.jit(function(model)), jax.tree.map(place, (of_part, *arguments))
+
+
+def _scan(model: MLIC) -> Callable:
+  def walk(module: MLIC, z, y, noise):
+    with jax.default_matmul_precision(module.entropy_precision):
+      return module.slices.walk(module.h_s(z), y, NOISE, noise, None, module.remat)
+
+  def loss(params, y, z, noise, of_y_hat):
+    coded: Any = model.apply({"params": params}, z, y, noise, method=walk)
+    return jnp.sum(coded.bits) + jnp.vdot(coded.y_hat, of_y_hat)
+  return jax.grad(loss, (0, 1, 2))
+
+
+def _analysis(model: MLIC) -> Callable:
+  def loss(params, x, of_y):
+    y: Any = model.apply({"params": params}, x, method=lambda module, x: _in_dtype(module, module.g_a, x))
+    return jnp.vdot(y, of_y)
+  return jax.grad(loss)
+
+
+def _synthesis(model: MLIC) -> Callable:
+  def loss(params, y_hat, x):
+    x_hat: Any = model.apply({"params": params}, y_hat, method=lambda module, y: _in_dtype(module, module.g_s, y))
+    return jnp.mean(mean_squared_error(x_hat, x))
+  return jax.grad(loss, (0, 1))
+
+
+def _in_dtype(module: MLIC, transform: Callable, x: jax.Array) -> jax.Array:
+  return transform(x.astype(module.transform_dtype)).astype(jnp.float32)
