@@ -1,15 +1,14 @@
-"""LatentCoder: one trained model as an entropy coder of latents, with the transforms around it.
+"""LatentCoder: codes the latents of images with one trained model, and runs its transforms.
 
     image (H, W, 3) uint8 -> pad -> g_a, h_a -> z, y --passes--> range coder -> bitstream -> bytes
     bytes -> bitstream -> range decoder --passes--> y_hat -> g_s -> crop -> image
 
-Encoder and decoder run the passes in one function, `run_passes`, and call the same compiled functions in it
-(jit_functions.py). A prior that is computed elsewhere differs in its last bits; where that picks another row of the
-coding table, every later symbol decodes to garbage; portable_cdf.py prevents that. The difference (the encoder chooses
-rows and computes symbols, the decoder reads both from the stream) is a function that `run_passes` calls.
+Encoder and decoder share one loop over the passes, `run_passes`, and the compiled functions that it calls
+(jit_functions.py). Another implementation of the prior would differ in the last bits, which may select another CDF row
+and turn every later symbol into garbage; portable_cdf.py handles other machines. `run_passes` calls a function that
+differs: the encoder chooses rows and computes symbols, the decoder reads grids and symbols from the stream.
 
-A slice that did not arrive is decoded like any other, with zeros for symbols: it is then what its prior predicts from
-the slices before it.
+A missing slice is decoded like any other, with zeros for symbols. It becomes the prediction of its prior.
 """
 import functools
 from collections.abc import Callable, Sequence
@@ -31,22 +30,22 @@ from mlic_jax.model.mlic import build, side_multiple
 
 # (slice index, True for anchors, table positions (1, h, w/2, Cs), prior) -> int32 symbols (1, h, w/2, Cs)
 CodePass = Callable[[np.int32, bool, jax.Array, object], np.ndarray]
-Pass = tuple[np.ndarray, np.ndarray | jax.Array]   # symbols and scales of a pass, both (1, h, w/2, Cs)
+Pass = tuple[np.ndarray, np.ndarray | jax.Array]   # symbols and scales, both (1, h, w/2, Cs)
 
 
 class Encoded(NamedTuple):
-  """A file, and what its encoder computed on the way."""
+  """A file, with the symbols and scales that the encoder computed."""
   blob: bytes
   z_symbols: np.ndarray                  # (1, h/4, w/4, N) int32
   passes: list[Pass]
-  reconstruct: Callable[[], np.ndarray]  # the image (H, W, 3) uint8 that `decode` gives, bit for bit on this machine
+  reconstruct: Callable[[], np.ndarray]  # returns the decoded image (H, W, 3) uint8, on this machine bit for bit
 
 
 class LatentCoder:
-  """Images to latents, latents to files, and files to images, with one model.
+  """Maps images to latents, latents to files and files to images, with one model.
 
-  `range_coder` is "numba" or "tfc", which write and read the same bytes (rangecoder.py). None: the one of those
-  installed that starts faster.
+  `range_coder` is "numba" or "tfc", which write and read the same bytes (rangecoder.py). None: the installed one that
+  starts faster.
   """
 
   def __init__(self, model: Model, range_coder: str | None = None):
@@ -61,8 +60,10 @@ class LatentCoder:
   # --- images and latents ---------------------------------------------------------------
 
   def analyze(self, image: np.ndarray, quality: float | None) -> Latents:
-    """The latents of the analysis transform for an image (H, W, 3) uint8. QualityError; BitstreamError for an image
-    that is too large, MemoryLimitError for one that this machine has no memory for."""
+    """Applies the analysis transforms to an image (H, W, 3) uint8.
+
+    QualityError if the model does not have the quality; BitstreamError if the image is too large; MemoryLimitError if
+    it needs more memory than is free."""
     height, width = image.shape[:2]
     bitstream.check_size(height, width, pixels_max=2**64)
     quality = self.choose_quality(quality)
@@ -71,23 +72,24 @@ class LatentCoder:
     return Latents(y, z, height, width, quality)
 
   def pad(self, image: np.ndarray) -> np.ndarray:
-    """(1, H', W', 3): the image with its right and lower edge repeated up to a size that the transforms take."""
+    """Repeats the right and lower edge of an image up to a multiple of the stride: (H, W, 3) to (1, H', W', 3)."""
     missing = [(0, -side % self._side_multiple) for side in image.shape[:2]]
     return np.pad(image, (*missing, (0, 0)), mode="edge")[None]
 
   def z_size(self, height: int, width: int) -> tuple[int, int]:
-    """Height and width of z for an image."""
+    """Returns height and width of z for an image of height x width pixels."""
     return -(-height // self._side_multiple), -(-width // self._side_multiple)
 
   def choose_quality(self, quality: float | None) -> float | None:
-    """The quality that is coded, a float32 as in a file; the middle of the range for None. QualityError when the model
-    does not have it."""
+    """Returns the coded quality, a float32 as in a file; None gives the middle of the range.
+
+    QualityError if the model does not have the quality."""
     if quality is None and self.config.num_rates:
       quality = (1 + self.config.num_rates) / 2
     return check_quality(quality, self.config.num_rates, self.name)
 
   def has_compiled(self, height: int, width: int) -> bool:
-    """Whether an image of that padded size was encoded and decoded recently, so that nothing is compiled for it."""
+    """Whether encoding and decoding an image of this size compiles nothing: its padded size was coded recently."""
     h, w = self.z_size(height, width)
     side = self._side_multiple
     return (jit_functions.analyze.is_kept((1, h * side, w * side, 3), self.module)
@@ -96,7 +98,7 @@ class LatentCoder:
   # --- latents to files -----------------------------------------------------------------
 
   def encode(self, latents: Latents, options: EncodeOptions, icc_profile: bytes | None = None) -> Encoded:
-    """The .mlic file of latents. LatentError unless they are finite and of this model."""
+    """Encodes latents to a .mlic file. LatentError unless they are finite and have the shapes of this model."""
     y, _, height, width, quality = latents
     origin, use_map = self._origin(options), options.use_map and self.has_map
     z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self.table, self.range_coder)]
@@ -127,7 +129,7 @@ class LatentCoder:
     return Encoded(blob, z_symbols, passes, reconstruct)
 
   def run_encoder(self, latents: Latents, options: EncodeOptions) -> tuple[np.ndarray, list[Pass], tuple]:
-    """The passes of `encode` without range coding: symbols of z, passes, and what `synthesize` takes."""
+    """Runs the passes of `encode` without range coding; returns symbols of z, passes and the input of `synthesize`."""
     origin, use_map, passes = self._origin(options), options.use_map and self.has_map, []
     z_symbols = self.symbols_of_z(latents)
 
@@ -142,31 +144,33 @@ class LatentCoder:
     return z_symbols, passes, self.run_passes(z_symbols, record_pass)
 
   def bits(self, z_symbols: np.ndarray, passes: Sequence[Pass]) -> tuple[np.ndarray, np.ndarray]:
-    """Bits by the likelihoods of the model: of y (h, w, M) and of z (h/4, w/4, N)."""
+    """Returns the bits by the likelihoods of the model, per element: of y (h, w, M) and of z (h/4, w/4, N)."""
     pass_bits = [np.asarray(jit_functions.y_bits(*each, i % 2 == 0))[0] for i, each in enumerate(passes)]
     slice_bits = [anchors + nonanchors for anchors, nonanchors in zip(pass_bits[::2], pass_bits[1::2])]
     z_bits = jit_functions.z_bits(self.module, self.variables, z_symbols)
     return np.concatenate(slice_bits, axis=-1), np.array(z_bits)[0]
 
   def symbols_of_z(self, latents: Latents) -> np.ndarray:
-    """The int32 symbols of z (1, h/4, w/4, N). LatentError unless the latents are finite and of this model."""
+    """Returns the int32 symbols of z, (1, h/4, w/4, N).
+
+    LatentError unless the latents are finite and have the shapes of this model."""
     h, w = self.z_size(latents.height, latents.width)
     wanted = (1, 4 * h, 4 * w, self.config.M), (1, h, w, self.config.N)
-    if (came := (latents.y.shape, latents.z.shape)) != wanted:
-      raise LatentError(f"{self.name}: y and z of an image of {latents.height}x{latents.width} are {wanted}; "
-                        f"{came} came")
+    if (shapes := (latents.y.shape, latents.z.shape)) != wanted:
+      raise LatentError(f"{self.name}: y and z have the shapes {shapes}; "
+                        f"wanted {wanted} for an image of {latents.height}x{latents.width}")
     z_symbols, finite = jit_functions.round_z(self.module, self.variables, latents.y, latents.z)
     if not finite:
-      raise LatentError(f"{self.name}: the latents of the image are not finite, it cannot be coded")
+      raise LatentError(f"{self.name}: the latents of the image are not finite, so it cannot be coded")
     return np.asarray(z_symbols)
 
   # --- files to images ------------------------------------------------------------------
 
   def decode(self, content: Bitstream, num_slices: int) -> np.ndarray:
-    """The image (H, W, 3) uint8 from z and the first `num_slices` slices of a parsed file.
+    """Decodes the image (H, W, 3) uint8 from z and the first `num_slices` slices of a parsed file.
 
-    BitstreamError when the file is damaged or of another model, PortabilityError when this machine computes too far
-    from the one that wrote it, MemoryLimitError when it has no memory for the image."""
+    BitstreamError if the file is damaged or written with another model; PortabilityError if the arithmetic of this
+    machine differs too much from that of the encoder; MemoryLimitError if the image needs more memory than is free."""
     quality = self._check_content(content)
     check_memory(self.config, content.height, content.width)
     decoders = [Decoder(self.table, chunk, self.range_coder) for chunk in content.chunks[:1 + num_slices]]
@@ -191,25 +195,25 @@ class LatentCoder:
     return self.synthesize(last_pass, content.height, content.width, quality)
 
   def synthesize(self, last_pass: tuple, height: int, width: int, quality: float | None) -> np.ndarray:
-    """The image (height, width, 3) uint8, from what `run_passes` returns. The array is the caller's to write to."""
+    """Computes the image (height, width, 3) uint8 from the result of `run_passes`. The array is writable."""
     x_hat = jit_functions.finish(self.module, self.variables, *last_pass, quality)
     return np.array(np.asarray(x_hat)[0, :height, :width])
 
   def run_passes(self, z_symbols: np.ndarray, code_pass: CodePass) -> tuple:
-    """Runs all passes, each coded by `code_pass`. Returns what `synthesize` takes."""
-    apply = self.module, self.variables
-    hyper, positions, prior, state = jit_functions.start(*apply, z_symbols)
-    symbols = np.zeros(0, np.int32)  # of the last pass; there is one
+    """Codes all passes by `code_pass` and returns the input of `synthesize`."""
+    model = self.module, self.variables
+    hyper, positions, prior, state = jit_functions.start(*model, z_symbols)
+    symbols = np.zeros(0, np.int32)  # for the type checker: there is at least one pass
     for k in np.arange(self.config.num_slices, dtype=np.int32):
       symbols = code_pass(k, True, positions, prior)
-      positions, prior, state = jit_functions.nonanchors(*apply, k, hyper, state, symbols)
+      positions, prior, state = jit_functions.nonanchors(*model, k, hyper, state, symbols)
       symbols = code_pass(k, False, positions, prior)
       if k < self.config.num_slices - 1:
-        positions, prior, state = jit_functions.advance(*apply, k, hyper, state, symbols)
+        positions, prior, state = jit_functions.advance(*model, k, hyper, state, symbols)
     return k, hyper, state, symbols
 
   def _check_content(self, content: Bitstream) -> float | None:
-    """The quality of a file. BitstreamError unless this model can have written it."""
+    """Returns the quality of a file. BitstreamError unless the file can have been written with this model."""
     if content.fingerprint != self.fingerprint:
       raise BitstreamError(f"the file was written with checkpoint {content.fingerprint.hex()}; "
                            f"{self.name} is {self.fingerprint.hex()}")
@@ -217,7 +221,7 @@ class LatentCoder:
       raise BitstreamError(f"the file is damaged: it has {content.num_slices} slices; "
                            f"{self.name} has {self.config.num_slices}")
     if content.uses_map and not self.has_map:
-      raise BitstreamError(f"the file is damaged: it goes by a map of coded elements, which {self.name} does not have")
+      raise BitstreamError(f"the file is damaged: it uses a selection map, but {self.name} has none")
     try:
       return check_quality(content.quality, self.config.num_rates, self.name)
     except QualityError as error:

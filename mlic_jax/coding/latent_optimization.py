@@ -1,8 +1,8 @@
-"""Optimization of the latents of one image, for any loss of them.
+"""Latent optimization: gradient descent on y and z of one image, for any differentiable loss.
 
-The latents of the analysis transform approximate the best ones (Yang, Bamler and Mandt, "Improving inference for neural
-image compression", NeurIPS 2020). Here y and z follow the gradient of a loss under a relaxation of rounding that is
-annealed (model/soft_rounding.py). latent_optimizer.py optimizes them for an image and its file.
+The latents of the analysis transform only approximate the best ones (Yang, Bamler and Mandt, "Improving Inference for
+Neural Image Compression", NeurIPS 2020). The gradient goes through an annealed relaxation of rounding
+(model/soft_rounding.py). latent_optimizer.py applies the optimization to an image and its rate-distortion loss.
 """
 import math
 import time
@@ -19,8 +19,8 @@ from mlic_jax.runtime.shape_cache import shape_cached
 
 __all__ = ["Gradient", "LatentPair", "Loss", "RefineError", "Schedule", "first_moments", "refine", "step"]
 
-CHECKS = 10    # evaluations of the rounded latents on the way, to save the best, and to stop when nothing is gained
-PATIENCE = 3   # checks in a row without improvement, in the colder half, after which it stops
+CHECKS = 10    # number of evaluations of the rounded latents, to save the best ones and to stop early
+PATIENCE = 3   # in the second half, the number of checks in a row without improvement that stops the optimization
 
 DEFAULT_SCHEDULE = Schedule()
 _ADAM = optax.scale_by_adam()
@@ -35,19 +35,19 @@ Gradient = Callable[[jax.Array, jax.Array, Quantizer, jax.Array], LatentPair]   
 def refine(latents: LatentPair, loss: Loss, key: jax.Array, schedule: Schedule = DEFAULT_SCHEDULE,
            progress: Callable[[float, float], None] = lambda done, loss: None,
            gradient: Gradient | None = None) -> LatentPair:
-  """The latents (y, z) of the lowest loss under plain rounding that was found, the given ones among them.
+  """Optimizes latents; returns the (y, z) with the lowest loss under rounding among the given and the checked ones.
+
+  It stops early if the second half of the schedule brings no improvement, or if the loss is not finite.
 
   Args:
-    latents: y (B, h, w, M) and z (B, h/4, w/4, N) to start from.
-    loss: see Loss. Where it draws, it draws from the key that it is given.
-    key: of the random choices.
+    latents: initial y (B, h, w, M) and z (B, h/4, w/4, N).
+    loss: see Loss. It takes all randomness from its key.
+    key: PRNG key; step i uses fold_in(key, i).
     schedule: steps or seconds, temperatures, learning rates.
-    progress: called at the start and at every check with the fraction that is done, and the loss of the rounded
-      latents.
-    gradient: of the loss, where there is a cheaper way than jax.grad; a Partial as the loss.
+    progress: called at the start and at every check with the completed fraction and the loss of the rounded latents.
+    gradient: gradient of the loss, if there is a cheaper way than jax.grad; a Partial like the loss.
 
-  Stops early when the colder half brings nothing, or the loss is not finite. RefineError when the time is up before the
-  end of the first step.
+  RefineError if the time limit ends before the first step does.
   """
   loss = loss if isinstance(loss, jax.tree_util.Partial) else jax.tree_util.Partial(loss)
   gradient = gradient or jax.tree_util.Partial(_gradient_of, loss)
@@ -57,14 +57,14 @@ def refine(latents: LatentPair, loss: Loss, key: jax.Array, schedule: Schedule =
   state, best, lowest = (latents, first_moments(latents)), latents, float(_loss_of_rounded(latents, loss))
   progress(0.0, lowest)
   if schedule.seconds is not None:
-    step(state, 0, 0.0)                                  # compiles
+    step(state, 0, 0.0)                                  # compiles before the clock starts
   number, done, checks, failures, start = 0, 0.0, 0, 0, time.perf_counter()
   while done < 1:
     state = step(state, number, done)
     number += 1
     elapsed = time.perf_counter() - start
     if schedule.seconds is not None and number == 1 and elapsed > schedule.seconds:
-      raise RefineError(f"refine={schedule}; a step takes {elapsed:.2g} s here")
+      raise RefineError(f"refine={schedule} is too short: one step takes {elapsed:.2g} s on this machine")
     if schedule.steps is not None:
       done = number / schedule.steps
     elif schedule.seconds is not None:
@@ -83,13 +83,13 @@ def refine(latents: LatentPair, loss: Loss, key: jax.Array, schedule: Schedule =
 
 
 def first_moments(latents: LatentPair) -> Any:
-  """The state of Adam before the first step."""
+  """Returns the initial state of Adam."""
   return _ADAM.init(latents)
 
 
 def step(latents: LatentPair, moments: Any, gradient: Gradient, key: jax.Array, temperature: float,
          learning_rate: float, relaxation: str | Callable) -> tuple[LatentPair, Any]:
-  """(latents, moments) after one more step; `relaxation` as in a Schedule."""
+  """Takes one step of Adam and returns (latents, moments); `relaxation` as in a Schedule."""
   quantizer = annealed(relaxation, temperature) if isinstance(relaxation, str) else relaxation(temperature)
   updates, moments = _ADAM.update(gradient(*latents, quantizer, key), moments)
   return jax.tree.map(lambda each, update: each - learning_rate * update, latents, updates), moments

@@ -1,8 +1,8 @@
-"""LatentOptimizer: latents that are optimized for one image. It costs the encoder time, and the decoder nothing.
+"""LatentOptimizer: optimizes the latents of one image in the encoder. The decoder does not change.
 
-Rounding, rows of the coding table and the grids of portable files are left to the passes of LatentCoder, which code
-optimized latents as any others. Of the two files of an image, from the latents of the analysis transform and from
-optimized ones, `Codec` writes the one of lower loss, so that optimization never makes a file worse.
+LatentCoder codes optimized latents like any others: its passes round them and choose CDF rows and grids. `Codec`
+encodes both the latents of the analysis transform and the optimized ones, and returns the file with the lower loss.
+Latent optimization therefore never increases the loss of a file.
 """
 import functools
 from collections.abc import Callable
@@ -20,18 +20,19 @@ from mlic_jax.coding.optimization_schedule import RefineError, Schedule
 from mlic_jax.metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_8bit, mse
 from mlic_jax.model.mlic import unrolled_and_rolled
 
-SEED = 0   # of the random choices: the same image gives the same file
+SEED = 0   # fixed, so the same image always gives the same file
 
 
 class LatentOptimizer:
-  """Optimizes latents for the objective that a model was trained for.
+  """Optimizes latents for the objective that the model was trained for.
+
+  The latents of the last image are cached: its file, estimate and bits use the same optimization.
 
   Args:
     coder: the model.
-    schedule: how long, and how.
-    lmbda: weight of the distortion, in the scale of training; None for that of the quality, geometric between rates.
-
-  The latents of the last image are cached: its file, its estimate and its bits come from one optimization.
+    schedule: the steps or seconds, temperatures and learning rates.
+    lmbda: the weight of the distortion, in the scale of training. None uses that of the quality, interpolated
+      geometrically between rate points.
   """
 
   def __init__(self, coder: LatentCoder, schedule: Schedule, lmbda: float | None = None):
@@ -40,7 +41,7 @@ class LatentOptimizer:
     self._compiled_sizes: set[tuple[int, int]] = set()
 
   def objective(self, quality: float | None) -> tuple[str, float]:
-    """The distortion that the model was trained for, and its weight at a quality. RefineError when none is known."""
+    """Returns the distortion that the model was trained for and its weight at a quality. RefineError if unknown."""
     trained = (self.coder.training or {}).get("config") or {}
     distortion, quality = trained.get("distortion", "mse"), self.coder.choose_quality(quality)
     if self.lmbda is not None:
@@ -49,21 +50,21 @@ class LatentOptimizer:
       return distortion, trained["lmbda"]
     lmbdas = trained.get("lmbdas", ())
     if quality is None or len(lmbdas) != self.coder.config.num_rates:
-      raise RefineError(f"{self.coder.name}: its model directory does not say for which lmbda it was trained; "
-                        "wanted one")
+      raise RefineError(f"{self.coder.name}: the model directory does not record the lmbda of the training; "
+                        "wanted lmbda with refine")
     return distortion, float(np.exp(np.interp(quality, np.arange(1, len(lmbdas) + 1), np.log(lmbdas))))
 
   def check(self, height: int, width: int) -> None:
-    """MemoryLimitError or RefineError for an image whose latents cannot be optimized, before the work."""
-    check_memory(self.coder.config, height, width, refining=True)
+    """Raises MemoryLimitError or RefineError if the latents of an image of this size cannot be optimized."""
+    check_memory(self.coder.config, height, width, latent_optimization=True)
     if self.objective(1 if self.coder.config.num_rates else None)[0] == "ms_ssim":
       if min(height, width) < MS_SSIM_MIN_SIDE:
-        raise RefineError(f"an image of {height}x{width}; {self.coder.name} was trained for MS-SSIM, which wants at "
-                          f"least {MS_SSIM_MIN_SIDE} pixels a side")
+        raise RefineError(f"the image is {height}x{width}; {self.coder.name} was trained for MS-SSIM, which needs at "
+                          f"least {MS_SSIM_MIN_SIDE} pixels per side")
 
   def candidates(self, image: np.ndarray, quality: float | None,
                  progress: Callable[[float, float], None] = lambda done, loss: None) -> tuple[Latents, Latents]:
-    """The latents of the analysis transform for an image (H, W, 3) uint8, and the optimized ones."""
+    """Returns the latents of the analysis transform for an image (H, W, 3) uint8, and the optimized ones."""
     quality = self.coder.choose_quality(quality)
     if self._last and self._last[0] == quality and np.array_equal(self._last[1], image):
       return self._last[2]
@@ -78,11 +79,11 @@ class LatentOptimizer:
     return self._last[2]
 
   def has_compiled(self, height: int, width: int) -> bool:
-    """Whether latents of that padded size were optimized before."""
+    """Whether latents of this padded size were optimized before."""
     return self.coder.z_size(height, width) in self._compiled_sizes
 
   def loss_of_file(self, image: np.ndarray, quality: float | None, blob: bytes, decoded: np.ndarray) -> float:
-    """bpp + lmbda * distortion of a file and the 8-bit image in it, as in training."""
+    """Returns bpp + lmbda * distortion of a file and its decoded 8-bit image, in the scale of training."""
     distortion, lmbda = self.objective(quality)
     if distortion == "mse":
       error = mse(image, decoded)
@@ -93,45 +94,46 @@ class LatentOptimizer:
     return 8 * len(blob) / (image.shape[0] * image.shape[1]) + lmbda * error
 
   def loss_of_latents(self, image: np.ndarray, quality: float | None) -> jax.tree_util.Partial:
-    """The Loss that is minimized for an image: bits by the likelihoods, distortion before it is 8 bits."""
+    """Returns the Loss to minimize for an image: bits by the likelihoods, distortion before rounding to 8 bits."""
     distortion, lmbda = self.objective(quality)
     x = self.coder.pad(image)
     inside = np.zeros((1, *x.shape[1:3], 1), np.float32)
     inside[:, :image.shape[0], :image.shape[1]] = 1
-    return jax.tree_util.Partial(_bound(_rate_distortion, self.coder.module, distortion), self.coder.variables,
+    return jax.tree_util.Partial(_bind(_rate_distortion, self.coder.module, distortion), self.coder.variables,
                                  *jax.device_put((x, inside)), self.coder.choose_quality(quality), jnp.float32(lmbda))
 
   def gradient_of_latents(self, image: np.ndarray, quality: float | None) -> Gradient:
-    """The gradient of `loss_of_latents` by y and z."""
+    """Returns the gradient of `loss_of_latents` with respect to y and z."""
     gradient = rate_distortion_gradient(self.coder.module, self.objective(quality)[0])
     return jax.tree_util.Partial(gradient, *self.loss_of_latents(image, quality).args)
 
 
 def rate_distortion_gradient(module, distortion: str) -> Callable:
-  """(variables, x, inside, quality, lmbda, y, z, quantizer, key) -> the gradient of the loss by y and z."""
-  return _bound(_gradient, module, distortion)
+  """Returns a function (variables, x, inside, quality, lmbda, y, z, quantizer, key) -> gradient of the loss (y, z)."""
+  return _bind(_gradient, module, distortion)
 
 
-@functools.cache  # one object for all images, as jit tells functions apart by identity
-def _bound(function: Callable, module, distortion: str) -> Callable:
+@functools.cache  # jit identifies functions by identity, so all images share one object
+def _bind(function: Callable, module, distortion: str) -> Callable:
   return functools.partial(function, module, distortion)
 
 
 def _gradient(module, distortion: str, variables, x, inside, quality, lmbda, y, z, quantizer, key) -> LatentPair:
-  """As in training/step.py, the scan is chosen around the gradient, which is traced sooner."""
-  def of(module):
+  """As in training/step.py, the platform selects between two gradients, which traces faster than within the scan."""
+  def gradient_of(module):
     rate_distortion: Callable[..., jax.Array] = functools.partial(_rate_distortion, module, distortion)
     return jax.grad(lambda latents, *others: rate_distortion(*others, *latents, quantizer, key))
 
-  arguments, (at_once, rolled) = ((y, z), variables, x, inside, quality, lmbda), unrolled_and_rolled(module)
-  if at_once is rolled:
-    return of(module)(*arguments)
-  return jax.lax.platform_dependent(*arguments, cpu=of(at_once), default=of(rolled))
+  arguments, (unrolled, rolled) = ((y, z), variables, x, inside, quality, lmbda), unrolled_and_rolled(module)
+  if unrolled is rolled:
+    return gradient_of(module)(*arguments)
+  return jax.lax.platform_dependent(*arguments, cpu=gradient_of(unrolled), default=gradient_of(rolled))
 
 
 def _rate_distortion(module, distortion: str, variables, x, inside, quality, lmbda, y, z, quantizer, key) -> jax.Array:
-  """bpp + lmbda * distortion of x (1, H, W, 3) uint8, over the pixels `inside` (1, H, W, 1) of the image; MS-SSIM is
-  that of the padded image."""
+  """Returns bpp + lmbda * distortion for x (1, H, W, 3) uint8.
+
+  MSE is taken over the pixels of the image, which `inside` (1, H, W, 1) marks; MS-SSIM over the padded image."""
   x = x / 255
   rngs = {"noise": key} if quantizer.draw else {}
   out = module.apply(variables, y, z, quality, quantizer=quantizer, method="code", rngs=rngs)

@@ -1,4 +1,4 @@
-"""Latents of an image, and errors about them and about qualities."""
+"""The latents of an image, checks of qualities, and their errors."""
 import numbers
 from typing import Any, NamedTuple
 
@@ -9,33 +9,34 @@ from mlic_jax.coding.bitstream import round_quality
 
 
 class QualityError(ValueError):
-  """A quality that the checkpoint does not have; one line."""
+  """The checkpoint does not have the quality; the message is one line."""
 
 
 def check_quality(quality: float | None, rates: int, name: str) -> float | None:
-  """The quality as a file holds it, a float32. QualityError when the checkpoint `name`, of so many rates, does not
-  have it."""
+  """Rounds a quality as a file stores it, to float32. None stays None.
+
+  QualityError if the checkpoint `name`, with `rates` rate points (0 for a single rate), does not have the quality."""
   if quality is None and not rates:
     return None
-  came: object = quality  # whatever a caller has
-  if quality is not None and (isinstance(came, bool) or not isinstance(came, numbers.Real)):
-    raise QualityError(f"quality {quality!r} came; wanted a number")
+  given: object = quality  # of any type, for the type checker
+  if quality is not None and (isinstance(given, bool) or not isinstance(given, numbers.Real)):
+    raise QualityError(f"quality {quality!r}; wanted a number")
   if not rates:
-    raise QualityError(f"quality {quality} came, but {name} has a single rate")
+    raise QualityError(f"quality {quality}; {name} has a single rate and takes no quality")
   if quality is None or not 1 <= quality <= rates:
-    raise QualityError(f"quality {quality} came, {name} has 1 to {rates}")
+    raise QualityError(f"quality {quality}; {name} has 1 to {rates}")
   coded: Any = np.float32(round_quality(quality))
   return coded
 
 
 class LatentError(ValueError):
-  """Latents that are not finite, which happens with a broken checkpoint, or not of the codec; one line."""
+  """The latents are not finite, for example with a broken checkpoint, or have wrong shapes; the message is one line."""
 
 
 class Latents(NamedTuple):
-  """The latents of an image; h = H/stride and w = W/stride, of the padded image."""
-  y: np.ndarray | jax.Array   # (1, h, w, M) float32, with the gain of the quality
+  """The latents of an image; h and w are the height and width of the padded image over the stride of the transform."""
+  y: np.ndarray | jax.Array   # (1, h, w, M) float32, multiplied by the gain of the quality
   z: np.ndarray | jax.Array   # (1, h/4, w/4, N) float32
-  height: int                 # of the image, before padding
+  height: int                 # of the image in pixels, before padding
   width: int
-  quality: float | None       # as `Codec.choose_quality` gives it
+  quality: float | None       # a result of `Codec.choose_quality`

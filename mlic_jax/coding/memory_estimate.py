@@ -1,4 +1,4 @@
-"""How much memory an image takes, so that one that does not fit is refused before the work, with the figure."""
+"""Estimates of the memory that an image needs: an image that does not fit is refused before the work."""
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,44 +8,46 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model import transforms
 from mlic_jax.model.mlic import side_multiple
 
-MEMINFO = "/proc/meminfo"   # of Linux; elsewhere nothing is refused
+MEMINFO = "/proc/meminfo"   # Linux only; on other systems no image is refused
 PROC_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-ACTIVATIONS = 4.6           # arrays of the widest layer of g_a or g_s at the same time, as XLA allocates on CPU
-HYPER_FLOATS = 16           # of h_s at the same time, per element of y
-WINDOW_COPIES = 2           # of the queries, keys and values of all windows of the local attention
-NUM_HEADS = 2               # of the local attention
-IMAGE = 30                  # bytes a pixel: the image as uint8 and as float, padded, in and out
-REFINING = 9.5              # times as much with gradients; jax.vjp stores 4.3 (nano) to 8.0 times (mlic_plus_plus)
-                            # of it, at 256x256
-MARGIN = 1.25               # for memory that the allocator does not give back, and XLA's scratch
+ACTIVATIONS = 4.6           # simultaneous arrays of the widest layer of g_a or g_s, as XLA allocates on CPU
+HYPER_FLOATS = 16           # simultaneous floats of h_s per element of y
+WINDOW_COPIES = 2           # copies of the queries, keys and values of all windows of the local attention
+NUM_HEADS = 2               # attention heads of the local attention
+IMAGE = 30                  # bytes per pixel of the padded image, as uint8 and float, input and output
+LATENT_OPTIMIZATION = 9.5   # factor for gradients; jax.vjp stores 4.3 (nano) to 8.0 times (mlic_plus_plus) as much
+                            # at 256x256
+MARGIN = 1.25               # for memory that the allocator does not return, and XLA's scratch memory
 
 
 class MemoryLimitError(ValueError):
-  """An image that this machine has no memory for; one line with how much it takes and how much is free."""
+  """The image needs more memory than is free; the message is one line with both figures."""
 
 
-def bytes_needed(config: CodecConfig, height: int, width: int, refining: bool = False) -> int:
-  """About how many bytes encoding or decoding an image takes, or optimizing its latents, beside the weights.
+def bytes_needed(config: CodecConfig, height: int, width: int, latent_optimization: bool = False) -> int:
+  """Estimates the bytes for encoding, decoding or latent optimization of an image, without the weights.
 
-  Per pixel: the transforms hold ACTIVATIONS arrays of their widest layer, which is the first one in most models, at
-  half of the resolution; the entropy model adds what h_s and the local attention hold, at the positions of y. These
-  follow from the sizes that XLA reports for the compiled functions; as one function runs after another, and what it
-  freed is not given back at once, they are added up. At 3840x2160 the peak memory of the process grows by 7.3 GB with
-  mlic_plus_plus and 1.8 GB with nano, where this gives 8.7 and 2.0 without the margin.
+  The transforms hold ACTIVATIONS arrays of their widest layer, in most models the first one, at half the resolution.
+  The entropy model adds the arrays of h_s and of the local attention, at the positions of y. The constants follow from
+  the sizes that XLA reports for the compiled functions. They are added up, because memory that one function frees is
+  not returned before the next one runs. At 3840x2160 the peak memory of the process grows by 7.3 GB with mlic_plus_plus
+  and 1.8 GB with nano; the estimate without the margin is 8.7 and 2.0 GB.
   """
   multiple, chosen = side_multiple(config), transforms.find(config.transforms)
   pixels = -(-height // multiple) * -(-width // multiple) * multiple**2
   activations = ACTIVATIONS * 4 * chosen.activation_floats_per_pixel(config)  # float32
-  floats: float = HYPER_FLOATS * config.M   # a position of y
+  floats: float = HYPER_FLOATS * config.M   # per position of y
   if "local_attention" in config.contexts:
-    window = config.window_size**2   # positions around each non-anchor, which half of the positions are
+    window = config.window_size**2   # positions around each non-anchor; half of the positions are non-anchors
     floats += (WINDOW_COPIES * 3 * config.slice_channels * window + NUM_HEADS * window**2) / 2
-  return int((REFINING if refining else 1) * MARGIN * pixels * (activations + 4 * floats / chosen.STRIDE**2 + IMAGE))
+  bytes_per_pixel = activations + 4 * floats / chosen.STRIDE**2 + IMAGE
+  return int((LATENT_OPTIMIZATION if latent_optimization else 1) * MARGIN * pixels * bytes_per_pixel)
 
 
 def bytes_available() -> int | None:
-  """Bytes that the system can give without swapping, within the limits of the control groups of this process, as in
-  containers; None where neither is known."""
+  """Returns the bytes that the system can provide without swapping; None if unknown.
+
+  Limits of the control groups of this process, as in containers, count as well."""
   found = [each for each in (_free_memory(), *_control_group_limits()) if each is not None]
   return min(found) if found else None
 
@@ -60,7 +62,7 @@ def _free_memory() -> int | None:
 
 
 def _control_group_limits() -> Iterator[int]:
-  """Bytes left of each limit on the way up from the group of this process; cached files do not count."""
+  """Yields the bytes left below the limit of each control group from that of this process up, without cached files."""
   try:
     lines = [line.split(":", 2) for line in PROC_CGROUP.read_text().splitlines()]
   except OSError:
@@ -82,7 +84,7 @@ def _control_group_limits() -> Iterator[int]:
 
 
 def _number(path: Path) -> int | None:
-  """None where there is no such file, or no limit: "max"."""
+  """Reads a number; None if there is no such file, or no limit ("max")."""
   try:
     return int(path.read_text())
   except (OSError, ValueError):
@@ -96,13 +98,14 @@ def _reclaimable(path: Path, name: str) -> int:
     return 0
 
 
-def check_memory(config: CodecConfig, height: int, width: int, refining: bool = False) -> None:
-  """MemoryLimitError when the image will not fit. Not on accelerators, whose memory is another."""
+def check_memory(config: CodecConfig, height: int, width: int, latent_optimization: bool = False) -> None:
+  """Raises MemoryLimitError if the image does not fit into the memory of the host. Accelerators are not checked."""
   available = bytes_available() if jax.default_backend() == "cpu" else None
-  needed = bytes_needed(config, height, width, refining)
+  needed = bytes_needed(config, height, width, latent_optimization)
   if available is not None and needed > available:
-    raise MemoryLimitError(f"the image is {height}x{width} and takes about {_gigabytes(needed)} of memory"
-                           f"{' to refine' * refining} with this model; {_gigabytes(available)} are free")
+    work = "optimizing its latents" if latent_optimization else "coding it"
+    raise MemoryLimitError(f"the image is {height}x{width}, and {work} with this model needs about "
+                           f"{_gigabytes(needed)} of memory; {_gigabytes(available)} are free")
 
 
 def _gigabytes(count: int) -> str:

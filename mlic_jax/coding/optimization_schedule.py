@@ -1,4 +1,4 @@
-"""Schedule: how long and how the latents of an image are optimized (latent_optimization.py)."""
+"""Schedule: steps, temperatures and learning rates of latent optimization (latent_optimization.py)."""
 import dataclasses
 import math
 import re
@@ -9,28 +9,28 @@ import jax
 from mlic_jax.model.quantizers import Quantizer
 from mlic_jax.model.soft_rounding import ADVANTAGES
 
-FINAL_RATE = 0.1  # share of the learning rate that is left at the end
+FINAL_RATE = 0.1  # final learning rate, as a fraction of the initial one
 
 
 class RefineError(ValueError):
-  """Latents that cannot be optimized as asked; one line."""
+  """The options of latent optimization are invalid for the model or image; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """Steps, temperatures and learning rates of latent optimization. RefineError for values that cannot be used.
+  """Steps, temperatures and learning rates of latent optimization. RefineError for invalid values.
 
   The temperature falls linearly from `hot` to `cold`, the learning rate from `learning_rate` to FINAL_RATE of it. The
-  defaults did best in 100 steps of nano on held-out photographs (docs/research.md). The temperatures are for "sigmoid";
-  other relaxations want others.
+  defaults were the best for 100 steps with nano on held-out photographs (docs/research.md). The temperatures suit
+  "sigmoid"; other relaxations need others.
 
   Attributes:
     steps: number of steps; None with `seconds`.
-    seconds: a time limit instead, which does not include compilation.
-    learning_rate: of Adam, on y and z.
-    hot, cold: temperatures of the first and of the last step.
-    relaxation: a name of model/soft_rounding.py, or a function of the temperature that returns a Quantizer. It has to
-      be the same object every time, as another one is compiled anew.
+    seconds: time limit in seconds instead of a number of steps; it does not include compilation.
+    learning_rate: initial learning rate of Adam, for y and z.
+    hot, cold: temperatures at the start and at the end.
+    relaxation: a name of model/soft_rounding.py, or a function of the temperature that returns a Quantizer. Pass the
+      same function object each time: another object is compiled again.
   """
   steps: int | None = 100
   seconds: float | None = None
@@ -49,25 +49,27 @@ class Schedule:
 
   @classmethod
   def of(cls, budget: "int | str | Schedule") -> "Schedule":
-    """The schedule of 100 or "100" steps, or of "50s"; a Schedule is returned as it is. RefineError otherwise."""
+    """Converts a number of steps (100 or "100") or a time ("50s") to a Schedule; a Schedule is returned unchanged.
+
+    RefineError for other values."""
     if isinstance(budget, cls):
       return budget
     match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]+)?)s", str(budget))
     if not match or not float(match[1] or match[2]):
-      raise RefineError(f"refine={budget!r}; wanted a number of steps from 1 on, as 100, or a time, as 50s")
+      raise RefineError(f"refine={budget!r}; wanted a number of steps, such as 100, or a time, such as 50s")
     return cls(int(match[1])) if match[1] else cls(None, float(match[2]))
 
   def __str__(self) -> str:
     return f"{self.steps}" if self.seconds is None else f"{self.seconds:g}s"
 
   def one_step(self) -> "Schedule":
-    """A single step, which compiles everything that this schedule runs."""
+    """Returns a schedule with a single step, which compiles everything that this schedule runs."""
     return dataclasses.replace(self, steps=1, seconds=None)
 
   def temperature(self, done: float) -> float:
-    """The temperature when the fraction `done` (0 to 1) of the schedule is done."""
+    """Returns the temperature at the completed fraction `done` (0 to 1) of the schedule."""
     return self.hot + (self.cold - self.hot) * done
 
   def rate(self, done: float) -> float:
-    """The learning rate of Adam when the fraction `done` (0 to 1) of the schedule is done."""
+    """Returns the learning rate of Adam at the completed fraction `done` (0 to 1) of the schedule."""
     return self.learning_rate * (1 - (1 - FINAL_RATE) * done)

@@ -1,15 +1,15 @@
-"""The range coder of TensorFlow Compression a second time, compiled by numba: the same bytes without TensorFlow.
+"""The range coder of TensorFlow Compression, compiled by numba: the same bytes without TensorFlow.
 
 The stream is a number between 0 and 1 in base 2**16, found by narrowing an interval (Martin, "Range encoding", 1979):
 
-    [base, base + size)     of 32-bit numbers, base < 2**32, 2**16 <= size <= 2**32, at first [0, 2**32)
+    [base, base + size)     32-bit interval, base < 2**32, 2**16 <= size <= 2**32, initially [0, 2**32)
     a symbol                narrows it to [base + (size * low >> precision), base + (size * high >> precision)),
-                            where low and high are the cumulative counts of its row on either side of it
-    size <= 2**16           then the leading 16 bits of base are written, and the interval is stretched by 2**16
+                            where low and high are the cumulative counts of its row before and after it
+    size <= 2**16           writes the leading 16 bits of base and stretches the interval by 2**16
 
-The end of the interval may lie beyond 2**32. What was written last is then either right or one too small, and a base
-that passes 2**32 later sends a carry back through it. (The ops hold those digits back until they know; the digits are
-the same.) All numbers are int64: the largest is size * count, 2**48.
+The end of the interval may lie beyond 2**32. The last written digits are then either right or one too small, and a
+carry corrects them once base passes 2**32. (The ops delay these digits until they are known; the digits are the same.)
+All numbers are int64: the largest is size * count, 2**48.
 """
 import contextlib
 from typing import Any
@@ -21,14 +21,14 @@ from mlic_jax.runtime import compilation_cache
 from mlic_jax.runtime.trusted_files import checksummed
 
 MASK = 2**32 - 1
-CACHED = "*/rangecoder_numba.*.nb[ci]"  # what numba calls the files of the functions below
+CACHED = "*/rangecoder_numba.*.nb[ci]"  # numba's cache files of the functions below
 
 
 class Writer:
   """Appends symbols to one stream.
 
-  lookup: (L,) int32, the rows one after the other, each a precision and cumulative counts from 0 to 2**precision.
-  starts: (rows + 1,) int64, where each row begins, and L.
+  lookup: (L,) int32, concatenated rows: the precision, then cumulative counts from 0 to 2**precision.
+  starts: (rows + 1,) int64, the index of the start of each row, and L.
   """
 
   def __init__(self, lookup: np.ndarray, starts: np.ndarray):
@@ -37,9 +37,9 @@ class Writer:
     self._sink = np.empty(256, np.uint8)
 
   def push(self, rows: np.ndarray, cells: np.ndarray) -> None:
-    """Appends the cells 0, 1, ... under their rows, both (n,) int32, contiguous, and within the table."""
+    """Appends the cells 0, 1, ... of the given rows; both are (n,) int32, contiguous and within the table."""
     length = int(self._state[2])
-    needed = length + 2 * rows.size              # a symbol writes two bytes or none
+    needed = length + 2 * rows.size              # a symbol writes at most two bytes
     if needed > self._sink.size:
       sink = np.empty(2 * needed, np.uint8)
       sink[:length] = self._sink[:length]
@@ -47,10 +47,10 @@ class Writer:
     _push(self._state, self._sink, *self._table, rows, cells)
 
   def finish(self) -> bytes:
-    """The stream; zeros at its end are left to the reader. The shortest number in the interval ends it."""
+    """Returns the stream. It ends with the shortest number in the interval, without trailing zeros."""
     base, size, length = map(int, self._state)
     written = self._sink[:length].tobytes()
-    if base + size > 2**32:                      # 2**32 lies in it: a carry, and zeros
+    if base + size > 2**32:                      # the interval contains 2**32: a carry, then zeros
       written = written.rstrip(b"\xff")
       return written[:-1] + bytes([written[-1] + 1])
     if base == 0:
@@ -60,9 +60,9 @@ class Writer:
 
 
 class Reader:
-  """Takes symbols from one stream; the table is that of its writer. Behind its end the stream goes on with zeros.
+  """Reads symbols from one stream, with the table of its writer. Zeros follow the end of the stream.
 
-  Any bytes give symbols: the number read stays in the interval whatever follows it.
+  Any bytes decode to symbols: the number stays in the interval, whatever bytes follow.
   """
 
   def __init__(self, stream: bytes, lookup: np.ndarray, starts: np.ndarray):
@@ -72,13 +72,13 @@ class Reader:
     self._state = np.array([0, 2**32, value, min(4, len(stream))])  # base, size, number - base, bytes read
 
   def pull(self, rows: np.ndarray) -> np.ndarray:
-    """(n,) int32, the next cells under their rows (n,) int32, contiguous and within the table."""
+    """Returns the next cells, (n,) int32; `rows` (n,) int32 is contiguous and within the table."""
     cells = np.empty(rows.size, np.int32)
     _pull(self._state, self._stream, *self._table, rows, cells)
     return cells
 
   def finish(self) -> bool:
-    """False when no writer ends a stream here: it is read to its end, and its number is the one that it would take."""
+    """Whether a writer can have ended the stream here: all bytes are read, and they are those that `finish` writes."""
     base, size, value, position = map(int, self._state)
     if position < self._stream.size:
       return False
@@ -89,27 +89,27 @@ class Reader:
 
 
 def _round_up(base: int, digits: int) -> int:
-  """The first number from base on with nothing behind its leading bytes."""
+  """Returns the smallest number >= base whose bytes after the first `digits` are zero."""
   unit = 2**(32 - 8 * digits)
   return -(-base // unit) * unit
 
 
 def _compiled(signature: str):
-  """Compiles while this file is imported, or reads what was compiled, from beside what jax compiled.
+  """Compiles a function during import, or reads it from the cache folder, beside the compilation cache of JAX.
 
-  {int32} in the signature is an array (n,) that is only read; others may not be given those of jax.
+  {int32} in the signature is a read-only array (n,), as JAX returns them; other types do not accept those.
   """
   readonly = {name: f"Array({name}, 1, 'C', readonly=True)" for name in ("uint8", "int32", "int64")}
   signature = signature.format(**readonly)
 
   def decorate(function):
-    settings: Any = numba.config  # which declares no attributes
+    settings: Any = numba.config  # declares no attributes for the type checker
     before, folder = settings.CACHE_DIR, compilation_cache.folder("numba")
     try:
       with checksummed(folder, CACHED) if folder else contextlib.nullcontext():
         settings.CACHE_DIR = folder or ""
         return numba.njit(signature, nogil=True, cache=bool(folder))(function)
-    except Exception:  # of a cache that numba cannot use, such as on a full disk; errors of the function come again
+    except Exception:  # numba cannot use the cache, e.g. on a full disk; an error of the function is raised again
       return numba.njit(signature, nogil=True)(function)
     finally:
       settings.CACHE_DIR = before
@@ -146,7 +146,7 @@ def _pull(state, stream, lookup, starts, rows, cells):
   for i in range(rows.size):
     start, last = starts[rows[i]], starts[rows[i] + 1] - 1
     precision = lookup[start]
-    first = start + 2                            # the cell ends at the first count whose share of size exceeds value
+    first = start + 2                            # binary search for the first count whose share of size exceeds value
     while first < last:
       middle = first + last >> 1
       if size * lookup[middle] >> precision > value:

@@ -1,6 +1,6 @@
-"""The range coder of TensorFlow Compression, by its own ops. No other file imports them, or TensorFlow.
+"""The range coder of TensorFlow Compression, through its ops. No other file imports TensorFlow.
 
-Writer and Reader as in rangecoder_numba.py, whose streams are the same bytes.
+Writer and Reader have the interface of rangecoder_numba.py and write the same bytes.
 """
 import contextlib
 import os
@@ -23,7 +23,7 @@ class Writer:
 
 
 class Reader:
-  """Takes symbols from one stream."""
+  """Reads symbols from one stream."""
 
   def __init__(self, stream: bytes, lookup: np.ndarray, starts: np.ndarray):
     del starts
@@ -39,7 +39,7 @@ class Reader:
 
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]):
-  """Variables of the environment for a while. tf.keras looks again when it is first used."""
+  """Sets environment variables temporarily. tf.keras reads them again when it is first used."""
   before = {name: os.environ.get(name) for name in variables}
   os.environ.update(variables)
   try:
@@ -53,9 +53,9 @@ def _environment(variables: dict[str, str]):
 
 
 def _import_ops():
-  """TensorFlow takes seconds to import, and would take the accelerator's memory if it saw it."""
-  quiet = {"TF_USE_LEGACY_KERAS": "1"}  # a quarter of the import is Keras, and the old one is not there to be imported
-  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # jax sets 1, and TensorFlow still greets with four lines
+  """Imports the ops, which takes seconds, and hides accelerators from TensorFlow, which would reserve their memory."""
+  quiet = {"TF_USE_LEGACY_KERAS": "1"}  # avoids importing Keras, a quarter of the time: legacy Keras is not installed
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # jax sets 1, but TensorFlow still logs four lines
     quiet["TF_CPP_MIN_LOG_LEVEL"] = "3"
   with _environment(quiet):
     import tensorflow as tf

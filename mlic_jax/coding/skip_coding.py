@@ -1,15 +1,13 @@
-"""Skip coding: where the prior is nearly certain, an element takes its mean and is not coded.
+"""Skip coding: an element with a small predicted scale is not coded and takes its predicted mean.
 
-A prior is nearly certain where its scale is small. The criterion is the row of the coding table, an integer that both
-sides have anyway, and that machines agree on in portable files: the elements of the first rows are skipped. The file
-says how many rows these are, and nothing else is sent. This is the simple relative of the guided selective compression
-of MLICv2; DCVC and JPEG AI skip by the scale as well.
+The criterion is the CDF row, an integer that encoder and decoder compute anyway and that machines agree on in portable
+files. The elements of the first rows are skipped. The file stores only the number of these rows. DCVC and JPEG AI skip
+by the scale as well; MLICv2's guided selective compression predicts a map instead (model/selection_map.py).
 
-Skipping is not the same as rounding with a wide zero bin and saving the bits of the zeros: an element that is skipped
-although its symbol is not zero costs distortion, and saves the many bits of a symbol that was not expected.
+Skip coding is not a wide zero bin that saves the bits of zeros: a skipped element may have a symbol other than zero.
+That costs distortion, and saves the many bits of an unexpected symbol.
 
-A model may also predict which elements are coded (model/selection_map.py): the guided form. Machines agree on its map
-as they agree on rows, by grids of its own (portable_cdf.py).
+Where a model has a selection map, machines agree on the map as on rows, through grids of its own (portable_cdf.py).
 """
 from typing import NamedTuple
 
@@ -29,30 +27,32 @@ CERTAIN = 1e-3  # a scale at which a zero costs no bits
 
 
 class SkipError(ValueError):
-  """A scale that no elements can be skipped by; one line."""
+  """The threshold of skip coding is invalid; the message is one line."""
 
 
 class PassCoding(NamedTuple):
-  """How the elements of a pass are coded."""
-  rows: np.ndarray           # int32, of the coding table, (1, h, w/2, Cs)
-  coded: np.ndarray | None   # bool, False for elements that are skipped; None: all are coded
-  grids: tuple[Grids, ...]   # of a portable file: those of the rows, and those of the map
+  """The rows, mask and grids that a pass is coded with."""
+  rows: np.ndarray           # (1, h, w/2, Cs) int32, CDF rows
+  coded: np.ndarray | None   # (1, h, w/2, Cs) bool, False for skipped elements; None: all elements are coded
+  grids: tuple[Grids, ...]   # portable files: the grids of the rows, then those of the map
 
 
 def num_skipped_rows(scale: float) -> int:
-  """How many rows of the coding table have scales of at most `scale`. SkipError unless that is some, and not all."""
+  """Returns the number of CDF rows with scales of at most `scale`. SkipError if no row has one, or all rows have."""
   try:
     rows = int(np.searchsorted(scale_table(), np.float32(scale), side="right"))
   except (TypeError, ValueError):
-    raise SkipError(f"skip={scale!r} came; wanted a scale, a number") from None
+    raise SkipError(f"skip={scale!r}; wanted a scale, which is a number") from None
   if not 0 < rows < SCALE_LEVELS:
     raise SkipError(f"skip={scale:g}; wanted a scale of at least {scale_table()[0]:g} and below {scale_table()[-1]:g}")
   return rows
 
 
 def choose(positions: jax.Array, prior: Prior, origin: Origin | None, skipped_rows: int, use_map: bool) -> PassCoding:
-  """How an encoder codes a pass, of which `positions` are the table positions. The first `skipped_rows` rows are
-  skipped, and if `use_map` also the elements that the map of the model leaves out."""
+  """Chooses the rows, mask and grids of a pass in the encoder.
+
+  The elements of the first `skipped_rows` rows are skipped; with `use_map` also those that the selection map leaves
+  out. `origin` is None for a file that is not portable."""
   if origin is None:
     rows, coded = np.asarray(jit_functions.rows(prior)), np.asarray(prior.keep) > 0 if use_map else None
     return _pass_coding(rows, coded, (), skipped_rows)
@@ -65,7 +65,7 @@ def choose(positions: jax.Array, prior: Prior, origin: Origin | None, skipped_ro
 
 
 def read_choice(decoder: Decoder, positions: jax.Array, prior: Prior, content: Bitstream) -> PassCoding:
-  """How the next pass of a file is coded; `decoder` stands before the grids of the pass."""
+  """Reads the grids of the next pass from `decoder`; returns its rows, mask and grids."""
   if content.origin is None:
     return choose(positions, prior, None, content.skipped_rows, content.uses_map)
   read_grids = lambda: decoder.decode_grids(positions.size, fixed=content.version < bitstream.VERSION)
@@ -83,21 +83,21 @@ def _pass_coding(rows: np.ndarray, by_map: np.ndarray | None, grids: tuple[Grids
 
 
 def mask_skipped(symbols: np.ndarray, scale: np.ndarray, coding: PassCoding) -> tuple[np.ndarray, np.ndarray]:
-  """The symbols of a pass, 0 where they are skipped, and scales by which these cost no bits."""
+  """Returns the symbols of a pass, 0 where skipped, and its scales, replaced where skipped so that 0 costs no bits."""
   if coding.coded is None:
     return symbols, scale
   return np.where(coding.coded, symbols, np.int32(0)), np.where(coding.coded, scale, np.float32(CERTAIN))
 
 
 def mark_skipped(symbols: np.ndarray, coding: PassCoding | None, config: CodecConfig) -> np.ndarray:
-  """The symbols of a pass as the model takes them: marked where they are skipped, if its LRP leaves these alone."""
+  """Returns the symbols of a pass for the model: skipped ones are marked if the model applies no LRP to them."""
   if coding is None or coding.coded is None:
     return symbols
   return np.where(coding.coded, symbols, selection_map.symbol_left_out(config))
 
 
 def encode(encoder: Encoder, symbols: np.ndarray, coding: PassCoding) -> None:
-  """Appends the grids, and the symbols that are not skipped."""
+  """Appends the grids and the coded symbols of a pass."""
   for grids in coding.grids:
     encoder.encode_grids(grids, coding.rows.size)
   coded = ... if coding.coded is None else coding.coded
@@ -105,7 +105,7 @@ def encode(encoder: Encoder, symbols: np.ndarray, coding: PassCoding) -> None:
 
 
 def decode(decoder: Decoder, coding: PassCoding) -> np.ndarray:
-  """The int32 symbols of a pass, in the shape of its rows."""
+  """Decodes the int32 symbols of a pass, in the shape of its rows; skipped ones are 0."""
   if coding.coded is None:
     return decoder.decode(coding.rows)
   symbols = np.zeros(coding.rows.shape, np.int32)

@@ -82,7 +82,7 @@ def test_codecs_with_and_without_latent_optimization_are_searched_together(codec
 
 @pytest.mark.parametrize("changes, error, message", [
     (dict(skip=0.01), SkipError, "skip=0.01; wanted a scale of at least 0.11 and below 256"),
-    (dict(skip="much"), SkipError, "skip='much' came; wanted a scale, a number"),
+    (dict(skip="much"), SkipError, "skip='much'; wanted a scale, which is a number"),
     (dict(skip=float("nan")), SkipError, "skip=nan; wanted"),
     (dict(refine="soon"), RefineError, "refine='soon'; wanted a number of steps"),
     (dict(refine=3, lmbda=-1), RefineError, "lmbda=-1; wanted a number above 0"),

@@ -205,7 +205,7 @@ def test_a_codec_of_ms_ssim_refines_for_ms_ssim_and_refuses_what_is_too_small_fo
   worse = picture // 2 + 60
   loss = refined.optimizer.loss_of_file(picture, 2, bytes(405), worse)
   assert loss == pytest.approx(0.1 + 60 * (1 - ms_ssim_8bit(picture, worse)))
-  with pytest.raises(RefineError, match="65x130; other was trained for MS-SSIM, which wants at least 176 pixels"):
+  with pytest.raises(RefineError, match="65x130; other was trained for MS-SSIM, which needs at least 176 pixels"):
     refined.encode(photograph, 2)
 
 
@@ -213,7 +213,7 @@ def test_a_codec_of_ms_ssim_refines_for_ms_ssim_and_refuses_what_is_too_small_fo
 
 @pytest.mark.parametrize("text", ["-3", "0", "0s", "soon", "5m", "1.5", "", "9" * 5000, "1e9s", "١"])
 def test_a_budget_that_is_none_is_refused_in_one_line(text):
-  with pytest.raises(RefineError, match="wanted a number of steps from 1 on, as 100, or a time, as 50s") as error:
+  with pytest.raises(RefineError, match="wanted a number of steps, such as 100, or a time, such as 50s") as error:
     Schedule.of(text)
   assert "\n" not in str(error.value)
 
@@ -226,13 +226,13 @@ def test_a_schedule_that_cannot_be_is_refused_with_what_came(fields):
 
 
 def test_a_time_too_short_for_one_step_is_refused_with_what_one_takes(codec, photograph):
-  with pytest.raises(RefineError, match=r"refine=1e-06s; a step takes .* s here"):
+  with pytest.raises(RefineError, match=r"refine=1e-06s is too short: one step takes .* s on this machine"):
     codec.encode(photograph, 1, refine="0.000001s")
 
 
 def test_a_model_that_does_not_say_its_lambda_wants_one(codec, photograph):
   for training in None, {"steps": 300}, {"config": {"lmbda": 0.1, "distortion": "mse"}}, {"config": {"lmbdas": [0.1]}}:
-    with pytest.raises(RefineError, match="other: its model directory does not say for which lmbda it was trained"):
+    with pytest.raises(RefineError, match="other: the model directory does not record the lmbda of the training"):
       trained(codec, training).encode(photograph, 1, refine=3)
   assert trained(codec, None).with_options(refine=3, lmbda=0.01).objective(1) == ("mse", 0.01)
   with pytest.raises(RefineError, match="lmbda=-1; wanted a number above 0"):
@@ -245,7 +245,7 @@ def test_a_picture_that_fits_only_without_refining_is_refused_before_the_work(co
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed[1] - 1)
   monkeypatch.setattr(latent_optimizer, "refine", lambda *args: pytest.fail("work was begun"))
   codec.encode(photograph, 1)
-  with pytest.raises(MemoryLimitError, match="the image is 65x130 and takes about 0.0 GB of memory to refine"):
+  with pytest.raises(MemoryLimitError, match="65x130, and optimizing its latents with this model needs about 0.0 GB"):
     codec.encode(photograph, 1, refine=3)
 
 
@@ -253,7 +253,7 @@ def test_the_memory_it_asks_for_covers_what_xla_reports_and_is_no_more_than_eigh
   step, arguments = codec_programs(SMALL, 64, 128)["refine"]
   report = jax.jit(step).lower(*arguments).compile().memory_analysis()
   reported = report.temp_size_in_bytes + report.output_size_in_bytes
-  assert reported <= memory_estimate.bytes_needed(SMALL, 64, 128, refining=True) <= 8 * reported
+  assert reported <= memory_estimate.bytes_needed(SMALL, 64, 128, latent_optimization=True) <= 8 * reported
 
 
 # --- the command ---------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_the_command_refines_and_refuses_in_one_line(codec, checkpoint, photogra
   encode = lambda *arguments: main(["encode", str(tmp_path / "a.png"), str(tmp_path / "a.mlic"), "--ckpt",
                                     str(checkpoint), "--quality", "2", *arguments])
   for arguments, line in ((["--refine", "-3"], "refine='-3'; wanted a number of steps"),
-                          (["--refine", "0.000001s"], "a step takes"),
+                          (["--refine", "0.000001s"], "one step takes"),
                           (["--lmbda", "1"], "--lmbda came without --refine"),
                           (["--refine", "5", "--lmbda", "0"], "0 came, a number above 0 is wanted")):
     status = encode(*arguments)

@@ -102,7 +102,7 @@ def test_a_picture_that_does_not_fit_is_refused_before_any_work(tiny_checkpoint,
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed - 1)
   file = write(Bitstream(codec.fingerprint, 65, 130, 2.0, 2, (b"", b"", b"")))
   for work in (lambda: codec.encode(photograph), lambda: codec.decode(file), lambda: codec.estimate(photograph)):
-    with pytest.raises(MemoryLimitError, match=r"65x130 and takes about 0.0 GB of memory with this model; 0.0 GB are"):
+    with pytest.raises(MemoryLimitError, match=r"coding it with this model needs about 0.0 GB of memory; 0.0 GB are"):
       work()
 
 

@@ -126,7 +126,7 @@ def test_the_first_of_those_that_are_installed_is_taken_and_a_name_is_checked(mo
   assert rangecoder.choose("tfc") == "tfc"
   installed.remove("tensorflow_compression_ops")
   assert rangecoder.choose(order=("tfc", "numba")) == "numba"
-  with pytest.raises(CoderMissingError, match="^no range coder 'huffman'; there are numba, tfc$"):
+  with pytest.raises(CoderMissingError, match="^no range coder 'huffman'; wanted one of numba, tfc$"):
     rangecoder.choose("huffman")
 
 
@@ -135,7 +135,7 @@ def test_a_missing_coder_is_one_line_that_says_where_it_comes_from(monkeypatch, 
   monkeypatch.delitem(sys.modules, f"mlic_jax.coding.rangecoder_{coder}", raising=False)
   monkeypatch.setitem(sys.modules, PACKAGES[coder], None)  # as if it were not installed
   monkeypatch.setitem(sys.modules, "tensorflow", None)
-  with pytest.raises(CoderMissingError, match=f"^files want a range coder, and {coder} .*see requirements.txt$"):
+  with pytest.raises(CoderMissingError, match=f"^the range coder {coder} cannot be imported: .*see requirements.txt$"):
     Encoder(TABLE, coder)
 
 
@@ -149,15 +149,15 @@ def test_a_table_that_is_damaged_is_refused_before_a_coder_reads_past_a_row(plac
 
 @pytest.mark.parametrize("row", [-1, len(TABLE.offset)])
 def test_a_row_that_the_table_does_not_have_is_refused(row):
-  with pytest.raises(SymbolError, match="the coding table has 0 to 4"):
+  with pytest.raises(SymbolError, match="the CDF table has 0 to 4"):
     Encoder(TABLE).encode(np.zeros(2, np.int32), np.array([0, row]))
-  with pytest.raises(SymbolError, match="the coding table has 0 to 4"):
+  with pytest.raises(SymbolError, match="the CDF table has 0 to 4"):
     Decoder(TABLE, b"").decode(np.array([0, row]))
 
 
 @pytest.mark.parametrize("choice", [-1, 28])
 def test_a_grid_that_there_is_not_is_refused(choice):
-  with pytest.raises(SymbolError, match="there are 0 to 27"):
+  with pytest.raises(SymbolError, match="wanted 0 to 27"):
     Encoder(TABLE).encode_grids(Grids(2048, 0.7, np.array([0, choice])), 4096)
 
 

@@ -65,12 +65,12 @@ def test_the_smallest_file_at_or_above_the_psnr_is_found(target, error):
 
 
 def test_bytes_below_the_smallest_file_are_refused_with_the_range():
-  with pytest.raises(TargetError, match="999 bytes are wanted; stand-in makes 1000 to 32000 of this image"):
+  with pytest.raises(TargetError, match="wanted at most 999 bytes; stand-in encodes this image to 1000 to 32000 bytes"):
     encode_to_bytes([StandIn()], IMAGE, 999)
 
 
 def test_a_psnr_above_the_best_file_is_refused_with_the_range():
-  with pytest.raises(TargetError, match="50 dB are wanted; stand-in reaches 18.03 to 48.13"):
+  with pytest.raises(TargetError, match="wanted at least 50 dB; stand-in reaches 18.03 to 48.13"):
     encode_to_psnr([StandIn()], IMAGE, 50.0)
 
 
@@ -87,7 +87,7 @@ def test_among_single_rate_codecs_the_best_is_chosen_and_each_runs_once():
   assert [codec.encoded for codec in codecs] == [[None]] * 4
   reached = encode_to_psnr(codecs, IMAGE, 30.0)
   assert reached.codec is codecs[1] and reached.quality is None and len(reached.blob) == 200
-  with pytest.raises(TargetError, match="99 bytes are wanted; rate0, rate1, rate2, rate3 makes 100 to 800"):
+  with pytest.raises(TargetError, match="99 bytes; rate0, rate1, rate2, rate3 encodes this image to 100 to 800 bytes"):
     encode_to_bytes(codecs, IMAGE, 99)
   with pytest.raises(TargetError, match="60 dB"):
     encode_to_psnr(codecs, IMAGE, 60.0)
@@ -124,7 +124,7 @@ def test_a_psnr_that_a_rate_reaches_is_found_though_psnr_does_not_rise(psnrs, ta
 def test_a_range_that_is_named_is_that_of_files_and_does_not_hold_the_target(psnrs, target, psnr_is_said):
   with pytest.raises(TargetError) as error:
     encode_to_psnr([Uneven(*psnrs)], IMAGE, target)
-  low, high = map(float, re.search(r"reaches ([0-9.]+) to ([0-9.]+) with", str(error.value)).groups())
+  low, high = map(float, re.search(r"reaches ([0-9.]+) to ([0-9.]+) dB with", str(error.value)).groups())
   assert low <= high < target and max(psnrs) - 0.01 < high <= max(psnrs) and abs(low - min(psnrs)) < 0.01
 
 
@@ -135,7 +135,7 @@ def test_sizes_that_fall_with_quality_are_searched_as_well():
 
   codec = Falling((1, 2, 3))
   assert len(encode_to_bytes([codec], IMAGE, 250).blob) == 200
-  with pytest.raises(TargetError, match="199 bytes are wanted; stand-in makes 200 to 300"):
+  with pytest.raises(TargetError, match="wanted at most 199 bytes; stand-in encodes this image to 200 to 300"):
     encode_to_bytes([codec], IMAGE, 199)
 
 
@@ -180,7 +180,7 @@ def test_a_size_that_only_optimized_latents_meet_is_met_and_one_that_they_miss_g
   larger = Refined(StandIn(), factor=1.5)
   reached = encode_to_bytes([larger], IMAGE, 1100)
   assert reached.codec is larger.plain and 1000 <= len(reached.blob) <= 1100
-  with pytest.raises(TargetError, match="800 bytes are wanted; refined makes 1000 to 32000 of this image"):
+  with pytest.raises(TargetError, match="wanted at most 800 bytes; refined encodes this image to 1000 to 32000 bytes"):
     encode_to_bytes([Refined(StandIn())], IMAGE, 800)
 
 

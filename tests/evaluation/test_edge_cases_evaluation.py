@@ -177,7 +177,7 @@ def test_a_limit_of_a_codec_comes_out_of_another_process():
 def test_an_image_that_the_memory_does_not_hold_is_refused_before_the_work(run, tmp_path, monkeypatch):
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: 1000)
   status, _, err = run(*FEW)
-  assert status == 2 and "eval.py: a.png: the image is 70x100 and takes about" in err and err.count("\n") == 1
+  assert status == 2 and "eval.py: a.png: the image is 70x100, and coding it with" in err and err.count("\n") == 1
   assert not (tmp_path / "out").exists()
 
 

@@ -190,7 +190,7 @@ def test_a_map_lies_on_one_edge_whatever_grid_is_chosen():
 def test_a_file_that_goes_by_a_map_that_the_model_does_not_have_is_refused_in_one_line(photograph, tiny_checkpoint):
   tiny = Codec.load(tiny_checkpoint)
   blob = bitstream.write(bitstream.parse(tiny.encode(photograph))._replace(uses_map=True))
-  with pytest.raises(BitstreamError, match="it goes by a map of coded elements, which .* does not have") as error:
+  with pytest.raises(BitstreamError, match="it uses a selection map, but .* has none") as error:
     tiny.decode(blob)
   assert "\n" not in str(error.value)
 
