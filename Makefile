@@ -10,9 +10,10 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 RUN := .venv/bin/python
 LATEST := .venv-latest/bin/python
 TPU := .venv-tpu/bin/python
+GPU := .venv-gpu/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: eval test test-random test-optimized test-slow test-latest test-tpu test-package mutate docs wheel lint clean
+.PHONY: eval test test-random test-optimized test-slow test-latest test-tpu test-gpu test-package mutate docs wheel lint clean
 
 eval: .venv/.runtime  ## rate-distortion table of CKPT on sample photographs, from real files
 	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
@@ -41,6 +42,11 @@ test-tpu:  ## real programs through the compiler for TPUs, without a TPU; Linux 
 	test -x $(TPU) || $(PYTHON) -m venv .venv-tpu
 	$(TPU) $(PIP) --upgrade --upgrade-strategy eager -r requirements-tpu.txt
 	JAX_PLATFORMS=cpu $(TPU) -m pytest -q -rs -m tpu --durations=0 tests/runtime/test_tpu_compiler.py
+
+test-gpu:  ## real programs through the compiler for NVIDIA GPUs, without a GPU; Linux on x86-64, Python 3.12 or newer
+	test -x $(GPU) || $(PYTHON) -m venv .venv-gpu
+	$(GPU) $(PIP) --upgrade --upgrade-strategy eager -r requirements-gpu.txt
+	JAX_PLATFORMS=cpu $(GPU) -m pytest -q -rs -m gpu --durations=0 tests/runtime/test_gpu_compiler.py
 
 mutate: .venv/.dev  ## deliberate faults, each with the test that catches it; MUTATIONS="adam_eps muon_*" chooses
 	$(RUN) tools/mutate.py $(MUTATIONS)
@@ -72,4 +78,4 @@ lint: .venv/.dev  ## style, and types
 	touch $@
 
 clean:
-	rm -rf .venv .venv-latest .venv-tpu out docs/api docs/project
+	rm -rf .venv .venv-latest .venv-tpu .venv-gpu out docs/api docs/project

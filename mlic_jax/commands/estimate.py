@@ -1,12 +1,13 @@
-"""estimate: compile the functions of a configuration for TPUs, without a TPU, and print their memory and time."""
+"""estimate: compile the functions of a configuration for TPUs or GPUs that are not here, and print memory and time."""
 import argparse
+import functools
 import time
 
 from mlic_jax.commands import estimate_profile
 from mlic_jax.commands.arguments import config_argument, image_size_arguments, positive_integer
 from mlic_jax.console import rich_console, say
 
-SUMMARY = "Estimate memory and time of training, evaluation or coding on TPUs, without a TPU."
+SUMMARY = "Estimate memory and time of training, evaluation or coding on TPUs or GPUs, without one."
 READS_CONFIG = True
 # Fields of the configuration: the batch size and the crop size of what is estimated.
 BATCH_FIELDS = {"train": ("batch_size", "crop_size"), "evaluate": ("eval_batch_size", "eval_crop_size")}
@@ -16,7 +17,7 @@ CODEC = ("encode", "decode", "refine")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   config_argument(parser)
   parser.add_argument("--topology", required=True, metavar="KIND:SIDES",
-                      help="Compile for these chips, such as v5e:2x4 or v4:2x2x1. Required.")
+                      help="Compile for these chips, such as v5e:2x4, v4:2x2x1 or h100:8. Required.")
   parser.add_argument("--what", choices=(*BATCH_FIELDS, *CODEC), default="train",
                       help="Estimate a step of training, a step of its evaluation, or for one image on one chip the "
                       "functions of encode or decode, or a step of latent optimization. Default: %(default)s.")
@@ -30,28 +31,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   from mlic_jax.errors import ConfigError
-  from mlic_jax.runtime import device_topology, platforms
-  platforms.check_platforms()
+  from mlic_jax.runtime import device_topology, gpu_topology, platforms
+  is_gpu = gpu_topology.is_gpu(args.topology)
+  if not is_gpu:  # the plugin for CUDA wants cuDNN where jax looks for GPUs, so topology_devices asks for CPUs alone
+    platforms.check_platforms()
   if args.what in CODEC and (args.batch_size or args.find_batch):
     raise ConfigError(f"--what={args.what} codes one image at a time; --batch-size and --find-batch are for "
                       f"{' and '.join(BATCH_FIELDS)}")
   if args.batch_size and args.find_batch:
     raise ConfigError("--batch-size and --find-batch came; wanted one of them")
   estimate_profile.check_arguments(args)
-  devices = device_topology.topology_devices(args.topology)
+  devices = (gpu_topology if is_gpu else device_topology).topology_devices(args.topology)
   from mlic_jax.training.config_schema import check_fields, load_config, model_config
   config = load_config(args.config, args.overrides)
-  room = device_topology.memory_of(devices[0])
+  room = gpu_topology.memory_of(args.topology) if is_gpu else device_topology.memory_of(devices[0])
+  measure = functools.partial(gpu_topology.measured, room=room) if is_gpu else device_topology.measured
   if args.what in CODEC:
     say(f"{args.config}: {args.what}, {args.width}x{args.height} pixels, on one chip of {args.topology}")
     for name, program in _codec_functions(args, model_config(config, args.config), devices[0]).items():
-      footprint, seconds, hlo = _compiled(program, name)
+      footprint, seconds, hlo = _compiled(program, name, measure)
       _report(name, footprint, seconds, args.topology, room)
       estimate_profile.report(args, hlo)
     return
   codec = check_fields(config)
   if args.find_batch:
-    _find_batch(args, config, codec, devices, room)
+    _find_batch(args, config, codec, devices, room, measure)
     return
   batch_field, _ = BATCH_FIELDS[args.what]
   config[batch_field] = args.batch_size or config[batch_field]
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
   name, program = "a step", _training_step(args.what, config, codec, devices)
   if args.part:
     name, program = f"the gradient of {args.part}", estimate_profile.lowering_of_part(args, config, codec, devices)
-  footprint, seconds, hlo = _compiled(program, name)
+  footprint, seconds, hlo = _compiled(program, name, measure)
   _report(name, footprint, seconds, args.topology, room)
   estimate_profile.report(args, hlo)
 
@@ -93,11 +97,12 @@ def _codec_functions(args: argparse.Namespace, codec, device) -> dict:
           for name in {"encode": ENCODER, "decode": DECODER, "refine": LATENT_OPTIMIZER}[args.what]}
 
 
-def _compiled(lower, name: str):
-  """The footprint of what `lower` lowers, the seconds of compiling it, which a line counts meanwhile, and its HLO."""
+def _compiled(lower, name: str, measure):
+  """The footprint of what `lower` lowers, the seconds of compiling it, which a line counts meanwhile, and its HLO.
+
+  measure(lowered) compiles it, and returns its footprint and HLO."""
   from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-  from mlic_jax.runtime import device_topology
   console = rich_console(stderr=True)
   with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console,
                 transient=True) as progress:
@@ -105,12 +110,11 @@ def _compiled(lower, name: str):
     lowered = lower()
     progress.update(task, description=f"compiling {name}")
     before = time.monotonic()
-    program = device_topology.compiled(lowered)
-    seconds = time.monotonic() - before
-    return device_topology.Footprint.of(program), seconds, program.as_text() or ""
+    footprint, hlo = measure(lowered)
+    return footprint, time.monotonic() - before, hlo
 
 
-def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -> None:
+def _find_batch(args: argparse.Namespace, config, codec, devices, room: float, measure) -> None:
   """Tries batch sizes until one fits and the next one does not."""
   from mlic_jax.runtime.device_topology import DoesNotFit, TopologyError, in_bytes, largest_batch
   field, crop = BATCH_FIELDS[args.what]
@@ -122,7 +126,7 @@ def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -
     config[field] = batch * parts * len(devices)
     name = f"{batch * parts} images on a chip"
     try:
-      footprint, seconds, _ = _compiled(_training_step(args.what, config, codec, devices), name)
+      footprint, seconds, _ = _compiled(_training_step(args.what, config, codec, devices), name, measure)
     except DoesNotFit as refusal:
       say(f"{name:<24} {in_bytes(refusal.takes)}, too much")
       return max(refusal.takes, room + 1)
@@ -139,6 +143,10 @@ def _find_batch(args: argparse.Namespace, config, codec, devices, room: float) -
 def _report(name: str, footprint, seconds: float, topology_name: str, room: float) -> None:
   import importlib.metadata
 
+  from mlic_jax.runtime import gpu_topology
+  if gpu_topology.is_gpu(topology_name):
+    from mlic_jax.commands.estimate_gpu import report_rows
+    return _say_rows(f"{name}, on each GPU", report_rows(footprint, gpu_topology.card_of(topology_name), room, seconds))
   from mlic_jax.runtime.device_topology import chip_of, in_bytes
   chip = chip_of(topology_name)
   parts = f"{in_bytes(footprint.arguments)} arguments + {in_bytes(footprint.temporaries)} temporaries + " \
@@ -158,6 +166,10 @@ def _report(name: str, footprint, seconds: float, topology_name: str, room: floa
           "compiled": f"in {seconds:.0f} s by {versions}"}
   if not footprint.cycles:
     del rows["compiler"]
-  say(f"{name}, on each chip")
+  _say_rows(f"{name}, on each chip", rows)
+
+
+def _say_rows(heading: str, rows: dict[str, str]) -> None:
+  say(heading)
   for title, text in rows.items():
     say(f"  {title:<15} {text}")

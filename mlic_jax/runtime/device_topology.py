@@ -116,6 +116,12 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     raise
 
 
+def measured(lowered: jax.stages.Lowered) -> tuple[Footprint, str]:
+  """The footprint and the HLO of `lowered`, compiled; DoesNotFit as `compiled`."""
+  program = compiled(lowered)
+  return Footprint.of(program), program.as_text() or ""
+
+
 def memory_of(device: jax.Device) -> float:
   """Bytes of its memory that a program can have, as the compiler says when it refuses one that wants far more."""
   on_it = jax.sharding.SingleDeviceSharding(device)

@@ -7,8 +7,9 @@ import math
 import re
 from collections import Counter
 
-HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$", re.MULTILINE)
-LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$", re.MULTILINE)
+# A loop with its length, where the compiler has found it.
+LOOP = re.compile(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)(?:.*"known_trip_count":\{"n":"(\d+)")?')
 CALLS = re.compile(r" (?:call|conditional)\(.*")
 CALLED = re.compile(r"(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")  # in the condition of a loop that counts from 0, as jax's do
@@ -43,8 +44,8 @@ def runs(text: str) -> Counter[str]:
 
   def add(name: str, times: int) -> None:
     found[name] += times
-    for condition, body in LOOP.findall(parts[name]):
-      limits = LIMIT.findall(parts[condition])
+    for condition, body, known in LOOP.findall(parts[name]):
+      limits = [known] if known else LIMIT.findall(parts[condition])
       add(body, times * (int(limits[0]) if len(limits) == 1 else 1))
     for call in CALLS.findall(parts[name]):
       for one, several in CALLED.findall(call):

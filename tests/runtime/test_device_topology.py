@@ -70,16 +70,16 @@ def test_a_report_names_its_program_and_says_what_the_compiler_said(monkeypatch,
 
 
 def test_what_compiles_fits_also_where_it_is_said_to_take_more_than_there_is(monkeypatch, capsys):
-  def compiled(lower, name):
+  def compiled(lower, name, measure):
     pictures = int(name.split()[0])
     if pictures > 7:
       raise device_topology.DoesNotFit(20 * GIB, 16 * GIB)
-    return device_topology.Footprint(0, 0, 0, 0, 0, 3 * GIB * pictures, 1.0, 1.0, 0, {}), 1.0
+    return device_topology.Footprint(0, 0, 0, 0, 0, 3 * GIB * pictures, 1.0, 1.0, 0, {}), 1.0, ""
 
   monkeypatch.setattr(estimate, "_compiled", compiled)
   args = SimpleNamespace(what="train", config="nano", topology="v5e:2x4")
   config = ConfigDict(dict(batch_size=8, crop_size=64, accumulate_steps=1))
-  estimate._find_batch(args, config, None, range(8), 16 * GIB)
+  estimate._find_batch(args, config, None, range(8), 16 * GIB, measure=None)
   said = capsys.readouterr().out.splitlines()
   assert said[-1].endswith("7 images on a chip, 56 on v5e:2x4")
   assert any("21.00 GiB, compiled" in line for line in said)
@@ -87,7 +87,7 @@ def test_what_compiles_fits_also_where_it_is_said_to_take_more_than_there_is(mon
 
 @pytest.mark.parametrize("arguments, message", [
     (("--topology", "v5e:2x4"), "the compiler for TPUs is not installed: pip install 'jax[tpu]'"),
-    (("--topology", "h100:8"), "--topology=h100:8: no chip 'h100'; wanted one of v4, v5e, v5p, v6e"),
+    (("--topology", "v9e:2x4"), "--topology=v9e:2x4: no chip 'v9e'; wanted one of v4, v5e, v5p, v6e"),
     (("--topology", "v5e:2x4", "--what", "encode", "--find-batch"), "--what=encode codes one image at a time"),
     (("--topology", "v5e:2x4", "--batch-size", "8", "--find-batch"), "wanted one of them")])
 def test_what_estimate_cannot_do_is_one_line_and_status_2(monkeypatch, capsys, arguments, message):

@@ -5,8 +5,8 @@ import importlib.util
 import re
 
 import pytest
+from helpers.small_configs import SMALL_CONFIGS
 
-from configs import mlic_plus_plus, nano
 from mlic_jax.__main__ import main
 from mlic_jax.runtime import device_topology, hlo_analysis
 from mlic_jax.training import pmap_programs
@@ -17,33 +17,17 @@ pytestmark = [pytest.mark.tpu, pytest.mark.skipif(missing, reason="libtpu is mis
 KIND = "v5e:2x4"
 
 
-def small_nano():
-  c = nano.get_config()
-  c.model.update(N=16, M=32, num_slices=2, widths=(32, 48), hyper_widths=(16, 16), channel_widths=(16, 16),
-                 entropy_widths=(32, 16), lrp_widths=(16,))
-  return c
-
-
-def two_slices_of_mlic_plus_plus():
-  c = mlic_plus_plus.get_config()
-  c.model.update(N=32, M=32, num_slices=2, channel_widths=(32, 16), entropy_widths=(32, 16), lrp_widths=(32,))
-  return c
-
-
-CONFIGS = dict(nano=small_nano, mlic_plus_plus=two_slices_of_mlic_plus_plus)
-
-
 @pytest.fixture(scope="module")
 def chips():
   return device_topology.topology_devices(KIND)
 
 
-@pytest.fixture(scope="module", params=[(name, count) for name in CONFIGS for count in (1, 8)],
+@pytest.fixture(scope="module", params=[(name, count) for name in SMALL_CONFIGS for count in (1, 8)],
                 ids=lambda param: f"{param[0]}-{param[1]}")
 def step(request, chips):
   """(number of chips, the compiled training step)"""
   name, count = request.param
-  config = CONFIGS[name]()
+  config = SMALL_CONFIGS[name]()
   config.data_dir, config.crop_size, config.batch_size = "photographs", 64, count
   codec = check_fields(config)
   train_step, arguments = pmap_programs.training_program(config, codec, chips[:count])
