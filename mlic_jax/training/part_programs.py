@@ -37,7 +37,7 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
   side = side_multiple(codec)
   start = lambda: model.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)), quality)["params"]
   params = jax.eval_shape(start)
-  y, z = jax.eval_shape(lambda params, x: model.apply({"params": params}, x, quality, method="analyse"), params, x)
+  y, z = jax.eval_shape(lambda params, x: model.apply({"params": params}, x, quality, method="analyze"), params, x)
   function, modules, arguments = {
       "scan": (_scan, ("h_s", "slices"), (y, z, y, y)), "g_a": (_analysis, ("g_a",), (x, y)),
       "g_s": (_synthesis, ("g_s",), (y, x))}[part]
