@@ -8,6 +8,7 @@
 that computation in pieces, for the encoder and the decoder (coding/codec.py).
 """
 
+import contextlib
 from typing import NamedTuple
 
 import jax
@@ -21,8 +22,8 @@ from mlic_jax.model.likelihoods import FactorizedPrior
 from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
 from mlic_jax.model.slices import Prior, Slices, State
 
-# The entropy path is float32 throughout: TPUs and recent GPUs would otherwise multiply in fewer bits, and a prior that
-# differs in the last bits picks another coding table.
+# Coding and evaluation multiply in full float32. TPUs and recent GPUs would otherwise multiply in bfloat16 or TF32: a
+# prior that differs in the last bits picks another coding table, and pixels differ by up to two levels.
 PRECISION = "highest"
 
 
@@ -42,15 +43,19 @@ class MLIC(nn.Module):
   variable-rate codecs only (config.num_rates > 0): a scalar or (B,) in 1..num_rates, where fractions interpolate
   between two learned rates.
 
-  `transform_dtype`, `remat` and `entropy_precision` are for training on accelerators: g_a and g_s in bfloat16 (but for
-  y and x_hat; the entropy path stays float32), blocks and slices whose insides the gradient computes again instead of
-  keeping them, and in how many bits the entropy path multiplies in `code`, as jax.default_matmul_precision says it.
+  The defaults are those of coding and evaluation. Training on accelerators chooses others:
+  * `transform_dtype`: dtype of g_a and g_s, bfloat16 for example. y, x_hat and the entropy path stay float32.
+  * `remat`: the gradient recomputes blocks and slices instead of storing their activations.
+  * `transform_precision`: precision of products in g_a, g_s and h_a, a value of jax.default_matmul_precision. None is
+    the precision of the caller, which is bfloat16 on TPUs and TF32 on recent GPUs unless JAX is configured otherwise.
+  * `entropy_precision`: precision of products in `code`, a value of jax.default_matmul_precision.
   `scan_unroll` is the number of slices per iteration of the compiled loop over slices; 0 means all of them for
   gradients on CPU, where the gradient of a rolled loop is slow, and 1 otherwise. It changes no result but for rounding.
   """
   config: CodecConfig
   transform_dtype: jax.typing.DTypeLike = jnp.float32
   remat: bool = False
+  transform_precision: str | None = PRECISION
   entropy_precision: str = PRECISION
   scan_unroll: int = 0
 
@@ -104,7 +109,8 @@ class MLIC(nn.Module):
     y = self._transform(self.g_a, x)
     if self.config.num_rates:
       y = y * self._gain("log_gain", quality)
-    return y, self.h_a(y)
+    with self._transform_precision():
+      return y, self.h_a(y)
 
   def synthesize(self, y_hat: jax.Array, quality: jax.Array | float | None = None) -> jax.Array:
     """x_hat (B, H, W, 3), not clipped, from y_hat (B, h, w, M)."""
@@ -150,7 +156,13 @@ class MLIC(nn.Module):
     return self.z_prior.aux_loss()
 
   def _transform(self, transform: nn.Module, x: jax.Array) -> jax.Array:
-    return transform(x.astype(self.transform_dtype)).astype(jnp.float32)
+    with self._transform_precision():
+      return transform(x.astype(self.transform_dtype)).astype(jnp.float32)
+
+  def _transform_precision(self) -> contextlib.AbstractContextManager:
+    # None leaves the caller's precision, which default_matmul_precision(None) would reset to the backend's.
+    precision = self.transform_precision
+    return contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision)
 
   def _gain(self, name: str, quality: jax.Array | float | None) -> jax.Array:
     """(B or 1, 1, 1, M); fractions of a quality interpolate geometrically (Cui et al., CVPR 2021)."""

@@ -30,7 +30,7 @@ Program = tuple[Any, tuple]  # a jitted function on all devices, and its argumen
 def build_options(config) -> dict[str, Any]:
   """Returns the options of `build` with which a configuration trains; evaluations and exported models have none."""
   return dict(transform_dtype=jnp.bfloat16 if config.bfloat16_transforms else jnp.float32, remat=config.remat,
-              entropy_precision=config.entropy_precision, scan_unroll=_scan_unroll(config))
+              transform_precision=None, entropy_precision=config.entropy_precision, scan_unroll=_scan_unroll(config))
 
 
 def _scan_unroll(config) -> int:

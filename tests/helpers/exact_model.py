@@ -18,6 +18,7 @@ class ExactModel(nn.Module):
   config: CodecConfig
   transform_dtype: jax.typing.DTypeLike = jnp.float32
   remat: bool = False
+  transform_precision: str | None = "highest"
   entropy_precision: str = "highest"
   scan_unroll: int = 0
   noisy: bool = False

@@ -14,6 +14,7 @@ class StandIn(nn.Module):
   config: CodecConfig
   transform_dtype: jnp.dtype = jnp.float32  # these make no difference here
   remat: bool = False
+  transform_precision: str | None = "highest"
   entropy_precision: str = "highest"
   scan_unroll: int = 0
 

@@ -53,3 +53,10 @@ def named(equations, name: str) -> list[JaxprEqn]:
 def kernels(equations) -> set[tuple[int, ...]]:
   """(height, width) of the kernels of all convolutions."""
   return {each.invars[1].aval.shape[:2] for each in named(equations, "conv_general_dilated")}
+
+
+def products(equations) -> set[jax.lax.Precision | None]:
+  """Precisions of the operands of all convolutions and matrix products; None is the backend's default."""
+  chosen = [each.params["precision"] for each in equations
+            if each.primitive.name in ("conv_general_dilated", "dot_general")]
+  return {one for both in chosen for one in (both if isinstance(both, tuple) else (both,))}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.linear_stub import StandIn
-from helpers.lowered_equations import kept, kernels, named
+from helpers.lowered_equations import kept, kernels, named, products
 
 from configs import nano
 from mlic_jax.coding.compile_specs import codec_programs
@@ -80,6 +80,24 @@ def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(traced, platform):
   assert [each.params["length"] for each in named(equations, "scan")] == [SLICES]
   reduced = [len(each.invars) for each in equations if each.primitive.name.startswith("psum") and each.invars]
   assert sum(reduced) == 1 if platform == "cpu" else sum(reduced) > 1
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", ["evaluation", "analyse", "start", "nonanchors", "advance", "finish", "refine"])
+def test_evaluation_and_coding_multiply_in_full_precision(traced, name, platform):
+  assert products(kept(traced[name][2], platform)) == {jax.lax.Precision.HIGHEST}
+
+
+def test_training_multiplies_in_full_precision_in_the_entropy_path_alone(traced):
+  assert products(kept(traced["training"][2], "tpu")) == {None, jax.lax.Precision.HIGHEST}
+
+
+def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(config):
+  codec = CodecConfig.from_dict(dict(SMALL))
+  with jax.default_matmul_precision("high"):
+    step, arguments = pmap_programs.training_program(config, codec)
+    found = products(kept(jax.make_jaxpr(step)(*arguments), "tpu"))
+  assert found == {jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
