@@ -52,6 +52,7 @@ class Model(NamedTuple):
   table: CDFTable
   fingerprint: bytes                # 8 bytes: hash of config, parameters and table, which decide how a file decodes
   training: dict[str, Any] | None   # record of the training run, or None
+  allow_custom_modules: bool | Collection[str] = False   # as in load_model
 
 
 def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[str, Any],
@@ -181,7 +182,7 @@ def load_model(path: str | os.PathLike, allow_custom_modules: bool | Collection[
     raise CheckpointError(f"{path}: the fingerprint of its files is {fingerprint.hex()}, config.json has {written}")
   folder = named if is_remote(named) else named.resolve()
   name = printable(folder.parent.name if folder.name == "model" else folder.name)
-  return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"))
+  return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"), allow_custom_modules)
 
 
 def find_model(path: str | os.PathLike) -> Path:

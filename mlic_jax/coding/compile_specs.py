@@ -9,6 +9,7 @@ import numpy as np
 from mlic_jax.coding import jit_functions, latent_optimization
 from mlic_jax.coding.latent_optimizer import rate_distortion_gradient
 from mlic_jax.config import CodecConfig
+from mlic_jax.distortions import mse
 from mlic_jax.model.mlic import build, side_multiple
 
 ENCODER = ("analyze", "start", "nonanchors", "advance")
@@ -42,7 +43,7 @@ def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tu
   result("finish", k, hyper, state, symbols, quality)
 
   scalar, inside = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((), (*image.shape[:3], 1)))
-  gradient = jax.tree_util.Partial(rate_distortion_gradient(module, "mse"), variables, image, inside, quality, scalar)
+  gradient = jax.tree_util.Partial(rate_distortion_gradient(module, mse), variables, image, inside, quality, scalar)
   programs["refine"] = partial(latent_optimization.step, relaxation=latent_optimization.Schedule.relaxation), (
       (y, z), jax.eval_shape(latent_optimization.first_moments, (y, z)), gradient,
       jax.eval_shape(lambda: jax.random.key(0)),

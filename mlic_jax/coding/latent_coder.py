@@ -51,7 +51,7 @@ class LatentCoder:
   def __init__(self, model: Model, range_coder: str | None = None):
     self.range_coder = rangecoder.choose(range_coder)
     self.name, self.config, self.fingerprint = model.name, model.config, model.fingerprint
-    self.training = model.training
+    self.training, self.allow_custom_modules = model.training, model.allow_custom_modules
     self.module = build(model.config)
     self.variables, self.table = jax.device_put(model.variables), model.table
     self.has_map = selection_map.has_map(model.config)

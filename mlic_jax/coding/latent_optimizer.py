@@ -6,19 +6,22 @@ Latent optimization therefore never increases the loss of a file.
 """
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlic_jax import distortions
 from mlic_jax.coding.latent_coder import LatentCoder
 from mlic_jax.coding.latent_optimization import Gradient, LatentPair, refine
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.coding.optimization_schedule import RefineError, Schedule
-from mlic_jax.metrics import MS_SSIM_MIN_SIDE, ms_ssim, ms_ssim_8bit, mse
 from mlic_jax.model.mlic import unrolled_and_rolled
+from mlic_jax.model.registry import PartError
+from mlic_jax.runtime.shape_cache import ShapeCache
 
 SEED = 0   # fixed, so the same image always gives the same file
 
@@ -57,10 +60,10 @@ class LatentOptimizer:
   def check(self, height: int, width: int) -> None:
     """Raises MemoryLimitError or RefineError if the latents of an image of this size cannot be optimized."""
     check_memory(self.coder.config, height, width, latent_optimization=True)
-    if self.objective(1 if self.coder.config.num_rates else None)[0] == "ms_ssim":
-      if min(height, width) < MS_SSIM_MIN_SIDE:
-        raise RefineError(f"the image is {height}x{width}; {self.coder.name} was trained for MS-SSIM, which needs at "
-                          f"least {MS_SSIM_MIN_SIDE} pixels per side")
+    name, _ = self.objective(1 if self.coder.config.num_rates else None)
+    if min(height, width) < (least := self._find(name).MIN_SIDE):
+      raise RefineError(f"the image is {height}x{width}; {self.coder.name} was trained for {name}, which needs at "
+                        f"least {least} pixels per side")
 
   def candidates(self, image: np.ndarray, quality: float | None,
                  progress: Callable[[float, float], None] = lambda done, loss: None) -> tuple[Latents, Latents]:
@@ -84,41 +87,50 @@ class LatentOptimizer:
 
   def loss_of_file(self, image: np.ndarray, quality: float | None, blob: bytes, decoded: np.ndarray) -> float:
     """Returns bpp + lmbda * distortion of a file and its decoded 8-bit image, in the scale of training."""
-    distortion, lmbda = self.objective(quality)
-    if distortion == "mse":
-      error = mse(image, decoded)
-    else:
-      similarity = ms_ssim_8bit(image, decoded)
-      assert similarity is not None  # `check` refuses smaller images
-      error = 1 - similarity
-    return 8 * len(blob) / (image.shape[0] * image.shape[1]) + lmbda * error
+    name, lmbda = self.objective(quality)
+    x, x_hat = (np.float32(each[None]) / 255 for each in (image, decoded))
+    bpp = 8 * len(blob) / (image.shape[0] * image.shape[1])
+    return float(distortions.rate_distortion(bpp, lmbda, _compiled_distance(self._find(name))(x_hat, x)[0]))
 
   def loss_of_latents(self, image: np.ndarray, quality: float | None) -> jax.tree_util.Partial:
     """Returns the Loss to minimize for an image: bits by the likelihoods, distortion before rounding to 8 bits."""
-    distortion, lmbda = self.objective(quality)
+    name, lmbda = self.objective(quality)
     x = self.coder.pad(image)
     inside = np.zeros((1, *x.shape[1:3], 1), np.float32)
     inside[:, :image.shape[0], :image.shape[1]] = 1
-    return jax.tree_util.Partial(_bind(_rate_distortion, self.coder.module, distortion), self.coder.variables,
+    return jax.tree_util.Partial(_bind(_rate_distortion, self.coder.module, self._find(name)), self.coder.variables,
                                  *jax.device_put((x, inside)), self.coder.choose_quality(quality), jnp.float32(lmbda))
 
   def gradient_of_latents(self, image: np.ndarray, quality: float | None) -> Gradient:
     """Returns the gradient of `loss_of_latents` with respect to y and z."""
-    gradient = rate_distortion_gradient(self.coder.module, self.objective(quality)[0])
+    gradient = rate_distortion_gradient(self.coder.module, self._find(self.objective(quality)[0]))
     return jax.tree_util.Partial(gradient, *self.loss_of_latents(image, quality).args)
 
+  def _find(self, name: str) -> ModuleType:
+    """Returns a distortion. RefineError if there is none, or the caller of `load_model` did not allow it."""
+    try:
+      return distortions.find(name, self.coder.allow_custom_modules)
+    except PartError as error:
+      raise RefineError(f"{self.coder.name}: {error}") from None
 
-def rate_distortion_gradient(module, distortion: str) -> Callable:
+
+@functools.cache
+def _compiled_distance(distortion: ModuleType) -> ShapeCache:
+  own = distortion.__name__.startswith(distortions.__name__)  # code of this package, so the program may be cached
+  return ShapeCache(distortion.distance, size=0, describe=lambda _: distortion.__name__ if own else None)
+
+
+def rate_distortion_gradient(module, distortion: ModuleType) -> Callable:
   """Returns a function (variables, x, inside, quality, lmbda, y, z, quantizer, key) -> gradient of the loss (y, z)."""
   return _bind(_gradient, module, distortion)
 
 
 @functools.cache  # jit identifies functions by identity, so all images share one object
-def _bind(function: Callable, module, distortion: str) -> Callable:
+def _bind(function: Callable, module, distortion: ModuleType) -> Callable:
   return functools.partial(function, module, distortion)
 
 
-def _gradient(module, distortion: str, variables, x, inside, quality, lmbda, y, z, quantizer, key) -> LatentPair:
+def _gradient(module, distortion: ModuleType, variables, x, inside, quality, lmbda, y, z, quantizer, key) -> LatentPair:
   """As in training/step.py, the platform selects between two gradients, which traces faster than within the scan."""
   def gradient_of(module):
     rate_distortion: Callable[..., jax.Array] = functools.partial(_rate_distortion, module, distortion)
@@ -130,14 +142,11 @@ def _gradient(module, distortion: str, variables, x, inside, quality, lmbda, y, 
   return jax.lax.platform_dependent(*arguments, cpu=gradient_of(unrolled), default=gradient_of(rolled))
 
 
-def _rate_distortion(module, distortion: str, variables, x, inside, quality, lmbda, y, z, quantizer, key) -> jax.Array:
-  """Returns bpp + lmbda * distortion for x (1, H, W, 3) uint8.
-
-  MSE is taken over the pixels of the image, which `inside` (1, H, W, 1) marks; MS-SSIM over the padded image."""
+def _rate_distortion(module, distortion: ModuleType, variables, x, inside, quality, lmbda, y, z, quantizer,
+                     key) -> jax.Array:
+  """Returns the objective for x (1, H, W, 3) uint8; `inside` (1, H, W, 1) marks the pixels of the image."""
   x = x / 255
   rngs = {"noise": key} if quantizer.draw else {}
   out = module.apply(variables, y, z, quality, quantizer=quantizer, method="code", rngs=rngs)
   bpp = (out.y_bits.sum() + out.z_bits.sum()) / inside.sum()
-  if distortion == "ms_ssim":
-    return bpp + lmbda * (1 - ms_ssim(out.x_hat, x).mean())
-  return bpp + lmbda * 255**2 * (jnp.square(out.x_hat - x) * inside).sum() / (3 * inside.sum())
+  return distortions.rate_distortion(bpp, lmbda, distortion.distance(out.x_hat, x, inside)[0])

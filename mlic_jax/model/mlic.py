@@ -23,7 +23,7 @@ from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
 from mlic_jax.model.slices import Prior, Slices, State
 
 # Coding and evaluation multiply in full float32. TPUs and recent GPUs would otherwise multiply in bfloat16 or TF32: a
-# prior that differs in the last bits picks another coding table, and pixels differ by up to two levels.
+# prior that differs in the last bits picks another coding table, and pixels differ by up to three levels.
 PRECISION = "highest"
 
 

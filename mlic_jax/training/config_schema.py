@@ -19,14 +19,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from mlic_jax import distortions
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.loader import DOWNSCALE, crop_sizes
 from mlic_jax.errors import ConfigError
-from mlic_jax.metrics import MS_SSIM_MIN_SIDE
 from mlic_jax.model import selection_map
 from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.model.registry import PartError
 from mlic_jax.training import config_registry
-from mlic_jax.training.losses import DISTORTIONS
 from mlic_jax.training.multihost import MOST_SECONDS
 from mlic_jax.training.optimizer import OPTIMIZERS, SCHEDULES, TRAINED
 from mlic_jax.training.profile import steps_of_profile
@@ -90,7 +90,7 @@ FIELDS = {
     "data_workers": Field(at_least(0), is_free=True),
     "cache_gigabytes": Field(number(0), is_free=True),
     # Objective
-    "distortion": Field(one_of(DISTORTIONS)),
+    "distortion": Field(TEXT),
     "lmbda": Field(number(0), needed=of_one_rate, needed_for="single-rate models"),
     "lmbdas": Field(NUMBERS, needed=lambda config: not of_one_rate(config), needed_for="variable-rate models"),
     "rate_weighting": Field(number(0, 1), is_free=True, warning="the steps from here on weigh the rates otherwise",
@@ -264,9 +264,13 @@ def check_fields(config: ml_collections.ConfigDict) -> CodecConfig:
   if config.eval_crop_size % multiple:
     raise ConfigError(f"eval_crop_size={config.eval_crop_size}; wanted a multiple of {multiple} pixels")
   smallest = min(config.eval_crop_size, *(size for _, size in sizes))
-  if config.distortion == "ms_ssim" and smallest < MS_SSIM_MIN_SIDE:
-    raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; MS-SSIM wants "
-                      f"at least {MS_SSIM_MIN_SIDE} pixels")
+  try:
+    least = distortions.find(config.distortion).MIN_SIDE
+  except PartError as error:
+    raise ConfigError(str(error)) from None
+  if smallest < least:
+    raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; the distortion "
+                      f"{config.distortion} wants at least {least} pixels")
   if config.get("trained") == "map" and not selection_map.has_map(codec):
     raise ConfigError("trained='map' came for a model without one; wanted selection_widths in its options")
   if config.schedule == "step" and len(config.decay_steps) != len(config.decay_factors):

@@ -21,9 +21,9 @@ from mlic_jax.training.checkpoints import storage_problem
 
 log = logging.getLogger(__name__)
 
-TRAIN_COLUMNS = ("step", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim", "aux_loss", "grad_norm",
-                 "learning_rate", "images_per_second", "data_wait_share", "map_loss")
-EVAL_COLUMNS = ("step", "quality", "lmbda", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim")
+TRAIN_COLUMNS = ("step", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim", "distortion", "aux_loss",
+                 "grad_norm", "learning_rate", "images_per_second", "data_wait_share", "map_loss")
+EVAL_COLUMNS = ("step", "quality", "lmbda", "loss", "bpp", "bpp_y", "bpp_z", "mse", "psnr", "ms_ssim", "distortion")
 
 
 class CsvLog:

@@ -205,7 +205,7 @@ def test_a_codec_of_ms_ssim_refines_for_ms_ssim_and_refuses_what_is_too_small_fo
   worse = picture // 2 + 60
   loss = refined.optimizer.loss_of_file(picture, 2, bytes(405), worse)
   assert loss == pytest.approx(0.1 + 60 * (1 - ms_ssim_8bit(picture, worse)))
-  with pytest.raises(RefineError, match="65x130; other was trained for MS-SSIM, which needs at least 176 pixels"):
+  with pytest.raises(RefineError, match="65x130; other was trained for ms_ssim, which needs at least 176 pixels"):
     refined.encode(photograph, 2)
 
 

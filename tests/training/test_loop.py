@@ -232,12 +232,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
     (dict(accumulate_steps=0), "accumulate_steps=0; wanted an integer of at least 1"),
     (dict(learning_rte=1), "'learning_rte' that nothing reads; the nearest known one is 'learning_rate'"),
     (dict(lmbdas=(0.1,)), "1 values in lmbdas; wanted model.num_rates=2"),
-    (dict(distortion="l1"), "wanted one of mse, ms_ssim"),
+    (dict(distortion="l1"), "no distortion 'l1' in mlic_jax/distortions/; the nearest is"),
     (dict(crop_size=100), "multiple of 64"),
     (dict(schedule="step"), "lacks the field 'decay_steps'"),
     (dict(schedule="wsd", decay_start=12), "decay_start=12; wanted 0, or a step from warmup_steps=2 on and before num"),
     (dict(schedule="linear"), "schedule='linear'; wanted one of cosine, wsd, step"),
-    (dict(distortion="ms_ssim"), "MS-SSIM wants at least"),
+    (dict(distortion="ms_ssim"), "the distortion ms_ssim wants at least 176 pixels"),
     (dict(model=dict(num_slice=3)), "'num_slice'; the nearest is 'num_slices'")])
 def test_a_bad_configuration_is_refused_in_one_line(config, changes, message):
   with config.unlocked():
