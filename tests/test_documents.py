@@ -22,7 +22,8 @@ FILES = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-st
 DOCUMENTS = [name for name in FILES if name.endswith(".md") and not name.startswith("tests/fixtures/")]
 PROSE_MAX = 110
 FOLDERS = "mlic_jax|tests|tools|benchmarks|configs|docs|checkpoints|requirements"
-EXAMPLES = {"mine.py", "my_package/four_neighbors.py", "my_package/absolute.py", "examples/train.py"}  # files of a reader, and of other projects
+# Files of a reader, and of other projects.
+EXAMPLES = {"mine.py", "my_package/four_neighbors.py", "my_package/absolute.py", "examples/train.py"}
 WRITTEN_BEFORE = ROOT / "tests" / "fixtures" / "written_before"
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the files of a git checkout are listed by git")

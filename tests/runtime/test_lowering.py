@@ -83,7 +83,7 @@ def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(traced, platform):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("name", ["evaluation", "analyse", "start", "nonanchors", "advance", "finish", "refine"])
+@pytest.mark.parametrize("name", ["evaluation", "analyze", "start", "nonanchors", "advance", "finish", "refine"])
 def test_evaluation_and_coding_multiply_in_full_precision(traced, name, platform):
   assert products(kept(traced[name][2], platform)) == {jax.lax.Precision.HIGHEST}
 
