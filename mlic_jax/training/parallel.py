@@ -5,7 +5,7 @@ p * local_device_count + d of the global batch.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,9 +38,51 @@ def unshard(batch: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(each.data).reshape(-1, *batch.shape[2:]) for each in batch.addressable_shards])
 
 
-def pmap_over_batch(step: Callable, donate_state: bool = False, **kwargs) -> Callable:
-  """`step` pmapped over "batch"; `donate_state` lets the outputs reuse the memory of the first argument."""
-  return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), **kwargs)
+def pmap_over_batch(step: Callable, donate_state: bool = False, compiler_options: Callable[..., dict] | None = None,
+                    **kwargs) -> Callable:
+  """`step` pmapped over "batch"; `donate_state` lets the outputs reuse the memory of the first argument.
+
+  compiler_options(*args) are those for such arguments; None: always those of XLA."""
+  pmapped = jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), **kwargs)
+  return pmapped if compiler_options is None else PmappedWithOptions(pmapped, compiler_options)
+
+
+class PmappedWithOptions:
+  """A pmapped function that is compiled with options, which jax.pmap does not take.
+
+  Several processes run it with XLA's own options: a program that jax.pmap has lowered takes arrays of all processes
+  when it is called, and jax.pmap those of one."""
+
+  def __init__(self, pmapped: Any, compiler_options: Callable[..., dict]):
+    self._pmapped, self._options = pmapped, compiler_options
+    self._programs: dict[Any, Callable] = {}
+
+  def __call__(self, *args):
+    leaves, tree = jax.tree.flatten(args)
+    signature = tree, tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves)
+    if signature not in self._programs:
+      options = self._options(*args) if jax.process_count() == 1 else {}
+      self._programs[signature] = (
+          self._pmapped.lower(*args).compile(compiler_options=options) if options else self._pmapped)
+    return self._programs[signature](*args)
+
+  def lower(self, *args) -> "LoweredWithOptions":
+    """As of a jitted function, for arrays or their shapes."""
+    return LoweredWithOptions(self._pmapped.lower(*args), self._options(*args))
+
+
+class LoweredWithOptions(NamedTuple):
+  """A lowered program, and the options that it is compiled with."""
+  lowered: jax.stages.Lowered
+  options: dict[str, Any]
+
+  def compile(self) -> jax.stages.Compiled:
+    """Compiled with its options."""
+    return self.lowered.compile(compiler_options=self.options)
+
+  def as_text(self) -> str:
+    """The program before it is compiled."""
+    return self.lowered.as_text()
 
 
 def mean_over_devices(tree: Any) -> Any:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import MLIC, build, side_multiple, unrolled_and_rolled
 from mlic_jax.model.quantizers import NOISE
+from mlic_jax.runtime import tpu_options
 from mlic_jax.training.losses import mean_squared_error
 from mlic_jax.training.pmap_programs import build_options
 
@@ -45,7 +46,8 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
   place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_it)
   gains = {name for name, value in params.items() if isinstance(value, jax.ShapeDtypeStruct)}  # of the module itself
   of_part = {name: value for name, value in params.items() if name in gains.union(modules)}
-  return jax.jit(function(model)), jax.tree.map(place, (of_part, *arguments))
+  options = tpu_options.options_for(images, device) or None
+  return jax.jit(function(model), compiler_options=options), jax.tree.map(place, (of_part, *arguments))
 
 
 def _scan(model: MLIC) -> Callable:

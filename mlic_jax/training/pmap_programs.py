@@ -14,6 +14,7 @@ import numpy as np
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import registry
 from mlic_jax.model.mlic import build
+from mlic_jax.runtime import tpu_options
 from mlic_jax.runtime.executable_cache import kept
 from mlic_jax.training import parallel
 from mlic_jax.training.checkpoints import config_to_dict, flatten
@@ -51,14 +52,23 @@ def training(train_step: Callable, devices: Sequence[jax.Device] | None = None,
   """step(state, batch, teacher_variables, flags) -> (state, metrics as of metric_rows.packed, flags), on all devices;
   the new state takes the memory of the old one. Where it is `described`, the program is kept on disk."""
   return kept(packed(train_step), f"{__name__}.training", described, parallel.pmap_over_batch, donate_state=True,
-              in_axes=(0, 0, 0, None), devices=devices)
+              in_axes=(0, 0, 0, None), devices=devices, compiler_options=_options_of_batch(devices))
 
 
 def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
                described: str | None = None) -> Callable:
   """The evaluation step of make_eval_step, on all devices."""
   return kept(eval_step, f"{__name__}.evaluation", described, parallel.pmap_over_batch,
-              in_axes=(0, 0, 0, None, None, None), devices=devices)
+              in_axes=(0, 0, 0, None, None, None), devices=devices, compiler_options=_options_of_batch(devices))
+
+
+def _options_of_batch(devices: Sequence[jax.Device] | None) -> Callable[..., dict] | None:
+  """The compiler options for arguments of which the second is a batch, (devices, images of each, ...); None where the
+  platform has none."""
+  device = devices[0] if devices else jax.local_devices()[0]
+  if device.platform != "tpu":
+    return None
+  return lambda state, batch, *others: tpu_options.options_for(batch.shape[1], device)
 
 
 def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] | None = None) -> Program:

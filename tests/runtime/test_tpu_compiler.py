@@ -4,11 +4,14 @@
 import importlib.util
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 from helpers.small_configs import SMALL_CONFIGS
 
 from mlic_jax.__main__ import main
-from mlic_jax.runtime import device_topology, hlo_analysis
+from mlic_jax.kernels.convolution import conv2d
+from mlic_jax.runtime import device_topology, hlo_analysis, tpu_options
 from mlic_jax.training import pmap_programs
 from mlic_jax.training.config_schema import check_fields
 
@@ -63,6 +66,15 @@ def test_slices_are_a_loop_and_convolutions_are_left_to_the_compiler(step):
   assert "window={size=1x3 " not in text  # Winograd's, on CPU
 
 
+def test_the_options_for_small_batches_halve_the_cycles_of_a_convolution(chips):
+  shape = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.float32, sharding=jax.sharding.SingleDeviceSharding(chips[0]))
+  lowered = jax.jit(conv2d).lower(shape(4, 32, 32, 64), shape(3, 3, 64, 64), shape(64))
+  cycles = lambda options: hlo_analysis.cycles(lowered.compile(compiler_options=options).as_text())
+  options = tpu_options.options_for(4, chips[0])
+  assert options and tpu_options.options_for(8, chips[0]) == {}
+  assert cycles(options) < cycles(None) / 2
+
+
 @pytest.mark.parametrize("name, count, gibibytes", [
     ("v4:2x2x1", 4, 32), ("v5e:2x4", 8, 16), ("v5e:4x4", 16, 16), ("v5p:2x2x1", 4, 96), ("v6e:2x4", 8, 32)])
 def test_chips_are_counted_whole_and_have_the_memory_that_the_compiler_names_when_it_refuses(name, count, gibibytes):
@@ -71,7 +83,7 @@ def test_chips_are_counted_whole_and_have_the_memory_that_the_compiler_names_whe
 
 
 def test_a_topology_that_the_compiler_does_not_know_is_one_line(capsys):
-  assert main(["compile", "--config", "nano", "--topology", "v5e:3x5"]) == 2
+  assert main(["estimate", "--config", "nano", "--topology", "v5e:3x5"]) == 2
   said = capsys.readouterr().err
   assert said.startswith("error: --topology=v5e:3x5: ") and said.count("\n") == 1
 
@@ -82,15 +94,15 @@ def small_file(tmp_path):
       "from configs import nano\ndef get_config():\n  c = nano.get_config()\n"
       "  c.model = dict(N=8, M=16, num_slices=2, transforms='cheng2020', widths=(8, 8, 8), contexts=(),\n"
       "                 entropy_widths=(8,), lrp_widths=(), num_rates=6)\n  return c\n")
-  return ["compile", "--topology", KIND, "--config", str(tmp_path / "small.py")]
+  return ["estimate", "--topology", KIND, "--config", str(tmp_path / "small.py")]
 
 
 def test_the_command_says_what_a_codec_takes(small_file, capsys):
   assert main([*small_file, "--what", "decode", "--height", "64", "--width", "64"]) == 0
   said = capsys.readouterr().out
   for name in ("start", "nonanchors", "advance", "finish"):
-    assert f"{name}, on each chip\n  memory" in said
-  assert len(re.findall(r"takes at least +\d+\.\d+ ms", said)) == 4
+    assert f"{name}, on each chip\n  peak memory" in said
+  assert len(re.findall(r"roofline time +\d+\.\d+ ms", said)) == 4
 
 
 def test_a_batch_that_does_not_fit_is_one_line(small_file, capsys):

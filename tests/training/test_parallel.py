@@ -1,0 +1,38 @@
+"""Programs over all devices that are compiled with options."""
+import jax
+import numpy as np
+import pytest
+
+from mlic_jax.training import parallel
+
+COUNT = jax.local_device_count()
+
+
+def doubled(state, batch):
+  return state + 1, jax.lax.psum(batch.sum(), parallel.AXIS)
+
+
+@pytest.fixture
+def program():
+  """Compiled quickly for small batches, and not at all for large ones."""
+  options = lambda _, batch: {"xla_backend_optimization_level": 0} if batch.shape[1] < 8 else {"xla_unknown": True}
+  return parallel.pmap_over_batch(doubled, donate_state=True, compiler_options=options)
+
+
+def test_a_program_with_options_computes_what_one_without_does_and_takes_the_memory_of_its_state(program):
+  plain = parallel.pmap_over_batch(doubled)
+  batch = np.arange(COUNT * 4, dtype=np.float32).reshape(COUNT, 4)
+  expected = plain(jax.numpy.zeros((COUNT, 2)), batch)
+  state = parallel.replicate(np.zeros(2, np.float32))
+  for _ in range(2):
+    old, (state, total) = state, program(state, batch)
+    assert old.is_deleted() and np.array_equal(total, expected[1])
+  assert np.array_equal(state, expected[0] + 1)
+
+
+def test_the_options_are_those_for_the_arguments_and_reach_the_compiler(program):
+  state = parallel.replicate(np.zeros(2, np.float32))
+  with pytest.raises(jax.errors.JaxRuntimeError, match="xla_unknown"):
+    program(state, np.zeros((COUNT, 8), np.float32))
+  with pytest.raises(jax.errors.JaxRuntimeError, match="xla_unknown"):
+    program.lower(state, np.zeros((COUNT, 8), np.float32)).compile()
