@@ -41,7 +41,7 @@ from mlic_jax.data import loader
 from mlic_jax.evaluation.results_cache import digest
 from mlic_jax.metrics import psnr
 from mlic_jax.model.quantizers import NOISE
-from mlic_jax.model.soft_rounding import ADVANTAGES
+from mlic_jax.model.soft_rounding import LOG_ODDS
 from mlic_jax.runtime import compilation_cache
 
 
@@ -51,7 +51,7 @@ def noise(temperature):
 
 
 SCHEDULE = ("learning_rate", "hot", "cold")  # of the fields of a Schedule
-RELAXATIONS = {**{name: name for name in ADVANTAGES}, "noise": noise}
+RELAXATIONS = {**{name: name for name in LOG_ODDS}, "noise": noise}
 
 
 def parse(argv=None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 
 from mlic_jax.model.quantizers import Quantizer
-from mlic_jax.model.soft_rounding import ADVANTAGES
+from mlic_jax.model.soft_rounding import LOG_ODDS
 
 FINAL_RATE = 0.1  # final learning rate, as a fraction of the initial one
 
@@ -44,8 +44,8 @@ class Schedule:
       raise RefineError(f"steps={self.steps} and seconds={self.seconds}; wanted one of them, above 0")
     if not all(0 < each < math.inf for each in (self.learning_rate, self.hot, self.cold)):
       raise RefineError(f"learning_rate={self.learning_rate}, hot={self.hot}, cold={self.cold}; wanted numbers above 0")
-    if isinstance(self.relaxation, str) and self.relaxation not in ADVANTAGES:
-      raise RefineError(f"relaxation={self.relaxation!r}; wanted one of {', '.join(ADVANTAGES)}, or a function")
+    if isinstance(self.relaxation, str) and self.relaxation not in LOG_ODDS:
+      raise RefineError(f"relaxation={self.relaxation!r}; wanted one of {', '.join(LOG_ODDS)}, or a function")
 
   @classmethod
   def of(cls, budget: "int | str | Schedule") -> "Schedule":

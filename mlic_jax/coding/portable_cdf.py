@@ -1,6 +1,6 @@
 """Portable CDF rows: machines find the same rows although their floats differ in the last bits.
 
-The position t of a scale among the levels of the table selects its row (likelihoods.scale_place). Another device or
+The position t of a scale among the levels of the table selects its row (likelihoods.scale_level). Another device or
 version of JAX computes a t that differs in its last bits. If t lies at an edge between rows, it selects another row,
 and everything after it decodes to garbage. The encoder therefore shifts the edges:
 

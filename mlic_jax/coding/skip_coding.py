@@ -93,7 +93,7 @@ def mark_skipped(symbols: np.ndarray, coding: PassCoding | None, config: CodecCo
   """Returns the symbols of a pass for the model: skipped ones are marked if the model applies no LRP to them."""
   if coding is None or coding.coded is None:
     return symbols
-  return np.where(coding.coded, symbols, selection_map.symbol_left_out(config))
+  return np.where(coding.coded, symbols, selection_map.skipped_symbol(config))
 
 
 def encode(encoder: Encoder, symbols: np.ndarray, coding: PassCoding) -> None:

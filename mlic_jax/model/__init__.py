@@ -1,1 +1,1 @@
-"""The model: transforms, the multi-reference entropy model, and the codec module that joins them (mlic.py)."""
+"""The model: transforms, the multi-reference entropy model, and the codec module (mlic.py)."""

@@ -7,15 +7,15 @@ from flax import linen as nn
 from mlic_jax.model.layers import RESIDUAL_INIT, Conv, Gate
 from mlic_jax.model.lazy_params import parameter
 
-EPSILON = 1e-6  # of the squared length of a channel, which is zero where a context is silent
+EPSILON = 1e-6  # added to the squared norm of a channel, which is zero in inactive contexts
 
 
 class Reweighting(nn.Module):
-  """c (B, h, w, C) plus what its channels say to one another, once plain and once through a gate; (B, h, w, C).
+  """c + a + gate(a), where a is attention between the channels of c; (B, h, w, C) -> (B, h, w, C).
 
-  Attention over channels, softmax(temperature q^T k) v, with the channels of q and k at length 1 over the picture: as
-  in Restormer (Zamir et al., CVPR 2022), the scores of a large picture are no larger than those of a crop. Without
-  `cosines` the scores are q^T k / sqrt(h w), as in CompressAI. `gate_norm` is the `norm` of the gate."""
+  The attention is softmax(temperature q^T k) v, with channels of q and k of norm 1 over the image. As in Restormer
+  (Zamir et al., CVPR 2022), scores then do not grow with the image. Without `cosines` the scores are q^T k / sqrt(h w),
+  as in CompressAI. `gate_norm` is the `norm` of the gate."""
   cosines: bool = True
   gate_norm: bool = False
 

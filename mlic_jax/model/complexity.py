@@ -1,17 +1,17 @@
-"""How large a codec is and how much it multiplies, part by part, for any config: mlic-jax describe.
+"""Number of parameters and multiply-accumulates of each part of a codec, for `mlic-jax describe`.
 
-The convention is that of the authors' code, so that figures compare:
+The counts follow the authors' code, so that figures compare:
 
-* Parameters are the live ones. The step of a slice is built for the full width of y (see slices.py); a parameter of it
-  is live when it can change what the step returns. What belongs to slices that are not decoded yet is not, nor are the
-  contexts that are silent for the first slice.
-* kMACs are the multiply-accumulates of convolutions and linear layers, in thousands per pixel of the picture, without
-  attention products, GDN and the density of z. A convolution counts at every position of its coarser side. Every layer
-  of a step counts once at every position of y. This code runs many of them on the one parity that a pass needs, and
-  multiplies by the zeros that fill a step to full width.
+* Only live parameters count. The step of a slice has the full width of y (see slices.py), and a parameter is live if it
+  can change the result of the step. Weights of undecoded channels are not live, nor are inactive contexts of the first
+  slice.
+* kMACs are thousands of multiply-accumulates per pixel of the image in convolutions and linear layers. Attention
+  products, GDN and the density of z are left out. A convolution counts at every position of its coarser side. Every
+  layer of a step counts once at every position of y, although many layers run on one parity only, and steps also
+  multiply the zeros of undecoded channels.
 
-Nothing here knows a layer or a context by name: positions are counted where a layer is called (on shapes alone), and
-what is live is read off a gradient, so that a new context is counted without a line here.
+Positions are counted in each call of a layer, on shapes only, and live parameters are found by a gradient. New layers
+and contexts therefore need no code here.
 """
 
 import math
@@ -31,21 +31,21 @@ from mlic_jax.model.quantizers import NOISE
 from mlic_jax.model.slices import SliceStep
 from mlic_jax.runtime.executable_cache import kept
 
-ENCODER_ONLY = ("g_a", "h_a")    # parts that a decoder does not run
+ENCODER_ONLY = ("g_a", "h_a")    # parts that run in the encoder only
 KERNEL, BIAS = "kernel", "bias"  # of convolutions and linear layers, in this code and in flax
 
 Path = tuple[str, ...]
 
 
 class Part(NamedTuple):
-  """A part of a codec."""
+  """Complexity of a part of a codec."""
   name: str
-  parameters: int  # live ones
+  parameters: int  # number of live parameters
   kmacs: float     # thousands of multiply-accumulates per pixel
 
 
 def describe(config: CodecConfig, height: int = 512, width: int = 768) -> list[Part]:
-  """The parts of a codec, in the order in which they run, for a picture of height x width padded as the codec does."""
+  """Return the parts of a codec in the order in which they run, for a padded image of height x width pixels."""
   multiple = side_multiple(config)
   padded = [-(-side // multiple) * multiple for side in (height, width)]
   sizes, positions = _layers(config, *padded)
@@ -67,20 +67,19 @@ def describe(config: CodecConfig, height: int = 512, width: int = 768) -> list[P
 
 
 def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
-  """How many elements of each parameter are live, for the step of every slice.
+  """Return the number of live elements of each parameter, for the step of every slice.
 
-  Live is what has a gradient that is not exactly zero, at random parameters and a random input. Zeros of the
-  architecture (inputs that are not decoded, masks, silent contexts) are exact, and others do not happen by chance, but
-  for a bias that cancels in a softmax, whose gradient is rounding residue: a bias counts when its channel of the kernel
-  does.
+  An element is live if its gradient at random parameters and a random input is not zero. Zeros of the architecture
+  (undecoded channels, masks, inactive contexts) are exact. Other zeros do not occur by chance, except for biases that
+  cancel in a softmax. A bias is therefore live if its channel of the kernel is.
   """
   step, M, cs = SliceStep(config), config.M, config.slice_channels
-  side = 2 * config.window_size + 2  # of a latent where every place of a window and every tap of a kernel is met
+  side = 2 * config.window_size + 2  # of a latent that has every position of a window and every tap of a kernel
   rng = np.random.default_rng(0)
   normal = lambda channels: rng.standard_normal((1, side, side, channels), np.float32)
   hyper, decoded, y, noise = (normal(channels) for channels in (2 * M, M, cs, cs))
   shapes = jax.eval_shape(step.init, jax.random.key(0), 0, hyper, decoded, y)["params"]
-  # Small enough that nothing saturates: a likelihood at its floor has no gradient.
+  # Small, because likelihoods at their lower bound have no gradient.
   small = lambda shape: np.float32(0.3 / math.prod(shape[:-1])**0.5)
   params = jax.tree.map(lambda p: small(p.shape) * rng.standard_normal(p.shape, np.float32), shapes)
 
@@ -95,21 +94,21 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
         live[path] |= live[kernel].any(axis=range(live[kernel].ndim - 1))
     return {path: mask.sum() for path, mask in live.items()}
 
-  # It runs a few times on next to nothing: to compile it well would take longer.
-  count = kept(count, f"{__name__}.count", registry.described(build(config)),
+  # It runs a few times on small arrays, so that optimization in the compiler takes longer than it saves.
+  count = kept(count, f"{__name__}.count", registry.description(build(config)),
                compiler_options={"xla_backend_optimization_level": 0})
   counts = [count(params, k) for k in np.arange(config.num_slices, dtype=np.int32)]
   return [{path: int(size) for path, size in each.items()} for each in counts]
 
 
 def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, int], Counter[Path]]:
-  """Sizes of all parameters outside the slice steps, and at how many positions each layer with a kernel is called.
+  """Return sizes of all parameters outside the slice steps, and the number of positions of each layer with a kernel.
 
-  Where a layer changes the resolution these are the positions of its coarser side, the output of a strided convolution
-  and the input of a transposed one: there every tap multiplies once."""
+  Layers that change the resolution count at their coarser side: the output of a strided convolution and the input of a
+  transposed one. Every tap multiplies once there."""
   positions: Counter[Path] = Counter()
 
-  def note(call, args, kwargs, context):
+  def count_positions(call, args, kwargs, context):
     out = call(*args, **kwargs)
     if context.method_name == "__call__" and context.module.has_variable("params", KERNEL):
       before = jax.tree.leaves((args, kwargs))[0]
@@ -118,13 +117,14 @@ def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, in
 
   x = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
   quality = 1.0 if config.num_rates else None
-  with nn.intercept_methods(note):
-    variables = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality, method=_but_the_slices), x)
+  with nn.intercept_methods(count_positions):
+    init = lambda x: build(config).init(jax.random.key(0), x, quality, method=_apply_without_slices)
+    variables = jax.eval_shape(init, x)
   return {path: math.prod(leaf.shape) for path, leaf in _leaves(variables["params"]).items()}, positions
 
 
-def _but_the_slices(codec, x: jax.Array, quality: float | None) -> jax.Array:
-  """All of a codec that is not a slice step."""
+def _apply_without_slices(codec, x: jax.Array, quality: float | None) -> jax.Array:
+  """Run all of a codec but the slice steps."""
   y, z = codec.analyze(x, quality)
   codec.hyper(codec.round_z(z))
   return codec.synthesize(y, quality)

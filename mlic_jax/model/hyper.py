@@ -1,4 +1,4 @@
-"""The hyper transforms: h_a and h_s, between latent and hyper-latent (MLIC++, as its authors' code has them)."""
+"""Hyper transforms h_a and h_s, between y and z, as in the code of the authors of MLIC++."""
 
 import jax
 from flax import linen as nn
@@ -21,7 +21,7 @@ class HyperAnalysis(nn.Module):
 
 
 class HyperSynthesis(nn.Module):
-  """h_s: z_hat (B, h/4, w/4, N) -> hyper (B, h, w, 2M): M channels about scales, then M about means."""
+  """h_s: z_hat (B, h/4, w/4, N) -> hyper features (B, h, w, 2M): M for scales, then M for means."""
   config: CodecConfig
 
   @nn.compact

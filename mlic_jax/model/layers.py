@@ -1,4 +1,4 @@
-"""Convolutions with PyTorch's padding, there and back, GDN, residual blocks. Arrays are NHWC."""
+"""Convolutions and transposed convolutions with the padding of PyTorch, GDN, residual blocks. Arrays are NHWC."""
 
 import math
 from collections.abc import Sequence
@@ -14,36 +14,35 @@ from mlic_jax.model.initializers import normal
 from mlic_jax.model.lazy_params import parameter
 from mlic_jax.model.straight_through import lower_bound
 
-# The last convolution of a residual branch starts small: three inverse GDNs in a row grow faster than linearly, and
-# with full-size branches the first reconstructions of a training are many times too bright.
+# Initial scales of the last convolution of residual branches. Three inverse GDNs in a row grow faster than linearly;
+# with a scale of 1 the first reconstructions of a training are many times too bright.
 RESIDUAL_INIT, RESAMPLING_INIT = 0.1, 0.3
 
 
 def live_lecun_normal(live: jax.Array | np.ndarray | None, scale: float = 1.0):
-  """LeCun's normal initializer over the inputs that can be non-zero; kernels of the others start at zero.
+  """Return LeCun's normal initializer with the fan-in of the live inputs; weights of the others are zero.
 
-  The step of slice k is built for the full width of y, of which only the decoded slices are ever non-zero: with the
-  nominal fan-in, the first slices would start with features that are far too small.
+  The step of slice k has the full width of y as input, of which only decoded slices are not zero. With the nominal
+  fan-in the features of the first slices would be far too small.
 
   Args:
-    live: (in_features,) bool, possibly traced; None when all inputs are live.
-    scale: of the standard deviation.
+    live: (in_features,) bool, may be traced; None if all inputs are live.
+    scale: factor of the standard deviation.
   """
   def init(key, shape, dtype=jnp.float32):
     inputs = jnp.ones(shape[-2], bool) if live is None else live
     fan_in = jnp.maximum(inputs.sum(), 1) * math.prod(shape[:-2])
-    deviation = scale * jax.lax.rsqrt(fan_in.astype(dtype)) * inputs[:, None]
-    return normal(key, jnp.broadcast_to(deviation, shape))
+    std = scale * jax.lax.rsqrt(fan_in.astype(dtype)) * inputs[:, None]
+    return normal(key, jnp.broadcast_to(std, shape))
   return init
 
 
 class Conv(nn.Module):
   """Convolution, (B, H, W, C) -> (B, H/stride, W/stride, features), padded by (kernel_size - 1) // 2 on each side.
 
-  `init_scale` and `init_bias` are for layers that have to start quietly; they matter to a training from scratch only.
-  `dtype` is that of the computation and of the result, None: that of x.
-  With a `live` that is a NumPy array, only the channels up to the last live one are multiplied, and with
-  `live_outputs` only so many channels are computed, (B, H/stride, W/stride, live_outputs).
+  `init_scale` and `init_bias` set the initial kernel and bias. `dtype` is that of the computation and of the result;
+  None means that of x. If `live` is a NumPy array, only the channels up to the last live one are multiplied. With
+  `live_outputs` only this number of channels is computed, and the result is (B, H/stride, W/stride, live_outputs).
   """
   features: int
   kernel_size: int = 3
@@ -72,10 +71,10 @@ class Conv(nn.Module):
 
 
 class CheckerboardConv(nn.Module):
-  """Convolution that looks at the other parity only, (B, h, w, C) -> (B, h, w, features) (He et al., CVPR 2021).
+  """Convolution over the other parity only, (B, h, w, C) -> (B, h, w, features) (He et al., CVPR 2021).
 
-      . x . x .     Taps (x) are at odd distances, so anchors see non-anchors and non-anchors see anchors. The kernel
-      x . x . x     holds all kernel_size^2 of them, as a plain convolution does; the others are multiplied by zero.
+      . x . x .     Taps (x) are at odd distances: anchors see non-anchors, and non-anchors see anchors. The kernel
+      x . x . x     parameter has all kernel_size^2 taps; a mask sets the others to zero.
       . x . x .
       x . x . x
       . x . x .
@@ -95,7 +94,7 @@ class CheckerboardConv(nn.Module):
 
 
 def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
-  """(B, H, W, C*factor^2) -> (B, H*factor, W*factor, C); channel c*factor^2 + i*factor + j goes to offset (i, j)."""
+  """Move channel c*factor^2 + i*factor + j to offset (i, j), (B, H, W, C*factor^2) -> (B, H*factor, W*factor, C)."""
   b, h, w, c = x.shape
   x = x.reshape(b, h, w, c // factor**2, factor, factor)
   return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * factor, w * factor, c // factor**2)
@@ -106,7 +105,7 @@ class SubpixelConv(nn.Module):
   features: int
   init_scale: float = 1.0
   init_bias: float = 0.0
-  dtype: jax.typing.DTypeLike | None = None  # as of Conv
+  dtype: jax.typing.DTypeLike | None = None  # as in Conv
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -117,22 +116,24 @@ class SubpixelConv(nn.Module):
 class ConvTranspose(nn.Module):
   """Transposed convolution of stride 2, (B, H, W, C) -> (B, 2H, 2W, features).
 
-  Tap (i, j) of the kernel carries x[u, v] to the output at (2u + i - pad, 2v + j - pad), with the padding of the `Conv`
-  that it undoes; in PyTorch, 5x5 has padding 2 and output_padding 1, 4x4 has padding 1, 2x2 none. It is computed as a
-  convolution whose features at a position are a 2x2 cell of the output (Shi et al., arXiv:1609.07009): on CPU nothing
-  multiplies the zeros of a dilated input, `conv2d` has quick gradients for it, and the 3 channels of a picture are 12
-  features to an accelerator. 5x5 becomes 3x3 with 25 of its 36 places taken, 2x2 becomes 1x1 with all of them taken.
+  Tap (i, j) of the kernel maps x[u, v] to the output at (2u + i - pad, 2v + j - pad), where pad is that of a `Conv` of
+  the same kernel size. In PyTorch, 5x5 has padding 2 and output_padding 1, 4x4 has padding 1, and 2x2 has none.
+
+  It is computed as a convolution whose features at a position are a 2x2 cell of the output (Shi et al.,
+  arXiv:1609.07009). On CPU this avoids the zeros of a dilated input, `conv2d` has fast gradients for it, and on
+  accelerators the 3 channels of an image are 12 features. A 5x5 kernel becomes 3x3 with 25 of 36 weights in use; 2x2
+  becomes 1x1 with all in use.
   """
   features: int
   kernel_size: int = 5
   init_scale: float = 1.0
   init_bias: float = 0.0
-  dtype: jax.typing.DTypeLike | None = None  # as of Conv
+  dtype: jax.typing.DTypeLike | None = None  # as in Conv
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     x = x.astype(self.dtype or x.dtype)
-    # An element of the output meets one tap in four, so that the fan-in is a quarter of the nominal one.
+    # An output element sees one tap in four, so the fan-in is a quarter of the nominal one.
     kernel = parameter(self, "kernel", live_lecun_normal(None, 2 * self.init_scale),
                        (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
     bias = parameter(self, "bias", nn.initializers.constant(self.init_bias), (self.features,))
@@ -140,9 +141,10 @@ class ConvTranspose(nn.Module):
 
 
 def subpixel_kernel(kernel: jax.Array) -> jax.Array:
-  """The convolution before a pixel shuffle that is the transposed one of stride 2 of kernel (size, size, C, features).
+  """Return the kernel of a convolution that, before a pixel shuffle, is the transposed convolution of stride 2.
 
-  (n, n, C, 4*features), where n is odd: along a side, tap t and place p of the cell hold tap p + pad + 2 (n // 2 - t).
+  (size, size, C, features) -> (n, n, C, 4*features) with odd n. Along a side, tap t and offset p of the cell have tap
+  p + pad + 2 (n // 2 - t) of the given kernel.
   """
   size, _, c, features = kernel.shape
   pad = padding(size)
@@ -155,8 +157,8 @@ def subpixel_kernel(kernel: jax.Array) -> jax.Array:
 class GDN(nn.Module):
   """Generalized divisive normalization, x / sqrt(beta + gamma x^2), or its inverse (Balle et al., ICLR 2016).
 
-  `beta` and `gamma` are stored as the square roots of their values plus a pedestal, and bounded below, so that they
-  stay positive under any gradient step.
+  The parameters are square roots of beta and gamma plus a pedestal, with a lower bound, so that beta and gamma stay
+  positive after any gradient step.
   """
   inverse: bool = False
 
@@ -174,7 +176,7 @@ class GDN(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-  """Two 3x3 convolutions and a skip connection; (B, H, W, C) -> (B, H, W, features)."""
+  """Two 3x3 convolutions with a skip connection, (B, H, W, C) -> (B, H, W, features)."""
   features: int
 
   @nn.compact
@@ -185,7 +187,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualBlockDown(nn.Module):
-  """(B, H, W, C) -> (B, H/2, W/2, features), with GDN."""
+  """Residual block of stride 2 with GDN, (B, H, W, C) -> (B, H/2, W/2, features)."""
   features: int
 
   @nn.compact
@@ -196,7 +198,7 @@ class ResidualBlockDown(nn.Module):
 
 
 class ResidualBlockUp(nn.Module):
-  """(B, H, W, C) -> (B, 2H, 2W, features), with inverse GDN."""
+  """Residual block of upsampling factor 2 with inverse GDN, (B, H, W, C) -> (B, 2H, 2W, features)."""
   features: int
 
   @nn.compact
@@ -207,10 +209,10 @@ class ResidualBlockUp(nn.Module):
 
 
 class PartialConvBlock(nn.Module):
-  """Residual block that convolves a quarter of its channels; (B, H, W, C) twice, C at least 4.
+  """Residual block with a partial convolution, (B, H, W, C) -> (B, H, W, C), C at least 4 (Li et al., ICCV 2025).
 
-  x + 1x1(leaky_relu(1x1(partial(x)))), 4 C wide inside, where the 3x3 of `partial` sees the first C/4 channels and the
-  others pass (Li et al., ICCV 2025; partial convolution: Chen et al., CVPR 2023)."""
+  x + 1x1(leaky_relu(1x1(partial(x)))) with 4 C hidden channels. `partial` is a 3x3 convolution of the first C/4
+  channels and the identity of the others (Chen et al., CVPR 2023)."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -222,10 +224,10 @@ class PartialConvBlock(nn.Module):
 
 
 class Gate(nn.Module):
-  """u times how much of it passes, sigmoid(1x1(gelu(depthwise 3x3(gelu(1x1(u)))))); (B, H, W, C) twice (MLICv2).
+  """Gate u * sigmoid(1x1(gelu(depthwise 3x3(gelu(1x1(u)))))), (B, H, W, C) -> (B, H, W, C) (MLICv2).
 
-  The gate is `expansion` C wide inside. At the start it lets `opening`, in (0, 1), of everything through. With `norm`
-  it looks at a normalized u."""
+  The hidden width is `expansion` C. The initial sigmoid is `opening`, in (0, 1). With `norm` the input of the
+  convolutions is normalized."""
   expansion: int = 1
   opening: float = RESIDUAL_INIT
   norm: bool = False
@@ -240,7 +242,7 @@ class Gate(nn.Module):
 
 
 class ConvStack(nn.Module):
-  """Convolutions with GELU between them; `features` lists their widths, the last one the output's."""
+  """Convolutions of the widths `features` with GELU between them, (B, H, W, C) -> (B, H, W, features[-1])."""
   features: Sequence[int]
   kernel_size: int = 3
 

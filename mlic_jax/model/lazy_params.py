@@ -1,4 +1,4 @@
-"""Parameters of modules, which are found without asking what they would be at the beginning of a training."""
+"""Parameters of modules, read without tracing their initializers."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,15 @@ from flax import linen as nn
 
 
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
-  """module.param(name, init, shape), for what every slice has: init is traced only where the parameter is made.
+  """Return module.param(name, init, shape), but trace `init` only to create the parameter.
 
-  Flax traces it wherever a module is applied, to compare shapes, which was an eighth of the time that it took to trace
-  a training step. ScopeParamShapeError, as Flax has it, for a parameter of another shape.
+  Flax traces `init` in each application of a module, to compare shapes, which takes an eighth of the time to trace a
+  training step. ScopeParamShapeError, as in Flax, if the stored parameter has another shape.
   """
   if not module.has_variable("params", name):
     return module.param(name, init, shape)
   value = nn.meta.unbox(module.get_variable("params", name))
   if value.shape != shape:
-    assert module.scope is not None  # as it is in a module that is applied
+    assert module.scope is not None  # modules have a scope while they are applied
     raise errors.ScopeParamShapeError(name, module.scope.path_text, shape, value.shape)
   return value

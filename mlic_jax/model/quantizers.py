@@ -1,12 +1,12 @@
-"""Quantizers: what stands for rounding while a codec is trained, estimated or optimized.
+"""Quantizers: functions that stand for rounding in training, bit estimates and latent optimization.
 
-A quantizer is one argument of the walk over the slices and of the codec module. Its function takes what is left of a
-latent when its mean is subtracted, and gives two values that add to the mean again:
+A quantizer is an argument of the scan over the slices and of the codec module. Its function takes the residual (latent
+less its mean) and returns two residuals:
 
-    quantize(residual, draws) -> received    what the decoder gets: the distortion, and all later predictions
-                                 counted     what the bits are counted of
+    quantize(residual, draws) -> received    used by the decoder: in y_hat, and so in all later predictions
+                                 counted     used by the rate: its bits are counted
 
-`draws` are random numbers that `draw` made for it, arrays of the shape of the residual; None without `draw`.
+`draws` are random numbers from `draw`, arrays of the shape of the residual; None without `draw`.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,20 @@ from mlic_jax.model.straight_through import ste_round
 
 
 class Quantizer(NamedTuple):
-  """See the module. `draw(key, shape)` makes a tree of arrays of that shape, for the latent of one picture."""
+  """A stand-in for rounding, see above. `draw(key, shape)` returns arrays of this shape for the latent of an image."""
   quantize: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
   draw: Callable[[jax.Array, tuple[int, ...]], Any] | None = None
 
   def draws(self, key: jax.Array | None, shape: tuple[int, ...], first: jax.Array | int = 0) -> Any:
-    """Random numbers for latents of `shape` (B, ...), each drawn by its place `first` + 0 .. B - 1 in a larger batch;
-    None when the quantizer needs none."""
+    """Return random numbers for latents of `shape` (B, ...), or None if the quantizer draws none.
+
+    Those of image i depend on the key and on its index `first` + i in a larger batch. ValueError without a key."""
     if self.draw is None:
       return None
     if key is None:
-      raise ValueError("this quantizer draws random numbers; wanted a key, None came")
+      raise ValueError("got no key; this quantizer draws random numbers")
     draw = self.draw
-    draw_one = lambda place: draw(jax.random.fold_in(key, place), shape[1:])
+    draw_one = lambda index: draw(jax.random.fold_in(key, index), shape[1:])
     return jax.vmap(draw_one)(first + jnp.arange(shape[0]))
 
 
@@ -48,8 +49,8 @@ def _unit_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)
 
 
-# What a file holds. Its bits have no gradient.
+# Rounding, as in a file. Its bits have no gradient.
 ROUNDING = Quantizer(_round)
-# Training: the rate under uniform noise, the distortion of rounded latents with a straight-through gradient (Minnen &
-# Singh, ICIP 2020, mixed quantization).
+# Mixed quantization of training (Minnen & Singh, ICIP 2020): the rate has uniform noise, and the distortion has rounded
+# latents with a straight-through gradient.
 NOISE = Quantizer(_add_noise, _unit_noise)

@@ -1,4 +1,4 @@
-"""Parts of a codec by name: a file of this package, or an import path of one's own."""
+"""Transforms and contexts by name: a file of this package, or the import path of a custom module."""
 
 import difflib
 import importlib
@@ -13,23 +13,23 @@ from mlic_jax.config import CodecConfig
 
 
 class PartError(ValueError):
-  """A part of a codec that there is not; one line with its name and where it was looked for."""
+  """A transform, context or option of a config that does not exist; one line with its name and the search path."""
 
 
 def available(package: str) -> list[str]:
-  """The names of the files of a package."""
+  """Return the names of the modules of a package."""
   return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 
-def find(name: str, package: str, wanted: tuple[str, ...]) -> ModuleType:
-  """The module of a part.
+def find(name: str, package: str, required: tuple[str, ...]) -> ModuleType:
+  """Import the module of a transform or context.
 
   Args:
-    name: of a file of `package`; or, with a dot in it, an import path, found from the current directory too.
-    package: where the project has such parts, such as "mlic_jax.model.contexts".
-    wanted: names that the module has to have.
+    name: a module of `package`; with a dot, an import path, which may be relative to the current directory.
+    package: the package with such modules, such as "mlic_jax.model.contexts".
+    required: names that the module has to define.
 
-  PartError when there is none, or when it lacks something. What goes wrong inside of it is its own.
+  PartError if there is no such module, or if it lacks a name. Errors inside the module are passed on.
   """
   kind = package.rpartition(".")[2].removesuffix("s")
   if "." in name:
@@ -37,12 +37,12 @@ def find(name: str, package: str, wanted: tuple[str, ...]) -> ModuleType:
       sys.path.append(os.getcwd())
     try:
       missing = importlib.util.find_spec(name) is None
-    except ModuleNotFoundError as error:  # of a package above it
+    except ModuleNotFoundError as error:  # of a parent package
       if not name.startswith(error.name or "?"):
         raise
       missing = True
     if missing:
-      raise PartError(f"{kind} {name!r}: no such module; looked for it in {os.getcwd()} and among what is installed")
+      raise PartError(f"{kind} {name!r}: no such module; looked for it in {os.getcwd()} and in the installed packages")
     module = importlib.import_module(name)
   else:
     if name not in available(package):
@@ -50,33 +50,33 @@ def find(name: str, package: str, wanted: tuple[str, ...]) -> ModuleType:
       raise PartError(f"no {kind} {name!r} in {package.replace('.', '/')}/; the nearest is {near!r}, of "
                       f"{available(package)}; a name with a dot is an import path")
     module = importlib.import_module(f"{package}.{name}")
-  for attribute in wanted:
+  for attribute in required:
     if not hasattr(module, attribute):
-      raise PartError(f"{kind} {name!r}: {module.__file__} has no {attribute}; wanted {', '.join(wanted)}")
+      raise PartError(f"{kind} {name!r}: {module.__file__} has no {attribute}; wanted {', '.join(required)}")
   return module
 
 
 def custom_modules(config: CodecConfig) -> list[str]:
-  """The import paths in a config: modules outside of this package, which building the codec imports."""
+  """Return the import paths in a config: custom modules, which `build` imports."""
   return [name for name in (config.transforms, *config.contexts) if "." in name]
 
 
-def described(module: Any) -> str | None:
-  """A codec module of this package, as it prints; None when a part of it is somebody's own, whose code is not ours."""
+def description(module: Any) -> str | None:
+  """Return the repr of a codec module, as a key of cached executables; None if it has custom modules."""
   return None if custom_modules(module.config) else repr(module)
 
 
 def options(config: CodecConfig, module: ModuleType) -> dict[str, Any]:
-  """The settings of a part: its OPTIONS, with those of `config.options` that it knows in their place."""
+  """Return the OPTIONS of a module, updated by those of `config.options` that it has."""
   own = getattr(module, "OPTIONS", {})
   return own | {name: value for name, value in dict(config.options).items() if name in own}
 
 
 def check_options(config: CodecConfig, modules: list[ModuleType]) -> None:
-  """PartError when a setting of `config.options` is none of any part's, or of another kind than its default."""
+  """Raise a PartError if an option in `config.options` belongs to no module, or has another type than its default."""
   known = {name: default for module in modules for name, default in getattr(module, "OPTIONS", {}).items()}
   for name, value in dict(config.options).items():
     if name not in known:
-      raise PartError(f"options has {name!r}, which no part of this codec reads; they read {sorted(known)}")
-    if (wanted := type(known[name])) in (bool, int) and type(value) is not wanted:
-      raise PartError(f"options has {name}={value!r}; wanted {'True or False' if wanted is bool else 'an integer'}")
+      raise PartError(f"options has {name!r}, which no part of this codec reads; known are {sorted(known)}")
+    if (kind := type(known[name])) in (bool, int) and type(value) is not kind:
+      raise PartError(f"options has {name}={value!r}; wanted {'True or False' if kind is bool else 'an integer'}")

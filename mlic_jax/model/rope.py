@@ -1,4 +1,4 @@
-"""Rotary positions in two dimensions: queries and keys are turned by their places (Su et al., 2021; MLICv2, 3.4.3)."""
+"""Rotary position embeddings in two dimensions (RoPE; Su et al., 2021; MLICv2, section 3.4.3)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,38 +7,38 @@ from flax import linen as nn
 
 from mlic_jax.model.lazy_params import parameter
 
-THETA = 10000.0        # of rows and of columns, to start from
+THETA = 10000.0        # initial base of rows and of columns
 
 
 class Rotary(nn.Module):
-  """x (..., n, heads, d), with row and column of each position in `places` (n, 2) -> the same, turned.
+  """Rotate x (..., n, heads, d) by `positions` (n, 2), which are rows and columns.
 
-  Pair i of dimensions, i and d/2 + i, turns by its row for even i and by its column for odd i, times a frequency that
-  falls from 1 towards 1 / theta. So the scalar product of a query and a key depends on how far apart they are, and not
-  on where. theta is learned, one for rows and one for columns, as its logarithm."""
+  Pair i of dimensions (i and d/2 + i) is rotated by the row for even i and by the column for odd i, times a frequency
+  that falls from 1 to 1 / theta. The scalar product of a query and a key then depends on their offset only. theta is
+  learned as its logarithm, one for rows and one for columns."""
 
   def setup(self):
     self.log_theta = parameter(self, "log_theta", nn.initializers.constant(np.log(THETA)), (2,))
 
-  def __call__(self, x: jax.Array, places: jax.Array) -> jax.Array:
-    return rotated(x, places, self.log_theta)
+  def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    return rotate(x, positions, self.log_theta)
 
 
-def rotated(x: jax.Array, places: jax.Array, log_theta: jax.Array) -> jax.Array:
-  """`Rotary` as a function of its parameters, for use under jax.lax.switch."""
+def rotate(x: jax.Array, positions: jax.Array, log_theta: jax.Array) -> jax.Array:
+  """`Rotary` as a function of its parameters, for jax.lax.switch."""
   pairs = x.shape[-1] // 2
   side, rank = np.arange(pairs) % 2, np.arange(pairs) // 2
-  angles = (places[:, side] * jnp.exp(-rank / ((pairs + 1) // 2) * log_theta[side]))[:, None]
+  angles = (positions[:, side] * jnp.exp(-rank / ((pairs + 1) // 2) * log_theta[side]))[:, None]
   first, second, odd = jnp.split(x, [pairs, 2 * pairs], axis=-1)
   cos, sin = jnp.cos(angles), jnp.sin(angles)
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos, odd], axis=-1)
 
 
 class OutputRotary(nn.Module):
-  """Features x (B, h, w, C), C even, rotated by their absolute positions: the rotary positions of CompressAI's MLICv2.
+  """Rotate features x (B, h, w, C), C even, by their absolute positions, as in MLICv2 of CompressAI.
 
-  Channels 2 i and 2 i + 1 rotate by column * theta_x^-f + row * theta_y^-f with f = 2 i / C. `theta` (2,) holds
-  theta_x and theta_y, which are learned; below 1 they count as 1."""
+  Channels 2 i and 2 i + 1 are rotated by column * theta_x^-f + row * theta_y^-f, with f = 2 i / C. `theta` (2,) has
+  theta_x and theta_y, which are learned; absolute values below 1 count as 1."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

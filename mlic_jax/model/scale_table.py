@@ -1,12 +1,12 @@
-"""The scales that have a row of the coding table. Without jax, so that what only reads a file starts at once."""
+"""Scales of the CDF rows of y. The module does not import jax, so that reading a file starts fast."""
 import numpy as np
 
 SCALE_MIN = 0.11       # as in TFC and CompressAI; a narrower Gaussian has 99.999 % of its mass in one bin
 SCALE_MAX = 256.0
 SCALE_LEVELS = 64
-SCALE_STEP = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_LEVELS - 1)  # of the logarithm, from level to level
+SCALE_STEP = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_LEVELS - 1)  # step of the logarithm between levels
 
 
 def scale_table() -> np.ndarray:
-  """(SCALE_LEVELS,) float32, log-spaced."""
+  """Return the scales (SCALE_LEVELS,) float32, log-spaced."""
   return np.exp(np.linspace(np.log(SCALE_MIN), np.log(SCALE_MAX), SCALE_LEVELS)).astype(np.float32)

@@ -1,18 +1,19 @@
-"""Guided selective compression: a predicted map of the elements that are coded (MLICv2, section 3.4.4, reconstructed).
+"""Guided selective compression: a predicted map of the coded elements (MLICv2, section 3.4.4, reconstructed).
 
-An element that the map leaves out is its mean, and costs nothing. Both sides predict the map, from what they know
-before the pass, so that nothing is sent for it. It learns by itself, as a classifier: which elements lie at least
-`selection_distance` from their means. Nothing else learns from that, and the map learns nothing from the rate.
+Elements that the map skips are their means and cost no bits. Encoder and decoder predict the map before each pass, so
+it is not transmitted. The map is a classifier of the elements that are at least `selection_distance` from their means.
+Its loss trains the map only, and the rate does not train the map.
 
-`selection_widths` of the options are the hidden widths of its networks, one for each pass; (), as it is unless a config
-says otherwise, is a model without a map. An element is left out where its chance of being that far off is below
-`selection_chance`. MLICv2 has a distance of 0.3, by what is known; 0.5 asks for the elements that round to another
-integer than the mean.
-
-CompressAI reads MLICv2 otherwise. With `selection_spatial` the network is CompressAI's, one for both passes of a slice
-with 3x3 convolutions, of one hidden width; `selection_distance` is then the scale from which on an element is coded,
-but for what the network learns. Without `selection_lrp` an element that is left out is exactly its mean, without the
-latent residual prediction. CompressAI codes from an even chance (0.5) on.
+Options:
+  selection_widths     hidden widths of the networks, one network per pass; the default () is a model without a map
+  selection_distance   distance from the mean, as above. MLICv2 has 0.3, as far as is known. With 0.5 the class is the
+                       elements that round to another integer than the mean.
+  selection_chance     an element is skipped if the probability of this distance is lower
+Options for the interpretation of MLICv2 in CompressAI:
+  selection_spatial    one network for both passes of a slice, with 3x3 convolutions and one hidden width;
+                       `selection_distance` is the scale at which an element is coded before training
+  selection_lrp        False: a skipped element is exactly its mean, without the latent residual prediction
+CompressAI has a selection_chance of 0.5.
 """
 import sys
 from collections.abc import Sequence
@@ -31,14 +32,14 @@ from mlic_jax.model.lazy_params import parameter
 
 OPTIONS = dict(selection_widths=(), selection_distance=0.5, selection_chance=0.02, selection_spatial=False,
                selection_lrp=True)
-NAME = "map_"           # begins the names of its modules
-FAR_AT_FIRST = 4.0      # log-odds of an untrained map: everything is coded
-SLOPE_AT_FIRST = 8.0    # of the spatial map: log-odds per unit of the scale, as in CompressAI
-LEFT_OUT = np.int32(-2**31)  # in place of the symbol of an element that is left out, where selection_lrp is off
+PREFIX = "map_"           # of the names of its modules
+INITIAL_LOG_ODDS = 4.0    # log-odds of an untrained map, so that all elements are coded
+INITIAL_SLOPE = 8.0       # log-odds of the spatial map per unit of the scale, as in CompressAI
+SKIPPED_SYMBOL = np.int32(-2**31)  # stands for the symbol of a skipped element without selection_lrp
 
 
 def check(config: CodecConfig) -> None:
-  """ValueError in one line for settings that no map can have."""
+  """Raise a ValueError in one line for invalid options."""
   settings = options(config)
   widths, chance, distance = (settings[f"selection_{name}"] for name in ("widths", "chance", "distance"))
   if not isinstance(widths, tuple) or any(type(width) is not int or width < 1 for width in widths):
@@ -50,63 +51,75 @@ def check(config: CodecConfig) -> None:
   if settings["selection_spatial"] and len(widths) != 1:
     raise ValueError(f"options has selection_spatial with selection_widths={widths}; wanted one width")
   if not (settings["selection_lrp"] or widths):
-    raise ValueError("options has selection_lrp=False without selection_widths, which make the map that it is about")
+    raise ValueError("options has selection_lrp=False without selection_widths, which it needs")
 
 
 def options(config: CodecConfig) -> dict:
-  """{name: value} of OPTIONS, as the config has them."""
+  """Return {name: value} of OPTIONS with the values of the config."""
   return registry.options(config, sys.modules[__name__])
 
 
-def is_of_map(path: tuple) -> bool:
-  """Whether a parameter belongs to a map; `path` as jax.tree_util gives it."""
-  return any(str(getattr(key, "key", "")).startswith(NAME) for key in path)
+def is_map_parameter(path: tuple) -> bool:
+  """Return whether a parameter belongs to a map, given its path from jax.tree_util."""
+  return any(str(getattr(key, "key", "")).startswith(PREFIX) for key in path)
 
 
-def symbol_left_out(config: CodecConfig) -> np.int32:
-  """What stands in place of the symbol of an element that is left out: 0, or LEFT_OUT for the passes to see it."""
-  return np.int32(0) if options(config)["selection_lrp"] else LEFT_OUT
+def skipped_symbol(config: CodecConfig) -> np.int32:
+  """Return the symbol that stands for a skipped element: 0, or SKIPPED_SYMBOL if the passes have to know."""
+  return np.int32(0) if options(config)["selection_lrp"] else SKIPPED_SYMBOL
 
 
 def coded_symbols(config: CodecConfig, symbols: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-  """The symbols of a pass, with 0 for LEFT_OUT, and which are coded; None where the passes need not know."""
+  """Return the symbols of a pass with 0 for SKIPPED_SYMBOL, and the mask of coded ones; None if passes need no mask."""
   if options(config)["selection_lrp"]:
     return symbols, None
-  coded = symbols != LEFT_OUT
+  coded = symbols != SKIPPED_SYMBOL
   return jnp.where(coded, symbols, 0), coded
 
 
 def has_map(config: CodecConfig) -> bool:
-  """Whether a codec predicts which elements are coded."""
+  """Return whether a codec has a selection map."""
   return bool(options(config)["selection_widths"])
 
 
 class SelectionMap(nn.Module):
-  """What says which elements of a pass are coded: those where it is above 0; (B, h, w/2, Cs) log-odds.
+  """Network of the map of one pass, from the prior and its features: (B, h, w/2, Cs), above 0 where coded.
 
-  It sees the features that the prior comes from, and the prior."""
+  The output is the log-odds relative to those of selection_chance."""
   config: CodecConfig
 
   @nn.compact
   def __call__(self, features: Sequence[jax.Array], mean: jax.Array, scale: jax.Array,
                live: jax.Array | np.ndarray) -> jax.Array:
-    """features: packed, (B, h, w/2, ...), of which `live` are not zero for this slice; mean, scale (B, h, w/2, Cs)."""
+    """Return the map.
+
+    Args:
+      features: packed, (B, h, w/2, ...).
+      mean, scale: (B, h, w/2, Cs).
+      live: mask of the channels of `features` that are not zero in this slice.
+    """
     settings = options(self.config)
     inputs = jax.lax.stop_gradient(jnp.concatenate([*features, mean, jnp.log(scale)], axis=-1))
     live = jnp.concatenate([live, jnp.ones(2 * mean.shape[-1], bool)])
     network = ConvStack((*settings["selection_widths"], mean.shape[-1]), kernel_size=1, name="stack")
-    return network(inputs, live) + FAR_AT_FIRST - _log_odds(settings["selection_chance"])
+    return network(inputs, live) + INITIAL_LOG_ODDS - _log_odds(settings["selection_chance"])
 
 
 class SpatialSelectionMap(nn.Module):
-  """CompressAI's map, for both passes of a slice: the log-odds of a pass, (B, h, w/2, Cs), above 0 where coded."""
+  """Network of the map for both passes of a slice, as in CompressAI: (B, h, w/2, Cs), above 0 where coded."""
   config: CodecConfig
 
   @nn.compact
   def __call__(self, side: Sequence[jax.Array], mean: jax.Array, scale: jax.Array, anchors: bool,
                live: jax.Array | np.ndarray) -> jax.Array:
-    """side: features of all positions, (B, h, w, ...), of which `live` are not zero for this slice; mean and scale
-    (B, h, w/2, Cs) of one pass, the scale as the network gives it, without its lower bound."""
+    """Return the map of one pass.
+
+    Args:
+      side: features of all positions, (B, h, w, ...).
+      mean, scale: (B, h, w/2, Cs) of the pass; the scale is the output of the network, without lower bound.
+      anchors: whether this is the pass of the anchors.
+      live: mask of the channels of `side` that are not zero in this slice.
+    """
     settings, cs = options(self.config), mean.shape[-1]
     features, mean, scale = jax.lax.stop_gradient((jnp.concatenate(side, axis=-1), mean, scale))
     hidden, = settings["selection_widths"]
@@ -114,8 +127,8 @@ class SpatialSelectionMap(nn.Module):
     x = jnp.concatenate([Conv(hidden, 1, name="side")(features, live), *wide], axis=-1)
     x = gelu(Conv(hidden, name="conv0")(x))
     x = Conv(cs, 1, name="conv2")(gelu(Conv(hidden, name="conv1")(x)))
-    slope = parameter(self, "slope", nn.initializers.constant(SLOPE_AT_FIRST), ())
-    bias = parameter(self, "pass_bias", nn.initializers.constant(FAR_AT_FIRST), (2, cs))  # of anchors, of the others
+    slope = parameter(self, "slope", nn.initializers.constant(INITIAL_SLOPE), ())
+    bias = parameter(self, "pass_bias", nn.initializers.constant(INITIAL_LOG_ODDS), (2, cs))  # anchors, non-anchors
     log_odds = pack(x, anchors) + slope * (scale - settings["selection_distance"]) + bias[0 if anchors else 1]
     return log_odds - _log_odds(settings["selection_chance"])
 
@@ -125,8 +138,9 @@ def _log_odds(chance: float) -> float:
 
 
 def cross_entropy(config: CodecConfig, residual: jax.Array, keep: jax.Array) -> jax.Array:
-  """What the map learns by, element by element in nats: `keep` are its log-odds over those of selection_chance,
-  `residual` what an element lies from its mean."""
+  """Return the loss of the map in nats per element.
+
+  `keep` is the output of the map, and `residual` the elements less their means."""
   settings = options(config)
   log_odds = keep + _log_odds(settings["selection_chance"])
   far = jnp.abs(jax.lax.stop_gradient(residual)) >= settings["selection_distance"]

@@ -8,7 +8,7 @@ from jax.interpreters import ad, batching, mlir
 
 @jax.custom_jvp
 def ste_round(x: jax.Array) -> jax.Array:
-  """Rounds half to even. The derivative is that of the identity (straight-through; Theis et al., ICLR 2017)."""
+  """Round half to even, with the derivative of the identity (straight-through; Theis et al., ICLR 2017)."""
   return jnp.round(x)
 
 
@@ -17,14 +17,14 @@ ste_round.defjvp(lambda primals, tangents: (jnp.round(primals[0]), tangents[0]))
 
 @jax.custom_jvp
 def lower_bound(x: jax.Array, bound: float) -> jax.Array:
-  """max(x, bound), whose gradient also passes below the bound where a descent step would raise x (as in CompressAI).
+  """Return max(x, bound) with a gradient below the bound where a descent step increases x, as in CompressAI.
 
-  In forward mode the derivative is that of max: it is 0 below the bound."""
+  In forward mode the derivative is that of max, which is 0 below the bound."""
   return jnp.maximum(x, bound)
 
 
-# The tangent where the mask is True and 0 elsewhere. It is a primitive for the sake of its transpose, which lets
-# negative cotangents through everywhere: a descent step subtracts them.
+# The tangent where the mask is True, and 0 elsewhere. It is a primitive because its transpose passes negative
+# cotangents everywhere: a descent step subtracts them.
 _masked_p = Primitive("lower_bound_tangent")
 lower_bound.defjvps(lambda tangent, _, x, bound: _masked_p.bind(x >= bound, tangent), None)
 

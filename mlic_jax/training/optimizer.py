@@ -47,7 +47,7 @@ def is_quantiles(path: tuple, _=None) -> bool:
 def is_frozen(config, path: tuple, _=None) -> bool:
   """Whether a training of config leaves a parameter as it is: with trained="map", all but those of the map of coded
   elements (model/selection_map.py)."""
-  return config.get("trained", "all") == "map" and not selection_map.is_of_map(path)
+  return config.get("trained", "all") == "map" and not selection_map.is_map_parameter(path)
 
 
 def is_kernel(path: tuple, p: Any) -> bool:

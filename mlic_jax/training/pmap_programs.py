@@ -41,7 +41,7 @@ def _scan_unroll(config) -> int:
 
 def described(config, model, teacher=None) -> str | None:
   """What a step of `config` and `model` is traced from, for programs on disk; None when it is more than that."""
-  if teacher is not None or registry.described(model) is None or "." in config.distortion:
+  if teacher is not None or registry.description(model) is None or "." in config.distortion:
     return None
   fields = flatten(config_to_dict(config))
   return repr((sorted((name, value) for name, value in fields.items() if name not in LOCAL_FIELDS), model))

@@ -30,7 +30,7 @@ def start_from(checkpoint: str, state: TrainState, model: CodecConfig) -> TrainS
 
 def with_map(params: dict, fresh: dict) -> dict:
   """`params`, with the maps of `fresh` in slices that have none (model/selection_map.py)."""
-  steps = {name: of_part for name, of_part in fresh["slices"]["steps"].items() if name.startswith(selection_map.NAME)}
+  steps = {name: of_part for name, of_part in fresh["slices"]["steps"].items() if name.startswith(selection_map.PREFIX)}
   return params | {"slices": {"steps": steps | params["slices"]["steps"]}}
 
 

@@ -20,7 +20,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
 from mlic_jax.metrics import ms_ssim_8bit, mse
 from mlic_jax.model.quantizers import ROUNDING, Quantizer
-from mlic_jax.model.soft_rounding import ADVANTAGES, annealed
+from mlic_jax.model.soft_rounding import LOG_ODDS, annealed
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=("channel",),
                     channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
@@ -46,7 +46,7 @@ def trained(codec, training):
 
 # --- relaxations ---------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind", ADVANTAGES)
+@pytest.mark.parametrize("kind", LOG_ODDS)
 def test_a_cold_relaxation_chooses_the_nearer_integer_and_a_hot_one_does_not_always(kind):
   v = jnp.linspace(-3, 3, 1000) + 0.001
   clear = np.abs(v - jnp.round(v)) < 0.45
@@ -69,7 +69,7 @@ def test_the_upper_integer_is_chosen_as_often_as_the_paper_says(kind, chance):
   assert above.mean() == pytest.approx(expected, abs=0.012)
 
 
-@pytest.mark.parametrize("kind", ADVANTAGES)
+@pytest.mark.parametrize("kind", LOG_ODDS)
 def test_the_gradient_of_a_relaxation_is_finite_and_never_negative(kind):
   v = jnp.concatenate([jnp.linspace(-2, 2, 401), jnp.array([0.0, 1.0, -1.0])])
   slope = jax.vmap(jax.grad(lambda v: annealed(kind, 0.3).quantize(v, 0.1)[0]))(v)

@@ -33,7 +33,7 @@ from mlic_jax.coding.portable_cdf import (
 )
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
-from mlic_jax.model.likelihoods import scale_index, scale_place
+from mlic_jax.model.likelihoods import scale_index, scale_level
 from mlic_jax.model.scale_table import SCALE_LEVELS, SCALE_MAX, SCALE_MIN, SCALE_STEP, scale_table
 from mlic_jax.model.slices import Prior
 
@@ -68,12 +68,12 @@ def margin_left(positions, margins, grid):
 def test_the_ceiling_of_a_position_is_the_row():
   """Away from the levels, where the float32 of the logarithm decides."""
   scales = np.exp(np.linspace(np.log(SCALE_MIN), np.log(2 * SCALE_MAX), 100_001)).astype(np.float32)
-  positions = np.asarray(jax.jit(scale_place)(scales))
+  positions = np.asarray(jax.jit(scale_level)(scales))
   inside = np.abs(positions - np.rint(positions)) > 1e-4
   assert inside.mean() > 0.999
   margins = np.asarray(scale_index(jnp.asarray(scales)))
   np.testing.assert_array_equal(np.minimum(np.ceil(positions[inside]), SCALE_LEVELS - 1), margins[inside])
-  levels = np.asarray(jax.jit(scale_place)(scale_table()))
+  levels = np.asarray(jax.jit(scale_level)(scale_table()))
   np.testing.assert_allclose(levels, np.arange(SCALE_LEVELS), atol=2e-5)
   assert abs(levels[0]) < 2e-6
 
@@ -155,7 +155,7 @@ def test_errors_below_the_margin_give_the_same_rows_where_a_grid_is_safe(
 def as_pass(scales, means):
   """Table positions and means (1, 1, w, Cs), from lists of the same lengths."""
   scales, means = (np.float32(values)[None, None] for values in (scales, means))
-  return np.asarray(scale_place(scales)), np.broadcast_to(means, scales.shape)
+  return np.asarray(scale_level(scales)), np.broadcast_to(means, scales.shape)
 
 
 def test_the_margin_of_a_large_scale_is_epsilon_and_none_is_above_the_maximum():

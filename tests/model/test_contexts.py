@@ -36,10 +36,10 @@ def made(name: str, options: tuple = ()):
   """A context, its output and its variables at slice 1, and its `apply`."""
   context = contexts.make_context(name, dataclasses.replace(CONFIG, options=options))
   # Not compiled as a whole: contexts have most operations in common.
-  return context, *context.init_with_output(jax.random.key(0), refs(k=1)), context.apply
+  return context, *context.init_with_output(jax.random.key(0), inputs_of(k=1)), context.apply
 
 
-def refs(k: int, h: int = 4, w: int = 8, seed: int = 0) -> contexts.ContextInputs:
+def inputs_of(k: int, h: int = 4, w: int = 8, seed: int = 0) -> contexts.ContextInputs:
   cs, rng = CONFIG.slice_channels, np.random.default_rng(seed)
   live = np.arange(CONFIG.M) < k * cs
   decoded = jnp.asarray(rng.normal(size=(2, h, w, CONFIG.M)) * live, jnp.float32)
@@ -60,7 +60,7 @@ def test_a_context_keeps_h_and_w_and_returns_its_features(name, options):
 
 @every_context
 def test_a_context_treats_the_pictures_of_a_batch_apart(name, options):
-  (_, _, variables, apply), both, other = made(name, options), refs(k=2), refs(k=2, seed=1)
+  (_, _, variables, apply), both, other = made(name, options), inputs_of(k=2), inputs_of(k=2, seed=1)
   fields = "hyper", "decoded", "previous", "anchor"
   changed = both._replace(**{field: getattr(both, field).at[1].set(getattr(other, field)[1]) for field in fields})
   out, then = apply(variables, both), apply(variables, changed)
@@ -70,7 +70,7 @@ def test_a_context_treats_the_pictures_of_a_batch_apart(name, options):
 
 @every_context
 def test_what_a_context_needs_is_what_it_looks_at(name, options):
-  (context, _, variables, apply), before, other = made(name, options), refs(k=2), refs(k=2, seed=1)
+  (context, _, variables, apply), before, other = made(name, options), inputs_of(k=2), inputs_of(k=2, seed=1)
   out = apply(variables, before)
   for need, fields in (("decoded", ("decoded", "previous")), ("anchor", ("anchor",))):
     changed = apply(variables, before._replace(**{field: getattr(other, field) for field in fields}))
@@ -79,7 +79,7 @@ def test_what_a_context_needs_is_what_it_looks_at(name, options):
 
 def nonanchors_that_hear(name: str, row: int, column: int, options: tuple = ()) -> np.ndarray:
   """(h, w/2) bool: packed non-anchors whose features change with the anchor of this slice at (row, column)."""
-  (_, _, variables, apply), before = made(name, options), refs(k=2)
+  (_, _, variables, apply), before = made(name, options), inputs_of(k=2)
   after = before._replace(anchor=before.anchor.at[:, row, column].add(1.0))
   return np.abs(apply(variables, after) - apply(variables, before)).max((0, -1)) > 0
 
@@ -102,14 +102,14 @@ def test_an_intra_slice_global_context_carries_an_anchor_everywhere(name, option
 
 
 def test_what_the_hyperprior_has_anywhere_reaches_every_place_of_the_first_slice():
-  (_, _, variables, apply), before = made("global_intra_hyper"), refs(k=0)
+  (_, _, variables, apply), before = made("global_intra_hyper"), inputs_of(k=0)
   after = before._replace(hyper=before.hyper.at[:, 1, 2, CONFIG.M:].add(1.0))
   assert (np.abs(apply(variables, after) - apply(variables, before)).max((0, -1)) > 0).all()
 
 
 def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighborhood():
   context = contexts.make_context("global_intra_softmax", CONFIG)
-  before, other = (refs(k=2, h=2, w=2, seed=seed) for seed in (0, 1))
+  before, other = (inputs_of(k=2, h=2, w=2, seed=seed) for seed in (0, 1))
   variables = context.init(jax.random.key(0), before)
   out = context.apply(variables, before)
   np.testing.assert_array_equal(out, context.apply(variables, before._replace(anchor=other.anchor)))
@@ -118,7 +118,7 @@ def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighborhoo
 
 @pytest.mark.parametrize("name", [n for n in contexts.available() if n.startswith("global_inter_") and "adj" not in n])
 def test_inter_slice_heads_of_undecoded_slices_are_silent(name):
-  (_, _, initial, apply), now = made(name), refs(k=1)
+  (_, _, initial, apply), now = made(name), inputs_of(k=1)
   rng = np.random.default_rng(0)
   # As a training could leave them: at initialization, kernels of undecoded channels are zero whoever speaks to them.
   variables = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), initial)
@@ -134,7 +134,7 @@ def test_inter_slice_heads_of_undecoded_slices_are_silent(name):
 
 
 def test_the_adjacent_context_takes_its_values_from_nonanchors_of_the_previous_slice():
-  (_, _, variables, apply), before, other = made("global_inter_adjacent"), refs(k=2), refs(k=2, seed=1)
+  (_, _, variables, apply), before, other = made("global_inter_adjacent"), inputs_of(k=2), inputs_of(k=2, seed=1)
   silent = jax.tree.map(jnp.copy, variables)  # all scores are equal, so that only the values count
   silent["params"]["queries"] = jax.tree.map(jnp.zeros_like, silent["params"]["queries"])
   mask = anchor_mask(4, 8)[..., None]
@@ -151,7 +151,7 @@ def test_an_unknown_context_is_refused_with_the_nearest_name():
 
 def test_rotary_positions_in_slices_of_too_few_channels_are_refused():
   few = dataclasses.replace(CONFIG, M=12, contexts=("local_attention",), options=dict(rotary=True))
-  with pytest.raises(ValueError, match="^M / num_slices = 4 channels a slice; rotary positions want 8 or more$"):
+  with pytest.raises(ValueError, match="^M / num_slices = 4 channels per slice; rotary positions want 8 or more$"):
     build(few)
 
 

@@ -37,8 +37,8 @@ class Context(nn.Module):
     return options(self.config, here)["hyper_features"]
 
   @nn.compact
-  def __call__(self, refs):
-    return Conv(self.features, 1, name="conv")(refs.hyper)
+  def __call__(self, inputs):
+    return Conv(self.features, 1, name="conv")(inputs.hyper)
 """
 TRANSFORMS = """
 import jax
@@ -125,7 +125,7 @@ def test_a_context_that_needs_nothing_but_hyper_speaks_in_both_passes_of_every_s
     params = jax.tree.map(lambda p: p, variables["params"])
     (context,) = [name for name in params["slices"]["steps"] if name.startswith("contexts_")]
     params["slices"]["steps"][context]["conv"]["kernel"] = kernel
-    coded = build(config).apply({"params": params}, hyper, y, method=lambda m, *args: m.slices.walk(*args))
+    coded = build(config).apply({"params": params}, hyper, y, method=lambda m, *args: m.slices.scan(*args))
     return np.asarray(coded.mean)
 
   (context,) = [name for name in variables["params"]["slices"]["steps"] if name.startswith("contexts_")]

@@ -39,7 +39,7 @@ def test_predict_gives_what_the_codec_gives(variables):
   assert np.abs(coded.y_hat - (np.round(y - coded.mean) + coded.mean)).max() <= 0.5
 
 
-def test_a_quantizer_of_ones_own_stands_for_rounding_in_the_walk_and_in_the_codec():
+def test_a_quantizer_of_ones_own_stands_for_rounding_in_the_scan_and_in_the_codec():
   variables, rng = random_variables(SMALL), np.random.default_rng(0)
   y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (SMALL.M, 2 * SMALL.M))
   nothing = Quantizer(lambda residual, _: (residual, residual))

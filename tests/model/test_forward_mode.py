@@ -126,8 +126,8 @@ def test_every_context_can_be_differentiated_forward_over_reverse(name):
   y, hyper = (jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (16, 32))
   slices = Slices(config)
   zeros = jnp.zeros(hyper.shape), jnp.zeros(y.shape)
-  params = jax.eval_shape(lambda: slices.init(jax.random.key(0), *zeros, method="walk"))
-  bits = lambda params, hyper, y: slices.apply(params, hyper, y, NOISE, y, method="walk").bits.sum()
+  params = jax.eval_shape(lambda: slices.init(jax.random.key(0), *zeros, method="scan"))
+  bits = lambda params, hyper, y: slices.apply(params, hyper, y, NOISE, y, method="scan").bits.sum()
   trace_forward_over_reverse(bits, params, hyper, y)
 
 

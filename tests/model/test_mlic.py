@@ -1,4 +1,4 @@
-"""Claims about the parts of the model that are not the slice walk."""
+"""Claims about the parts of the model that are not the scan over slices."""
 
 import jax
 import jax.numpy as jnp
@@ -118,9 +118,9 @@ def test_a_fraction_of_a_quality_is_the_geometric_mean_of_its_gains(variables):
 
 
 def test_a_missing_quality_and_a_size_that_is_no_multiple_are_refused(variables, x):
-  with pytest.raises(ValueError, match=r"wants a quality in 1\.\.3, none came"):
+  with pytest.raises(ValueError, match=r"got no quality; a variable-rate codec wants one in 1\.\.3"):
     build(TINY).apply(variables, x)
-  with pytest.raises(ValueError, match="60x128, height and width have to be multiples of 64"):
+  with pytest.raises(ValueError, match="60x128; height and width have to be multiples of 64"):
     build(TINY).apply(variables, x[:, :60], 1.0)
 
 
@@ -206,7 +206,7 @@ def test_a_bad_config_is_refused_with_what_came_and_what_was_wanted(fields, mess
 
 
 def test_widths_that_the_transforms_cannot_be_built_of_are_refused():
-  with pytest.raises(ValueError, match="three widths are wanted"):
+  with pytest.raises(ValueError, match="wanted three widths"):
     build(CodecConfig(widths=(8, 8)))
 
 

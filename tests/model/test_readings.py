@@ -30,7 +30,7 @@ def normal(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def refs(config, k, h=4, w=6, traced=False):
+def inputs_of(config, k, h=4, w=6, traced=False):
   """What a context of slice k sees; `traced` as under jax.jit, where k is not known."""
   cs = config.slice_channels
   live = np.arange(config.M) < k * cs
@@ -56,12 +56,13 @@ def test_heads_have_so_many_channels_as_nearly_as_they_are_equal(slice_channels,
 def test_a_slice_whose_index_is_traced_has_the_heads_of_that_slice(name, head_channels, rotary):
   config = dataclasses.replace(SMALL, options=dict(head_channels=head_channels, rotary=rotary))
   context = contexts.make_context(name, config)
-  variables = context.init(jax.random.key(0), refs(config, 2, traced=True))
-  run = jax.jit(lambda refs: context.apply(variables, refs))
+  variables = context.init(jax.random.key(0), inputs_of(config, 2, traced=True))
+  run = jax.jit(lambda inputs: context.apply(variables, inputs))
   for k in 1, 2:
-    np.testing.assert_allclose(run(refs(config, k, traced=True)), context.apply(variables, refs(config, k)), atol=1e-5)
+    traced, known = run(inputs_of(config, k, traced=True)), context.apply(variables, inputs_of(config, k))
+    np.testing.assert_allclose(traced, known, atol=1e-5)
   by_slice = contexts.make_context(name, dataclasses.replace(config, options=dict(rotary=rotary)))
-  given = refs(config, 2)
+  given = inputs_of(config, 2)
   assert not np.allclose(by_slice.apply(variables, given), context.apply(variables, given), atol=1e-3)
 
 
@@ -80,7 +81,7 @@ def test_a_query_that_sees_no_key_takes_the_mean_of_all_by_a_setting():
 def test_the_window_that_is_hidden_may_have_a_side_of_its_own(hidden):
   """As if window_size, which nothing else here reads, had that size."""
   context = lambda **fields: contexts.make_context("global_intra_softmax", dataclasses.replace(SMALL, **fields))
-  given, by_setting, by_window = refs(SMALL, 1, h=6, w=8), context(options=dict(hidden_window=hidden)), context(
+  given, by_setting, by_window = inputs_of(SMALL, 1, h=6, w=8), context(options=dict(hidden_window=hidden)), context(
       window_size=hidden) if hidden > 1 else None
   variables = by_setting.init(jax.random.key(0), given)
   out = by_setting.apply(variables, given)
@@ -104,7 +105,7 @@ def test_a_context_of_anchors_alone_does_not_widen_the_network_of_the_others():
 @pytest.mark.parametrize("scales", [False, True])
 def test_the_guide_is_the_half_of_the_hyper_features_that_the_setting_says(name, scales):
   config = dataclasses.replace(SMALL, options=dict(guide_scales=scales))
-  context, given = contexts.make_context(name, config), refs(SMALL, 0)
+  context, given = contexts.make_context(name, config), inputs_of(SMALL, 0)
   variables = context.init(jax.random.key(0), given)
   changes = []
   for half in (slice(None, SMALL.M), slice(SMALL.M, None)):
@@ -121,7 +122,7 @@ def test_plain_convolutions_see_anchors_at_every_distance_that_masked_ones_do_no
   """An even number of steps leads from an anchor to anchors; a plain kernel also has such taps."""
   for plain in False, True:
     config = dataclasses.replace(SMALL, options=dict(plain_convolutions=plain))
-    context, given = contexts.make_context("local_stacked", config), refs(SMALL, 1, h=8, w=8)
+    context, given = contexts.make_context("local_stacked", config), inputs_of(SMALL, 1, h=8, w=8)
     variables = context.init(jax.random.key(0), given)
     changed = given.anchor.copy()
     changed[:, 3, 4] += 1.0
@@ -178,7 +179,7 @@ def mapped(tmp_path_factory):
 def test_what_is_left_out_is_its_mean_exactly_and_what_is_coded_is_not(mapped, photograph):
   x = photograph[None, :64, :64] / np.float32(255)
   coded = build(MAPPED).apply(mapped.variables, *build(MAPPED).apply(mapped.variables, x, 2.0, method="analyze"),
-                              method=lambda m, y, z: m.slices.walk(m.hyper(m.round_z(z)), y))
+                              method=lambda m, y, z: m.slices.scan(m.hyper(m.round_z(z)), y))
   kept = np.asarray(coded.keep) > 0
   assert 0.2 < kept.mean() < 0.8
   np.testing.assert_array_equal(np.asarray(coded.y_hat)[~kept], np.asarray(coded.mean)[~kept])

@@ -29,16 +29,16 @@ MAPPED = dataclasses.replace(PLAIN, options=dict(selection_widths=(4,)))
 
 
 def variables_of(config: CodecConfig, bias: float) -> dict:
-  """Random ones, with so much added to the log-odds of the maps, which are around FAR_AT_FIRST without."""
+  """Random ones, with so much added to the log-odds of the maps, which are around INITIAL_LOG_ODDS without."""
   def shift(path, leaf):
-    if not (selection_map.is_of_map(path) and path[-2].key == "conv1"):
+    if not (selection_map.is_map_parameter(path) and path[-2].key == "conv1"):
       return leaf
     return leaf + np.float32(bias) if path[-1].key == "bias" else leaf * 30
   return jax.tree_util.tree_map_with_path(shift, random_variables(config))
 
 
 CHANCE = selection_map.OPTIONS["selection_chance"]
-HALF = variables_of(MAPPED, np.log(CHANCE / (1 - CHANCE)) - selection_map.FAR_AT_FIRST)
+HALF = variables_of(MAPPED, np.log(CHANCE / (1 - CHANCE)) - selection_map.INITIAL_LOG_ODDS)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def share_left_out(codec, photograph) -> float:
 
 def test_a_model_without_a_map_has_none_of_its_parameters():
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(random_variables(PLAIN))]
-  assert not any(map(selection_map.is_of_map, paths)) and not selection_map.has_map(PLAIN)
-  of_maps = [path for path, _ in jax.tree_util.tree_leaves_with_path(HALF) if selection_map.is_of_map(path)]
+  assert not any(map(selection_map.is_map_parameter, paths)) and not selection_map.has_map(PLAIN)
+  of_maps = [path for path, _ in jax.tree_util.tree_leaves_with_path(HALF) if selection_map.is_map_parameter(path)]
   assert len(of_maps) == 2 * 2 * 2  # passes, layers, kernel and bias
 
 
@@ -73,7 +73,7 @@ def test_what_a_map_leaves_out_is_its_mean_and_costs_nothing(photograph):
 
 
 def without_maps(params: dict) -> dict:
-  steps = {name: part for name, part in params["slices"]["steps"].items() if not name.startswith(selection_map.NAME)}
+  steps = {name: part for name, part in params["slices"]["steps"].items() if not name.startswith(selection_map.PREFIX)}
   return params | {"slices": {"steps": steps}}
 
 
@@ -90,7 +90,7 @@ def test_the_map_alone_learns_by_its_loss_and_by_nothing_else(photograph):
     of_map = gradients[1]
     for key in path:
       of_map = of_map[key.key]
-    assert not np.any(of_rd if selection_map.is_of_map(path) else of_map), path
+    assert not np.any(of_rd if selection_map.is_map_parameter(path) else of_map), path
   norm = lambda tree: sum(float(jnp.abs(each).sum()) for each in jax.tree.leaves(tree))
   assert norm(gradients[0]) > 0 and norm(gradients[1]) > 0
 
@@ -202,7 +202,7 @@ def test_a_map_is_added_to_the_parameters_of_a_model_without_one():
   both = with_map(params, HALF["params"])
   jax.tree.map(np.testing.assert_array_equal, without_maps(both), params)
   own = lambda tree: {name: part for name, part in tree["slices"]["steps"].items()
-                      if name.startswith(selection_map.NAME)}
+                      if name.startswith(selection_map.PREFIX)}
   jax.tree.map(np.testing.assert_array_equal, own(both), own(HALF["params"]))
   jax.tree.map(np.testing.assert_array_equal, with_map(HALF["params"], params), HALF["params"])
 
@@ -231,7 +231,7 @@ def test_a_training_of_the_map_leaves_all_else_as_it_is_to_the_bit(photograph):
     after = trained
     for key in path:
       after = after[key.key]
-    assert np.array_equal(after, before) != selection_map.is_of_map(path), path
+    assert np.array_equal(after, before) != selection_map.is_map_parameter(path), path
   assert losses[-1] < 0.9 * losses[0]
 
 

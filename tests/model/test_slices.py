@@ -1,4 +1,4 @@
-"""Claims about the slice walk: causality, and one computation for training, encoder and decoder."""
+"""Claims about the scan over slices: causality, and one computation for training, encoder and decoder."""
 
 import functools
 
@@ -112,7 +112,7 @@ def test_the_scan_and_the_single_passes_reconstruct_the_same():
   config = CONFIGS[0]
   variables = random_variables(config)
   model, (hyper, y) = build(config), latents(config, seed=3)
-  y_hat, y_bits, *_ = model.apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
+  y_hat, y_bits, *_ = model.apply(variables, hyper, y, method=lambda m, *args: m.slices.scan(*args))
   state, cs = model.apply(variables, hyper, method="initial_state"), config.slice_channels
   for k in range(config.num_slices):
     symbols = lambda prior, anchors: jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
@@ -128,57 +128,57 @@ def test_slices_that_do_not_arrive_are_their_means_at_no_cost():
   config = CONFIGS[0]
   variables, (hyper, y) = random_variables(config), latents(config, seed=7)
   cs = config.slice_channels
-  walk = lambda y, arrived: build(config).apply(
-      variables, hyper, y, ROUNDING, None, arrived, method=lambda m, *args: m.slices.walk(*args))
-  whole, part = walk(y, None), walk(y, jnp.array([1]))
+  scan = lambda y, arrived: build(config).apply(
+      variables, hyper, y, ROUNDING, None, arrived, method=lambda m, *args: m.slices.scan(*args))
+  whole, part = scan(y, None), scan(y, jnp.array([1]))
   np.testing.assert_array_equal(part.bits[..., cs:], 0)
   np.testing.assert_allclose(part.bits[..., :cs], whole.bits[..., :cs], atol=1e-4)
   np.testing.assert_allclose(part.y_hat[..., :cs], whole.y_hat[..., :cs], atol=1e-5)
   assert np.all(np.abs(part.y_hat - part.mean)[..., cs:] <= 0.5 + 1e-5)  # the residual prediction is on top
-  other = walk(np.concatenate([y[..., :cs], -y[..., cs:]], axis=-1), jnp.array([1]))
+  other = scan(np.concatenate([y[..., :cs], -y[..., cs:]], axis=-1), jnp.array([1]))
   np.testing.assert_array_equal(other.y_hat, part.y_hat)
 
 
 @functools.cache
-def trained_walk(unroll: int):
-  """y with its noise, and the walk of training over it."""
+def training_scan(unroll: int):
+  """y with its noise, and the training scan over it."""
   config = CONFIGS[0]
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
   model = build(config, scan_unroll=unroll)
-  return y + noise, model.apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.walk(*args))
+  return y + noise, model.apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.scan(*args))
 
 
 def test_unrolling_changes_nothing_but_the_schedule():
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trained_walk(1)[1], trained_walk(3)[1])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), training_scan(1)[1], training_scan(3)[1])
 
 
 def test_the_rate_of_training_is_that_of_the_latent_with_its_noise():
-  noisy, coded = trained_walk(3)
+  noisy, coded = training_scan(3)
   np.testing.assert_allclose(coded.bits, gaussian_bits(noisy, coded.mean, coded.scale), atol=1e-3)
 
 
-def test_leaving_out_what_is_not_decoded_yet_changes_neither_the_walk_nor_its_gradient():
+def test_leaving_out_what_is_not_decoded_yet_changes_neither_the_scan_nor_its_gradient():
   config = CodecConfig(M=8, num_slices=2, **SMALL)
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
 
-  def walk_and_gradient(unroll):
+  def scan_and_gradient(unroll):
     model = build(config, scan_unroll=unroll)
-    run = lambda m, *args: m.slices.walk(*args)
-    walk = lambda params: model.apply({"params": params}, hyper, y, NOISE, noise, method=run)
-    bits = lambda params: ((coded := walk(params)).bits.sum() + coded.y_hat.sum(), coded)
+    run = lambda m, *args: m.slices.scan(*args)
+    scan = lambda params: model.apply({"params": params}, hyper, y, NOISE, noise, method=run)
+    bits = lambda params: ((coded := scan(params)).bits.sum() + coded.y_hat.sum(), coded)
     return jax.jit(jax.value_and_grad(bits, has_aux=True), compiler_options=COMPILE_QUICKLY)(variables["params"])
 
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
-  jax.tree.map(close, walk_and_gradient(0), walk_and_gradient(1))
+  jax.tree.map(close, scan_and_gradient(0), scan_and_gradient(1))
 
 
 def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():
   config = CONFIGS[2]  # without residual prediction, so that y_hat of the last pass is y alone
   variables, (hyper, y) = random_variables(config), latents(config, seed=6)
-  walk = lambda y: build(config).apply(variables, hyper, y, method=lambda m, *args: m.slices.walk(*args))
+  scan = lambda y: build(config).apply(variables, hyper, y, method=lambda m, *args: m.slices.scan(*args))
   last = np.zeros((*SHAPE, config.M), bool)
   last[..., -config.slice_channels:] = ~np.asarray(anchor_mask(*SHAPE[1:]))[..., None]
-  np.testing.assert_array_equal(jax.grad(lambda y: walk(y).bits.sum())(y)[last], 0)
-  np.testing.assert_allclose(jax.grad(lambda y: walk(y).y_hat.sum())(y)[last], 1, atol=1e-6)
+  np.testing.assert_array_equal(jax.grad(lambda y: scan(y).bits.sum())(y)[last], 0)
+  np.testing.assert_allclose(jax.grad(lambda y: scan(y).y_hat.sum())(y)[last], 1, atol=1e-6)

@@ -135,15 +135,15 @@ def test_parameters_and_multiplications_are_those_of_the_published_layers(name, 
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(transforms="elic", widths=(8, 8, 8)), "widths=(8, 8, 8), which the transforms 'elic' do not read; () is"),
-    (dict(transforms="elic", synthesis_width=8), "synthesis_width=8, which the transforms 'elic' do not read; 0 is"),
-    (dict(transforms="hpcm", synthesis_width=8), "synthesis_width=8, which the transforms 'hpcm' do not read; 0 is"),
+    (dict(transforms="elic", widths=(8, 8, 8)), "widths=(8, 8, 8), which the transforms 'elic' do not read; wanted ()"),
+    (dict(transforms="elic", synthesis_width=8), "synthesis_width=8, which the transforms 'elic' do not read; wanted 0"),
+    (dict(transforms="hpcm", synthesis_width=8), "synthesis_width=8, which the transforms 'hpcm' do not read; wanted 0"),
     (dict(transforms="token_mixing", synthesis_width=8), "synthesis_width=8, which the transforms 'token_mixing' do"),
     (dict(transforms="token_mixing", options=dict(token_expansion=0)), "token_expansion=0; wanted 1 or more"),
     (dict(transforms="token_mixing", options=dict(token_expansion=1.5)), "token_expansion=1.5; wanted an integer"),
-    (dict(transforms="elic", N=1), "N=1 and M=320, at least 2 each are wanted"),
-    (dict(transforms="hpcm", widths=(3, 8, 8)), "widths=(3, 8, 8), at least 4 each are wanted"),
-    (dict(transforms="hpcm", widths=(8, 8)), "three widths are wanted")])
+    (dict(transforms="elic", N=1), "N=1 and M=320; wanted at least 2 each"),
+    (dict(transforms="hpcm", widths=(3, 8, 8)), "widths=(3, 8, 8); wanted at least 4 each"),
+    (dict(transforms="hpcm", widths=(8, 8)), "wanted three widths")])
 def test_a_config_that_transforms_cannot_be_built_of_is_refused_in_one_line(fields, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     build(CodecConfig(**fields))

@@ -131,7 +131,7 @@ def test_two_models_of_which_a_program_takes_the_same_parameters(folder, monkeyp
   z = np.zeros((1, 1, 1, TINY.N), np.float32)
   for config in (TINY, other, TINY):
     variables = random_variables(config)
-    round_z = shape_cache.ShapeCache(jit_functions.round_z._function, size=3, module=0, describe=registry.described)
+    round_z = shape_cache.ShapeCache(jit_functions.round_z._function, size=3, module=0, describe=registry.description)
     symbols, finite = round_z(build(config), variables, z, z)
     assert finite and symbols.shape == z.shape
   assert len(programs(folder)) == 2
@@ -308,9 +308,9 @@ def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monke
 
 
 def test_a_part_of_ones_own_is_never_kept():
-  assert registry.described(build(TINY)) == repr(build(TINY)) != registry.described(build(CodecConfig()))
+  assert registry.description(build(TINY)) == repr(build(TINY)) != registry.description(build(CodecConfig()))
   for own in dict(contexts=["mlic_jax.model.contexts.channel"]), dict(transforms="mlic_jax.model.transforms.elic"):
-    assert registry.described(build(TINY.from_dict(TINY.to_dict() | own))) is None  # by import paths
+    assert registry.description(build(TINY.from_dict(TINY.to_dict() | own))) is None  # by import paths
 
 
 def test_a_training_step_comes_back_with_the_names_of_its_figures(folder, config):

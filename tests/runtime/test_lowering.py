@@ -126,12 +126,12 @@ def test_parts_of_a_batch_are_a_loop_that_is_unrolled_on_cpu(config):
 
 
 @pytest.mark.parametrize("scan_unroll, loops_on_cpu, loops_elsewhere", [(0, 0, 2), (1, 2, 2), (3, 0, 0)])
-def test_the_gradient_of_the_walk_alone_is_a_loop_but_on_cpu(scan_unroll, loops_on_cpu, loops_elsewhere):
+def test_the_gradient_of_the_scan_alone_is_a_loop_but_on_cpu(scan_unroll, loops_on_cpu, loops_elsewhere):
   config = CodecConfig.from_dict(dict(SMALL, contexts=(), lrp_widths=()))
   y, hyper = np.ones((1, 4, 4, 12), np.float32), np.ones((1, 4, 4, 24), np.float32)
   slices = Slices(config, scan_unroll)
-  params = jax.eval_shape(lambda: slices.init(jax.random.key(0), hyper, y, method="walk"))
-  bits = lambda params, quantizer: slices.apply(params, hyper, y, quantizer, y, method="walk").bits.sum()
+  params = jax.eval_shape(lambda: slices.init(jax.random.key(0), hyper, y, method="scan"))
+  bits = lambda params, quantizer: slices.apply(params, hyper, y, quantizer, y, method="scan").bits.sum()
   loops = lambda quantizer, platform: len(named(kept(jax.make_jaxpr(jax.grad(bits), static_argnums=1)(
       params, quantizer), platform), "scan"))
   assert loops(NOISE, "cpu") == loops_on_cpu and loops(NOISE, "tpu") == loops_elsewhere
@@ -139,7 +139,7 @@ def test_the_gradient_of_the_walk_alone_is_a_loop_but_on_cpu(scan_unroll, loops_
     assert loops(ROUNDING, "cpu") == loops(ROUNDING, "tpu") == 2
 
 
-def test_a_step_that_is_told_how_to_walk_is_not_traced_twice():
+def test_a_step_that_is_told_how_to_scan_is_not_traced_twice():
   told = StandIn(CodecConfig(N=4, M=8, num_slices=2), scan_unroll=1)
   assert unrolled_and_rolled(told) == (told, told)
   at_once, rolled = unrolled_and_rolled(StandIn(CodecConfig(N=4, M=8, num_slices=2)))

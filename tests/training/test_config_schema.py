@@ -28,7 +28,7 @@ def refused(reader, file, rest, tmp_path, capsys) -> str:
     ("c.model.contexts = ('foo',)", "no context 'foo'"),
     ("c.model.contexts = ('channel', 'channel')", "different names are wanted"),
     ("c.model.transforms = 'foo'", "no transform 'foo'"),
-    ("c.model.widths = (1, 2, 3, 4)", "widths are wanted"),
+    ("c.model.widths = (1, 2, 3, 4)", "wanted two widths"),
     ("c = None + 1", "TypeError"),
     ("c.model = 3", "model"),
     ("c = 5", "wanted a function get_config() that returns a ConfigDict")])

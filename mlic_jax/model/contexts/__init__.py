@@ -1,17 +1,16 @@
-"""Contexts: what a slice may look at. One file each; a config names them by file name.
+"""Contexts of the entropy model. Each file is one context, and a config selects contexts by file name.
 
-A name with a dot is an import path, so that a context of one's own need not lie here. A context is a linen module
-`Context(config)` with
-  needs        what must be decoded before it can speak: ("decoded",) the earlier slices, ("anchor",) the anchors of
-               this slice, or both. It takes part in every pass where that is known: those that need the anchors speak
-               to the non-anchors only, those that need earlier slices are silent for the first slice.
-  features     how many channels it returns.
-  first_slice_only   optional; True for one that speaks of the first slice alone.
-  anchors_only optional; True for one that takes part in the passes of anchors alone. It needs no anchors.
-  __call__     refs -> (B, h, w, features), or, when it needs the anchors, (B, h, w/2, features) for the non-anchors,
-               packed as checkerboard.pack does.
-Where it has settings of its own, the file has OPTIONS, a dict of their names and defaults; see parts.options. Where
-there are configs that it cannot be built of, it has check(config), which raises ValueError in one line.
+A name with a dot is the import path of a custom context. A context is a linen module `Context(config)` with
+  needs        required inputs: ("decoded",) the earlier slices, ("anchor",) the anchors of this slice, both, or ().
+               Contexts that need anchors run in the pass of non-anchors only. Contexts that need earlier slices are
+               inactive in the first slice.
+  features     number of output channels.
+  first_slice_only   optional; True for a context that is active in the first slice only.
+  anchors_only optional; True for a context of the passes of anchors only. It must not need anchors.
+  __call__     ContextInputs -> (B, h, w, features). With "anchor" in `needs` the result is (B, h, w/2, features) for
+               the non-anchors, packed by checkerboard.pack.
+A module with options has OPTIONS, a dict of names and defaults; see registry.options. A module that does not support
+all configs has check(config), which raises a ValueError in one line.
 """
 
 from types import ModuleType
@@ -26,47 +25,47 @@ from mlic_jax.model import registry
 
 
 class ContextInputs(NamedTuple):
-  """What is known when a pass of slice k begins. k may be traced."""
+  """Inputs of the contexts in a pass of slice k. k may be traced."""
   k: jax.Array | int
-  hyper: jax.Array          # (B, h, w, 2M) from h_s: M channels about scales, then M about means
-  decoded: jax.Array        # (B, h, w, M) y_hat of slices 0..k-1, zeros beyond
+  hyper: jax.Array          # (B, h, w, 2M) from h_s: M channels for scales, then M for means
+  decoded: jax.Array        # (B, h, w, M) y_hat of slices 0..k-1, zeros in the others
   live: jax.Array | np.ndarray   # (M,) bool, True on the channels of slices 0..k-1; a NumPy array when k is an int
   previous: jax.Array       # (B, h, w, Cs) y_hat of slice k-1, zeros for k = 0
   anchor: jax.Array | None  # (B, h, w, Cs) y_hat of slice k on its anchors, zeros elsewhere; None in the anchor pass
 
   @property
   def num_live(self) -> int | None:
-    """How many channels are decoded, where that is known while tracing, and something is; None: as many as `live`."""
+    """Number of decoded channels if it is positive and known while tracing, else None."""
     return int(self.live.sum()) or None if isinstance(self.live, np.ndarray) else None
 
 
-def hyper_guide(config: CodecConfig, refs: ContextInputs, scales: bool) -> jax.Array:
-  """(B, h, w, M): the half of the hyper features about means, or that about scales."""
-  return refs.hyper[..., :config.M] if scales else refs.hyper[..., config.M:]
+def hyper_guide(config: CodecConfig, inputs: ContextInputs, scales: bool) -> jax.Array:
+  """Return the hyper features for means, or those for scales, (B, h, w, M)."""
+  return inputs.hyper[..., :config.M] if scales else inputs.hyper[..., config.M:]
 
 
 def is_active(context: nn.Module, k: jax.Array | int) -> jax.Array | bool:
-  """Whether a context says something in the passes of slice k."""
+  """Return whether a context is active in slice k."""
   if getattr(context, "first_slice_only", False):
     return k == 0
   return k > 0 if "decoded" in context.needs else True
 
 
 def is_anchors_only(context: nn.Module) -> bool:
-  """Whether a context takes part in the passes of anchors alone."""
+  """Return whether a context runs in the passes of anchors only."""
   return getattr(context, "anchors_only", False)
 
 
 def available() -> list[str]:
-  """The names that need no path: the modules of this folder."""
+  """Return the names of the contexts of this package."""
   return registry.available(__name__)
 
 
 def find(name: str) -> ModuleType:
-  """The module of the context of that name; PartError when there is none."""
+  """Return the module of a context. PartError for an unknown name."""
   return registry.find(name, __name__, ("Context",))
 
 
 def make_context(name: str, config: CodecConfig) -> nn.Module:
-  """The context of that name; PartError when there is none."""
+  """Build a context. PartError for an unknown name."""
   return find(name).Context(config)

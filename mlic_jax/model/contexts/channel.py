@@ -9,7 +9,7 @@ from mlic_jax.model.layers import ConvStack
 
 
 class Context(nn.Module):
-  """What slices 0..k-1 say about slice k at and around the same position."""
+  """Features of slices 0..k-1 around each position, (B, h, w, M) -> (B, h, w, features)."""
   config: CodecConfig
   needs = ("decoded",)
 
@@ -18,5 +18,5 @@ class Context(nn.Module):
     return 2 * self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: ContextInputs) -> jax.Array:
-    return ConvStack((*self.config.channel_widths, self.features), name="convs")(refs.decoded, refs.live)
+  def __call__(self, inputs: ContextInputs) -> jax.Array:
+    return ConvStack((*self.config.channel_widths, self.features), name="convs")(inputs.decoded, inputs.live)

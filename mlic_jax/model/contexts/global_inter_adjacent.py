@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
-from mlic_jax.model.attention import nonanchor_features, one_parity, softmax_attention, turns
+from mlic_jax.model.attention import nonanchor_features, project_parity, rotations, softmax_attention
 from mlic_jax.model.contexts import ContextInputs
 
 OPTIONS, check = attention.OPTIONS, attention.check
@@ -13,11 +13,11 @@ NUM_HEADS = 2
 
 
 class Context(nn.Module):
-  """What slice k-1 says about the non-anchors of slice k: (B, h, w, Cs) twice -> (B, h, w/2, features).
+  """Attention over slice k-1 for the non-anchors of slice k, two (B, h, w, Cs) -> (B, h, w/2, features).
 
-  Slice k itself would have to ask, but its non-anchors are not known yet; its anchors stand for them. They ask, the
-  anchors of slice k-1 are the keys, and its non-anchors, beside those anchors, are the values. What an anchor gets is
-  for the non-anchor at the same packed position, its neighbor in the row.
+  Queries are the anchors of slice k, because its non-anchors are not decoded yet. Keys are the anchors of slice k-1,
+  and values are its non-anchors. The result of an anchor belongs to the non-anchor at the same packed position, which
+  is its neighbor in the row.
   """
   config: CodecConfig
   needs = ("decoded", "anchor")
@@ -27,12 +27,12 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: ContextInputs) -> jax.Array:
-    assert refs.anchor is not None  # it is in what this context needs
-    h, w = refs.anchor.shape[1:3]
-    q = one_parity("queries", refs.anchor, anchors=True)
-    k = one_parity("keys", refs.previous, anchors=True)
-    v = one_parity("values", refs.previous, anchors=False)
-    turn = turns(self.config, h, w)(True)
-    attended = softmax_attention(q, k, v, NUM_HEADS, turn_q=turn, turn_k=turn)
+  def __call__(self, inputs: ContextInputs) -> jax.Array:
+    assert inputs.anchor is not None  # "anchor" is in `needs`
+    h, w = inputs.anchor.shape[1:3]
+    q = project_parity("queries", inputs.anchor, anchors=True)
+    k = project_parity("keys", inputs.previous, anchors=True)
+    v = project_parity("values", inputs.previous, anchors=False)
+    rotate = rotations(self.config, h, w)(True)
+    attended = softmax_attention(q, k, v, NUM_HEADS, rotate_q=rotate, rotate_k=rotate)
     return nonanchor_features(self.config, attended, h, w)

@@ -7,9 +7,9 @@ OPTIONS, check = global_inter_linear.OPTIONS, global_inter_linear.check
 
 
 class Context(global_inter_linear.Context):
-  """What slices 0..k-1 say about slice k from anywhere in the picture: (B, h, w, M) -> (B, h, w, features).
+  """Attention over all positions of slices 0..k-1 for slice k, (B, h, w, M) -> (B, h, w, features).
 
-  The same parts as in MLIC++ but for the attention, whose time is quadratic in the number of positions (its memory is
-  not).
+  It differs from MLIC++ in the attention only, whose time is quadratic in the number of positions. Its memory is
+  linear.
   """
   attention = staticmethod(softmax_attention)

@@ -1,9 +1,11 @@
 """Global context of the first slice, guided by the hyperprior (MLICv2, section 3.4.1, reconstructed).
 
-In later slices, who resembles whom is taken from the slice before (global_intra_linear.py). For the first one the
-hyperprior stands for it: the half of it about means, the nearest to y that there is. What is not known is what is
-carried from one to the other; the setting `hyper_values` has both readings. The setting `guide_scales` takes the half
-about scales in place of that about means, as CompressAI does.
+In later slices the attention weights come from the previous slice (global_intra_linear.py). In the first slice they
+come from the hyper features for means, which are nearest to y. The paper does not say which values are attended to.
+
+Options:
+  hyper_values   True: the values are hyper features. False: they are the anchors of the slice.
+  guide_scales   use the hyper features for scales instead of those for means, as in CompressAI
 """
 
 import sys
@@ -14,7 +16,14 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
-from mlic_jax.model.attention import Projection, linear_attention, nonanchor_features, one_parity, refined, turns
+from mlic_jax.model.attention import (
+  Projection,
+  linear_attention,
+  nonanchor_features,
+  project_parity,
+  rotate_and_reweight,
+  rotations,
+)
 from mlic_jax.model.checkerboard import pack, unpack
 from mlic_jax.model.contexts import ContextInputs, hyper_guide
 from mlic_jax.model.layers import Conv, Gate
@@ -25,11 +34,11 @@ NUM_HEADS = 2
 
 
 class Context(nn.Module):
-  """What far places say about slice 0; it says nothing of others.
+  """Attention over distant positions for slice 0; inactive in other slices.
 
-  With `hyper_values`, what the hyperprior has elsewhere, for both passes: each parity asks, the other has the keys and
-  the values; (B, h, w, 2M) -> (B, h, w, features). Without, what the anchors of slice 0 are, for its non-anchors:
-  these ask, by the hyperprior, and the anchors have the keys, by the same, and the values -> (B, h, w/2, features).
+  With `hyper_values` queries of each parity attend to keys and values of the other parity, all from the hyper features,
+  for both passes: (B, h, w, 2M) -> (B, h, w, features). Without it non-anchors attend to anchors. Queries and keys are
+  hyper features, and values are the anchors of slice 0: -> (B, h, w/2, features).
   """
   config: CodecConfig
   first_slice_only = True
@@ -43,31 +52,31 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: ContextInputs) -> jax.Array:
-    guide = hyper_guide(self.config, refs, options(self.config, sys.modules[__name__])["guide_scales"])
+  def __call__(self, inputs: ContextInputs) -> jax.Array:
+    guide = hyper_guide(self.config, inputs, options(self.config, sys.modules[__name__])["guide_scales"])
     if not self.needs:
       return self._of_hyper(guide)
-    assert refs.anchor is not None  # it is in what this context needs
-    return self._of_anchors(guide, refs.anchor)
+    assert inputs.anchor is not None  # "anchor" is in `needs`
+    return self._of_anchors(guide, inputs.anchor)
 
   def _of_hyper(self, guide: jax.Array) -> jax.Array:
     b, h, w, _ = guide.shape
     q, k, v = (Projection(name=name)(guide) for name in ("queries", "keys", "values"))
-    turn = turns(self.config, h, w)
+    rotate = rotations(self.config, h, w)
     x: jax.Array | float = 0.0
-    for asking in (True, False):
+    for anchors_query in (True, False):
       of = lambda t, anchors: pack(t, anchors).reshape(b, h * w // 2, -1)
-      attended = linear_attention(of(q, asking), of(k, not asking), of(v, not asking), NUM_HEADS,
-                                  turn(asking), turn(not asking))
-      x = x + unpack(attended.reshape(b, h, w // 2, -1), asking)
+      attended = linear_attention(of(q, anchors_query), of(k, not anchors_query), of(v, not anchors_query), NUM_HEADS,
+                                  rotate(anchors_query), rotate(not anchors_query))
+      x = x + unpack(attended.reshape(b, h, w // 2, -1), anchors_query)
     out = Conv(self.features, name="reprojection")(jnp.asarray(x))
-    return refined(self.config, out + Gate(name="gate")(nn.LayerNorm(name="norm")(out)))
+    return rotate_and_reweight(self.config, out + Gate(name="gate")(nn.LayerNorm(name="norm")(out)))
 
   def _of_anchors(self, guide: jax.Array, anchor: jax.Array) -> jax.Array:
     h, w = anchor.shape[1:3]
     guide = Conv(self.config.slice_channels, 1, name="guide")(guide)
-    q = one_parity("queries", guide, anchors=False)
-    k = one_parity("keys", guide, anchors=True)
-    v = one_parity("values", anchor, anchors=True)
-    turn = turns(self.config, h, w)
-    return nonanchor_features(self.config, linear_attention(q, k, v, NUM_HEADS, turn(False), turn(True)), h, w)
+    q = project_parity("queries", guide, anchors=False)
+    k = project_parity("keys", guide, anchors=True)
+    v = project_parity("values", anchor, anchors=True)
+    rotate = rotations(self.config, h, w)
+    return nonanchor_features(self.config, linear_attention(q, k, v, NUM_HEADS, rotate(False), rotate(True)), h, w)

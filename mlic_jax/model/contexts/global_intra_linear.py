@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
-from mlic_jax.model.attention import linear_attention, nonanchor_features, one_parity, turns
+from mlic_jax.model.attention import linear_attention, nonanchor_features, project_parity, rotations
 from mlic_jax.model.contexts import ContextInputs
 
 OPTIONS, check = attention.OPTIONS, attention.check
@@ -13,10 +13,10 @@ NUM_HEADS = 2
 
 
 class Context(nn.Module):
-  """What far anchors of slice k say about its non-anchors.
+  """Attention over the anchors of slice k for its non-anchors, two (B, h, w, Cs) -> (B, h, w/2, features).
 
-  Who resembles whom is taken from the previous slice, where both parities are known: its non-anchors ask, its anchors
-  are the keys; the values are the anchors of this slice.
+  The attention weights come from the previous slice, where both parities are decoded: queries are its non-anchors, keys
+  are its anchors. Values are the anchors of slice k.
   """
   config: CodecConfig
   needs = ("decoded", "anchor")
@@ -26,11 +26,11 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: ContextInputs) -> jax.Array:
-    assert refs.anchor is not None  # it is in what this context needs
-    h, w = refs.anchor.shape[1:3]
-    q = one_parity("queries", refs.previous, anchors=False)
-    k = one_parity("keys", refs.previous, anchors=True)
-    v = one_parity("values", refs.anchor, anchors=True)
-    turn = turns(self.config, h, w)
-    return nonanchor_features(self.config, linear_attention(q, k, v, NUM_HEADS, turn(False), turn(True)), h, w)
+  def __call__(self, inputs: ContextInputs) -> jax.Array:
+    assert inputs.anchor is not None  # "anchor" is in `needs`
+    h, w = inputs.anchor.shape[1:3]
+    q = project_parity("queries", inputs.previous, anchors=False)
+    k = project_parity("keys", inputs.previous, anchors=True)
+    v = project_parity("values", inputs.anchor, anchors=True)
+    rotate = rotations(self.config, h, w)
+    return nonanchor_features(self.config, linear_attention(q, k, v, NUM_HEADS, rotate(False), rotate(True)), h, w)

@@ -1,4 +1,4 @@
-"""Overlapped window checkerboard attention (MLIC+, section 3): what the anchors around a non-anchor say about it."""
+"""Overlapped window checkerboard attention (MLIC+, section 3) over the anchors around each non-anchor."""
 
 import sys
 
@@ -11,7 +11,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.kernels.padding import zero_pad
 from mlic_jax.model import attention
 from mlic_jax.model.activation import gelu
-from mlic_jax.model.checkerboard import anchor_mask, places
+from mlic_jax.model.checkerboard import anchor_mask, positions
 from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.lazy_params import parameter
 from mlic_jax.model.registry import options
@@ -19,22 +19,22 @@ from mlic_jax.model.rope import Rotary
 
 OPTIONS, check = {"rotary": False}, attention.check
 NUM_HEADS = 2
-HIDDEN = -100.0  # added to the score of a pair that must not meet, as in the authors' code
+HIDDEN = -100.0  # added to the score of a masked pair, as in the authors' code
 
 
 def relative_position_index(size: int) -> np.ndarray:
-  """(size^2, size^2) row of the table of (2 size - 1)^2 biases, for each query and key of a window."""
-  place = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(-1, 2)
-  offset = place[:, None] - place[None, :] + size - 1
+  """Return (size^2, size^2) indices into the table of (2 size - 1)^2 biases for each query and key of a window."""
+  position = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(-1, 2)
+  offset = position[:, None] - position[None, :] + size - 1
   return offset[..., 0] * (2 * size - 1) + offset[..., 1]
 
 
 def nonanchor_windows(x: jax.Array, size: int) -> jax.Array:
-  """(..., h, w, C) -> (..., h, w/2, size^2, C): the window around each non-anchor, zeros outside. w is even.
+  """Return the window around each non-anchor, (..., h, w, C) -> (..., h, w/2, size^2, C), zero-padded. w is even.
 
-  A TPU is slow at reading every second position. So the picture is taken apart once, by the parities of row and column,
-  and windows are slices of its parts, for the non-anchors of even rows and for those of odd ones: first the rows of a
-  window, then of these its columns, which are 4 size slices in all."""
+  Strided reads are slow on TPUs. The input is therefore split once by the parities of row and column. Windows are
+  slices of these four parts, for the non-anchors of even rows and for those of odd rows: first the rows of a window,
+  then its columns, 4 size slices in total."""
   *batch, h, w, c = x.shape
   around, odd, rows, columns = size // 2, h % 2, (h + 1) // 2, w // 2
   padded = zero_pad(x, (around, around + odd), (around, around))
@@ -48,11 +48,11 @@ def nonanchor_windows(x: jax.Array, size: int) -> jax.Array:
 
 
 class Context(nn.Module):
-  """Self-attention inside the window around each non-anchor, joined by a convolution over the window.
+  """Self-attention in the window around each non-anchor, followed by a convolution over the window.
 
-  All positions of a window ask; anchors attend to anchors only. A non-anchor holds no latent yet, but its place in the
-  window has a learned bias towards every other place. Outside the picture queries, keys and values are zero. With the
-  setting `rotary`, queries and keys are turned by their places in the window, and there is no bias.
+  All positions of a window are queries, and anchors attend to anchors only. Non-anchors are zero, but each pair of
+  positions in the window has a learned bias. Outside the image queries, keys and values are zero. With the option
+  `rotary` queries and keys are rotated by their positions in the window, and there is no bias.
   """
   config: CodecConfig
   needs = ("anchor",)
@@ -62,22 +62,22 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: ContextInputs) -> jax.Array:
-    assert refs.anchor is not None  # it is in what this context needs
-    size, (b, h, w, c) = self.config.window_size, refs.anchor.shape
+  def __call__(self, inputs: ContextInputs) -> jax.Array:
+    assert inputs.anchor is not None  # "anchor" is in `needs`
+    size, (b, h, w, c) = self.config.window_size, inputs.anchor.shape
     rotary = options(self.config, sys.modules[__name__])["rotary"]
-    is_anchor = nonanchor_windows(anchor_mask(h, w)[..., None], size)[..., 0]       # (h, w/2, place)
+    is_anchor = nonanchor_windows(anchor_mask(h, w)[..., None], size)[..., 0]       # (h, w/2, position)
     hidden = is_anchor[..., :, None] & ~is_anchor[..., None, :]                     # (h, w/2, query, key)
 
-    qkv = nn.Dense(3 * c, name="qkv")(nn.LayerNorm(epsilon=1e-5, name="norm1")(refs.anchor))
-    # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS. The heads are parted before the windows
-    # are made of them, which are size^2 times as large.
+    qkv = nn.Dense(3 * c, name="qkv")(nn.LayerNorm(epsilon=1e-5, name="norm1")(inputs.anchor))
+    # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS. The heads are split before the windows,
+    # which are size^2 times larger.
     qkv = qkv.reshape(b, h, w, 3, c // NUM_HEADS, NUM_HEADS).swapaxes(-2, -1).reshape(b, h, w, 3 * c)
     windows = nonanchor_windows(qkv, size).reshape(b, h, w // 2, size**2, 3, NUM_HEADS, c // NUM_HEADS)
     q, k, v = (windows[..., i, :, :] for i in range(3))
     if rotary:
-      turn, window = Rotary(name="rotary"), places(size, size, None)
-      q, k = (turn(t, window) for t in (q, k))
+      rotate, window = Rotary(name="rotary"), positions(size, size, None)
+      q, k = (rotate(t, window) for t in (q, k))
     scores = jnp.einsum("byxqhd,byxkhd->byxhqk", q * (c // NUM_HEADS)**-0.5, k)
     if not rotary:
       table = parameter(self, "relative_position_table", nn.initializers.truncated_normal(0.02),

@@ -1,4 +1,4 @@
-"""Checkerboard convolution (He et al., CVPR 2021): the baseline of the local contexts."""
+"""Checkerboard convolution (He et al., CVPR 2021), the baseline of the local contexts."""
 
 import jax
 from flax import linen as nn
@@ -10,7 +10,7 @@ from mlic_jax.model.layers import CheckerboardConv
 
 
 class Context(nn.Module):
-  """What the anchors around a non-anchor say about it, by one convolution: (B, h, w, Cs) -> (B, h, w/2, features)."""
+  """Convolution over the anchors around each non-anchor, (B, h, w, Cs) -> (B, h, w/2, features)."""
   config: CodecConfig
   needs = ("anchor",)
 
@@ -19,7 +19,7 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: ContextInputs) -> jax.Array:
-    assert refs.anchor is not None  # it is in what this context needs
-    x = CheckerboardConv(self.features, self.config.window_size, name="conv")(refs.anchor)
+  def __call__(self, inputs: ContextInputs) -> jax.Array:
+    assert inputs.anchor is not None  # "anchor" is in `needs`
+    x = CheckerboardConv(self.features, self.config.window_size, name="conv")(inputs.anchor)
     return pack(x, anchors=False)

@@ -1,7 +1,7 @@
 """Stacked checkerboard convolutions (MLIC, section 3, on the enhanced checkerboard context).
 
-Setting:
-  plain_convolutions   convolutions without the mask of a checkerboard, slice_channels wide inside, as in CompressAI
+Option:
+  plain_convolutions   convolutions without checkerboard mask, with slice_channels hidden channels, as in CompressAI
 """
 
 import sys
@@ -16,14 +16,14 @@ from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.layers import CheckerboardConv, ConvStack
 from mlic_jax.model.registry import options
 
-# Each convolution carries what one parity knows to the other; after an odd number it has left the anchors and
-# arrives at the non-anchors, from three times as far as by one convolution.
+# Each convolution maps one parity to the other. An odd number maps anchors to non-anchors, and three have three times
+# the reach of one.
 NUM_CONVS = 3
 OPTIONS = {"plain_convolutions": False}
 
 
 class Context(nn.Module):
-  """What the anchors around a non-anchor say about it, by convolutions: (B, h, w, Cs) -> (B, h, w/2, features)."""
+  """Convolutions over the anchors around each non-anchor, (B, h, w, Cs) -> (B, h, w/2, features)."""
   config: CodecConfig
   needs = ("anchor",)
 
@@ -32,9 +32,9 @@ class Context(nn.Module):
     return self.config.context_ratio * self.config.slice_channels
 
   @nn.compact
-  def __call__(self, refs: ContextInputs) -> jax.Array:
-    assert refs.anchor is not None  # it is in what this context needs
-    x, config = refs.anchor, self.config
+  def __call__(self, inputs: ContextInputs) -> jax.Array:
+    assert inputs.anchor is not None  # "anchor" is in `needs`
+    x, config = inputs.anchor, self.config
     if options(config, sys.modules[__name__])["plain_convolutions"]:
       widths = (config.slice_channels,) * (NUM_CONVS - 1) + (self.features,)
       return pack(ConvStack(widths, config.window_size, name="convs")(x), anchors=False)

@@ -1,14 +1,14 @@
-"""Transforms: g_a and g_s, between image and latent. One file each; a config names them by file name.
+"""Transforms g_a and g_s, between image and latent. Each file is one pair, and a config selects it by file name.
 
 A file has
-  STRIDE                    pixels of the picture per position of y, along each side
+  STRIDE                    pixels of the image per position of y, along each side
   Analysis(config, remat)   g_a: x (B, H, W, 3) in [0, 1] -> y (B, H/STRIDE, W/STRIDE, M)
   Synthesis(config, remat)  g_s: y_hat (B, h, w, M) -> x_hat (B, STRIDE h, STRIDE w, 3), not clipped
-                            both in the dtype of their input, but for the last layer, which should give float32
-  activation_floats_per_pixel(config)  of the widest layer of the two, for the memory estimate; ValueError,
-                            in one line, for a config that the transforms cannot be built of
-  OPTIONS                   where it has settings of its own: a dict of their names and defaults; see parts.options
-A name with a dot is an import path, so that transforms of one's own need not lie here.
+                            both compute in the dtype of their input; the last layer should return float32
+  activation_floats_per_pixel(config)  activations of the widest layer, in floats per pixel of the image, for the
+                            memory estimate; ValueError in one line for a config that the transforms do not support
+  OPTIONS                   optional; a dict of names and defaults of options; see registry.options
+A name with a dot is the import path of custom transforms.
 """
 
 from types import ModuleType
@@ -16,29 +16,31 @@ from types import ModuleType
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import registry
 
-WANTED = ("STRIDE", "Analysis", "Synthesis", "activation_floats_per_pixel")
+REQUIRED = ("STRIDE", "Analysis", "Synthesis", "activation_floats_per_pixel")
 
 
 def available() -> list[str]:
-  """The names that need no path: the modules of this folder."""
+  """Return the names of the transforms of this package."""
   return registry.available(__name__)
 
 
 def find(name: str) -> ModuleType:
-  """The transforms of that name; PartError when there are none."""
-  return registry.find(name, __name__, WANTED)
+  """Return the module of the transforms. PartError for an unknown name."""
+  return registry.find(name, __name__, REQUIRED)
 
 
 def three_widths(config: CodecConfig, default: tuple[int, int, int]) -> tuple[int, ...]:
-  """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths or the default. ValueError for another number."""
+  """Return channels at 1/2, 1/4 and 1/8 of the resolution: config.widths or the default.
+
+  ValueError if there are not three widths."""
   if len(config.widths) not in (0, 3):
-    raise ValueError(f"widths={config.widths}, three widths are wanted (at 1/2, 1/4 and 1/8) or ()")
+    raise ValueError(f"got widths={config.widths}; wanted three widths (at 1/2, 1/4 and 1/8) or ()")
   return config.widths or default
 
 
-def refuse_unread(config: CodecConfig, *names: str) -> None:
-  """ValueError when a field that the transforms of `config` do not read is not at its default."""
+def check_unused_fields(config: CodecConfig, *names: str) -> None:
+  """Raise a ValueError if a field that the transforms of `config` do not read differs from its default."""
   for name in names:
     value, default = getattr(config, name), getattr(CodecConfig, name)
     if value != default:
-      raise ValueError(f"{name}={value}, which the transforms {config.transforms!r} do not read; {default} is wanted")
+      raise ValueError(f"got {name}={value}, which the transforms {config.transforms!r} do not read; wanted {default}")

@@ -1,8 +1,7 @@
-"""The transforms of the papers: the residual ones of Cheng et al. (CVPR 2020) without attention, as simplified there.
+"""Transforms of the papers: the residual transforms of Cheng et al. (CVPR 2020) in the simplified version of MLIC.
 
-The last convolutions are float32 also where the others are bfloat16, whose step is 2 in a y above 256 and a whole level
-in the bright half of x_hat. With `remat` the gradient computes the insides of every block again instead of keeping
-them.
+The last convolutions are float32 even if the others are bfloat16, whose rounding step is 2 for y above 256, and one
+gray level in the bright half of x_hat. `remat` rematerializes the blocks in the gradient.
 """
 
 import jax
@@ -17,26 +16,26 @@ STRIDE = 16
 
 
 def widths(config: CodecConfig) -> tuple[int, ...]:
-  """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or N each."""
+  """Return channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or N each."""
   return three_widths(config, (config.N,) * 3)
 
 
 def activation_floats_per_pixel(config: CodecConfig) -> float:
-  """Of the widest layer: the first one in most models, at half of the resolution."""
+  """Return the activations of the widest layer in floats per pixel of the image."""
   return max(width / 4**(i + 1) for i, width in enumerate(widths(config)))
 
 
 class Transform(nn.Module):
-  """What both directions share. Other transforms may have other blocks (token_mixing.py)."""
+  """Base class of g_a and g_s. Subclasses may override `blocks` (token_mixing.py)."""
   config: CodecConfig
   remat: bool = False
 
-  def again(self, kind: type[nn.Module]) -> type[nn.Module]:
+  def maybe_remat(self, kind: type[nn.Module]) -> type[nn.Module]:
     return nn.remat(kind) if self.remat else kind
 
   def blocks(self, x: jax.Array, width: int, name: str) -> jax.Array:
-    """What comes after each resampling, and first in g_s: (B, H, W, C) -> (B, H, W, width)."""
-    return self.again(ResidualBlock)(width, name=name)(x)
+    """Apply the blocks after a resampling, or before the first one of g_s, (B, H, W, C) -> (B, H, W, width)."""
+    return self.maybe_remat(ResidualBlock)(width, name=name)(x)
 
 
 class Analysis(Transform):
@@ -45,7 +44,7 @@ class Analysis(Transform):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i, width in enumerate(widths(self.config)):
-      x = self.again(ResidualBlockDown)(width, name=f"down{i}")(x)
+      x = self.maybe_remat(ResidualBlockDown)(width, name=f"down{i}")(x)
       x = self.blocks(x, width, f"block{i}")
     return Conv(self.config.M, stride=2, dtype=jnp.float32, name="out")(x)
 
@@ -57,7 +56,7 @@ class Synthesis(Transform):
   def __call__(self, y_hat: jax.Array) -> jax.Array:
     x = self.blocks(y_hat, self.config.synthesis_width or self.config.M, "block0")
     for i, width in enumerate(reversed(widths(self.config))):
-      x = self.again(ResidualBlockUp)(width, name=f"up{i}")(x)
+      x = self.maybe_remat(ResidualBlockUp)(width, name=f"up{i}")(x)
       x = self.blocks(x, width, f"block{i + 1}")
-    # A training starts from gray.
+    # Initial images are gray.
     return SubpixelConv(3, init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="out")(x)

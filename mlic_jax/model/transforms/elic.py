@@ -1,9 +1,9 @@
-"""The transforms of ELIC (He et al., CVPR 2022): 5x5 strided convolutions, residual bottlenecks, two attention blocks.
+"""Transforms of ELIC (He et al., CVPR 2022): 5x5 strided convolutions, residual bottlenecks, two attention blocks.
 
-    g_a   conv RBB x3 | conv RBB x3 attention | conv RBB x3 | conv attention      g_s is its mirror, deconv for conv
+    g_a   conv RBB x3 | conv RBB x3 attention | conv RBB x3 | conv attention      g_s is its mirror, with deconv
 
-N channels at 1/2, 1/4 and 1/8 of the resolution, M at 1/16. No activation follows a sum of RBB, a residual bottleneck.
-With `remat` the gradient computes the insides of every block again instead of keeping them.
+There are N channels at 1/2, 1/4 and 1/8 of the resolution, and M at 1/16. RBB is a residual bottleneck, without
+activation after the sum. `remat` rematerializes the blocks in the gradient.
 """
 
 import jax
@@ -12,22 +12,22 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.layers import RESIDUAL_INIT, Conv, ConvTranspose
-from mlic_jax.model.transforms import refuse_unread
+from mlic_jax.model.transforms import check_unused_fields
 
 STRIDE = 16
-BOTTLENECKS = 3  # after each of the three finer resamplings
+BOTTLENECKS = 3  # blocks at each of the three finer resolutions
 
 
 def activation_floats_per_pixel(config: CodecConfig) -> float:
-  """Of the layers at half of the resolution."""
-  refuse_unread(config, "widths", "synthesis_width")
+  """Return the activations of a layer at half of the resolution, in floats per pixel of the image."""
+  check_unused_fields(config, "widths", "synthesis_width")
   if min(config.N, config.M) < 2:
-    raise ValueError(f"N={config.N} and M={config.M}, at least 2 each are wanted: a bottleneck halves them")
+    raise ValueError(f"got N={config.N} and M={config.M}; wanted at least 2 each, because bottlenecks halve them")
   return config.N / 4
 
 
 class Bottleneck(nn.Module):
-  """x + 1x1(relu(3x3(relu(1x1(x))))), C/2 channels inside; (B, H, W, C) twice."""
+  """x + 1x1(relu(3x3(relu(1x1(x))))) with C/2 hidden channels, (B, H, W, C) -> (B, H, W, C)."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,9 +38,9 @@ class Bottleneck(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-  """x + trunk(x) * sigmoid(1x1(branch(x))), three bottlenecks each; (B, H, W, C) twice.
+  """x + trunk(x) * sigmoid(1x1(branch(x))) of three bottlenecks each, (B, H, W, C) -> (B, H, W, C).
 
-  The simplified attention of Cheng et al. (CVPR 2020, section 3.3), where an activation follows a bottleneck's sum."""
+  This is the simplified attention of Cheng et al. (CVPR 2020, section 3.3), with ReLU after each bottleneck."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,15 +58,15 @@ class Analysis(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    again = nn.remat if self.remat else lambda block: block
+    maybe_remat = nn.remat if self.remat else lambda block: block
     for i in range(3):
       x = Conv(self.config.N, 5, stride=2, name=f"down{i}")(x)
       for j in range(BOTTLENECKS):
-        x = again(Bottleneck)(name=f"block{i}_{j}")(x)
+        x = maybe_remat(Bottleneck)(name=f"block{i}_{j}")(x)
       if i == 1:
-        x = again(AttentionBlock)(name="fine_attention")(x)
+        x = maybe_remat(AttentionBlock)(name="fine_attention")(x)
     x = Conv(self.config.M, 5, stride=2, dtype=jnp.float32, name="down3")(x)
-    return again(AttentionBlock)(name="coarse_attention")(x)
+    return maybe_remat(AttentionBlock)(name="coarse_attention")(x)
 
 
 class Synthesis(nn.Module):
@@ -76,13 +76,13 @@ class Synthesis(nn.Module):
 
   @nn.compact
   def __call__(self, y_hat: jax.Array) -> jax.Array:
-    again = nn.remat if self.remat else lambda block: block
-    x = again(AttentionBlock)(name="coarse_attention")(y_hat)
+    maybe_remat = nn.remat if self.remat else lambda block: block
+    x = maybe_remat(AttentionBlock)(name="coarse_attention")(y_hat)
     for i in range(3):
       x = ConvTranspose(self.config.N, name=f"up{i}")(x)
       if i == 1:
-        x = again(AttentionBlock)(name="fine_attention")(x)
+        x = maybe_remat(AttentionBlock)(name="fine_attention")(x)
       for j in range(BOTTLENECKS):
-        x = again(Bottleneck)(name=f"block{i}_{j}")(x)
-    # A training starts from gray.
+        x = maybe_remat(Bottleneck)(name=f"block{i}_{j}")(x)
+    # Initial images are gray.
     return ConvTranspose(3, init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="up3")(x)

@@ -1,10 +1,10 @@
-"""The transforms of HPCM, base size (Li et al., ICCV 2025): partial-convolution blocks, kernels as large as strides.
+"""Transforms of HPCM-Base (Li et al., ICCV 2025): partial-convolution blocks and small strided kernels.
 
-    g_a   conv4/2 block x2 | conv2/2 block x2 | conv2/2 block x4 | conv2/2      g_s is its mirror, deconv for conv
+    g_a   conv4/2 block x2 | conv2/2 block x2 | conv2/2 block x4 | conv2/2      g_s is its mirror, with deconv
 
-No normalization, no attention, no depthwise convolution: nearly all of it is matrix products. `widths` are the channels
-at 1/2, 1/4 and 1/8 of the resolution, 96, 192 and 384 in the paper. With `remat` the gradient computes the insides of
-every block again instead of keeping them.
+Without normalization, attention and depthwise convolutions, nearly all operations are matrix products. `widths` are the
+channels at 1/2, 1/4 and 1/8 of the resolution, 96, 192 and 384 in the paper. `remat` rematerializes the blocks in the
+gradient.
 """
 
 import jax
@@ -13,24 +13,26 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.layers import Conv, ConvTranspose, PartialConvBlock
-from mlic_jax.model.transforms import refuse_unread, three_widths
+from mlic_jax.model.transforms import check_unused_fields, three_widths
 
 STRIDE = 16
 WIDTHS = (96, 192, 384)
 BLOCKS = (2, 2, 4)        # at 1/2, 1/4 and 1/8 of the resolution
-KERNELS = (4, 2, 2, 2)    # of the resamplings, from fine to coarse
+KERNELS = (4, 2, 2, 2)    # kernel sizes of the resamplings, from fine to coarse
 
 
 def widths(config: CodecConfig) -> tuple[int, ...]:
-  """Channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or those of the paper."""
+  """Return channels at 1/2, 1/4 and 1/8 of the resolution: config.widths, or those of the paper."""
   return three_widths(config, WIDTHS)
 
 
 def activation_floats_per_pixel(config: CodecConfig) -> float:
-  """Of a block that is 4 times as wide inside, where XLA has less at once than for a layer that is as wide."""
-  refuse_unread(config, "synthesis_width")
+  """Return the activations of the largest block, in floats per pixel of the image.
+
+  The factor 2.5 is below the hidden width of 4, because XLA does not hold all hidden activations at once."""
+  check_unused_fields(config, "synthesis_width")
   if min(widths(config)) < 4:
-    raise ValueError(f"widths={config.widths}, at least 4 each are wanted: a block convolves a quarter of them")
+    raise ValueError(f"got widths={config.widths}; wanted at least 4 each, because blocks convolve a quarter of them")
   return max(2.5 * width / 4**(i + 1) for i, width in enumerate(widths(config)))
 
 
@@ -61,5 +63,5 @@ class Synthesis(nn.Module):
       x = ConvTranspose(widths(self.config)[i], KERNELS[i + 1], name=f"up{i + 1}")(x)
       for j in range(BLOCKS[i]):
         x = block(name=f"block{i}_{j}")(x)
-    # A training starts from gray.
+    # Initial images are gray.
     return ConvTranspose(3, KERNELS[0], init_scale=0.2, init_bias=0.5, dtype=jnp.float32, name="up0")(x)

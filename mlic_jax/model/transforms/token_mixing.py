@@ -1,10 +1,10 @@
-"""The transforms of MLICv2 as far as they are known (Jiang et al., 2025): two token-mixing blocks for a residual one.
+"""Transforms of MLICv2 (Jiang et al., 2025), reconstructed: two token-mixing blocks in place of a residual block.
 
-    g_a   down mix mix | down mix mix | down mix mix | conv3/2      g_s is its mirror, up for down
+    g_a   down mix mix | down mix mix | down mix mix | conv3/2      g_s is its mirror, with up for down
 
-What resamples, and in which order, is that of cheng2020.py. The order of things inside of a block is the paper's; how
-wide it is, what the first half of it convolves with and how it starts are not known: docs/design.md lists what was
-chosen. With `remat` the gradient computes the insides of every block again instead of keeping them.
+The resampling layers are those of cheng2020.py. The order of layers in a block is that of the paper. Hidden widths, the
+kernel sizes of the first half and the initialization are choices of this implementation. `remat` rematerializes the
+blocks in the gradient.
 """
 
 import sys
@@ -16,17 +16,17 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.layers import RESIDUAL_INIT, Conv, Gate
 from mlic_jax.model.registry import options
-from mlic_jax.model.transforms import cheng2020, refuse_unread
+from mlic_jax.model.transforms import check_unused_fields, cheng2020
 
 STRIDE = 16
-OPTIONS = {"token_blocks": 2,      # that stand for a residual one
-           "token_expansion": 2,   # width inside of a block, in channels per channel of it
-           "token_depthwise_first": False,  # the first half of a block as CompressAI has it, which has width 1
-           "gate_norm": False}     # the gate has a LayerNorm of its own, as in CompressAI
+OPTIONS = {"token_blocks": 2,      # number of blocks in place of a residual block
+           "token_expansion": 2,   # hidden channels of a block per channel
+           "token_depthwise_first": False,  # the first half of a block as in CompressAI, with token_expansion 1
+           "gate_norm": False}     # the gate has its own LayerNorm, as in CompressAI
 
 
 def settings(config: CodecConfig) -> dict[str, int | bool]:
-  """{name: value} of OPTIONS, as the config has them; ValueError in one line for what no block can have."""
+  """Return {name: value} of OPTIONS with the values of the config. ValueError in one line for invalid values."""
   chosen = options(config, sys.modules[__name__])
   for name in ("token_blocks", "token_expansion"):
     if chosen[name] < 1:
@@ -37,20 +37,21 @@ def settings(config: CodecConfig) -> dict[str, int | bool]:
 
 
 def activation_floats_per_pixel(config: CodecConfig) -> float:
-  """Of the widest layer, which is inside of a block, and of what the block adds to."""
-  refuse_unread(config, "synthesis_width")
+  """Return the activations of the widest hidden layer and of the residual stream, in floats per pixel of the image."""
+  check_unused_fields(config, "synthesis_width")
   expansion = settings(config)["token_expansion"]
   return max((expansion + 1) * width / 4**(i + 1) for i, width in enumerate((*cheng2020.widths(config), config.M)))
 
 
 class TokenMixing(nn.Module):
-  """x plus what its neighborhood says, plus what a gate lets through; (B, H, W, C) twice (MLICv2, section 3.3).
+  """Token mixing and a gate, each with a residual connection, (B, H, W, C) -> (B, H, W, C) (MLICv2, section 3.3).
 
       x = x + 1x1(depthwise 5x5(u + 1x1(depthwise 3x3(gelu(1x1(u)))))),   u = norm(x)
       x = x + gate(norm(x))
 
-  Norms are over the channels of a position. Both halves start at `branch_init` of their size. With `depthwise_first`
-  the sum in brackets is u + gelu(1x1(gelu(depthwise 3x3(u)))), C wide; `gate_norm` is the `norm` of the gate."""
+  Norms are over the channels of a position. `branch_init` is the initial scale of both residual branches. With
+  `depthwise_first` the inner sum is u + gelu(1x1(gelu(depthwise 3x3(u)))) with C hidden channels. `gate_norm` is the
+  `norm` of the gate."""
   expansion: int = OPTIONS["token_expansion"]
   branch_init: float = RESIDUAL_INIT
   depthwise_first: bool = False
@@ -74,13 +75,13 @@ class TokenMixing(nn.Module):
 
 
 class Blocks(cheng2020.Transform):
-  """Of as many channels as there are, `token_blocks` one after the other."""
+  """Base class with `token_blocks` token-mixing blocks after each resampling."""
 
   def blocks(self, x: jax.Array, width: int, name: str) -> jax.Array:
     chosen = settings(self.config)
     fields = dict(depthwise_first=chosen["token_depthwise_first"], gate_norm=chosen["gate_norm"])
     for j in range(chosen["token_blocks"]):
-      x = self.again(TokenMixing)(chosen["token_expansion"], name=f"{name}_{j}", **fields)(x)
+      x = self.maybe_remat(TokenMixing)(chosen["token_expansion"], name=f"{name}_{j}", **fields)(x)
     return x
 
 

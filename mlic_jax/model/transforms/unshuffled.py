@@ -1,13 +1,13 @@
-"""Light transforms for CPUs: 8x8 pixels as channels, then residual blocks at 1/8 and 1/16 of the resolution.
+"""Light transforms for CPUs: pixel unshuffle of 8x8, then residual blocks at 1/8 and 1/16 of the resolution.
 
     x --8x8--> 1/8 of the resolution: DEPTHS[0] blocks --2x2--> 1/16: DEPTHS[1] blocks --1x1--> y    g_s is the mirror
 
-No layer works above 1/8 of the resolution, as in DCVC-RT (Jia et al., CVPR 2025), so that nearly all time goes into
+No layer runs above 1/8 of the resolution, as in DCVC-RT (Jia et al., CVPR 2025), so that nearly all time goes into
 large matrix products. The blocks are the bottlenecks of ELIC (He et al., CVPR 2022).
 
-A training starts from a linear codec: the DCT of 8x8 blocks of luma and chroma, the Haar transform of two by two of
-them, the M lowest frequencies; and back. The branches of the blocks start near zero. What a strided convolution learns
-first, to keep the energy of the picture in few channels, is there at step 0.
+The initial transforms are a linear codec: the DCT of 8x8 blocks of luma and chroma, the Haar transform of 2x2 blocks,
+and the M lowest frequencies. The residual branches are near zero. The energy of the image is therefore in few channels
+from step 0 on, which strided convolutions have to learn first.
 """
 
 import sys
@@ -25,13 +25,13 @@ from mlic_jax.model.registry import options
 from mlic_jax.model.transforms.token_mixing import TokenMixing
 
 STRIDE = 16
-OPTIONS = {"token_expansion": 0}   # above 0, the blocks are those of token_mixing.py, so wide inside
+OPTIONS = {"token_expansion": 0}   # above 0: blocks of token_mixing.py with this expansion
 DEPTHS = (5, 2)        # blocks at 1/8 and at 1/16 of the resolution
-BRANCH_INIT = 0.01     # of the last convolution of a block: the linear codec is not disturbed
-TOKEN_INIT = 0.001     # of token-mixing blocks, all of whose gates let the same through
-NOISE = 0.02           # around the linear codec, so that channels with nothing in them differ
-# Of y over orthonormal coefficients of pixels in [0, 1]: with the gains of model.py it puts the first rates where the
-# lambdas 0.0018 to 0.0483 want them, as rounding to integers of variance 1/12 costs its bits at high rate.
+BRANCH_INIT = 0.01     # initial scale of the last convolution of a block, small beside the linear codec
+TOKEN_INIT = 0.001     # branch_init of token-mixing blocks
+NOISE = 0.02           # of the initial linear layers, so that unused channels differ
+# Initial scale of y relative to orthonormal coefficients of pixels in [0, 1]. With the initial gains of mlic.py the
+# first rates fit the lambdas 0.0018 to 0.0483, for a quantization error of variance 1/12 at high rate.
 SCALE = 5.0
 
 
@@ -70,14 +70,14 @@ class Synthesis(nn.Module):
 
 
 def widths(config: CodecConfig) -> tuple[int, ...]:
-  """Channels at 1/8 and at 1/16 of the resolution: config.widths, or (N, M)."""
+  """Return channels at 1/8 and at 1/16 of the resolution: config.widths, or (N, M)."""
   if len(config.widths) not in (0, 2):
-    raise ValueError(f"widths={config.widths}, two widths are wanted (at 1/8 and 1/16) or ()")
+    raise ValueError(f"got widths={config.widths}; wanted two widths (at 1/8 and 1/16) or ()")
   return config.widths or (config.N, config.M)
 
 
 def activation_floats_per_pixel(config: CodecConfig) -> float:
-  """Of the widest layer: the pixels themselves, or the blocks."""
+  """Return the activations of the widest layer (the unshuffled pixels or a block) in floats per pixel of the image."""
   fine, coarse = widths(config)
   expansion = options(config, sys.modules[__name__])["token_expansion"]
   if expansion < 0:
@@ -87,14 +87,14 @@ def activation_floats_per_pixel(config: CodecConfig) -> float:
 
 
 def block(config: CodecConfig, remat: bool, name: str) -> nn.Module:
-  """One of the blocks, (B, h, w, C) to itself."""
+  """Return a residual block, (B, h, w, C) -> (B, h, w, C)."""
   expansion = options(config, sys.modules[__name__])["token_expansion"]
   kind, fields = (TokenMixing, (expansion, TOKEN_INIT)) if expansion else (Block, ())
   return (nn.remat(kind) if remat else kind)(*fields, name=name)
 
 
 class Block(nn.Module):
-  """x plus 1x1 convolution to half of the channels, 3x3 there, 1x1 back; (B, h, w, C) to itself."""
+  """x + 1x1(act(3x3(act(1x1(x))))) with C/2 hidden channels, (B, h, w, C) -> (B, h, w, C)."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,7 +105,7 @@ class Block(nn.Module):
 
 
 class Linear(nn.Module):
-  """1x1 convolution that starts as the matrix `start` (C, features), with noise: (B, H, W, C) to so many."""
+  """1x1 convolution with the initial matrix `start` (C, features) plus noise, (B, H, W, C) -> (B, H, W, features)."""
   start: np.ndarray
 
   @nn.compact
@@ -118,27 +118,28 @@ class Linear(nn.Module):
 
 
 def pixel_unshuffle(x: jax.Array, factor: int) -> jax.Array:
-  """(B, H, W, C) -> (B, H/factor, W/factor, C*factor^2): the inverse of layers.pixel_shuffle."""
+  """Invert layers.pixel_shuffle, (B, H, W, C) -> (B, H/factor, W/factor, C*factor^2)."""
   b, h, w, c = x.shape
   x = x.reshape(b, h // factor, factor, w // factor, factor, c)
   return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // factor, w // factor, c * factor**2)
 
 
 def dct_basis(count: int) -> np.ndarray:
-  """(192, count): unshuffled 8x8 blocks of RGB to their lowest frequencies, luma and two chromas in turn.
+  """Return the matrix (192, count) from unshuffled 8x8 blocks of RGB to their lowest DCT frequencies.
 
-  Of chroma half as many frequencies are kept, and fewer; beyond 192 columns are zero."""
-  frequency, place = np.mgrid[:8, :8]
-  dct = np.cos(np.pi * (place + 0.5) * frequency / 8) / np.where(frequency == 0, 8, 4)**0.5
+  Frequencies of luma and of two chroma components are sorted together, with chroma weighted by two and three. Columns
+  beyond 192 are zero."""
+  frequency, position = np.mgrid[:8, :8]
+  dct = np.cos(np.pi * (position + 0.5) * frequency / 8) / np.where(frequency == 0, 8, 4)**0.5
   colors = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
   basis = np.einsum("kc,ui,vj->kuvcij", colors, dct, dct).reshape(192, 192)
-  distance = np.hypot(frequency, place)
+  distance = np.hypot(frequency, position)
   order = np.argsort(np.stack([distance, 2 * distance + 2, 3 * distance + 3]).ravel(), kind="stable")
   return _columns(basis[order].T, count)
 
 
 def haar_basis(fine: int, coarse: int) -> np.ndarray:
-  """(4 fine, coarse): two by two unshuffled positions to their means and differences, lowest frequencies first."""
+  """Return the matrix (4 fine, coarse) of the Haar transform of unshuffled 2x2 positions, low frequencies first."""
   haar = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2
   basis = np.einsum("bp,cd->bcdp", haar, np.eye(fine)).reshape(4 * fine, 4 * fine)
   frequency = np.arange(fine) + np.array([[0], [4], [4], [4]])  # differences come after means of the same channel
