@@ -53,7 +53,7 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
 def _scan(model: MLIC) -> Callable:
   def walk(module: MLIC, z, y, noise):
     with jax.default_matmul_precision(module.entropy_precision):
-      return module.slices.walk(module.h_s(z), y, NOISE, noise, None, module.remat)
+      return module.slices.scan(module.h_s(z), y, NOISE, noise, None, module.remat)
 
   def loss(params, y, z, noise, of_y_hat):
     coded: Any = model.apply({"params": params}, z, y, noise, method=walk)
