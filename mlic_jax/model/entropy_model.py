@@ -2,6 +2,7 @@
 
     params = init(config, key)                     those of a codec are variables["params"]["slices"]
     coded = predict(config, params, hyper, y)      y_hat, bits, mean, scale: (B, h, w, M) each
+    modules = intermediates(config, params, hyper, y)   outputs of contexts, entropy parameters and LRP
     y, hyper = latents(config, variables, x)       latents of images, as inputs of entropy models
 
 `config` is static under jax.jit; all other arguments may be traced.
@@ -12,11 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import PRECISION, build
 from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
-from mlic_jax.model.slices import Slices, SlicesOutput
+from mlic_jax.model.slices import Slices, SlicesOutput, SliceStep
 
 
 def init(config: CodecConfig, key: jax.Array) -> dict[str, Any]:
@@ -38,6 +40,37 @@ def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: ja
   with jax.default_matmul_precision(PRECISION):
     coded: Any = Slices(config).apply({"params": params}, hyper, y, quantizer, draws, method="scan")
     return coded
+
+
+def intermediates(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: jax.Array,
+                  key: jax.Array | None = None, quantizer: Quantizer | None = None) -> list[dict[str, jax.Array]]:
+  """Returns the output of every module of the entropy model, one {name: array} for each slice.
+
+  The arguments are those of `predict`. Slices are applied apart from each other, so `capture_intermediates` and
+  `nn.tabulate` of Flax do not see into them; this function does. A name is the path of a module:
+
+    contexts_NAME, contexts_NAME/...            features (B, h, w, features), or (B, h, w/2, features) of contexts that
+                                                need the anchors
+    entropy_anchor, entropy_nonanchor           (B, h, w/2, 2 Cs): scales before their lower bound, then means
+    lrp_anchor, lrp_nonanchor                   (B, h, w, Cs) before 0.5 tanh
+    map_anchor, map_nonanchor or map_both       of models with a selection map
+
+  A context that takes no part in a slice is absent there. A module that is called twice has a leading axis of calls.
+  """
+  quantizer = quantizer or (ROUNDING if key is None else NOISE)
+  draws, cs, step = quantizer.draws(key, y.shape), config.slice_channels, SliceStep(config)
+  decoded, found = jnp.zeros_like(y), []
+  with jax.default_matmul_precision(PRECISION):
+    for k in range(config.num_slices):
+      of_slice = lambda each, k=k: each[..., k * cs:(k + 1) * cs]
+      step_params = {"params": jax.tree.map(lambda leaf, k=k: leaf[k], params["steps"])}
+      (decoded, _), state = step.apply(step_params, k, hyper, decoded, of_slice(y), quantizer,
+                                       jax.tree.map(of_slice, draws), capture_intermediates=True,
+                                       mutable=["intermediates"])
+      outputs = flatten_dict(state["intermediates"])
+      found.append({"/".join(path[:-1]): calls[0] if len(calls) == 1 else jnp.stack(calls)
+                    for path, calls in outputs.items() if len(path) > 1})
+  return found
 
 
 def latents(config: CodecConfig, variables: dict[str, Any], x: jax.Array,

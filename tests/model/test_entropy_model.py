@@ -13,9 +13,11 @@ from conftest import TINY, random_variables
 from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
-from mlic_jax.model import entropy_model
+from mlic_jax.model import contexts, entropy_model
+from mlic_jax.model.checkerboard import unpack
 from mlic_jax.model.mlic import build
 from mlic_jax.model.quantizers import Quantizer
+from mlic_jax.model.scale_table import SCALE_MIN
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=("channel",),
                     channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
@@ -37,6 +39,24 @@ def test_predict_gives_what_the_codec_gives(variables):
   assert coded.mean.shape == coded.scale.shape == y.shape and coded.scale.min() >= 0.11 - 1e-6
   # y_hat is the rounded symbol on top of the mean, and at most half a step of residual prediction.
   assert np.abs(coded.y_hat - (np.round(y - coded.mean) + coded.mean)).max() <= 0.5
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(3)])
+def test_every_module_of_the_entropy_model_is_seen_by_name_and_slice(variables, key):
+  params, rng = variables["params"]["slices"], np.random.default_rng(0)
+  y, hyper = (rng.normal(0, 3, (2, 4, 8, n)).astype(np.float32) for n in (TINY.M, 2 * TINY.M))
+  coded = entropy_model.predict(TINY, params, hyper, y, key)
+  slices = entropy_model.intermediates(TINY, params, hyper, y, key)
+  assert len(slices) == TINY.num_slices
+  cs, top_level = TINY.slice_channels, {name.split("/")[0] for name in params["steps"]}
+  for k, modules in enumerate(slices):
+    silent = {f"contexts_{name}" for name in TINY.contexts
+              if k == 0 and "decoded" in contexts.make_context(name, TINY).needs}
+    assert {name for name in modules if "/" not in name} == top_level - silent
+    raw_scale, mean = (sum(unpack(jnp.split(modules[f"entropy_{name}"], 2, axis=-1)[half], anchors)
+                           for name, anchors in (("anchor", True), ("nonanchor", False))) for half in (0, 1))
+    np.testing.assert_allclose(mean, coded.mean[..., k * cs:(k + 1) * cs], atol=1e-4)
+    np.testing.assert_allclose(jnp.maximum(raw_scale, SCALE_MIN), coded.scale[..., k * cs:(k + 1) * cs], atol=1e-4)
 
 
 def test_a_quantizer_of_ones_own_stands_for_rounding_in_the_scan_and_in_the_codec():
@@ -96,12 +116,13 @@ def test_new_parameters_have_the_structure_of_a_codec(variables):
 
 def test_the_example_in_docs_research_compares_contexts(tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
   blocks = re.findall(r"```python\n(.*?)```", RESEARCH.read_text(), re.DOTALL)
-  code, = (block for block in blocks if "entropy_model" in block)
+  code = "\n".join(block for block in blocks if "entropy_model" in block)
   save_image(tmp_path / "photo.png", photograph[:64, :64])
   monkeypatch.chdir(tmp_path)
   space = {}
   exec(compile(code.replace("checkpoints/nano", str(tiny_checkpoint)), RESEARCH.name, "exec"), space)
   lines = capsys.readouterr().out.splitlines()
-  assert [line.split()[0] for line in lines] == ["local_checkerboard", "local_stacked"]
+  assert [line.split()[0] for line in lines[:2]] == ["local_checkerboard", "local_stacked"]
+  assert len(lines) == 2 + TINY.num_slices and "'entropy_anchor': (1, 4, 2, " in lines[2]
   untrained = space["fitted_bits"](("channel", "local_stacked"), steps=0)
   assert 0 < float(lines[1].split()[1]) < untrained
