@@ -68,7 +68,7 @@ def rows(prior):
 def finish(module, variables, k, hyper, state, symbols, quality):
   """Maps the symbols of the non-anchors of the last slice to the image (1, H, W, 3) uint8."""
   state = module.apply(variables, k, hyper, state, symbols, method="finish_slice")
-  return _to_uint8(module.apply(variables, state.decoded, quality, method="synthesize"))
+  return to_uint8(module.apply(variables, state.decoded, quality, method="synthesize"))
 
 
 @shape_cached(size=2, module=0, describe=registry.description)
@@ -83,5 +83,6 @@ def y_bits(symbols, scale, anchors):
   return unpack(gaussian_bits(symbols, 0.0, scale), anchors)
 
 
-def _to_uint8(x_hat):
+def to_uint8(x_hat):
+  """x_hat in [0, 1] -> the nearest of 256 levels."""
   return jnp.round(jnp.clip(x_hat, 0, 1) * 255).astype(jnp.uint8)

@@ -41,6 +41,14 @@ class Encoded(NamedTuple):
   reconstruct: Callable[[], np.ndarray]  # returns the decoded image (H, W, 3) uint8, on this machine bit for bit
 
 
+class CodedLatents(NamedTuple):
+  """The content of a file without a color profile, and intermediate results of the encoder."""
+  content: Bitstream
+  z_symbols: np.ndarray                  # (1, h/4, w/4, N) int32
+  passes: list[Pass]
+  last_pass: tuple                       # the result of `run_passes`
+
+
 class LatentCoder:
   """Maps images to latents, latents to files and files to images, with one model.
 
@@ -99,6 +107,12 @@ class LatentCoder:
 
   def encode(self, latents: Latents, options: EncodeOptions, icc_profile: bytes | None = None) -> Encoded:
     """Encodes latents to a .mlic file. LatentError unless they are finite and have the shapes of this model."""
+    content, z_symbols, passes, last_pass = self.code(latents, options)
+    reconstruct = functools.cache(lambda: self.synthesize(last_pass, *latents[2:]))
+    return Encoded(bitstream.write(content._replace(icc_profile=icc_profile)), z_symbols, passes, reconstruct)
+
+  def code(self, latents: Latents, options: EncodeOptions) -> CodedLatents:
+    """Encodes latents to the content of a file. LatentError as in `encode`."""
     y, _, height, width, quality = latents
     origin, use_map = self._origin(options), options.use_map and self.has_map
     z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self.table, self.range_coder)]
@@ -121,12 +135,11 @@ class LatentCoder:
 
     last_pass = self.run_passes(z_symbols, encode_pass)
     stored_quality = None if quality is None else float(quality)
-    blob = bitstream.write(Bitstream(
+    content = Bitstream(
         self.fingerprint, height, width, stored_quality, self.config.num_slices,
-        tuple(encoder.finish() for encoder in encoders), not options.chunked, icc_profile, origin, tuple(checksums),
-        options.skipped_rows, use_map))
-    reconstruct = functools.cache(lambda: self.synthesize(last_pass, height, width, quality))
-    return Encoded(blob, z_symbols, passes, reconstruct)
+        tuple(encoder.finish() for encoder in encoders), not options.chunked, None, origin, tuple(checksums),
+        options.skipped_rows, use_map)
+    return CodedLatents(content, z_symbols, passes, last_pass)
 
   def run_encoder(self, latents: Latents, options: EncodeOptions) -> tuple[np.ndarray, list[Pass], tuple]:
     """Runs the passes of `encode` without range coding; returns symbols of z, passes and the input of `synthesize`."""
@@ -171,8 +184,13 @@ class LatentCoder:
 
     BitstreamError if the file is damaged or written with another model; PortabilityError if the arithmetic of this
     machine differs too much from that of the encoder; MemoryLimitError if the image needs more memory than is free."""
-    quality = self._check_content(content)
+    quality = self.check_content(content)
     check_memory(self.config, content.height, content.width)
+    return self.synthesize(self.decode_passes(content, num_slices), content.height, content.width, quality)
+
+  def decode_passes(self, content: Bitstream, num_slices: int) -> tuple:
+    """Decodes the passes of a file that `check_content` has accepted; returns the first argument of `synthesize`. Errors as
+    in `decode`."""
     decoders = [Decoder(self.table, chunk, self.range_coder) for chunk in content.chunks[:1 + num_slices]]
     z_symbols = decoders[0].decode(self._z_rows(*self.z_size(content.height, content.width)))
     slice_symbols = []
@@ -192,7 +210,7 @@ class LatentCoder:
     if num_slices == content.num_slices or not content.single_chunk:
       for decoder in decoders:
         decoder.finish()
-    return self.synthesize(last_pass, content.height, content.width, quality)
+    return last_pass
 
   def synthesize(self, last_pass: tuple, height: int, width: int, quality: float | None) -> np.ndarray:
     """Computes the image (height, width, 3) uint8 from the result of `run_passes`. The array is writable."""
@@ -212,7 +230,7 @@ class LatentCoder:
         positions, prior, state = jit_functions.advance(*model, k, hyper, state, symbols)
     return k, hyper, state, symbols
 
-  def _check_content(self, content: Bitstream) -> float | None:
+  def check_content(self, content: Bitstream) -> float | None:
     """Returns the quality of a file. BitstreamError unless the file can have been written with this model."""
     if content.fingerprint != self.fingerprint:
       raise BitstreamError(f"the file was written with checkpoint {content.fingerprint.hex()}; "

@@ -117,11 +117,20 @@ class MLIC(nn.Module):
     multiple = side_multiple(self.config)
     if any(side % multiple for side in x.shape[1:3]):
       raise ValueError(f"images of {x.shape[1]}x{x.shape[2]}; height and width have to be multiples of {multiple}")
+    y = self.latent(x, quality)
+    return y, self.hyper_latent(y)
+
+  def latent(self, x: jax.Array, quality: jax.Array | float | None = None) -> jax.Array:
+    """Return y as `analyze` does, without z. The sides of x (B, H, W, 3) are multiples of the stride of y."""
     y = self._transform(self.g_a, x)
     if self.config.num_rates:
       y = y * self._gain("log_gain", quality)
+    return y
+
+  def hyper_latent(self, y: jax.Array) -> jax.Array:
+    """Return z (B, h/4, w/4, N) of y (B, h, w, M), multiplied by the gain of its rate point."""
     with self._transform_precision():
-      return y, self.h_a(y)
+      return self.h_a(y)
 
   def synthesize(self, y_hat: jax.Array, quality: jax.Array | float | None = None) -> jax.Array:
     """Return x_hat (B, H, W, 3), not clipped, of y_hat (B, h, w, M)."""
