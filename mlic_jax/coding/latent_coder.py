@@ -189,8 +189,9 @@ class LatentCoder:
     return self.synthesize(self.decode_passes(content, num_slices), content.height, content.width, quality)
 
   def decode_passes(self, content: Bitstream, num_slices: int) -> tuple:
-    """Decodes the passes of a file that `check_content` has accepted; returns the first argument of `synthesize`. Errors as
-    in `decode`."""
+    """Decodes the passes of a file that `check_content` has accepted. Returns the first argument of `synthesize`.
+
+    Errors as in `decode`."""
     decoders = [Decoder(self.table, chunk, self.range_coder) for chunk in content.chunks[:1 + num_slices]]
     z_symbols = decoders[0].decode(self._z_rows(*self.z_size(content.height, content.width)))
     slice_symbols = []

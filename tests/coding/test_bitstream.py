@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlic_jax.coding import bitstream
+from mlic_jax.coding import bitstream, blocks
 from mlic_jax.coding.bitstream import HEADER, HEADER_SIZE, Bitstream, BitstreamError, Origin, parse, write
 
 CHUNKS = (b"hyperprior", b"slice one", b"", b"a longer slice " * 20)
@@ -83,9 +83,8 @@ def test_symbols_are_summed_as_big_endian_integers_anchors_first():
 @pytest.mark.parametrize("content", [PORTABLE, PORTABLE_SINGLE])
 def test_a_chunk_that_is_shorter_than_its_checksums_is_damaged(content):
   head = write(content)[:25 + 6 + 2]
-  checksum = bitstream.LONG_CHECKSUM if content.single_chunk else bitstream.CHECKSUM
   chunks = (b"z", b"1", b"22", b"333")[:len(content.chunks)]
-  blob = head + b"".join(bitstream._block(head, i, data, checksum) for i, data in enumerate(chunks))
+  blob = head + b"".join(blocks.pack(head, i, data, content.single_chunk) for i, data in enumerate(chunks))
   with pytest.raises(BitstreamError, match="damaged: .* is shorter than its checksums"):
     parse(blob)
 
@@ -184,9 +183,9 @@ def test_a_chunk_in_another_place_or_of_another_picture_is_noticed():
 
 def test_another_version_is_named():
   blob = write(CONTENT)
-  with pytest.raises(BitstreamError, match="format version 5; this program reads versions 2 to 4$"):
-    parse(blob[:4] + b"\5")
-  with pytest.raises(BitstreamError, match="version 1; this program reads versions 2 to 4, and version 1 was never"):
+  with pytest.raises(BitstreamError, match="format version 6; this program reads versions 2 to 5$"):
+    parse(blob[:4] + b"\6")
+  with pytest.raises(BitstreamError, match="version 1; this program reads versions 2 to 5, and version 1 was never"):
     parse(blob[:4] + b"\1" + blob[5:])
 
 
@@ -233,7 +232,7 @@ def test_a_profile_that_unpacks_to_more_than_a_megabyte_is_refused_before_it_doe
     write(CONTENT._replace(icc_profile=bytes(bitstream.PROFILE_MAX + 1)))
   largest = CONTENT._replace(icc_profile=bytes(bitstream.PROFILE_MAX))
   assert parse(write(largest)) == largest
-  monkeypatch.setattr(bitstream, "_pack_profile", lambda _: zlib.compress(bytes(10**8)))
+  monkeypatch.setattr(blocks, "pack_profile", lambda _: zlib.compress(bytes(10**8)))
   with pytest.raises(BitstreamError, match="more than 1048576 bytes"):
     parse(write(largest))
 
@@ -241,7 +240,7 @@ def test_a_profile_that_unpacks_to_more_than_a_megabyte_is_refused_before_it_doe
 @pytest.mark.parametrize("packed", [
     b"", b"no zlib data", zlib.compress(PROFILE)[:-6], zlib.compress(PROFILE) + b"more"])
 def test_a_profile_that_does_not_unpack_is_refused_though_its_checksum_fits(packed, monkeypatch):
-  monkeypatch.setattr(bitstream, "_pack_profile", lambda _: packed)
+  monkeypatch.setattr(blocks, "pack_profile", lambda _: packed)
   with pytest.raises(BitstreamError, match="color profile"):
     parse(write(CONTENT._replace(icc_profile=PROFILE)))
 

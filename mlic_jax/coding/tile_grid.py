@@ -1,0 +1,117 @@
+"""TileGrid: how an image is cut into tiles of one shape, and what the transforms of a tile read around it.
+
+         0         t         2t        3t     One axis: n tiles of t positions. The window of a tile is the tile and
+         |---------|---------|---------|      its halo on each side, of one length everywhere: at the ends of the axis
+             [.....|---------|.....]          it is moved inside, because there the zero padding of the convolutions
+         [---------|...........]              is part of the result for the whole image.
+
+Transforms of windows therefore give, inside the tiles, what the transform of the whole image gives there.
+"""
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Box(NamedTuple):
+  """A rectangle of pixels or of positions of y: rows top to bottom - 1, columns left to right - 1."""
+  top: int
+  left: int
+  bottom: int
+  right: int
+
+  @property
+  def height(self) -> int:
+    return self.bottom - self.top
+
+  @property
+  def width(self) -> int:
+    return self.right - self.left
+
+  @property
+  def slices(self) -> tuple[slice, slice]:
+    """The index of the box in an array (H, W, ...)."""
+    return slice(self.top, self.bottom), slice(self.left, self.right)
+
+  def times(self, factor: int) -> "Box":
+    """The same box in a grid that is `factor` times finer."""
+    return Box(*(factor * side for side in self))
+
+  def within(self, outer: "Box") -> "Box":
+    """The part of the box that is in `outer`, in coordinates from the corner of `outer`; empty if there is none."""
+    top, left = max(self.top, outer.top), max(self.left, outer.left)
+    bottom, right = max(min(self.bottom, outer.bottom), top), max(min(self.right, outer.right), left)
+    return Box(top - outer.top, left - outer.left, bottom - outer.top, right - outer.left)
+
+  def touches(self, other: "Box") -> bool:
+    """Whether the boxes have a pixel in common."""
+    part = self.within(other)
+    return part.height > 0 and part.width > 0
+
+
+class TileGrid(NamedTuple):
+  """The tiles of an image, numbered row by row. The last row and column may reach beyond the image; all sizes are in
+  pixels, or all in positions of y."""
+  height: int        # of the image
+  width: int
+  tile_height: int
+  tile_width: int
+
+  @property
+  def rows(self) -> int:
+    return -(-self.height // self.tile_height)
+
+  @property
+  def columns(self) -> int:
+    return -(-self.width // self.tile_width)
+
+  @property
+  def num_tiles(self) -> int:
+    return self.rows * self.columns
+
+  @property
+  def extent(self) -> Box:
+    """All tiles together: the image, extended to whole tiles."""
+    return Box(0, 0, self.rows * self.tile_height, self.columns * self.tile_width)
+
+  def box(self, number: int) -> Box:
+    """The pixels of a tile."""
+    row, column = divmod(number, self.columns)
+    top, left = row * self.tile_height, column * self.tile_width
+    return Box(top, left, top + self.tile_height, left + self.tile_width)
+
+  def window_size(self, halo: int) -> tuple[int, int]:
+    """Height and width of all windows."""
+    return (min(self.tile_height + 2 * halo, self.extent.bottom), min(self.tile_width + 2 * halo, self.extent.right))
+
+  def window(self, number: int, halo: int) -> Box:
+    """The tile with at least `halo` around it, or as much as there is inside of `extent`."""
+    box, extent, (height, width) = self.box(number), self.extent, self.window_size(halo)
+    top, left = _start(box.top, halo, height, extent.bottom), _start(box.left, halo, width, extent.right)
+    return Box(top, left, top + height, left + width)
+
+  def touching(self, area: Box) -> list[int]:
+    """The tiles that have a pixel in `area`, in their order; `area` lies in `extent`."""
+    rows = range(area.top // self.tile_height, -(-area.bottom // self.tile_height))
+    columns = range(area.left // self.tile_width, -(-area.right // self.tile_width))
+    return [row * self.columns + column for row in rows for column in columns]
+
+  def coarser(self, stride: int) -> "TileGrid":
+    """The grid in positions of y, which are `stride` pixels apart; the image is then `extent`."""
+    sides = self.extent.bottom, self.extent.right, self.tile_height, self.tile_width
+    return TileGrid(*(side // stride for side in sides))
+
+  def rows_of_tiles(self, area: Box) -> Iterator[list[int]]:
+    """The tiles that touch `area`, row after row."""
+    numbers, columns = self.touching(area), len(range(area.left // self.tile_width, -(-area.right // self.tile_width)))
+    for start in range(0, len(numbers), columns):
+      yield numbers[start:start + columns]
+
+
+def tile_sides(height: int, width: int, tile: int, multiple: int) -> tuple[int, int]:
+  """Height and width of the tiles of an image: `tile` pixels, or the image's side, rounded up to `multiple`, where that
+  is smaller."""
+  return (min(tile, math.ceil(height / multiple) * multiple), min(tile, math.ceil(width / multiple) * multiple))
+
+
+def _start(start: int, halo: int, length: int, end: int) -> int:
+  return min(max(start - halo, 0), end - length)

@@ -1,0 +1,86 @@
+"""The halo of a transform is as far as it looks, for any transform; one that looks everywhere is refused."""
+import dataclasses
+import sys
+import types
+
+import jax.numpy as jnp
+import pytest
+from conftest import TINY, random_variables
+from flax import linen as nn
+
+from mlic_jax.coding.receptive_field import TilingError, halos
+from mlic_jax.model.layers import Conv, ConvTranspose
+from mlic_jax.model.mlic import build
+
+
+def test_it_is_what_the_layers_of_the_papers_transforms_add_up_to():
+  """Of cheng2020, in pixels: 57 of g_a; of g_s 2 convolutions at 1/16, then 1 and 5 halved to the end of 104."""
+  assert halos(build(TINY), random_variables(TINY)) == (4, 7, 1)
+
+
+def test_it_is_what_the_layers_of_the_light_transforms_add_up_to():
+  """5 blocks of 3x3 at 1/8 and 2 at 1/16 of the resolution: 72 pixels."""
+  config = dataclasses.replace(TINY, transforms="unshuffled", widths=(24, 32))
+  assert halos(build(config), random_variables(config)) == (5, 5, 1)
+
+
+class Mean(nn.Module):
+  """A transform that looks at the whole image."""
+  config: object
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    return Conv(self.config.M, 1, stride=8, name="down")(x + x.mean((1, 2), keepdims=True))
+
+
+class Positions(Mean):
+  """A transform that adds an encoding of absolute positions."""
+
+  @nn.compact
+  def __call__(self, x):
+    return Conv(self.config.M, 1, stride=8, name="down")(x + jnp.arange(x.shape[1])[:, None, None] / 10)
+
+
+class Windows(Mean):
+  """A transform that mixes blocks of 2x2 positions."""
+
+  @nn.compact
+  def __call__(self, x):
+    y = Conv(self.config.M, 1, stride=8, name="down")(x)
+    b, h, w, c = y.shape
+    return y + jnp.repeat(jnp.repeat(y.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4)), 2, 1), 2, 2)
+
+
+class Synthesis(nn.Module):
+  config: object
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, y_hat):
+    for i in range(3):
+      y_hat = ConvTranspose(8 if i < 2 else 3, 2, name=f"up{i}")(y_hat)
+    return y_hat
+
+
+def halos_of(monkeypatch, analysis):
+  name = f"my_transforms.{analysis.__name__.lower()}"
+  module = types.ModuleType(name)
+  module.__spec__ = types.SimpleNamespace(name=name)
+  module.STRIDE, module.Analysis, module.Synthesis = 8, analysis, Synthesis
+  module.activation_floats_per_pixel = lambda config: 8.0
+  monkeypatch.setitem(sys.modules, "my_transforms", types.ModuleType("my_transforms"))
+  monkeypatch.setitem(sys.modules, name, module)
+  config = dataclasses.replace(TINY, transforms=name)
+  return halos(build(config), random_variables(config))
+
+
+def test_a_transform_in_blocks_moves_by_blocks(monkeypatch):
+  assert halos_of(monkeypatch, Windows) == (2, 0, 2)     # 1 position, rounded up to a block
+
+
+@pytest.mark.parametrize("analysis, message", [
+    (Mean, "look farther than 32 positions of y"), (Positions, "another result where their input is moved")])
+def test_a_transform_that_does_not_look_everywhere_alike_or_looks_everywhere_is_refused(monkeypatch, analysis, message):
+  with pytest.raises(TilingError, match=message):
+    halos_of(monkeypatch, analysis)
