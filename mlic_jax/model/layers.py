@@ -100,6 +100,13 @@ def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
   return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * factor, w * factor, c // factor**2)
 
 
+def pixel_unshuffle(x: jax.Array, factor: int = 2) -> jax.Array:
+  """(B, H, W, C) -> (B, H/factor, W/factor, C*factor^2): the inverse of pixel_shuffle."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+  return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // factor, w // factor, c * factor**2)
+
+
 class SubpixelConv(nn.Module):
   """3x3 convolution and pixel shuffle, (B, H, W, C) -> (B, 2H, 2W, features) (Shi et al., CVPR 2016)."""
   features: int

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from mlic_jax import distortions
+from mlic_jax.distortions import mse as mse_distortion
 from mlic_jax.distortions.mse import mean_squared_error
+from mlic_jax.model.layers import pixel_unshuffle
 
 
 def rd_loss(out, x: jax.Array, lmbda: jax.Array, distortion: str = "mse", target: jax.Array | None = None,
-            ) -> tuple[jax.Array, dict[str, jax.Array]]:
+            cell: int = 1) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns the rate-distortion objective of a CodecOutput, (scalar, metrics of the samples); the mean over the batch.
 
   Args:
@@ -17,6 +19,9 @@ def rd_loss(out, x: jax.Array, lmbda: jax.Array, distortion: str = "mse", target
     lmbda: (B,) or scalar, in the scale of the papers.
     distortion: name of a file in mlic_jax/distortions/, or an import path. PartError when there is none.
     target: (B, H, W, 3), which takes the place of x in the loss, not in the metrics.
+    cell: squared errors are taken of cells of so many by so many pixels, as channels. With the last pixel_shuffle of
+      g_s XLA finds that nothing is to be shuffled, which is slow on TPUs: 1.2 M cycles in place of 5.4 M for the last
+      layer of MLIC++ with 4 images of 256x256. It changes the order of the sums.
 
   The metrics are (B,) each: loss, bpp and its parts bpp_y and bpp_z (bits per pixel of the image), mse of values in
   [0, 1], psnr in dB, and those of the distortion."""
@@ -24,9 +29,17 @@ def rd_loss(out, x: jax.Array, lmbda: jax.Array, distortion: str = "mse", target
   bpp_y = jnp.sum(out.y_bits, axis=(1, 2, 3)) / num_pixels
   bpp_z = jnp.sum(out.z_bits, axis=(1, 2, 3)) / num_pixels
   bpp = bpp_y + bpp_z
-  mse = mean_squared_error(out.x_hat, x)
+  of_cells = lambda image: as_cells(image, cell)
+  mse = mean_squared_error(of_cells(out.x_hat), of_cells(x))
   metrics = dict(bpp=bpp, bpp_y=bpp_y, bpp_z=bpp_z, mse=mse, psnr=-10 * jnp.log10(jnp.maximum(mse, 1e-10)))
-  distance = chosen.distance(out.x_hat, x)
+  by_element = of_cells if chosen is mse_distortion else lambda image: image
+  distance_to = lambda image: chosen.distance(by_element(out.x_hat), by_element(image))
+  distance = distance_to(x)
   metrics |= distortions.metrics_of(chosen, distance)
-  loss = distortions.rate_distortion(bpp, lmbda, distance if target is None else chosen.distance(out.x_hat, target))
+  loss = distortions.rate_distortion(bpp, lmbda, distance if target is None else distance_to(target))
   return jnp.mean(loss), dict(loss=loss, **metrics)
+
+
+def as_cells(image: jax.Array, cell: int) -> jax.Array:
+  """(B, H, W, C) -> (B, H/cell, W/cell, C*cell^2), the pixels of a cell as channels; the image itself for 1."""
+  return pixel_unshuffle(image, cell) if cell > 1 else image

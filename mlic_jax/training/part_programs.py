@@ -5,16 +5,19 @@ from the others, and the gradient that comes back from them, are arguments.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.distortions.mse import mean_squared_error
+from mlic_jax.model import transforms
 from mlic_jax.model.mlic import MLIC, build, side_multiple, unrolled_and_rolled
 from mlic_jax.model.quantizers import NOISE
 from mlic_jax.runtime import tpu_options
-from mlic_jax.training.losses import mean_squared_error
+from mlic_jax.training.losses import as_cells
 from mlic_jax.training.pmap_programs import build_options
 
 PARTS = ("scan", "g_a", "g_s")
@@ -39,9 +42,11 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
   start = lambda: model.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)), quality)["params"]
   params = jax.eval_shape(start)
   y, z = jax.eval_shape(lambda params, x: model.apply({"params": params}, x, quality, method="analyze"), params, x)
-  function, modules, arguments = {
+  cell = transforms.cell(codec) if device.platform == "tpu" else 1  # as in a training step
+  programs: dict[str, tuple[Callable, tuple[str, ...], tuple]] = {
       "scan": (_scan, ("h_s", "slices"), (y, z, y, y)), "g_a": (_analysis, ("g_a",), (x, y)),
-      "g_s": (_synthesis, ("g_s",), (y, x))}[part]
+      "g_s": (partial(_synthesis, cell=cell), ("g_s",), (y, x))}
+  function, modules, arguments = programs[part]
   on_it = jax.sharding.SingleDeviceSharding(device)
   place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_it)
   gains = {name for name, value in params.items() if isinstance(value, jax.ShapeDtypeStruct)}  # of the module itself
@@ -68,10 +73,10 @@ def _analysis(model: MLIC) -> Callable:
   return jax.grad(loss)
 
 
-def _synthesis(model: MLIC) -> Callable:
+def _synthesis(model: MLIC, cell: int) -> Callable:
   def loss(params, y_hat, x):
     x_hat: Any = model.apply({"params": params}, y_hat, method=lambda module, y: _in_dtype(module, module.g_s, y))
-    return jnp.mean(mean_squared_error(x_hat, x))
+    return jnp.mean(mean_squared_error(as_cells(x_hat, cell), as_cells(x, cell)))
   return jax.grad(loss, (0, 1))
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mlic_jax.model import transforms
 from mlic_jax.model.initializers import initial_variables
 from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
 from mlic_jax.runtime.executable_cache import kept
@@ -101,6 +102,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   `platform` is the one that the step will run on, such as "cpu". None: the one that it is lowered for, and what is
   quick on each is traced."""
   schedule = learning_rate_schedule(config)
+  cell = transforms.cell(model.config) if platform == "tpu" else 1
   rates, num_slices, steps = model.config.num_rates, model.config.num_slices, config.accumulate_steps
 
   def loss_of(params, model, x, sample, noise_key, teacher_variables):
@@ -112,7 +114,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     if teacher is not None:
       taught = teacher.apply(teacher_variables, x, sample["quality"] if teacher.config.num_rates else None).x_hat
       target = x + config.distillation_weight * (taught - x)
-    loss, metrics = rd_loss(out, x, sample["lmbda"], config.distortion, target)
+    loss, metrics = rd_loss(out, x, sample["lmbda"], config.distortion, target, cell)
     if rates and config.rate_weighting:
       loss = jnp.mean(rate_weights(sample["lmbda"], config.lmbdas, config.rate_weighting) * metrics["loss"])
     if out.map_loss is not None:  # its gradient is that of the map's own parameters, which nothing else touches

@@ -11,9 +11,11 @@ from helpers.small_configs import SMALL_CONFIGS
 
 from mlic_jax.__main__ import main
 from mlic_jax.kernels.convolution import conv2d
+from mlic_jax.model.layers import SubpixelConv
 from mlic_jax.runtime import device_topology, hlo_analysis, tpu_options
 from mlic_jax.training import pmap_programs
 from mlic_jax.training.config_schema import check_fields
+from mlic_jax.training.losses import as_cells
 
 missing = importlib.util.find_spec("libtpu") is None
 pytestmark = [pytest.mark.tpu, pytest.mark.skipif(missing, reason="libtpu is missing (make test-tpu)")]
@@ -66,13 +68,34 @@ def test_slices_are_a_loop_and_convolutions_are_left_to_the_compiler(step):
   assert "window={size=1x3 " not in text  # Winograd's, on CPU
 
 
+def cycles_of(function, chip, *shapes, options=None):
+  """Of `function`, compiled for arrays of these shapes on one chip."""
+  place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(chip))
+  lowered = jax.jit(function).lower(*jax.tree.map(place, shapes))
+  return hlo_analysis.cycles(lowered.compile(compiler_options=options).as_text())
+
+
+def floats(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def test_the_options_for_small_batches_halve_the_cycles_of_a_convolution(chips):
-  shape = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.float32, sharding=jax.sharding.SingleDeviceSharding(chips[0]))
-  lowered = jax.jit(conv2d).lower(shape(4, 32, 32, 64), shape(3, 3, 64, 64), shape(64))
-  cycles = lambda options: hlo_analysis.cycles(lowered.compile(compiler_options=options).as_text())
-  options = tpu_options.options_for(4, chips[0])
+  options, shapes = tpu_options.options_for(4, chips[0]), (floats(4, 32, 32, 64), floats(3, 3, 64, 64), floats(64))
   assert options and tpu_options.options_for(8, chips[0]) == {}
-  assert cycles(options) < cycles(None) / 2
+  assert cycles_of(conv2d, chips[0], *shapes, options=options) < cycles_of(conv2d, chips[0], *shapes) / 2
+
+
+def test_the_squared_errors_of_cells_take_a_third_of_the_cycles_of_those_of_pixels(chips):
+  layer, x, image = SubpixelConv(3), floats(4, 32, 32, 64), floats(4, 64, 64, 3)
+  params = jax.eval_shape(lambda: layer.init(jax.random.PRNGKey(0), jnp.zeros((1, 4, 4, 64))))
+
+  def gradient(cell):
+    error = lambda params, x, image: as_cells(layer.apply(params, x), cell) - as_cells(image, cell)
+    return jax.grad(lambda *args: jnp.mean(jnp.square(error(*args))), (0, 1))
+
+  options = tpu_options.options_for(4, chips[0])
+  of_cells, of_pixels = (cycles_of(gradient(cell), chips[0], params, x, image, options=options) for cell in (2, 1))
+  assert of_cells < of_pixels / 3
 
 
 @pytest.mark.parametrize("name, count, gibibytes", [

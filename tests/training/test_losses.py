@@ -41,6 +41,15 @@ def test_a_perfect_reconstruction_has_a_finite_psnr():
   assert jnp.isfinite(rd_loss(output(x), x, 0.01)[1]["psnr"]).all()
 
 
+@pytest.mark.parametrize("distortion", ["mse", "ms_ssim"])
+def test_cells_of_pixels_have_the_loss_and_the_gradient_of_pixels(distortion):
+  x, x_hat, target = jax.random.uniform(jax.random.PRNGKey(0), (3, 2, 192, 192, 3))
+  loss = lambda x_hat, cell: rd_loss(output(x_hat), x, 0.01, distortion, target, cell)[0]
+  of_pixels, of_cells = (jax.value_and_grad(loss)(x_hat, cell) for cell in (1, 2))
+  for expected, found in zip(of_pixels, of_cells):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
 def test_ms_ssim_is_a_distortion_too():
   x = jax.random.uniform(jax.random.PRNGKey(0), (1, 192, 192, 3))
   x_hat = 0.5 * x

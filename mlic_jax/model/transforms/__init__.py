@@ -7,6 +7,8 @@ A file has
                             both compute in the dtype of their input; the last layer should return float32
   activation_floats_per_pixel(config)  activations of the widest layer, in floats per pixel of the image, for the
                             memory estimate; ValueError in one line for a config that the transforms do not support
+  CELL                      optional; side of the cells of pixels that g_s computes as channels before its last
+                            pixel_shuffle. Training on TPUs compares cells (training/losses.py)
   OPTIONS                   optional; a dict of names and defaults of options; see registry.options
 A name with a dot is the import path of custom transforms.
 """
@@ -27,6 +29,11 @@ def available() -> list[str]:
 def find(name: str) -> ModuleType:
   """Return the module of the transforms. PartError for an unknown name."""
   return registry.find(name, __name__, REQUIRED)
+
+
+def cell(config: CodecConfig) -> int:
+  """Return the side of the cells that g_s computes before its last pixel_shuffle; 1 where the file has no CELL."""
+  return getattr(find(config.transforms), "CELL", 1)
 
 
 def three_widths(config: CodecConfig, default: tuple[int, int, int]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from mlic_jax.model.layers import Conv, ResidualBlock, ResidualBlockDown, Residu
 from mlic_jax.model.transforms import three_widths
 
 STRIDE = 16
+CELL = 2
 
 
 def widths(config: CodecConfig) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from mlic_jax.model.layers import RESIDUAL_INIT, Conv, ConvTranspose
 from mlic_jax.model.transforms import check_unused_fields
 
 STRIDE = 16
+CELL = 2
 BOTTLENECKS = 3  # blocks at each of the three finer resolutions
 
 

@@ -16,6 +16,7 @@ from mlic_jax.model.layers import Conv, ConvTranspose, PartialConvBlock
 from mlic_jax.model.transforms import check_unused_fields, three_widths
 
 STRIDE = 16
+CELL = 2
 WIDTHS = (96, 192, 384)
 BLOCKS = (2, 2, 4)        # at 1/2, 1/4 and 1/8 of the resolution
 KERNELS = (4, 2, 2, 2)    # kernel sizes of the resamplings, from fine to coarse

@@ -19,6 +19,7 @@ from mlic_jax.model.registry import options
 from mlic_jax.model.transforms import check_unused_fields, cheng2020
 
 STRIDE = 16
+CELL = 2
 OPTIONS = {"token_blocks": 2,      # number of blocks in place of a residual block
            "token_expansion": 2,   # hidden channels of a block per channel
            "token_depthwise_first": False,  # the first half of a block as in CompressAI, with token_expansion 1

@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.kernels.convolution import conv2d
-from mlic_jax.model.layers import Conv, pixel_shuffle
+from mlic_jax.model.layers import Conv, pixel_shuffle, pixel_unshuffle
 from mlic_jax.model.lazy_params import parameter
 from mlic_jax.model.registry import options
 from mlic_jax.model.transforms.token_mixing import TokenMixing
@@ -115,13 +115,6 @@ class Linear(nn.Module):
     kernel = parameter(self, "kernel", init, (1, 1, inputs, features))
     bias = parameter(self, "bias", nn.initializers.zeros, (features,))
     return conv2d(x, kernel.astype(x.dtype), bias.astype(x.dtype))
-
-
-def pixel_unshuffle(x: jax.Array, factor: int) -> jax.Array:
-  """Invert layers.pixel_shuffle, (B, H, W, C) -> (B, H/factor, W/factor, C*factor^2)."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // factor, factor, w // factor, factor, c)
-  return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // factor, w // factor, c * factor**2)
 
 
 def dct_basis(count: int) -> np.ndarray:
