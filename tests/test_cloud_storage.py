@@ -95,7 +95,7 @@ def test_a_store_that_fails_does_not_end_a_training(config, standin, bucket, tmp
     fake_bucket.REFUSED[:] = ["checkpoints/5/state/ocdbt"] if done < 8 else []  # what TensorStore writes
   monkeypatch.setattr(loop.RunLog, "step", step)
   loop.train_and_evaluate(config, f"{bucket}/run")
-  assert "no checkpoint by step" in capsys.readouterr().out
+  assert "no checkpoint at step" in capsys.readouterr().out
   assert final_state(config, f"{bucket}/run").state.step == 12
 
 

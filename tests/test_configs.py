@@ -137,8 +137,8 @@ def test_the_comparison_of_optimizers_differs_in_the_optimizer_alone_and_its_com
     (["--config=configs/mlic.py:mse:6"], "no objective 'mse:6'; wanted mse:0 to mse:5 or ms_ssim:0 to ms_ssim:5"),
     (["--config", "configs/mlic_plus.py:psnr:1"], "no objective 'psnr:1'"),
     (["--config=configs/mlic_plus_plus.py:mse:3", "--config.lmda=1"], "field 'lmda'; the nearest known one is 'lmbda'"),
-    (["--config=configs/nano.py:mse:3"], "configs/nano.py takes no argument, 'mse:3' came"),
-    (["--config=configs/mlicc.py:mse:3"], "configs/mlicc.py:mse:3: no such configuration file")])
+    (["--config=configs/nano.py:mse:3"], "configs/nano.py takes no argument; wanted the name without ':mse:3'"),
+    (["--config=configs/mlicc.py:mse:3"], "configs/mlicc.py:mse:3: no such config file")])
 def test_an_objective_or_a_field_that_does_not_exist_is_refused_in_one_line(tmp_path, arguments, message):
   command = [sys.executable, "train.py", *arguments, f"--workdir={tmp_path / 'run'}"]
   done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ, JAX_PLATFORMS="cpu"))

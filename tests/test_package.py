@@ -30,7 +30,7 @@ def test_configurations_that_come_along_are_found_by_name_from_anywhere(tmp_path
   assert load_config("ablations/01_channel").model.contexts == ("channel",)
   with pytest.raises(ConfigError, match="not this one"):
     load_config("configs/nano.py")
-  with pytest.raises(ConfigError, match="^nanno: no such configuration file, and none of .*mlic_plus_plus, .*nano, "):
+  with pytest.raises(ConfigError, match="^nanno: no such config file; wanted .*mlic_plus_plus, .*nano, "):
     load_config("nanno")
 
 

@@ -1,1 +1,1 @@
-"""Training: objective (losses), one step (step, parallel), checkpoints, and the loop."""
+"""Training: configs, objective, optimizers, training step, data parallelism, checkpoints and the loop."""

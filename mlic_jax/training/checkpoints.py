@@ -1,10 +1,10 @@
-"""Checkpoints of a training run, with Orbax: everything that an exact resume needs.
+"""Checkpoints of a training run, written by Orbax: everything that an exact resume needs.
 
-    WORKDIR/config.json          the configuration of the run
+    WORKDIR/config.json          the config of the run
     WORKDIR/checkpoints/STEP/    TrainState of one device, and the best evaluation loss so far
 
-The position in the data is not among them: batch t is a function of the seed and t (data.py). What users load is
-WORKDIR/model, a model directory (mlic_jax/coding/checkpoint_io.py).
+The position in the data is not stored: batch t is a function of the seed and t (data/loader.py). Users load the model
+directory WORKDIR/model (coding/checkpoint_io.py).
 """
 
 import functools
@@ -29,26 +29,26 @@ from mlic_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
-CLOUD_PACKAGES = ("gcsfs", "aiohttp", "google")  # whose errors are none of the operating system
-OF_TENSORSTORE = re.compile(r" \[(?:source locations='tensorstore/|http_response_code=|tensorstore_spec=)")
-ENVIRONMENT = "environment"  # the entry of config.json that is no field
+CLOUD_PACKAGES = ("gcsfs", "aiohttp", "google")  # packages whose storage errors are not OSErrors
+TENSORSTORE_SUFFIX = re.compile(r" \[(?:source locations='tensorstore/|http_response_code=|tensorstore_spec=)")
+ENVIRONMENT = "environment"  # the entry of config.json that is not a field
 
 
 class DamagedCheckpoints(ConfigError):
-  """A workdir with checkpoints of which none can be read; one line."""
+  """No checkpoint in the workdir can be read; the message is one line."""
 
 
 class ConfigMismatch(ConfigError):
-  """The checkpoints in a workdir belong to another configuration; one line that names the fields."""
+  """The checkpoints in the workdir belong to another config; the message is one line that names the fields."""
 
 
 def config_to_dict(config) -> dict[str, Any]:
-  """A ConfigDict as JSON gives it back: tuples are lists."""
+  """Converts a ConfigDict to a dict of JSON types: tuples become lists."""
   return json.loads(json.dumps(config.to_dict()))
 
 
 def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"model": {"N": 64}} -> {"model.N": 64}."""
+  """Flattens nested fields: {"model": {"N": 64}} becomes {"model.N": 64}."""
   flat = {}
   for name, value in fields.items():
     flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
@@ -56,21 +56,21 @@ def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-  """The fields that write_config wrote. ConfigError in one line when it is damaged."""
+  """Reads the fields that write_config wrote. ConfigError in one line if the file is damaged."""
   try:
     fields = json.loads(path.read_text("utf-8"))
   except ValueError as error:
-    raise ConfigError(f"{path}: cannot be read ({error}); wanted the configuration of a run") from error
+    raise ConfigError(f"{path}: cannot be read ({error}); wanted the config of a run") from error
   if not isinstance(fields, dict):
-    raise ConfigError(f"{path}: holds {type(fields).__name__}; wanted the configuration of a run")
+    raise ConfigError(f"{path}: holds {type(fields).__name__}; wanted the config of a run")
   return {name: value for name, value in fields.items() if name != ENVIRONMENT}
 
 
 def check_config(config, path: Path) -> None:
-  """ConfigMismatch unless the configuration in the file `path` agrees with `config` in all fields that are not free.
+  """Raises ConfigMismatch unless the config in the file `path` agrees with `config` in all fields that are not free.
 
-  A field of the model that one of them lacks, as it is newer than the run, has its default there. model.scan_unroll,
-  which older programs knew, is free as scan_unroll is."""
+  A model field that is newer than the run has its default there. model.scan_unroll of older versions is free, like
+  scan_unroll."""
   defaults = flatten({"model": CodecConfig().to_dict()})
   then, now = defaults | flatten(read_config(path)), defaults | flatten(config_to_dict(config))
   for fields in then, now:
@@ -83,26 +83,26 @@ def check_config(config, path: Path) -> None:
             for name in sorted(then.keys() | now.keys())
             if not (name in FIELDS and FIELDS[name].is_free) and then.get(name, missing) != now.get(name, missing)]
   if differ:
-    raise ConfigMismatch(f"{path.parent} holds a run of another configuration; these fields differ: "
-                         f"{', '.join(differ)}; wanted the same configuration or another --workdir")
+    raise ConfigMismatch(f"{path.parent} holds a run with another config; these fields differ: "
+                         f"{', '.join(differ)}; wanted the same config or another --workdir")
 
 
 def write_config(config, path: Path, environment: dict[str, Any]) -> None:
-  """Writes the configuration as JSON, whole or not at all, and what the run runs on."""
+  """Writes config and environment of a run as JSON, atomically."""
   write_whole(path, json.dumps(dict(config_to_dict(config), **{ENVIRONMENT: environment}), indent=2) + "\n")
 
 
 def storage_problem(error: Exception) -> str | None:
-  """One line about a disk or a cloud storage that is full or failing; None when `error` is something else.
+  """Returns one line about a full or failing disk or cloud storage; None if `error` is something else.
 
-  TensorStore raises a ValueError with the message of the operating system, or of the storage, in it, and of its own in
-  brackets behind."""
+  TensorStore raises a ValueError with the message of the operating system or the storage, and appends a text of its own
+  in brackets."""
   text = " ".join(str(error).split())
-  if not isinstance(error, OSError) and "OS error" not in text and not OF_TENSORSTORE.search(text) and (
+  if not isinstance(error, OSError) and "OS error" not in text and not TENSORSTORE_SUFFIX.search(text) and (
       type(error).__module__.split(".")[0] not in CLOUD_PACKAGES):
     return None
   reason = re.search(r"OS error [^\]]*", text)
-  return reason[0] if reason else OF_TENSORSTORE.split(text)[0]
+  return reason[0] if reason else TENSORSTORE_SUFFIX.split(text)[0]
 
 
 def latest_step(workdir: Path) -> int | None:
@@ -113,9 +113,9 @@ def latest_step(workdir: Path) -> int | None:
 
 class Evaluated(NamedTuple):
   """The evaluations of a run so far."""
-  best_loss: float | None = None  # lowest loss, that of the exported model
-  step: int = 0                   # step of the last evaluation
-  held_out: str = ""              # checksum of the images of best_loss; "" in checkpoints of older programs
+  best_loss: float | None = None  # the lowest loss, which is that of the exported model
+  step: int = 0                   # the step of the last evaluation
+  held_out: str = ""              # checksum of the images for best_loss; "" in checkpoints of older versions
 
 
 class Restored(NamedTuple):
@@ -125,11 +125,11 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of a workdir: the first process saves them asynchronously, and the newest `keep` of them stay.
+  """The checkpoints of a workdir. Process 0 saves them asynchronously; the newest `keep` of them remain.
 
-  The state is the same in all processes; they read what the first one wrote, and no process waits for another here.
-  A full disk does not end a training: `save` and `close` return the problem in a line, and the next save tries again.
-  As a context manager it is closed at the end, also when a training raises."""
+  All processes have the same state and restore the checkpoints of process 0; none waits for another here. A full disk
+  does not stop a training: `save` and `close` return the problem as one line, and the next save tries again. The class
+  is a context manager that closes itself, also after an exception."""
 
   def __init__(self, workdir: str | os.PathLike, keep: int):
     workdir = as_path(workdir)
@@ -138,7 +138,7 @@ class Checkpoints:
     self._note = self.workdir / "evaluated.json"
     self._writes = jax.process_index() == 0
     self._keep = keep
-    self._problem: str | None = None  # of the last save
+    self._problem: str | None = None  # the problem of the last save
     if self._writes:
       self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -152,25 +152,25 @@ class Checkpoints:
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(active_processes={me}, primary_host=me,
-                                               barrier_sync_key_prefix=f"mlic_jax_checkpoints_{me}")
+    index = jax.process_index()
+    this_process = ocp.options.MultiprocessingOptions(active_processes={index}, primary_host=index,
+                                                      barrier_sync_key_prefix=f"mlic_jax_checkpoints_{index}")
     options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=False, enable_async_checkpointing=True,
-                                           multiprocessing_options=alone)
+                                           multiprocessing_options=this_process)
     return ocp.CheckpointManager(self.directory, options=options)
 
   @property
   def latest_step(self) -> int | None:
-    """The step of the newest complete checkpoint, None without one: a save that is under way does not count."""
+    """The step of the newest complete checkpoint, None without one; a save in progress does not count."""
     return latest_step(self.workdir)
 
   def save(self, state: TrainState, evaluated: Evaluated) -> str | None:
-    """Starts saving `state`, NumPy arrays that nobody writes to (see parallel.unreplicate), under state.step.
+    """Starts saving `state` under state.step. Its arrays are NumPy arrays that nobody changes (parallel.unreplicate).
 
-    Returns a line if the disk failed in this save or in the one before it, None otherwise."""
+    Returns one line if the disk failed in this save or the previous one, None otherwise."""
     if not self._writes:
       return None
-    before, step = self._settle(), int(state.step)
+    before, step = self._wait(), int(state.step)
     if step != self.latest_step:
       args = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)),
                                 best=ocp.args.JsonSave(_as_json(evaluated)))
@@ -178,35 +178,37 @@ class Checkpoints:
     return self._problem or before
 
   def restore(self, like: TrainState) -> Restored | None:
-    """Returns the newest complete checkpoint, None if there is no checkpoint at all; `like` gives the structure.
+    """Restores the newest readable checkpoint in the structure of `like`; None if there is no checkpoint.
 
-    A warning names newer ones that cannot be read. DamagedCheckpoints if none can be read."""
+    A warning names newer checkpoints that cannot be read. DamagedCheckpoints if none can be read."""
     problems = {}
     for step in sorted(ocp.utils.checkpoint_steps(self.directory) if self.directory.exists() else (), reverse=True):
       try:
         restored = self._read(step, like)
-      except Exception as error:  # Orbax and TensorStore raise whatever the damage leads them to
+      except Exception as error:  # Orbax and TensorStore raise many types for damaged files
         problems[step] = " ".join(str(error).split())[:200] or type(error).__name__
-        log.warning("%s is damaged, an older one is looked for (%s)", self.directory / str(step), problems[step])
+        log.warning("%s is damaged (%s); trying the one before", self.directory / str(step), problems[step])
         continue
       return restored
     if problems:
       raise DamagedCheckpoints(f"{self.directory}: none of the checkpoints {', '.join(map(str, sorted(problems)))} can "
-                               f"be read ({problems[max(problems)]}); wanted a whole one, or another --workdir")
+                               f"be read ({problems[max(problems)]}); wanted a complete one, or another --workdir")
     return None
 
   def prepare_to_save_after(self, step: int) -> None:
-    """Makes place for saves after `step`: removes unfinished checkpoints of a process that was killed while it saved,
-    and moves newer ones, which are damaged, to WORKDIR/damaged. The run must hold the lock of the workdir."""
+    """Prepares the folder for saves after `step`; the run has to hold the lock of the workdir.
+
+    Removes unfinished checkpoints of killed processes, and moves newer checkpoints, which are damaged, to
+    WORKDIR/damaged."""
     if not self._writes:
       return
     self._remove_unfinished()
     for newer in ocp.utils.checkpoint_steps(self.directory):
       if newer > step:
-        aside = self.workdir / "damaged" / str(newer)
-        remove_folder(aside)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        (self.directory / str(newer)).rename(aside)
+        target = self.workdir / "damaged" / str(newer)
+        remove_folder(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (self.directory / str(newer)).rename(target)
     self._manager.reload()
 
   def _read(self, step: int, like: TrainState) -> Restored:
@@ -216,27 +218,27 @@ class Checkpoints:
     best = restored.best
     if self._note.exists() and (note := json.loads(self._note.read_text()))["step"] == step:
       best = note
-    # Older checkpoints do not name their last evaluation; they were made after that of their step.
+    # Older checkpoints do not record the step of their last evaluation; it was that of the checkpoint.
     evaluated = Evaluated(best["loss"], best.get("evaluated", step), best.get("held_out", ""))
     return Restored(like.replace(**restored.state), evaluated)
 
   def note_evaluation(self, step: int, evaluated: Evaluated) -> None:
-    """Adds an evaluation to the checkpoint of `step` that was made after the checkpoint, as a signal had come first."""
+    """Adds an evaluation to the saved checkpoint of `step`, for a run that a signal stopped before the evaluation."""
     if self._writes:
       write_whole(self._note, json.dumps(dict(_as_json(evaluated), step=step)) + "\n")
 
   def close(self) -> str | None:
     """Waits for the last save and frees the threads of Orbax, in every process; a second call does nothing.
 
-    Returns a line if the last save failed."""
+    Returns one line if the last save failed, None otherwise."""
     if "_manager" not in vars(self):
       return None
-    problem = self._settle() or self._problem
+    problem = self._wait() or self._problem
     problem = self._attempt(self._manager.close) or problem
     del self._manager
     return problem
 
-  def _settle(self) -> str | None:
+  def _wait(self) -> str | None:
     return self._attempt(self._manager.wait_until_finished)
 
   def _attempt(self, work: Callable[[], object]) -> str | None:
@@ -246,7 +248,7 @@ class Checkpoints:
       problem = storage_problem(error)
       if problem is None:
         raise
-      self._remove_unfinished()  # what the failed attempt left takes up the disk
+      self._remove_unfinished()  # frees the disk space of the failed attempt
       return problem
     return None
 

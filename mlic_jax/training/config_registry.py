@@ -1,4 +1,4 @@
-"""This project's configurations by name: configs/ in the repository, mlic_jax/packaged/configs once installed."""
+"""Configs of this project by name: configs/ in the repository, mlic_jax/packaged/configs once installed."""
 import contextlib
 import sys
 import types
@@ -13,24 +13,25 @@ FOLDER = ROOT / "configs"
 def names() -> list[str]:
   """Returns the names "nano", "mlic_plus_plus", "ablations/00_hyperprior" and so on.
 
-  Files named common.py hold what others start from and are left out."""
+  Files named common.py have fields that other configs share; they are left out."""
   return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("[!_]*.py")
                 if path.name != "common.py")
 
 
 def path(name: str) -> Path | None:
-  """Returns the file of a name, None if there is no such configuration."""
+  """Returns the file of a config, None if there is no such config."""
   return FOLDER / f"{name}.py" if name in names() else None
 
 
 @contextlib.contextmanager
 def imports_from_project() -> Iterator[None]:
-  """Within this context `from configs import nano` reads this project's file, whatever package of the user's has that
-  name. The imported modules are forgotten afterwards."""
+  """Within this context `from configs import nano` imports this project's file, even if the user has such a package.
+
+  The imported modules are removed from sys.modules afterwards."""
   loaded = lambda: [name for name in sys.modules if name.split(".")[0] == "configs"]
   others = {name: sys.modules.pop(name) for name in loaded()}
   package = types.ModuleType("configs")
-  package.__path__ = [str(FOLDER)]  # in place of a search of sys.path, where a package with __init__.py wins
+  package.__path__ = [str(FOLDER)]  # instead of a search of sys.path, where a package with __init__.py would win
   sys.modules["configs"] = package
   try:
     yield
@@ -42,11 +43,11 @@ def imports_from_project() -> Iterator[None]:
 
 @contextlib.contextmanager
 def imports_from_project_last() -> Iterator[None]:
-  """Within this context `from configs import nano` reads this project's file unless the user's path has one."""
+  """Within this context `from configs import nano` imports this project's file unless sys.path has another one."""
   sys.path.append(str(ROOT))
   try:
     yield
   finally:
     sys.path.reverse()
-    sys.path.remove(str(ROOT))  # the last of them
+    sys.path.remove(str(ROOT))  # removes the last occurrence
     sys.path.reverse()

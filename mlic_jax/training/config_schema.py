@@ -1,7 +1,7 @@
-"""Configurations: Python files with get_config(), such as configs/nano.py, and every field that a training reads.
+"""Configs: Python files with get_config(), such as configs/nano.py, and the schema of their fields.
 
-FIELDS names each field once: what it may be, whether a run can be continued with another value, and what it is for
-where it is not for every run. train.py, `describe` and `ablate` read configurations by `load_config` and nothing else.
+FIELDS lists each field once: its allowed values, whether a run can be continued with another value, and which runs need
+it. All commands load configs with `load_config`.
 """
 
 import ast
@@ -27,11 +27,11 @@ from mlic_jax.model import selection_map
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.model.registry import PartError
 from mlic_jax.training import config_registry
-from mlic_jax.training.multihost import MOST_SECONDS
+from mlic_jax.training.multihost import TIMEOUT_MAX
 from mlic_jax.training.optimizer import OPTIMIZERS, SCHEDULES, TRAINED
 from mlic_jax.training.profile import steps_of_profile
 
-Check = Callable[[Any], str | None]  # what is wanted, in words, when a value is not that
+Check = Callable[[Any], str | None]  # returns None for a valid value, or else the allowed values in words
 
 
 def at_least(lowest: int) -> Check:
@@ -39,7 +39,7 @@ def at_least(lowest: int) -> Check:
 
 
 def number(lowest: float, highest: float | None = None) -> Check:
-  """Between the two, or from the lowest on."""
+  """Allows a number from `lowest` to `highest`, without an upper limit if that is None."""
   wanted = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
   inside = lambda value: value >= lowest and (highest is None or value <= highest)
   return lambda value: None if type(value) in (int, float) and inside(value) else wanted
@@ -58,24 +58,24 @@ NUMBERS = lambda value: None if all(type(each) in (int, float) and each >= 0 for
 
 
 class Field(NamedTuple):
-  """A field of a configuration."""
+  """A field of a config."""
   check: Check
-  is_free: bool = False  # a run may be continued with another value, as it does not change what a step computes
-  warning: str = ""      # what it changes after all
+  is_free: bool = False  # whether a run may continue with another value, because it does not change the steps
+  warning: str = ""      # the effect of another value on the steps of a continued run, if there is one
   needed: Callable[[ml_collections.ConfigDict], bool] = lambda config: True
-  needed_for: str = ""   # in words, where it is not needed by all
+  needed_for: str = ""   # the runs that need the field, in words, if not all do
 
 
-OPTIONS = "model.options."  # settings of parts, each with its default (model/registry.py)
+OPTIONS = "model.options."  # settings of contexts and transforms, each with its default (model/registry.py)
 PRECISIONS = ("highest", "high", "default")  # of jax.default_matmul_precision
-ROUNDING = "the steps from here on round otherwise"
-of_one_rate = lambda config: not config.model.get("num_rates", 0)
+ROUNDING = "later steps round differently"
+is_single_rate = lambda config: not config.model.get("num_rates", 0)
 FIELDS = {
     "model": Field(instance_of(ml_collections.ConfigDict, "the fields of CodecConfig")),
     "seed": Field(at_least(0)),
     "distributed": Field(FLAG, is_free=True),
-    "peer_timeout": Field(number(1, MOST_SECONDS), is_free=True),
-    # Photographs
+    "peer_timeout": Field(number(1, TIMEOUT_MAX), is_free=True),
+    # Images
     "data_dir": Field(TEXT, is_free=True),
     "tfds_dir": Field(TEXT, is_free=True),
     "eval_dir": Field(TEXT),
@@ -91,18 +91,18 @@ FIELDS = {
     "cache_gigabytes": Field(number(0), is_free=True),
     # Objective
     "distortion": Field(TEXT),
-    "lmbda": Field(number(0), needed=of_one_rate, needed_for="single-rate models"),
-    "lmbdas": Field(NUMBERS, needed=lambda config: not of_one_rate(config), needed_for="variable-rate models"),
-    "rate_weighting": Field(number(0, 1), is_free=True, warning="the steps from here on weigh the rates otherwise",
-                            needed=lambda config: not of_one_rate(config), needed_for="variable-rate models"),
+    "lmbda": Field(number(0), needed=is_single_rate, needed_for="single-rate models"),
+    "lmbdas": Field(NUMBERS, needed=lambda config: not is_single_rate(config), needed_for="variable-rate models"),
+    "rate_weighting": Field(number(0, 1), is_free=True, warning="later steps weight the rate points differently",
+                            needed=lambda config: not is_single_rate(config), needed_for="variable-rate models"),
     "partial_probability": Field(number(0, 1)),
     "init_from": Field(TEXT),
     "trained": Field(one_of(TRAINED), needed=lambda config: "selection_widths" in config.model.get("options", {}),
-                     needed_for="a map of coded elements"),
+                     needed_for="models with a selection map"),
     "teacher": Field(TEXT),
     "distillation_weight": Field(number(0, 1), needed=lambda config: config.get("teacher"), needed_for="a teacher"),
-    # Optimizer. num_steps, decay_start and crop_schedule are free so that a run can go on for longer, and end when its
-    # time has come; it then follows the new schedule.
+    # Optimizer. num_steps, decay_start and crop_schedule are free, so that a run can be extended or ended early. It
+    # then follows the new schedule.
     "num_steps": Field(at_least(1), is_free=True),
     "optimizer": Field(one_of(OPTIMIZERS)),
     "learning_rate": Field(number(0)),
@@ -125,8 +125,8 @@ FIELDS = {
     "bfloat16_transforms": Field(FLAG, is_free=True, warning=ROUNDING),
     "entropy_precision": Field(one_of(PRECISIONS), is_free=True, warning=ROUNDING),
     "remat": Field(FLAG, is_free=True),
-    "scan_unroll": Field(at_least(0), is_free=True, needed=lambda config: "scan_unroll" in config),  # 0 without it
-    # Figures, checkpoints, evaluation
+    "scan_unroll": Field(at_least(0), is_free=True, needed=lambda config: "scan_unroll" in config),  # default: 0
+    # Logs, checkpoints, evaluation
     "log_every": Field(at_least(1), is_free=True),
     "checkpoint_every": Field(at_least(1), is_free=True),
     "keep_checkpoints": Field(at_least(1), is_free=True),
@@ -140,25 +140,25 @@ FIELDS = {
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-  """What get_config() of a file returns, with fields changed.
+  """Calls get_config() of a config file and applies overrides.
 
   Args:
-    name: the file, or the name of one that comes along, as "nano" (packaged.py); with ":ARGUMENT" behind it,
-      get_config(ARGUMENT) is called. A file may import from the folder that the program was started in.
+    name: a file, or the name of a config of this project, such as "nano" (config_registry.py). With ":ARGUMENT" after
+      it, get_config(ARGUMENT) is called. A file may import from the current folder.
     overrides: "--config.FIELD=VALUE" each, as on the command line.
 
-  ConfigError in one line when there is no such file, it does not run, gives no configuration, or has no such field.
+  ConfigError in one line if the file does not exist, fails, or returns no config, or if a field does not exist.
   """
-  path, argument, surroundings = _locate(str(name))
+  path, argument, imports = _locate(str(name))
   try:
-    with surroundings:
+    with imports:
       get_config = runpy.run_path(str(path)).get("get_config")
       if argument and isinstance(get_config, types.FunctionType) and not inspect.signature(get_config).parameters:
-        raise ConfigError(f"{path} takes no argument, {argument!r} came")
+        raise ConfigError(f"{path} takes no argument; wanted the name without {f':{argument}'!r}")
       config = get_config and get_config(*([argument] if argument else []))
   except ConfigError:
     raise
-  except Exception as error:  # the file is code of the user's
+  except Exception as error:  # the user's code may raise anything
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     raise ConfigError(f"{name}: {kind}{' '.join(str(error).split())}") from error
   if not isinstance(config, ml_collections.ConfigDict):
@@ -167,20 +167,19 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ml_collectio
 
 
 def _locate(name: str) -> tuple[Path, str, contextlib.AbstractContextManager]:
-  """The file of a name, its argument, and what it is run in."""
+  """Returns the file of a config, the argument of get_config, and the context for its imports."""
   file, _, argument = name.partition(".py:")
   path = Path(f"{file}.py" if argument else file)
   if path.is_file():
-    is_ours = path.resolve().is_relative_to(config_registry.FOLDER)
-    imports = config_registry.imports_from_project if is_ours else config_registry.imports_from_project_last
+    in_project = path.resolve().is_relative_to(config_registry.FOLDER)
+    imports = config_registry.imports_from_project if in_project else config_registry.imports_from_project_last
     return path, argument, imports()
   known, _, argument = name.partition(":")
   if (found := config_registry.path(known)) is not None:
     return found, argument, config_registry.imports_from_project()
-  if path.is_dir():  # runpy takes it for a package
-    raise ConfigError(f"{name}: is a folder")
-  raise ConfigError(f"{name}: no such configuration file, and none of those that come along: "
-                    f"{', '.join(config_registry.names())}")
+  if path.is_dir():  # runpy would run it as a package
+    raise ConfigError(f"{name}: is a folder; wanted a config file")
+  raise ConfigError(f"{name}: no such config file; wanted a file or one of {', '.join(config_registry.names())}")
 
 
 def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_collections.ConfigDict:
@@ -194,7 +193,7 @@ def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_c
         added.append(field)
       elif field not in known:
         near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown configuration field {field!r}; the nearest known one is {near!r}")
+        raise ConfigError(f"unknown config field {field!r}; the nearest known one is {near!r}")
     elif not is_value:
       raise ConfigError(f"unexpected argument {each!r}; wanted --config.FIELD=VALUE")
   values, argv = flags.FlagValues(), ["", *overrides]
@@ -205,18 +204,18 @@ def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_c
     raise ConfigError(" ".join(str(error).split())) from error
   for field in added:
     if field in FIELDS and not FIELDS[field].needed(flag.value):
-      raise ConfigError(f"{field} came, which is for {FIELDS[field].needed_for}")
+      raise ConfigError(f"{field} is only for {FIELDS[field].needed_for}; wanted a config without it")
   return flag.value
 
 
 def _add(config: ml_collections.ConfigDict, field: str, text: str) -> None:
-  """A field that there is, and that this configuration does not name, so that it has the type that came."""
+  """Adds a known field that the config does not set; the type of the field is that of the given value."""
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):
     value = text
   with config.unlocked():
-    if field.startswith(OPTIONS):   # whether a part reads it, check_options says
+    if field.startswith(OPTIONS):   # check_options refuses options that nothing reads
       config.model.options = {**config.model.get("options", {}), field.removeprefix(OPTIONS): value}
     else:
       config[field] = value
@@ -231,11 +230,12 @@ def _names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]
 
 
 def model_config(config: ml_collections.ConfigDict, name: str | Path = "") -> CodecConfig:
-  """The codec that a configuration describes; ConfigError in one line, which begins with `name`, for one that there
-  cannot be, or whose parts are not there."""
+  """Returns the CodecConfig of a config.
+
+  ConfigError in one line, which begins with `name`, if it is not valid or names modules that do not exist."""
   try:
     if "model" not in config:
-      raise ValueError("the configuration lacks the field 'model'")
+      raise ValueError("the config lacks the field 'model'")
     codec = CodecConfig.from_dict(config.model.to_dict())
     build(codec)
   except (ValueError, TypeError) as error:
@@ -244,17 +244,19 @@ def model_config(config: ml_collections.ConfigDict, name: str | Path = "") -> Co
 
 
 def check_fields(config: ml_collections.ConfigDict) -> CodecConfig:
-  """The model's configuration; ConfigError in one line for a missing, an unknown, a bad or a contradictory field."""
+  """Checks all fields and returns the CodecConfig.
+
+  ConfigError in one line for a missing, unknown, invalid or contradictory field."""
   for name in config:
     if name not in FIELDS:
       near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)[0]
-      raise ConfigError(f"the configuration has a field {name!r} that nothing reads; the nearest known one is {near!r}")
+      raise ConfigError(f"the config has a field {name!r} that nothing reads; the nearest known one is {near!r}")
   codec = model_config(config)
   for name, field in FIELDS.items():
     if field.needed(config):
       if name not in config:
         why = f" (for {field.needed_for})" if field.needed_for else ""
-        raise ConfigError(f"the configuration lacks the field {name!r}{why}")
+        raise ConfigError(f"the config lacks the field {name!r}{why}")
       if wanted := field.check(config[name]):
         raise ConfigError(f"{name}={config[name]!r}; wanted {wanted}")
   if codec.num_rates and len(config.lmbdas) != codec.num_rates:
@@ -270,11 +272,11 @@ def check_fields(config: ml_collections.ConfigDict) -> CodecConfig:
     raise ConfigError(str(error)) from None
   if smallest < least:
     raise ConfigError(f"crop_size={config.crop_size} and eval_crop_size={config.eval_crop_size}; the distortion "
-                      f"{config.distortion} wants at least {least} pixels")
+                      f"{config.distortion} needs at least {least} pixels")
   if config.get("trained") == "map" and not selection_map.has_map(codec):
-    raise ConfigError("trained='map' came for a model without one; wanted selection_widths in its options")
+    raise ConfigError("trained='map', but the model has no selection map; wanted selection_widths in its options")
   if config.schedule == "step" and len(config.decay_steps) != len(config.decay_factors):
-    raise ConfigError(f"decay_steps={config.decay_steps} and decay_factors={config.decay_factors} differ in length")
+    raise ConfigError(f"decay_steps={config.decay_steps}, decay_factors={config.decay_factors}; wanted equal lengths")
   if config.schedule == "wsd" and config.decay_start:
     if not config.warmup_steps <= config.decay_start < config.num_steps:
       raise ConfigError(f"decay_start={config.decay_start}; wanted 0, or a step from "

@@ -1,4 +1,4 @@
-"""The objective: bits per pixel plus lmbda times a distortion."""
+"""The rate-distortion loss: bits per pixel plus lmbda times a distortion."""
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,21 @@ from mlic_jax.model.layers import pixel_unshuffle
 
 def rd_loss(out, x: jax.Array, lmbda: jax.Array, distortion: str = "mse", target: jax.Array | None = None,
             cell: int = 1) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the rate-distortion objective of a CodecOutput, (scalar, metrics of the samples); the mean over the batch.
+  """Returns the rate-distortion loss of a CodecOutput, averaged over the batch, and metrics of each image.
+
+  The metrics are (B,) each: loss, bpp = bpp_y + bpp_z (bits per pixel of the image), mse of values in [0, 1], psnr in
+  dB, and those of the distortion.
 
   Args:
-    out: CodecOutput for x.
+    out: the CodecOutput for x.
     x: (B, H, W, 3) in [0, 1].
     lmbda: (B,) or scalar, in the scale of the papers.
-    distortion: name of a file in mlic_jax/distortions/, or an import path. PartError when there is none.
-    target: (B, H, W, 3), which takes the place of x in the loss, not in the metrics.
-    cell: squared errors are taken of cells of so many by so many pixels, as channels. With the last pixel_shuffle of
-      g_s XLA finds that nothing is to be shuffled, which is slow on TPUs: 1.2 M cycles in place of 5.4 M for the last
-      layer of MLIC++ with 4 images of 256x256. It changes the order of the sums.
-
-  The metrics are (B,) each: loss, bpp and its parts bpp_y and bpp_z (bits per pixel of the image), mse of values in
-  [0, 1], psnr in dB, and those of the distortion."""
+    distortion: the name of a file in mlic_jax/distortions/, or an import path. PartError if there is none.
+    target: (B, H, W, 3), which replaces x in the loss, but not in the metrics.
+    cell: squares of cell x cell pixels whose squared errors are taken as channels. With the last pixel_shuffle of g_s,
+      XLA then removes the shuffle, which is slow on TPUs: 1.2 M cycles instead of 5.4 M for the last layer of MLIC++
+      with 4 images of 256x256. It changes the order of the sums.
+  """
   chosen, num_pixels = distortions.find(distortion), x.shape[1] * x.shape[2]
   bpp_y = jnp.sum(out.y_bits, axis=(1, 2, 3)) / num_pixels
   bpp_z = jnp.sum(out.z_bits, axis=(1, 2, 3)) / num_pixels

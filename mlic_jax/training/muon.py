@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# The quintic polynomial that is iterated to drive singular values towards 1 (Jordan et al., 2024).
+# The quintic polynomial of the Newton-Schulz iteration, which drives singular values towards 1 (Jordan et al., 2024).
 COEFFICIENTS, REPETITIONS = (3.4445, -4.7750, 2.0315), 5
 BETA = 0.95
-# Root mean square of a step over the learning rate. It is about that of Adam, so that learning rates are comparable
-# (Liu et al., "Muon is scalable for LLM training", 2025).
+# Root mean square of a step over the learning rate. It is about that of Adam, which makes learning rates comparable
+# (Liu et al., "Muon is Scalable for LLM Training", 2025).
 RMS = 0.2
 
 
@@ -44,8 +44,10 @@ def scale_by_muon(beta: float = BETA, rms: float = RMS) -> optax.GradientTransfo
 
 
 def _orthogonal_steps(kernels: Any, rms: float) -> Any:
-  """Returns the step of each kernel of a tree. Matrices of one size, also when one is the other's transpose, are
-  orthogonalized as one batch: a network has few sizes, and the compiled program grows with their number."""
+  """Returns the step of each kernel of a tree.
+
+  Matrices of one size, up to transposition, are orthogonalized as one batch: a network has few sizes, and the compiled
+  program grows with their number."""
   leaves, treedef = jax.tree.flatten(kernels)
   matrices = [kernel.reshape(-1, math.prod(kernel.shape[-4:-1]), kernel.shape[-1]) for kernel in leaves]
   is_tall = [matrix.shape[1] > matrix.shape[2] for matrix in matrices]
@@ -63,7 +65,7 @@ def _orthogonal_steps(kernels: Any, rms: float) -> Any:
 
 
 def _longer_live_side(matrices: jax.Array) -> jax.Array:
-  """(batch, rows, columns) -> (batch,), the larger number of rows or columns that are not zero throughout.
+  """Counts the rows and columns that are not zero throughout; returns the larger count of each matrix, (batch,).
 
   n singular values of 1 in an n x m part, n <= m, have a root mean square of m**-0.5 over that part."""
   is_live = matrices != 0
@@ -72,27 +74,27 @@ def _longer_live_side(matrices: jax.Array) -> jax.Array:
 
 
 def orthogonalize(x: jax.Array) -> jax.Array:
-  """(batch, rows, columns), not more rows than columns -> the same with singular values near 1, between 0.7 and 1.2.
+  """Moves the singular values of matrices (batch, rows, columns) near 1, between 0.7 and 1.2; rows <= columns.
 
-  The quintic is odd, f(X) = P(X X^T) X, so that an iteration is a product of symmetric matrices of the shorter side n,
-  times X. If the longer side is at least 1.5 n, the symmetric matrices are multiplied first, and X only twice: that is
-  a third of the multiplications for the kernel of a 3x3 convolution."""
+  The quintic is odd, f(X) = P(X X^T) X: an iteration multiplies X by symmetric matrices of the shorter side n. If the
+  longer side is at least 1.5 n, the symmetric matrices are multiplied with each other first, and with X only twice.
+  That is a third of the multiplications for the kernel of a 3x3 convolution."""
   a, b, c = COEFFICIENTS
   x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
   even = lambda gram: b * gram + c * gram @ gram
 
-  def once(_, x):
+  def iterate(_, x):
     return a * x + even(x @ x.swapaxes(1, 2)) @ x
 
-  def once_of_gram(_, state):
+  def iterate_gram(_, state):
     total, factor, gram = state
     gram = factor @ gram @ factor
     factor = a * identity + even(gram)
     return factor @ total, factor, gram
 
   if 2 * x.shape[2] < 3 * x.shape[1]:
-    return jax.lax.fori_loop(0, REPETITIONS, once, x)
+    return jax.lax.fori_loop(0, REPETITIONS, iterate, x)
   gram, identity = x @ x.swapaxes(1, 2), jnp.eye(x.shape[1])
   first = a * identity + even(gram)
-  total, *_ = jax.lax.fori_loop(1, REPETITIONS, once_of_gram, (first, first, gram))
+  total, *_ = jax.lax.fori_loop(1, REPETITIONS, iterate_gram, (first, first, gram))
   return total @ x

@@ -1,4 +1,4 @@
-"""The optimizer: Adam, or Muon or SOAP for convolutions; its schedules, and the other Adam of the quantiles of z."""
+"""Optimizers (Adam, or Muon or SOAP for convolutions), learning rate schedules, and the Adam of the quantiles of z."""
 
 import functools
 from typing import Any
@@ -13,16 +13,16 @@ from mlic_jax.training.soap import scale_by_soap
 
 OPTIMIZERS = ("adam", "muon", "soap")
 SCHEDULES = ("cosine", "wsd", "step")
-TRAINED = ("all", "map")  # parameters that a training changes
+TRAINED = ("all", "map")  # which parameters are trained
 
 
 def learning_rate_schedule(config, peak: float | None = None) -> optax.Schedule:
-  """Linear warm-up over warmup_steps, then "cosine" down to final_learning_rate at num_steps, "wsd", or "step".
+  """Returns the learning rate schedule of a config: linear warm-up over warmup_steps, then "cosine", "wsd" or "step".
 
-  "wsd" stays until decay_start (0: for ever) and goes down to final_learning_rate at num_steps on a straight line:
-  warm-up, stable, decay (Hu et al., MiniCPM, 2024). A run can go on for as long as there is time, and end at any step.
-  "step" multiplies by decay_factors[i] at step decay_steps[i]. Another `peak` scales the whole schedule, which is
-  that of learning_rate."""
+  "cosine" decays to final_learning_rate at num_steps. "wsd" (warm-up, stable, decay; Hu et al., MiniCPM, 2024) is
+  constant until decay_start (0: always) and then decays linearly to final_learning_rate at num_steps, so a run can be
+  extended and end at any step. "step" multiplies by decay_factors[i] at step decay_steps[i]. `peak` replaces
+  learning_rate and scales the whole schedule."""
   scale = 1.0 if peak is None else peak / config.learning_rate
   peak, warmup = scale * config.learning_rate, config.warmup_steps
   if config.schedule == "cosine":
@@ -40,30 +40,30 @@ def learning_rate_schedule(config, peak: float | None = None) -> optax.Schedule:
 
 
 def is_quantiles(path: tuple, _=None) -> bool:
-  """Whether a parameter is the quantiles of z's density, which the auxiliary loss alone trains."""
+  """Whether a parameter has the quantiles of z, which only the auxiliary loss trains."""
   return getattr(path[-1], "key", None) == "quantiles"
 
 
 def is_frozen(config, path: tuple, _=None) -> bool:
-  """Whether a training of config leaves a parameter as it is: with trained="map", all but those of the map of coded
-  elements (model/selection_map.py)."""
+  """Whether the config freezes a parameter: with trained="map", all but those of the selection map."""
   return config.get("trained", "all") == "map" and not selection_map.is_map_parameter(path)
 
 
 def is_kernel(path: tuple, p: Any) -> bool:
-  """Whether a parameter is a matrix to Muon and SOAP: the kernel of a convolution, (..., size, size, inputs, outputs).
+  """Whether Muon and SOAP update a parameter: the kernel of a convolution, (..., size, size, inputs, outputs).
 
-  Depthwise kernels are no matrices."""
+  Depthwise kernels are excluded."""
   return getattr(path[-1], "key", None) == "kernel" and p.ndim >= 4 and p.shape[-2] > 1
 
 
 def make_optimizer(config) -> optax.GradientTransformationExtraArgs:
-  """The optimizer of config on the clipped gradient (global norm grad_clip, 0: not clipped); Adam for the quantiles.
+  """Returns the optimizer of a config, which clips the gradient to the global norm grad_clip (0: no clipping).
 
-  "adam": learning_rate for everything. "muon": muon_learning_rate for the kernels of convolutions (Jordan et al.,
-  2024), Nesterov's form of Adam with learning_rate for the rest. "soap": learning_rate for everything, SOAP for the
-  kernels, Adam for the rest. Steps that whiten the gradient settle the conflict between rate and distortion, which
-  slows Adam down in learned codecs (Zhang & Zhu, arXiv:2601.20769, with SOAP)."""
+  "adam": Adam with learning_rate. "muon": Muon (Jordan et al., 2024) with muon_learning_rate for kernels of
+  convolutions, and NAdam with learning_rate for other parameters. "soap": SOAP for kernels and Adam for other
+  parameters, with learning_rate. Optimizers that whiten the gradient resolve the conflict between rate and distortion,
+  which slows Adam down in learned codecs (Zhang and Zhu, arXiv:2601.20769, with SOAP). The quantiles of z have an Adam
+  with aux_learning_rate."""
   rate = learning_rate_schedule(config)
   if config.optimizer == "adam":
     step = optax.adam(rate)
@@ -79,14 +79,14 @@ def make_optimizer(config) -> optax.GradientTransformationExtraArgs:
 
   labels = functools.partial(jax.tree_util.tree_map_with_path, label)
   transforms = dict(main=optax.chain(clip, step), aux=aux)
-  if config.get("trained", "all") == "map":  # only then, as every transform has a place in the state of a checkpoint
+  if config.get("trained", "all") == "map":  # only then, because each transform adds an entry to checkpoints
     transforms["frozen"] = optax.set_to_zero()
   return optax.multi_transform(transforms, labels)
 
 
 def _with_kernels(scale: optax.GradientTransformation, rate: optax.Schedule,
                   others: optax.GradientTransformation) -> optax.GradientTransformation:
-  """`scale` at `rate` for the kernels of convolutions, `others` for all else."""
+  """Returns `scale` with learning rate `rate` for kernels of convolutions, and `others` for other parameters."""
   kind = lambda params: jax.tree_util.tree_map_with_path(
       lambda path, p: "kernels" if is_kernel(path, p) else "others", params)
   of_kernels = optax.chain(scale, optax.scale_by_learning_rate(rate))

@@ -1,6 +1,6 @@
-"""Data parallelism: one step on all devices of all processes, gradients averaged over the axis "batch".
+"""Data parallelism: a step runs on all devices of all processes and averages gradients over the axis "batch".
 
-The state is replicated (a leading axis of local devices), a batch is split: device d of process p takes block
+The state is replicated, with a leading axis of local devices. The batch is split: device d of process p gets block
 p * local_device_count + d of the global batch.
 """
 
@@ -17,9 +17,9 @@ AXIS = "batch"
 
 
 def check_batch_size(name: str, batch_size: int, accumulate_steps: int = 1, num_devices: int | None = None) -> None:
-  """ConfigError unless a global batch divides evenly over all devices, and there over the parts of a step.
+  """Raises ConfigError unless a global batch divides evenly over all devices and over accumulate_steps.
 
-  Devices that are not here are told by num_devices."""
+  num_devices: the number of devices; None for those of this run."""
   num_devices = num_devices or jax.device_count()
   parts = num_devices * accumulate_steps
   if batch_size < 1 or batch_size % parts:
@@ -29,29 +29,29 @@ def check_batch_size(name: str, batch_size: int, accumulate_steps: int = 1, num_
 
 
 def shard(batch: np.ndarray) -> np.ndarray:
-  """(local batch, ...) -> (local devices, batch per device, ...)."""
+  """Splits a batch over the local devices: (local batch, ...) to (local devices, batch per device, ...)."""
   return batch.reshape(jax.local_device_count(), -1, *batch.shape[1:])
 
 
 def unshard(batch: jax.Array) -> np.ndarray:
-  """The batch of this process, from what its devices computed: the way back from `shard`."""
+  """Joins the results of the local devices to the batch of this process: the inverse of `shard`."""
   return np.concatenate([np.asarray(each.data).reshape(-1, *batch.shape[2:]) for each in batch.addressable_shards])
 
 
 def pmap_over_batch(step: Callable, donate_state: bool = False, compiler_options: Callable[..., dict] | None = None,
                     **kwargs) -> Callable:
-  """`step` pmapped over "batch"; `donate_state` lets the outputs reuse the memory of the first argument.
+  """Applies jax.pmap over "batch"; `donate_state` lets the outputs reuse the memory of the first argument.
 
-  compiler_options(*args) are those for such arguments; None: always those of XLA."""
+  compiler_options(*args) returns the compiler options for these arguments; None: the defaults of XLA."""
   pmapped = jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), **kwargs)
   return pmapped if compiler_options is None else PmappedWithOptions(pmapped, compiler_options)
 
 
 class PmappedWithOptions:
-  """A pmapped function that is compiled with options, which jax.pmap does not take.
+  """A pmapped function with compiler options, which jax.pmap does not support.
 
-  Several processes run it with XLA's own options: a program that jax.pmap has lowered takes arrays of all processes
-  when it is called, and jax.pmap those of one."""
+  With several processes it uses the default options: a program lowered by jax.pmap takes the arrays of all processes,
+  but jax.pmap takes those of one process."""
 
   def __init__(self, pmapped: Any, compiler_options: Callable[..., dict]):
     self._pmapped, self._options = pmapped, compiler_options
@@ -67,58 +67,58 @@ class PmappedWithOptions:
     return self._programs[signature](*args)
 
   def lower(self, *args) -> "LoweredWithOptions":
-    """As of a jitted function, for arrays or their shapes."""
+    """Lowers the function for arrays or shapes, like `lower` of a jitted function."""
     return LoweredWithOptions(self._pmapped.lower(*args), self._options(*args))
 
 
 class LoweredWithOptions(NamedTuple):
-  """A lowered program, and the options that it is compiled with."""
+  """A lowered program with its compiler options."""
   lowered: jax.stages.Lowered
   options: dict[str, Any]
 
   def compile(self) -> jax.stages.Compiled:
-    """Compiled with its options."""
+    """Compiles the program with its options."""
     return self.lowered.compile(compiler_options=self.options)
 
   def as_text(self) -> str:
-    """The program before it is compiled."""
+    """Returns the lowered program as text."""
     return self.lowered.as_text()
 
 
 def mean_over_devices(tree: Any) -> Any:
-  """The mean of a tree over "batch", for use inside a step; on one device the tree itself, not a copy of it."""
+  """Averages a tree over "batch" inside a step; on a single device it returns the tree itself, not a copy."""
   return tree if jax.lax.psum(1, AXIS) == 1 else _reduce(jax.lax.pmean, tree)
 
 
 def sum_over_devices(tree: Any) -> Any:
-  """The sum of a tree over "batch", for use inside a step."""
+  """Sums a tree over "batch" inside a step."""
   return _reduce(jax.lax.psum, tree)
 
 
 def _reduce(reduce: Callable, tree: Any) -> Any:
-  """On CPU a single reduction of all leaves, to be the only one of its step.
+  """Reduces a tree. On CPU a single reduction has all leaves, and it has to be the only one of the step.
 
-  A function of several reductions that comes from the compilation cache does them in any order on CPU (XLA gives each
-  a resource of its own there), and two processes that begin with different ones abort. Elsewhere XLA keeps the order,
-  and begins to reduce before the last gradient is there."""
-  def at_once(tree):
+  On CPU a program from the compilation cache runs several reductions in any order, because XLA gives each a resource of
+  its own, and two processes that begin with different ones abort. Elsewhere XLA preserves the order, and separate
+  reductions start before the last gradient is computed."""
+  def in_one_reduction(tree):
     flat, unflatten = ravel_pytree(tree)
     return unflatten(reduce(flat, AXIS))
 
-  return jax.lax.platform_dependent(tree, cpu=at_once, default=lambda tree: reduce(tree, AXIS))
+  return jax.lax.platform_dependent(tree, cpu=in_one_reduction, default=lambda tree: reduce(tree, AXIS))
 
 
 def replicate(tree: Any) -> Any:
-  """A copy of every array of `tree` on each local device.
+  """Copies every array of `tree` to each local device.
 
-  Over the same axis as the steps: newer jax counts its name to the sharding, and what is given back by one step would
-  otherwise make the next one compile a second time."""
+  The axis has the name of the steps' axis: in newer JAX it belongs to the sharding, and another name would make the
+  second step compile again."""
   copy = jax.pmap(lambda tree, _: tree, axis_name=AXIS, in_axes=(None, 0))
   return copy(tree, np.zeros(jax.local_device_count(), np.int8))
 
 
 def unreplicate(tree: Any) -> Any:
-  """The arrays of the first local device, as NumPy arrays that own their memory.
+  """Returns the arrays of the first local device as NumPy arrays that own their memory.
 
-  They are copies, since on CPU a view would change under its reader when the next step reuses donated memory."""
+  On CPU a view would change when the next step reuses donated memory."""
   return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)

@@ -1,7 +1,7 @@
-"""Gradients of single parts of a training step, each a program of its own for one device.
+"""Gradients of single parts of a training step, each as a program for one device.
 
-A change to one part shows in its program, and a part compiles in a fraction of the time of a step. What a part gets
-from the others, and the gradient that comes back from them, are arguments.
+A part compiles in a fraction of the time of a step, and its program shows the effect of a change to that part. The
+inputs from other parts, and the gradients of its outputs, are arguments.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ PARTS = ("scan", "g_a", "g_s")
 
 
 def part_program(part: str, config, codec: CodecConfig, images: int, device: jax.Device) -> tuple[Any, tuple]:
-  """The jitted gradient of a part, and its arguments as shapes on `device`.
+  """Returns the jitted gradient of a part, and the shapes of its arguments on `device`.
 
   Args:
-    part: "scan", h_s and the scan over the slices; "g_a"; or "g_s" with the distortion.
-    config: a training configuration. Its crop_size is that of the images, its options of building are those of a step.
-    codec: the codec of `config`.
-    images: how many images the device has of a batch.
-    device: what the program is for; its platform decides whether the scan is unrolled.
+    part: "scan" (h_s and the scan over the slices), "g_a", or "g_s" (with the distortion).
+    config: a training config; crop_size is the size of the images.
+    codec: the CodecConfig of `config`.
+    images: the number of images per device.
+    device: the target of the program; its platform decides whether the scan is unrolled.
   """
-  at_once, rolled = unrolled_and_rolled(build(codec, **build_options(config)))
-  model = at_once if device.platform == "cpu" else rolled
+  unrolled, rolled = unrolled_and_rolled(build(codec, **build_options(config)))
+  model = unrolled if device.platform == "cpu" else rolled
   array = lambda *shape: jax.ShapeDtypeStruct((images, *shape), jnp.float32)
   x = array(config.crop_size, config.crop_size, 3)
   quality = 1.0 if codec.num_rates else None
@@ -47,29 +47,29 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
       "scan": (_scan, ("h_s", "slices"), (y, z, y, y)), "g_a": (_analysis, ("g_a",), (x, y)),
       "g_s": (partial(_synthesis, cell=cell), ("g_s",), (y, x))}
   function, modules, arguments = programs[part]
-  on_it = jax.sharding.SingleDeviceSharding(device)
-  place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_it)
-  gains = {name for name, value in params.items() if isinstance(value, jax.ShapeDtypeStruct)}  # of the module itself
-  of_part = {name: value for name, value in params.items() if name in gains.union(modules)}
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  on_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  gains = {name for name, value in params.items() if isinstance(value, jax.ShapeDtypeStruct)}  # not in a submodule
+  part_params = {name: value for name, value in params.items() if name in gains.union(modules)}
   options = tpu_options.options_for(images, device) or None
-  return jax.jit(function(model), compiler_options=options), jax.tree.map(place, (of_part, *arguments))
+  return jax.jit(function(model), compiler_options=options), jax.tree.map(on_device, (part_params, *arguments))
 
 
 def _scan(model: MLIC) -> Callable:
-  def walk(module: MLIC, z, y, noise):
+  def scan(module: MLIC, z, y, noise):
     with jax.default_matmul_precision(module.entropy_precision):
       return module.slices.scan(module.h_s(z), y, NOISE, noise, None, module.remat)
 
-  def loss(params, y, z, noise, of_y_hat):
-    coded: Any = model.apply({"params": params}, z, y, noise, method=walk)
-    return jnp.sum(coded.bits) + jnp.vdot(coded.y_hat, of_y_hat)
+  def loss(params, y, z, noise, y_hat_gradient):
+    coded: Any = model.apply({"params": params}, z, y, noise, method=scan)
+    return jnp.sum(coded.bits) + jnp.vdot(coded.y_hat, y_hat_gradient)
   return jax.grad(loss, (0, 1, 2))
 
 
 def _analysis(model: MLIC) -> Callable:
-  def loss(params, x, of_y):
+  def loss(params, x, y_gradient):
     y: Any = model.apply({"params": params}, x, method=lambda module, x: _in_dtype(module, module.g_a, x))
-    return jnp.vdot(y, of_y)
+    return jnp.vdot(y, y_gradient)
   return jax.grad(loss)
 
 

@@ -1,7 +1,7 @@
-"""The programs of a training as the devices run them, and the shapes of what they are called with.
+"""The pmapped programs of a training, and the shapes of their arguments.
 
-What `loop` and `validation` run, what `mlic-jax estimate` compiles for chips that are not there, and what the
-tests lower for every platform are the same functions, from here.
+`loop` and `validation` run these programs, `mlic-jax estimate` compiles them for other devices, and the tests lower
+them for every platform.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ from mlic_jax.runtime import tpu_options
 from mlic_jax.runtime.executable_cache import kept
 from mlic_jax.training import parallel
 from mlic_jax.training.checkpoints import config_to_dict, flatten
-from mlic_jax.training.metrics_buffer import packed
+from mlic_jax.training.metrics_buffer import pack_metrics
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.preemption import NOTHING
+from mlic_jax.training.preemption import NO_SIGNALS
 from mlic_jax.training.preflight import LOCAL_FIELDS
 from mlic_jax.training.step import make_eval_step, make_train_step, state_shapes
 from mlic_jax.training.warm_start import load_teacher
@@ -29,18 +29,20 @@ Program = tuple[Any, tuple]  # a jitted function on all devices, and its argumen
 
 
 def build_options(config) -> dict[str, Any]:
-  """Returns the options of `build` with which a configuration trains; evaluations and exported models have none."""
+  """Returns the options of `build` for the training of a config; evaluations and exported models use the defaults."""
   return dict(transform_dtype=jnp.bfloat16 if config.bfloat16_transforms else jnp.float32, remat=config.remat,
               transform_precision=None, entropy_precision=config.entropy_precision, scan_unroll=_scan_unroll(config))
 
 
 def _scan_unroll(config) -> int:
-  """Of older configurations it is a field of the model."""
+  """Returns scan_unroll, which is a field of the model in older configs."""
   return config.model.get("scan_unroll") or config.get("scan_unroll", 0)
 
 
-def described(config, model, teacher=None) -> str | None:
-  """What a step of `config` and `model` is traced from, for programs on disk; None when it is more than that."""
+def cache_key(config, model, teacher=None) -> str | None:
+  """Returns a key for cached programs: everything that a step is traced from. None if it cannot be cached.
+
+  Steps with a teacher, custom modules or a custom distortion are not cached (runtime/executable_cache.py)."""
   if teacher is not None or registry.description(model) is None or "." in config.distortion:
     return None
   fields = flatten(config_to_dict(config))
@@ -48,23 +50,26 @@ def described(config, model, teacher=None) -> str | None:
 
 
 def training(train_step: Callable, devices: Sequence[jax.Device] | None = None,
-             described: str | None = None) -> Callable:
-  """step(state, batch, teacher_variables, flags) -> (state, metrics as of metric_rows.packed, flags), on all devices;
-  the new state takes the memory of the old one. Where it is `described`, the program is kept on disk."""
-  return kept(packed(train_step), f"{__name__}.training", described, parallel.pmap_over_batch, donate_state=True,
-              in_axes=(0, 0, 0, None), devices=devices, compiler_options=_options_of_batch(devices))
+             key: str | None = None) -> Callable:
+  """Returns the training step on all devices: (state, batch, teacher_variables, flags) -> (state, metrics, flags).
+
+  The metrics are packed (metrics_buffer.py), and the new state reuses the memory of the old one. With a `key` the
+  program is cached on disk."""
+  return kept(pack_metrics(train_step), f"{__name__}.training", key, parallel.pmap_over_batch, donate_state=True,
+              in_axes=(0, 0, 0, None), devices=devices, compiler_options=_batch_options(devices))
 
 
 def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
-               described: str | None = None) -> Callable:
-  """The evaluation step of make_eval_step, on all devices."""
-  return kept(eval_step, f"{__name__}.evaluation", described, parallel.pmap_over_batch,
-              in_axes=(0, 0, 0, None, None, None), devices=devices, compiler_options=_options_of_batch(devices))
+               key: str | None = None) -> Callable:
+  """Returns the evaluation step on all devices. With a `key` the program is cached on disk."""
+  return kept(eval_step, f"{__name__}.evaluation", key, parallel.pmap_over_batch,
+              in_axes=(0, 0, 0, None, None, None), devices=devices, compiler_options=_batch_options(devices))
 
 
-def _options_of_batch(devices: Sequence[jax.Device] | None) -> Callable[..., dict] | None:
-  """The compiler options for arguments of which the second is a batch, (devices, images of each, ...); None where the
-  platform has none."""
+def _batch_options(devices: Sequence[jax.Device] | None) -> Callable[..., dict] | None:
+  """Returns the compiler options as a function of the arguments; None if the platform has none.
+
+  The second argument is a batch (devices, images per device, ...)."""
   device = devices[0] if devices else jax.local_devices()[0]
   if device.platform != "tpu":
     return None
@@ -72,30 +77,32 @@ def _options_of_batch(devices: Sequence[jax.Device] | None) -> Callable[..., dic
 
 
 def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] | None = None) -> Program:
-  """What a training of `config` does in a step, for batches of config.batch_size crops of config.crop_size. Without
-  devices it is for as many as there are here, and for every platform."""
+  """Returns the training step of `config` for batches of config.batch_size crops with config.crop_size pixels a side.
+
+  Without `devices` it is a program for the local number of devices and for every platform."""
   model, optimizer = build(codec, **build_options(config)), make_optimizer(config)
   teacher, teacher_variables = load_teacher(config, codec)
   platform = devices[0].platform if devices else None
   step = training(make_train_step(config, model, optimizer, teacher, platform), devices)
   count = _count(devices)
   parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps, count)
-  x = _pictures(config.batch_size // count, config.crop_size)
-  return step, (*_on_each(count, state_shapes(config, model, optimizer), x, teacher_variables), NOTHING)
+  x = _image_batch(config.batch_size // count, config.crop_size)
+  return step, (*_per_device(count, state_shapes(config, model, optimizer), x, teacher_variables), NO_SIGNALS)
 
 
 def evaluation_program(config, codec: CodecConfig, devices: Sequence[jax.Device] | None = None) -> Program:
-  """What an evaluation of a training does with config.eval_batch_size pictures of config.eval_crop_size."""
+  """Returns the evaluation step of `config` for config.eval_batch_size images with config.eval_crop_size pixels a side.
+  """
   model, count = build(codec), _count(devices)
   parallel.check_batch_size("eval_batch_size", config.eval_batch_size, num_devices=count)
   params = state_shapes(config, model, make_optimizer(config)).params
   batch_size, number = config.eval_batch_size // count, jax.ShapeDtypeStruct((), np.float32)
-  arrays = params, _pictures(batch_size, config.eval_crop_size), jax.ShapeDtypeStruct((batch_size,), np.float32)
+  arrays = params, _image_batch(batch_size, config.eval_crop_size), jax.ShapeDtypeStruct((batch_size,), np.float32)
   quality = number if codec.num_rates else None
-  return evaluation(make_eval_step(config, model), devices), (*_on_each(count, *arrays), quality, number, NOTHING)
+  return evaluation(make_eval_step(config, model), devices), (*_per_device(count, *arrays), quality, number, NO_SIGNALS)
 
 
-def _pictures(count: int, side: int) -> jax.ShapeDtypeStruct:
+def _image_batch(count: int, side: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct((count, side, side, 3), np.uint8)
 
 
@@ -103,6 +110,6 @@ def _count(devices: Sequence[jax.Device] | None) -> int:
   return jax.device_count() if devices is None else len(devices)
 
 
-def _on_each(count: int, *trees: Any) -> tuple[Any, ...]:
-  """Shapes with the leading axis of the devices."""
+def _per_device(count: int, *trees: Any) -> tuple[Any, ...]:
+  """Adds the leading axis of devices to shapes."""
   return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), trees)

@@ -1,8 +1,8 @@
 """Stopping on a signal: all processes of a run stop after the same step.
 
-A signal reaches one process, or all of them a moment apart. Each process passes the signal that it received to its next
-step, which sums the signals with the metrics over all devices, so that every process reads the same sum of the same
-step. This needs neither an extra exchange nor a clock; JAX's preemption service only notices SIGTERM.
+A signal may reach one process, or all of them at slightly different times. Each process passes its signal to its next
+step, which sums the signals of all processes with the metrics, so every process reads the same sum of the same step.
+This needs no extra message and no clock. JAX's preemption service handles SIGTERM only.
 """
 
 import collections
@@ -16,15 +16,17 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the first one that any process received counts
-NOTHING = np.zeros(len(SIGNALS), np.float32)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by falling priority if processes receive different ones
+NO_SIGNALS = np.zeros(len(SIGNALS), np.float32)
 
 
 class Interrupted(Exception):
-  """A signal of SIGNALS stopped the run; the state was saved unless there was a `problem`. `status` is a shell's."""
+  """A signal of SIGNALS stopped the run; the state was saved unless there was a `problem`.
+
+  `status` is the exit status of a shell, 128 + signum."""
 
   def __init__(self, signum: int, step: int, problem: str | None = None):
-    saved = f"which is not saved: {problem}; the same command continues at an older one" if problem else (
+    saved = f"which is not saved: {problem}; the same command continues at an older step" if problem else (
         "the same command continues")
     super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; {saved}")
     self.signum, self.status = signum, 128 + signum
@@ -36,11 +38,13 @@ def signal_of(stop: np.ndarray) -> int | None:
 
 
 class Stop:
-  """Tells after every step and every batch of an evaluation whether the run has to stop."""
+  """Decides after every step, and every batch of an evaluation, whether the run has to stop."""
 
   def __init__(self, received: list[int], in_flight: int):
-    """`received` grows with the signals of this process. With several processes the answer lags `in_flight` - 1 steps
-    behind, so that no process waits for a step that has just begun."""
+    """Reads `received`, the list of signals of this process, which grows.
+
+    With several processes the decision lags `in_flight` - 1 steps, so that no process waits for a step that has just
+    been dispatched."""
     self._received, self._lag = received, in_flight - 1
     self._sums: collections.deque[jax.Array] = collections.deque()
 
@@ -49,9 +53,9 @@ class Stop:
     return np.array([[number] == self._received[:1] for number in SIGNALS], np.float32)
 
   def asked(self, sums: jax.Array, last: bool = False) -> int | None:
-    """Returns the signal to stop for after a step; `sums` (local devices, len(SIGNALS)) is the step's sum of all flags.
+    """Returns the signal to stop for, or None; `sums` (local devices, len(SIGNALS)) is the sum of all flags of a step.
 
-    With `last` the signals of all steps so far count, since there is no later step to ask after."""
+    With `last` the sums of all steps so far are read, because there is no later step."""
     if jax.process_count() == 1:
       return signal_of(self.flags())
     self._sums.append(sums)
@@ -66,9 +70,9 @@ class Stop:
 def signals() -> Iterator[list[int]]:
   """Collects the signals of SIGNALS in a list; none of them ends the process within this context.
 
-  The first one asks the run to save its state and stop. Launchers, schedulers and impatient users repeat signals, so
-  further ones change nothing: a line on stderr says that the run is stopping, and that SIGKILL ends it at once. SIGHUP
-  stays ignored if it was, as under nohup."""
+  After the first one the run saves its state and stops. Launchers, schedulers and users repeat signals, so further ones
+  have no effect: one line on stderr reports that the run is stopping and that SIGKILL ends it immediately. SIGHUP stays
+  ignored if it was ignored before, as under nohup."""
   received: list[int] = []
   if threading.current_thread() is not threading.main_thread():
     yield received
@@ -80,10 +84,10 @@ def signals() -> Iterator[list[int]]:
   def collect(signum, _):
     received.append(signum)
     if len(received) == 2 and sys.__stderr__ is not None:
-      line = (f"train.py: stopping after {signal.Signals(received[0]).name}, the state is saved first; "
-              f"kill -9 {os.getpid()} ends the run without that\n")
+      line = (f"train.py: saving the state after {signal.Signals(received[0]).name}, then stopping; "
+              f"kill -9 {os.getpid()} ends the run without saving\n")
       with contextlib.suppress(OSError):
-        os.write(2, line.encode())  # a handler may run in the middle of a print, which is not reentrant
+        os.write(2, line.encode())  # print is not reentrant, and a handler may interrupt a print
 
   for number in before:
     signal.signal(number, collect)

@@ -1,4 +1,4 @@
-"""A trace of a few steps, for TensorBoard's profiler or Perfetto."""
+"""Profiler traces of a few training steps, for TensorBoard's profiler or Perfetto."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from mlic_jax.errors import ConfigError
 
 
 def steps_of_profile(text: str) -> range:
-  """"a:b" -> the steps a .. b - 1; "" -> none. ConfigError for anything else."""
+  """Parses "a:b" as the steps a .. b - 1, and "" as no steps. ConfigError for anything else."""
   first, colon, end = text.partition(":")
   if not text:
     return range(0)
@@ -19,19 +19,19 @@ def steps_of_profile(text: str) -> range:
 
 
 class Profile:
-  """Writes the trace of the steps "a:b" to `directory`; a run that starts behind a writes none."""
+  """Writes a trace of the steps "a:b" to `directory`. A run that starts after step a writes none."""
 
   def __init__(self, steps: str, directory: Path):
     self._steps, self._directory, self._running = steps_of_profile(steps), directory, False
 
   def before(self, step: int) -> None:
-    """Has to be called before every step."""
+    """Starts the trace if it is due; call it before every step."""
     if self._steps and step == self._steps.start:
       jax.profiler.start_trace(str(self._directory))
       self._running = True
 
   def after(self, step: int, result: Any) -> None:
-    """Has to be called after every step, with what it computes: the trace ends when that is there."""
+    """Ends the trace if it is due, once `result` of the step is computed; call it after every step."""
     if self._running and step == self._steps.stop - 1:
       jax.block_until_ready(result)
       self.close()

@@ -1,4 +1,4 @@
-"""What a run says while it trains: a progress bar or lines in the terminal, CSV files, TensorBoard."""
+"""Logs of a training run: a progress bar or lines in the terminal, CSV files, TensorBoard."""
 
 import contextlib
 import csv
@@ -27,9 +27,9 @@ EVAL_COLUMNS = ("step", "quality", "lmbda", "loss", "bpp", "bpp_y", "bpp_z", "ms
 
 
 class CsvLog:
-  """A CSV file with the given columns that goes on where a resumed run starts: rows after `step` are dropped.
+  """A CSV file with the given columns. A resumed run appends to it, and rows after `step` are dropped.
 
-  A file with other columns, as an older program has written, keeps what it has of these."""
+  In a file of an older version with other columns, the given columns are kept."""
 
   def __init__(self, path: Path, columns: tuple[str, ...], step: int):
     rows = []
@@ -47,35 +47,42 @@ class CsvLog:
     self._writer = csv.writer(self._file, lineterminator="\n")
 
   def write(self, row: dict[str, float]) -> None:
-    """Appends a row, six digits a figure; columns that `row` does not have stay empty."""
+    """Appends a row, with six digits for floats; columns that `row` does not have stay empty."""
     cells = (row.get(name, "") for name in self.columns)
     self._writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells])
     self.flush()
 
   def flush(self) -> None:
-    """Brings the rows to the disk; on a full one they wait for the next call."""
+    """Writes the rows to the disk; if it is full, they are written by a later call."""
     try:
       self._file.flush()
     except OSError as error:
-      log.warning("%s: %s; its rows are kept for later", self._file.name, error.strerror)
+      log.warning("%s: %s; its rows will be written later", self._file.name, error.strerror)
 
   def close(self) -> None:
     self.flush()
-    with contextlib.suppress(OSError):  # said by flush
+    with contextlib.suppress(OSError):  # flush has reported it
       self._file.close()
 
 
 class RunLog:
-  """Takes the figures of a run, from step `start` to `num_steps`, to the terminal, WORKDIR/metrics.csv,
-  WORKDIR/eval.csv and WORKDIR/tensorboard. A context manager; `quiet` (all processes but the first) writes nothing.
+  """Logs a run from step `start` to `num_steps`, as a context manager.
 
-  `evaluated` is the step of the last evaluation that counts. The files grow in `folder`, which is a temporary one when
-  the workdir is remote."""
+  It writes to the terminal, WORKDIR/metrics.csv, WORKDIR/eval.csv and WORKDIR/tensorboard. For a remote workdir the
+  files are in a temporary `folder`, which `publish` copies.
+
+  Args:
+    workdir: the workdir of the run.
+    start: the step at which the run starts or continues.
+    num_steps: the last step.
+    evaluated: the step of the last valid evaluation; later rows of eval.csv are dropped.
+    quiet: write nothing, in all processes but the first.
+  """
 
   def __init__(self, workdir: Path, start: int, num_steps: int, evaluated: int, quiet: bool = False):
     self.num_steps, self.quiet, self._bar = num_steps, quiet, None
     self.workdir = self.folder = workdir
-    if is_remote(workdir):  # files there cannot grow
+    if is_remote(workdir):  # remote files cannot be appended to
       self._temporary = tempfile.TemporaryDirectory(prefix="mlic_jax_")
       self.folder = Path(self._temporary.name)
       for name in ("metrics.csv", "eval.csv"):
@@ -107,7 +114,7 @@ class RunLog:
       self.publish()
 
   def publish(self) -> None:
-    """Copies what was written so far to a remote workdir; before every checkpoint, and at the end."""
+    """Copies the files to a remote workdir; called before every checkpoint and at the end."""
     if self.folder == self.workdir or self.quiet:
       return
     self._board.flush()
@@ -116,7 +123,7 @@ class RunLog:
     except Exception as error:
       if (problem := storage_problem(error)) is None:
         raise
-      log.warning("%s: %s; its figures are kept for later", self.workdir, problem)
+      log.warning("%s: %s; the logs will be copied later", self.workdir, problem)
 
   def step(self, step: int) -> None:
     """Moves the progress bar to `step`."""
@@ -124,9 +131,9 @@ class RunLog:
       self._bar.update(self._task, completed=step)
 
   def train(self, row: dict[str, float]) -> None:
-    """Means over the steps since the last call, with the columns of TRAIN_COLUMNS.
+    """Logs means over the steps since the last call, with the columns of TRAIN_COLUMNS.
 
-    Columns of StepTimer may be missing, as before any step ran without compiling; nothing is said of the speed then."""
+    The columns of StepTimer are missing until a step has run without compiling; the speed is then not logged."""
     if self.quiet:
       return
     figures, left = f"loss {row['loss']:.4f}  {row['bpp']:.4f} bpp  PSNR {row['psnr']:.2f} dB", ""
@@ -144,7 +151,7 @@ class RunLog:
         self._board.add_scalar(f"train/{name}", value, row["step"])
 
   def evaluation(self, step: int, rows: list[dict[str, float]], loss: float, exported: bool) -> None:
-    """One row a quality with the columns of EVAL_COLUMNS, their mean loss, and whether the model was exported."""
+    """Logs an evaluation: a row with EVAL_COLUMNS for each quality, the mean loss, and whether it was exported."""
     if self.quiet:
       return
     points = "  ".join(f"{row['bpp']:.3f} bpp {row['psnr']:.2f} dB" for row in rows)
@@ -157,23 +164,23 @@ class RunLog:
         if name in row:
           self._board.add_scalar(f"eval/{name}{suffix}", row[name], step)
 
-  def pictures(self, step: int, images: np.ndarray, reconstructions: dict[int | None, np.ndarray]) -> None:
-    """Held-out pictures (n, H, W, 3) uint8 and what each quality makes of them, side by side in TensorBoard."""
+  def images(self, step: int, originals: np.ndarray, reconstructions: dict[int | None, np.ndarray]) -> None:
+    """Logs held-out images (n, H, W, 3) uint8 and their reconstructions at each quality to TensorBoard."""
     if self.quiet:
       return
-    self._board.add_images("eval/original", images, step, dataformats="NHWC")
-    for quality, pictures in reconstructions.items():
+    self._board.add_images("eval/original", originals, step, dataformats="NHWC")
+    for quality, decoded in reconstructions.items():
       suffix = "" if quality is None else f"/quality_{quality}"
-      self._board.add_images(f"eval/reconstruction{suffix}", pictures, step, dataformats="NHWC")
+      self._board.add_images(f"eval/reconstruction{suffix}", decoded, step, dataformats="NHWC")
 
   def hyperparameters(self, fields: dict[str, object]) -> None:
-    """The configuration, as TensorBoard's text."""
+    """Logs the config as text to TensorBoard."""
     if not self.quiet:
       lines = [f"    {name} = {value!r}" for name, value in sorted(fields.items())]
       self._board.add_text("configuration", "\n".join(lines), 0)
 
   def say(self, line: str) -> None:
-    """A line in the terminal, above the progress bar."""
+    """Prints a line to the terminal, above the progress bar."""
     if self.quiet:
       return
     if self._bar:

@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, as pure functions of (state, batch)."""
+"""The training step and the evaluation step, as pure functions of (state, batch)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,40 +17,41 @@ from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_frozen, is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
 
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # what runs once
+COMPILE_QUICKLY = {"xla_backend_optimization_level": 0,    # for programs that run once
+                   "xla_llvm_disable_expensive_passes": True}
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """Everything a step reads and changes."""
-  step: jax.Array         # () int32, steps taken
+  """The state that a training step reads and updates."""
+  step: jax.Array         # () int32, number of completed steps
   params: Any
   opt_state: optax.OptState
-  ema_params: Any         # exponential moving average of params, or None without it
-  rng: jax.Array          # (2,) uint32, the same in all steps: a step draws from fold_in(rng, step)
+  ema_params: Any         # exponential moving average of params, or None
+  rng: jax.Array          # (2,) uint32, the same in all steps: each step uses fold_in(rng, step)
 
   @property
   def eval_params(self) -> Any:
-    """What is evaluated and exported: the average where there is one."""
+    """The parameters to evaluate and export: the moving average if there is one."""
     return self.params if self.ema_params is None else self.ema_params
 
 
-def create_state(config, model, optimizer: optax.GradientTransformation, described: str | None = None) -> TrainState:
-  """The state before the first step, drawn from config.seed. `described` as for programs on disk (kept_programs.py)."""
-  # At level 0 it would take 1.4 s to compile and not 2.7 s (nano), and ten times as long to draw the numbers.
+def create_state(config, model, optimizer: optax.GradientTransformation, key: str | None = None) -> TrainState:
+  """Returns the initial state, drawn from config.seed. With a `key` its program is cached on disk."""
+  # Level 0 would compile in 1.4 s instead of 2.7 s (nano), but draw the numbers ten times slower.
   options = dict(COMPILE_QUICKLY, xla_backend_optimization_level=1)
-  return kept(lambda: _first_state(config, model, optimizer), f"{__name__}.create_state", described,
+  return kept(lambda: _initial_state(config, model, optimizer), f"{__name__}.create_state", key,
               compiler_options=options)()
 
 
 def state_shapes(config, model, optimizer: optax.GradientTransformation) -> TrainState:
-  """The same, as shapes."""
-  return jax.eval_shape(lambda: _first_state(config, model, optimizer))
+  """Returns the shapes of the initial state."""
+  return jax.eval_shape(lambda: _initial_state(config, model, optimizer))
 
 
-def _first_state(config, model, optimizer: optax.GradientTransformation) -> TrainState:
+def _initial_state(config, model, optimizer: optax.GradientTransformation) -> TrainState:
   init_key, step_key = jax.random.split(jax.random.PRNGKey(config.seed))
   side = side_multiple(model.config)
-  x = jnp.zeros((1, side, side, 3))  # no parameter depends on the size of the pictures
+  x = jnp.zeros((1, side, side, 3))  # no parameter depends on the image size
   quality = 1.0 if model.config.num_rates else None
   params = initial_variables(lambda key: model.init(key, x, quality), init_key)["params"]
   ema_params = params if config.ema_decay else None
@@ -58,108 +59,116 @@ def _first_state(config, model, optimizer: optax.GradientTransformation) -> Trai
 
 
 def draw_qualities(key: jax.Array, batch_size: int, lmbdas: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(quality, lmbda) of this device's samples, both (batch_size,): every sample has a rate of its own."""
-  rates = _of_this_device(key, batch_size, lambda key, shape: jax.random.randint(key, shape, 0, len(lmbdas)))
+  """Draws a rate point for each sample of this device; returns (quality, lmbda), both (batch_size,)."""
+  rates = _draw_for_device(key, batch_size, lambda key, shape: jax.random.randint(key, shape, 0, len(lmbdas)))
   return rates + 1.0, lmbdas[rates]
 
 
-def draw_num_arrived(key: jax.Array, batch_size: int, num_slices: int, probability: float) -> jax.Array:
-  """How many slices of this device's samples arrive, (batch_size,): with `probability` only 0 .. num_slices - 1."""
+def draw_num_received(key: jax.Array, batch_size: int, num_slices: int, probability: float) -> jax.Array:
+  """Draws the number of received slices of each sample of this device, (batch_size,).
+
+  With `probability` it is uniform in 0 .. num_slices - 1, and otherwise num_slices."""
   def draw(key, shape):
     which, count = jax.random.split(key)
     partial = jax.random.bernoulli(which, probability, shape)
     return jnp.where(partial, jax.random.randint(count, shape, 0, num_slices), num_slices)
-  return _of_this_device(key, batch_size, draw)
+  return _draw_for_device(key, batch_size, draw)
 
 
 def rate_weights(lmbda: jax.Array, lmbdas: Sequence[float], exponent: float) -> jax.Array:
-  """What the losses of samples count with these lmbda, (B,): lmbda**-exponent over its mean for all rates.
+  """Returns the weights of the losses of samples, (B,): lmbda**-exponent over its mean for all rate points.
 
-  The loss of a codec grows about as the square root of lmbda, so the highest rates decide about what all share."""
+  The loss of a codec grows about as the square root of lmbda. Without weights the highest rates dominate the gradient
+  of shared parameters."""
   return lmbda**-exponent / jnp.mean(jnp.asarray(lmbdas, jnp.float32)**-exponent)
 
 
-def _of_this_device(key: jax.Array, batch_size: int, draw: Callable) -> jax.Array:
-  """The block of this device of draw(key, (global batch size,)).
+def _draw_for_device(key: jax.Array, batch_size: int, draw: Callable) -> jax.Array:
+  """Returns this device's block of draw(key, (global batch size,)).
 
-  Drawn for the global batch, from a key that all devices share, so that it does not depend on how it is split."""
+  All devices draw for the global batch from the same key, so the numbers do not depend on how the batch is split."""
   device, num_devices = jax.lax.axis_index(AXIS), jax.lax.psum(1, AXIS)
   return jax.lax.dynamic_slice(draw(key, (num_devices * batch_size,)), (device * batch_size,), (batch_size,))
 
 
 def make_train_step(config, model, optimizer: optax.GradientTransformation, teacher=None,
                     platform: str | None = None) -> Callable:
-  """train_step(state, x, teacher_variables, stop) -> (state, metrics); it runs under the axis "batch".
+  """Returns train_step(state, x, teacher_variables, stop) -> (state, metrics), which runs under the axis "batch".
 
-  x is (B, H, W, 3) uint8, of one device. The objective is rd_loss, its samples weighted by rate_weights, and aux_loss,
-  and the loss of a map of coded elements (model/selection_map.py); their gradients touch disjoint parameters. When the
-  loss or a gradient is not finite, the parameters, the optimizer and the average stay what they were and
-  metrics["finite"] is 0. A step draws for each sample by its place in the global batch, so that neither the number of
-  devices nor accumulate_steps changes what it computes, but for the order of sums.
-  metrics["stop"] is the mean of `stop`, the flags of each process, or left out without them (stopping.py).
-  `teacher` is a codec without variable rate, or with the rates of `model`, whose reconstructions are mixed into the
-  target of the distortion by config.distillation_weight; without one teacher_variables is None.
-  `platform` is the one that the step will run on, such as "cpu". None: the one that it is lowered for, and what is
-  quick on each is traced."""
+  x is (B, H, W, 3) uint8, the batch of one device. The objective is rd_loss with samples weighted by rate_weights, plus
+  aux_loss and the loss of a selection map (model/selection_map.py). The gradients of the three touch disjoint
+  parameters. If the loss or a gradient is not finite, parameters, optimizer and moving average stay unchanged, and
+  metrics["finite"] is 0. Random numbers of a sample depend on its index in the global batch, so the number of devices
+  and accumulate_steps change a step only by the order of sums. metrics["stop"] is the mean of the flags `stop` of all
+  processes (preemption.py); it is missing without flags.
+
+  Args:
+    config: the training config.
+    model: the module to train.
+    optimizer: the result of make_optimizer.
+    teacher: a module with a single rate or the rates of `model`. The target of the distortion moves towards its
+      reconstructions by config.distillation_weight. Without a teacher, teacher_variables is None.
+    platform: the platform that the step will run on, such as "cpu". None traces the fast variant for each platform.
+  """
   schedule = learning_rate_schedule(config)
   cell = transforms.cell(model.config) if platform == "tpu" else 1
   rates, num_slices, steps = model.config.num_rates, model.config.num_slices, config.accumulate_steps
 
   def loss_of(params, model, x, sample, noise_key, teacher_variables):
-    still = lambda path, p: jax.lax.stop_gradient(p) if is_frozen(config, path) else p
-    params = jax.tree_util.tree_map_with_path(still, params)
-    out = model.apply({"params": params}, x, sample["quality"], sample["num_arrived"], sample["place"][0],
+    freeze = lambda path, p: jax.lax.stop_gradient(p) if is_frozen(config, path) else p
+    params = jax.tree_util.tree_map_with_path(freeze, params)
+    out = model.apply({"params": params}, x, sample["quality"], sample["num_received"], sample["index"][0],
                       rngs={"noise": noise_key})
     target = None
     if teacher is not None:
-      taught = teacher.apply(teacher_variables, x, sample["quality"] if teacher.config.num_rates else None).x_hat
-      target = x + config.distillation_weight * (taught - x)
+      teacher_quality = sample["quality"] if teacher.config.num_rates else None
+      target = x + config.distillation_weight * (teacher.apply(teacher_variables, x, teacher_quality).x_hat - x)
     loss, metrics = rd_loss(out, x, sample["lmbda"], config.distortion, target, cell)
     if rates and config.rate_weighting:
       loss = jnp.mean(rate_weights(sample["lmbda"], config.lmbdas, config.rate_weighting) * metrics["loss"])
-    if out.map_loss is not None:  # its gradient is that of the map's own parameters, which nothing else touches
+    if out.map_loss is not None:  # has a gradient for the parameters of the map only
       metrics["map_loss"] = out.map_loss
       loss = loss + jnp.mean(out.map_loss)
     aux_loss = model.apply({"params": params}, method="aux_loss")
-    of_slices = jnp.sum(jnp.mean(out.y_bits, 0), (0, 1)).reshape(num_slices, -1).sum(-1) / (x.shape[1] * x.shape[2])
-    metrics = dict(jax.tree.map(jnp.mean, metrics), **{f"bpp_slice_{k}": bpp for k, bpp in enumerate(of_slices)})
+    slice_bpp = jnp.sum(jnp.mean(out.y_bits, 0), (0, 1)).reshape(num_slices, -1).sum(-1) / (x.shape[1] * x.shape[2])
+    metrics = dict(jax.tree.map(jnp.mean, metrics), **{f"bpp_slice_{k}": bpp for k, bpp in enumerate(slice_bpp)})
     return loss + aux_loss, dict(metrics, aux_loss=aux_loss)
 
   def gradient_of(model, unroll: int) -> Callable:
-    """The gradient and the metrics of a batch, which is taken in parts, `unroll` in an iteration of the loop."""
-    def of_part(params, x, sample, *others):
+    """Returns a function for gradient and metrics of a batch: a loop over its parts, `unroll` parts per iteration."""
+    def part_gradient(params, x, sample, *others):
       return jax.grad(loss_of, has_aux=True)(params, model, x.astype(jnp.float32) / 255, sample, *others)
 
-    def of_batch(params, x, sample, *others):
+    def batch_gradient(params, x, sample, *others):
       if steps == 1:
-        return of_part(params, x, sample, *others)
+        return part_gradient(params, x, sample, *others)
       parts = jax.tree.map(lambda each: each.reshape(steps, -1, *each.shape[1:]), (x, sample))
-      gradient = lambda part: of_part(params, *part, *others)
+      gradient = lambda part: part_gradient(params, *part, *others)
       body = lambda total, part: (jax.tree.map(lambda a, b: a + b / steps, total, gradient(part)), None)
       zeros = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype),
                            jax.eval_shape(gradient, jax.tree.map(lambda each: each[0], parts)))
       return jax.lax.scan(body, zeros, parts, unroll=unroll)[0]
-    return of_batch
+    return batch_gradient
 
-  # On CPU a gradient in a rolled loop is slow. The choice is made here, around the gradient, and not in the loop:
-  # to trace the gradient of a choice takes three times as long as to trace the gradient.
-  at_once, rolled = unrolled_and_rolled(model)
-  if at_once is rolled and steps == 1:
+  # On CPU a gradient in a rolled loop is slow. The platform is chosen around the gradient and not inside the loop:
+  # tracing the gradient of a choice takes three times as long.
+  unrolled, rolled = unrolled_and_rolled(model)
+  if unrolled is rolled and steps == 1:
     gradient = gradient_of(model, 1)
   else:
-    gradient = _by_platform(platform, cpu=gradient_of(at_once, steps), default=gradient_of(rolled, 1))
+    gradient = _by_platform(platform, cpu=gradient_of(unrolled, steps), default=gradient_of(rolled, 1))
 
   def train_step(state: TrainState, x: jax.Array, teacher_variables=None,
                  stop: jax.Array | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
     batch_size = x.shape[0]
     rate_key, noise_key, slices_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
-    sample = dict(quality=None, lmbda=jnp.full(batch_size, config.get("lmbda", 0.0)), num_arrived=None,
-                  place=jax.lax.axis_index(AXIS) * batch_size + jnp.arange(batch_size))
+    sample = dict(quality=None, lmbda=jnp.full(batch_size, config.get("lmbda", 0.0)), num_received=None,
+                  index=jax.lax.axis_index(AXIS) * batch_size + jnp.arange(batch_size))
     if rates:
       lmbdas = jnp.asarray(config.lmbdas, jnp.float32)
       sample["quality"], sample["lmbda"] = draw_qualities(rate_key, batch_size, lmbdas)
     if config.partial_probability:
-      sample["num_arrived"] = draw_num_arrived(slices_key, batch_size, num_slices, config.partial_probability)
+      sample["num_received"] = draw_num_received(slices_key, batch_size, num_slices, config.partial_probability)
 
     grads, metrics = gradient(state.params, x, sample, noise_key, teacher_variables)
     if stop is not None:
@@ -171,20 +180,20 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     metrics["learning_rate"] = schedule(state.step)
 
     @jax.named_scope("optimizer")
-    def take(grads, params, opt_state, ema_params):
+    def update(grads, params, opt_state, ema_params):
       updates, opt_state = optimizer.update(grads, opt_state, params, norm=norm)
       params = optax.apply_updates(params, updates)
-      if ema_params is not None:  # over the steps so far while these are few, as TensorFlow's ExponentialMovingAverage
+      if ema_params is not None:  # a smaller decay in the first steps, as in TensorFlow's ExponentialMovingAverage
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = jax.tree.map(lambda ema, p: ema + (1 - decay) * (p - ema), ema_params, params)
       return params, opt_state, ema_params
 
     finite = jnp.isfinite(metrics["loss"] + metrics["aux_loss"] + norm + aux_norm)
-    # As a whole, or array by array: for that, XLA for CPUs copies most of the old ones first.
-    whole = lambda grads, *old: jax.lax.cond(finite, take, lambda _, *old: old, grads, *old)
-    by_array = lambda grads, *old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), take(grads, *old), old)
-    take_if_finite = _by_platform(platform, cpu=whole, default=by_array)
-    params, opt_state, ema_params = take_if_finite(grads, state.params, state.opt_state, state.ema_params)
+    # On CPU one conditional for all arrays: for a choice array by array, XLA first copies most of the old arrays.
+    whole = lambda grads, *old: jax.lax.cond(finite, update, lambda _, *old: old, grads, *old)
+    by_array = lambda grads, *old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(grads, *old), old)
+    update_if_finite = _by_platform(platform, cpu=whole, default=by_array)
+    params, opt_state, ema_params = update_if_finite(grads, state.params, state.opt_state, state.ema_params)
     metrics["finite"] = finite.astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
 
@@ -198,12 +207,12 @@ def _by_platform(platform: str | None, cpu: Callable, default: Callable) -> Call
 
 
 def make_eval_step(config, model) -> Callable:
-  """eval_step(params, x, weight, quality, lmbda, stop) -> (sums over all devices of weight * metric, and of the
-  weights; the reconstructions of this one).
+  """Returns eval_step(params, x, weight, quality, lmbda, stop) -> (sums, reconstructions).
 
-  x (B, H, W, 3) uint8 and weight (B,) of one device (0 for padding); quality is None for a single-rate model. The
-  reconstruction is what a file would give: clipped and rounded to 8 bits; rates are those of rounded latents.
-  sums["stop"] are the sums of the flags of each process (stopping.py)."""
+  x (B, H, W, 3) uint8 and weight (B,), 0 for padding, are the batch of one device; quality is None for a single-rate
+  model. sums has the sums over all devices of weight * metric and of weight; sums["stop"] has the sums of the flags of
+  all processes (preemption.py). The reconstructions (B, H, W, 3) uint8 of this device are clipped and rounded, as in
+  decoded files. Rates are those of rounded latents."""
   def eval_step(params, x, weight, quality, lmbda, stop) -> tuple[dict[str, jax.Array], jax.Array]:
     x = x.astype(jnp.float32) / 255
     out = model.apply({"params": params}, x, quality=quality)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 
 class StepTimer:
-  """Measures the steps since the last `take`: those that were counted, in the time that was not paused."""
+  """Measures the counted steps since the last `take`, without paused time."""
 
   def __init__(self):
     self._begin()
@@ -14,12 +14,12 @@ class StepTimer:
     self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
 
   def count(self) -> None:
-    """Counts a step. A step that compiles runs inside of `paused` and is not counted."""
+    """Counts a step. A step that compiles runs inside `paused` and is not counted."""
     self._steps += 1
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Leaves out the time of what runs inside."""
+    """Excludes the time of the body."""
     before = time.monotonic()
     try:
       yield
@@ -28,7 +28,7 @@ class StepTimer:
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Adds the time of what runs inside to that of waiting for data."""
+    """Counts the time of the body as waiting for data."""
     before = time.monotonic()
     try:
       yield
@@ -36,7 +36,8 @@ class StepTimer:
       self._waited += time.monotonic() - before
 
   def take(self, batch_size: int) -> dict[str, float]:
-    """seconds_per_step, images_per_second and data_wait_share (0 to 1) since the last call; empty without a step."""
+    """Returns seconds_per_step, images_per_second and data_wait_share (0 to 1) since the last call; {} without a step.
+    """
     seconds, steps, waited = time.monotonic() - self._start, self._steps, self._waited
     self._begin()
     if not steps:

@@ -1,4 +1,4 @@
-"""What a training takes from other checkpoints: parameters to start from, and a teacher."""
+"""Initial parameters and teachers from other checkpoints."""
 
 import jax
 
@@ -12,37 +12,36 @@ from mlic_jax.training.step import TrainState
 
 
 def start_from(checkpoint: str, state: TrainState, model: CodecConfig) -> TrainState:
-  """`state` with the parameters of a model directory, such as one of another lambda; the optimizer starts afresh.
+  """Returns `state` with the parameters of a model directory, for example of another lambda; the optimizer is new.
 
-  A model without a map of coded elements begins one. ConfigError for parameters of another architecture. The directory
-  may name the custom modules of `model`, the config of the run, and no others."""
+  If the model directory has no selection map, that of `state` stays. The directory may name the custom modules of
+  `model`, the config of the run, and no others. ConfigError for parameters of another architecture."""
   params = with_map(load_model(checkpoint, custom_modules(model)).variables["params"], state.params)
-  named = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in
-                        jax.tree_util.tree_leaves_with_path(tree)}
-  came, wanted = named(params), named(state.params)
-  for name in sorted(came.keys() | wanted.keys()):
-    if came.get(name) != wanted.get(name):
-      raise ConfigError(f"init_from={checkpoint}: parameter {name} has shape {came.get(name, 'none')}; "
-                        f"the configuration wants {wanted.get(name, 'none')}")
+  shapes = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in
+                         jax.tree_util.tree_leaves_with_path(tree)}
+  found, wanted = shapes(params), shapes(state.params)
+  for name in sorted(found.keys() | wanted.keys()):
+    if found.get(name) != wanted.get(name):
+      raise ConfigError(f"init_from={checkpoint}: parameter {name} has shape {found.get(name, 'none')}; "
+                        f"wanted {wanted.get(name, 'none')} for this config")
   copy = lambda: jax.tree.map(jax.numpy.array, params)
   return state.replace(params=copy(), ema_params=None if state.ema_params is None else copy())
 
 
-def with_map(params: dict, fresh: dict) -> dict:
-  """`params`, with the maps of `fresh` in slices that have none (model/selection_map.py)."""
-  steps = {name: of_part for name, of_part in fresh["slices"]["steps"].items() if name.startswith(selection_map.PREFIX)}
+def with_map(params: dict, initial: dict) -> dict:
+  """Adds the selection map of `initial` to `params` unless they have one (model/selection_map.py)."""
+  steps = {name: value for name, value in initial["slices"]["steps"].items() if name.startswith(selection_map.PREFIX)}
   return params | {"slices": {"steps": steps | params["slices"]["steps"]}}
 
 
 def load_teacher(config, student: CodecConfig) -> tuple[MLIC | None, dict | None]:
-  """The codec whose reconstructions are distilled, and its variables; (None, None) without one.
+  """Returns the teacher of a config, for distillation, and its variables; (None, None) without a teacher.
 
-  ConfigError when its qualities are not those of the student. It may have custom modules of the student, and no
-  others."""
+  It may have custom modules of the student and no others. ConfigError if its qualities are not those of the student."""
   if not config.teacher:
     return None, None
   model = load_model(config.teacher, custom_modules(student))
   if model.config.num_rates not in (0, student.num_rates):
-    raise ConfigError(f"teacher={config.teacher}: a codec of {model.config.num_rates} rates; wanted one of a single "
-                      f"rate{f' or of {student.num_rates}' * bool(student.num_rates)}")
+    raise ConfigError(f"teacher={config.teacher} has {model.config.num_rates} rates; wanted a single rate"
+                      f"{f' or {student.num_rates}' * bool(student.num_rates)}")
   return build(model.config), model.variables

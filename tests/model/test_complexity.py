@@ -51,7 +51,7 @@ def test_gains_count_and_an_absent_part_does_not_appear(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text, message", [
-    (None, "no such configuration file"),
+    (None, "no such config file"),
     ("get_config = 1 / 0", "ZeroDivisionError"),
     ("a = 1", "wanted a function get_config()"),
     ("import ml_collections\nget_config = lambda: ml_collections.ConfigDict()", "lacks the field 'model'"),

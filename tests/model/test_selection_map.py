@@ -238,9 +238,9 @@ def test_a_training_of_the_map_leaves_all_else_as_it_is_to_the_bit(photograph):
 def test_a_map_cannot_be_trained_where_there_is_none_and_has_to_be_said_to_be():
   config = run_config("map")
   config.model.options = {}
-  with pytest.raises(ConfigError, match="trained='map' came for a model without one; wanted selection_widths"):
+  with pytest.raises(ConfigError, match="trained='map', but the model has no selection map; wanted selection_widths"):
     check_fields(config)
   config = run_config("all")
   del config.trained
-  with pytest.raises(ConfigError, match="lacks the field 'trained' .for a map of coded elements."):
+  with pytest.raises(ConfigError, match="lacks the field 'trained' .for models with a selection map."):
     check_fields(config)

@@ -98,7 +98,7 @@ def test_the_pictures_of_the_log_are_those_of_the_evaluation(config, tmp_path):
   params = create_state(config, model, optimizer).params
   validation = Validation(config, model, held_out, tmp_path, Evaluated())
   validation.evaluate(parallel.replicate(params), 1)
-  originals, reconstructions = validation.pictures()
+  originals, reconstructions = validation.images()
   np.testing.assert_array_equal(originals, held_out[:2])
   assert list(reconstructions) == [1, 2]
   for quality, pictures in reconstructions.items():

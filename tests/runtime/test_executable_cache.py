@@ -29,7 +29,7 @@ from mlic_jax.model.mlic import build
 from mlic_jax.runtime import executable_cache, shape_cache, startup
 from mlic_jax.training import pmap_programs
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.preemption import NOTHING
+from mlic_jax.training.preemption import NO_SIGNALS
 from mlic_jax.training.step import make_train_step, state_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -328,8 +328,8 @@ def test_a_training_step_comes_back_with_the_names_of_its_figures(folder, config
     state = jax.tree.map(lambda leaf: np.full((count, *leaf.shape), 0.1).astype(leaf.dtype),
                          state_shapes(changed, model, optimizer))
     counted = functools.wraps(step)(lambda *args: (traced.append(changes), step(*args))[1])
-    run = pmap_programs.training(counted, described=pmap_programs.described(changed, model))
-    state, metrics, _ = run(state, np.zeros((count, 2, 64, 64, 3), np.uint8), None, NOTHING)
+    run = pmap_programs.training(counted, key=pmap_programs.cache_key(changed, model))
+    state, metrics, _ = run(state, np.zeros((count, 2, 64, 64, 3), np.uint8), None, NO_SIGNALS)
     (names, values), = metrics.items()
     return state, dict(zip(names, np.asarray(values)[0]))
 

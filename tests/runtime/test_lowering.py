@@ -16,7 +16,7 @@ from mlic_jax.model.quantizers import NOISE, ROUNDING
 from mlic_jax.model.slices import Slices
 from mlic_jax.training import pmap_programs
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.preemption import NOTHING
+from mlic_jax.training.preemption import NO_SIGNALS
 from mlic_jax.training.step import make_train_step, state_shapes
 
 PLATFORMS = ("tpu", "cuda", "cpu")
@@ -113,13 +113,13 @@ def test_parts_of_a_batch_are_a_loop_that_is_unrolled_on_cpu(config):
   step = pmap_programs.training(make_train_step(config, model, optimizer))
   state = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape), leaf.dtype),
                        state_shapes(config, model, optimizer))
-  traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NOTHING)
+  traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NO_SIGNALS)
   unrolled = {platform: [each.params["unroll"] for each in named(kept(traced, platform), "scan")
                          if each.params["length"] == 5] for platform in PLATFORMS}
   assert unrolled == {"cpu": [5], "cuda": [1], "tpu": [1]}
   for platform, unroll in unrolled.items():  # a step that is told where it will run has chosen before it is lowered
     step = pmap_programs.training(make_train_step(config, model, optimizer, None, platform))
-    traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NOTHING)
+    traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NO_SIGNALS)
     for lowered_for in PLATFORMS:
       loops = named(kept(traced, lowered_for), "scan")
       assert [each.params["unroll"] for each in loops if each.params["length"] == 5] == unroll

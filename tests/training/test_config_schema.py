@@ -40,11 +40,11 @@ def test_a_file_that_describes_no_codec_is_refused_in_one_line_by_all(tmp_path, 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("override, message", [
     ("--config.model.contexts=('foo',)", "no context 'foo'"),
-    ("--config.model.num_slice=3", "unknown configuration field 'model.num_slice'; the nearest known one is"),
+    ("--config.model.num_slice=3", "unknown config field 'model.num_slice'; the nearest known one is"),
     ("--config.model.N=many", "model.N"),
     ("--config.model.options.rotary=3", "options has rotary=3; wanted True or False"),
     ("--config.model.options.rotory=True", "options has 'rotory', which no part of this codec reads"),
-    ("--config.lmbda=0.01", "lmbda came, which is for single-rate models"),
+    ("--config.lmbda=0.01", "lmbda is only for single-rate models"),
     ("--confg.seed=1", "unexpected argument '--confg.seed=1'"),
     ("stray", "unexpected argument 'stray'")])
 def test_a_bad_change_is_refused_in_one_line_by_all(tmp_path, capsys, reader, override, message):
@@ -77,7 +77,7 @@ def test_a_field_that_a_file_does_not_name_is_taken_where_something_reads_it(tmp
   (tmp_path / "locked.py").write_text(NANO.format("c.lock()"))
   assert model_config(load_config(tmp_path / "locked.py", ["--config.model.options.rotary=True"])).options
   (tmp_path / "three.py").write_text(NANO.format("del c.model; c.model = 3"))
-  with pytest.raises(ConfigError, match="unknown configuration field 'model.options.rotary'"):
+  with pytest.raises(ConfigError, match="unknown config field 'model.options.rotary'"):
     load_config(tmp_path / "three.py", ["--config.model.options.rotary=True"])
-  with pytest.raises(ConfigError, match=r"^muon_learning_rate came, which is for optimizer='muon'$"):
+  with pytest.raises(ConfigError, match=r"^muon_learning_rate is only for optimizer='muon';"):
     load_config("configs/optimizers/adam.py", changes[:1])

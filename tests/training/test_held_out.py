@@ -45,7 +45,7 @@ def test_a_better_model_is_exported_after_harder_images_were_added(config, stand
   loop.train_and_evaluate(config, workdir)
   assert mean_loss(workdir, 80) > 1.1 * before  # as the images are others, and not as the model is worse
   assert exported(workdir)["step"] == 80
-  assert "the held-out images have changed: on the new ones the loss of the exported model" in capsys.readouterr().out
+  assert "the held-out images have changed; the loss of the exported model on the new ones" in capsys.readouterr().out
 
 
 def test_the_best_loss_and_the_exported_model_belong_together_on_the_images_of_now(config, tmp_path):
@@ -127,4 +127,4 @@ def test_a_run_says_when_it_trains_on_what_was_held_out():
   recorded = [HeldOut(f"{name}.png", "") for name in "abd"]
   assert preflight.trained_on_held_out(recorded, ["c.png", "e.png"]) is None
   line = preflight.trained_on_held_out(recorded, ["a.png", "d.png", "f.png"])
-  assert line.startswith("2 of 3 images that were held out are trained on from now on, such as a.png")
+  assert line.startswith("training now uses 2 of 3 images that were held out, such as a.png")

@@ -90,7 +90,7 @@ def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standi
   assert [(row["step"], row["quality"]) for row in evaluations] == [("6", "1"), ("6", "2"), ("12", "1"), ("12", "2")]
   assert list((workdir / "tensorboard").iterdir())
   printed = capsys.readouterr().out
-  assert "step 12/12" in printed and "9 photographs, 3 held out" in printed
+  assert "step 12/12" in printed and "9 images, 3 held out" in printed
 
 
 def test_the_state_is_in_the_memory_of_a_device_once(config, standin, tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def test_a_full_disk_is_said_and_the_next_save_tries_again(config, standin, tmp_
 
   monkeypatch.setattr(ocp.CheckpointManager, "save", save)
   loop.train_and_evaluate(config, tmp_path / "run")
-  assert "no checkpoint by step 5: OS error 28: ENOSPC No space left on device" in capsys.readouterr().out
+  assert "no checkpoint at step 5: OS error 28: ENOSPC No space left on device" in capsys.readouterr().out
   assert calls == [5, 10, 12]
   assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "12"]
 
@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
     (dict(schedule="step"), "lacks the field 'decay_steps'"),
     (dict(schedule="wsd", decay_start=12), "decay_start=12; wanted 0, or a step from warmup_steps=2 on and before num"),
     (dict(schedule="linear"), "schedule='linear'; wanted one of cosine, wsd, step"),
-    (dict(distortion="ms_ssim"), "the distortion ms_ssim wants at least 176 pixels"),
+    (dict(distortion="ms_ssim"), "the distortion ms_ssim needs at least 176 pixels"),
     (dict(model=dict(num_slice=3)), "'num_slice'; the nearest is 'num_slices'")])
 def test_a_bad_configuration_is_refused_in_one_line(config, changes, message):
   with config.unlocked():

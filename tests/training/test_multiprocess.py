@@ -155,7 +155,7 @@ def test_processes_that_cannot_start_together_say_why_and_end(pod):
   (other / "f04.png").write_bytes((other / "f04.png").read_bytes()[:-40])  # the header is whole
   apart = pod.start([arguments(pod.folder / name, pod.photographs) for name in ("here", "there")], by_slurm=True)
   damaged = pod.start([arguments(pod.folder / "third", photographs) for photographs in (pod.photographs, other)])
-  reasons = ("there is not the folder of that name that process 0 sees", "held out is 3 images ")
+  reasons = ("there is another folder on this process than on process 0", "the set of held-out images is 3 images ")
   for processes, reason in zip((apart, damaged), reasons):
     status, said = end(processes)
     assert status == [2, 2], said

@@ -16,7 +16,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.training import parallel, warm_start
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.step import TrainState, create_state, draw_num_arrived, make_train_step
+from mlic_jax.training.step import TrainState, create_state, draw_num_received, make_train_step
 
 WORKER = Path(__file__).parents[1] / "helpers" / "training_worker.py"
 
@@ -76,7 +76,7 @@ def test_a_sample_counts_by_its_rate_in_the_gradient_and_not_in_the_figures(conf
 
 
 def test_slices_fail_to_arrive_with_the_given_probability():
-  draw = jax.pmap(lambda key: draw_num_arrived(key, 4000, 10, 0.25), axis_name=parallel.AXIS)
+  draw = jax.pmap(lambda key: draw_num_received(key, 4000, 10, 0.25), axis_name=parallel.AXIS)
   arrived = np.asarray(draw(jax.random.split(jax.random.PRNGKey(0), 1)))[0]
   assert 0.22 < np.mean(arrived < 10) < 0.28
   assert set(arrived[arrived < 10]) == set(range(10)) and arrived.max() == 10
@@ -98,13 +98,13 @@ def test_a_training_starts_from_the_parameters_of_a_checkpoint(config, tiny_chec
   state = warm_start.start_from(str(tiny_checkpoint), TrainState(0, blank, None, blank, None), TINY)
   jax.tree.map(np.testing.assert_array_equal, (state.params, state.ema_params), (params, params))
   short = dict(blank, h_a=dict(blank["h_a"], conv0=dict(kernel=np.zeros((3, 3, 8, 16)), bias=np.zeros(16))))
-  with pytest.raises(ConfigError, match=r"\['h_a'\]\['conv0'\]\['kernel'\] has shape \(3, 3, 32, 16\); the "):
+  with pytest.raises(ConfigError, match=r"\['h_a'\]\['conv0'\]\['kernel'\] has shape \(3, 3, 32, 16\); wanted "):
     warm_start.start_from(str(tiny_checkpoint), TrainState(0, short, None, None, None), TINY)
 
 
 def test_a_teacher_of_other_rates_is_refused(config, tiny_checkpoint):
   config.teacher = str(tiny_checkpoint)
-  with pytest.raises(ConfigError, match="a codec of 3 rates; wanted one of a single rate or of 2"):
+  with pytest.raises(ConfigError, match="has 3 rates; wanted a single rate or 2"):
     warm_start.load_teacher(config, CodecConfig(**config.model))
 
 
