@@ -1,13 +1,12 @@
 """The command line: `mlic-jax COMMAND ...`, or `python -m mlic_jax COMMAND ...`.
 
 Each command is a module of mlic_jax/commands/ with SUMMARY (its help), add_arguments(parser) and run(args). A module
-with READS_CONFIG = True takes --config.FIELD=VALUE too, and finds these arguments in args.overrides. train.py and
-eval.py run one command alone.
+with READS_CONFIG = True also takes --config.FIELD=VALUE, and finds these arguments in args.overrides. train.py and
+eval.py run a single command.
 
-User errors are reported in one line on stderr with exit status 2, and no output file appears unless it is complete.
-Where a command processes several files, the failures are listed at the end, with exit status 1. Ctrl-C exits with 130,
-SIGTERM with 143.
-A command imports what it needs when it runs, so `info` and --help answer without importing jax.
+User errors are reported in one line on stderr with exit status 2, and output files are written atomically. A command
+for several files lists the failures at the end, with exit status 1. Ctrl-C exits with 130, SIGTERM with 143. A command
+imports its dependencies when it runs, so `info` and --help do not import jax.
 """
 import argparse
 import importlib
@@ -18,7 +17,7 @@ import mlic_jax
 from mlic_jax.commands.exit_codes import UsageError, run_to_exit_status
 from mlic_jax.runtime import startup
 
-# The name on the command line, and the module.
+# {name on the command line: module}
 COMMANDS = {"train": "train", "eval": "evaluate", "encode": "encode", "decode": "decode", "info": "info",
             "describe": "describe", "estimate": "estimate", "convert": "convert", "round-weights": "round_weights",
             "ablate": "ablate"}
@@ -26,7 +25,7 @@ CONFIG_FIELDS = "[--config.FIELD=VALUE ...]"
 
 
 class _Parser(argparse.ArgumentParser):
-  """Reports wrong arguments in one line, like every other user error."""
+  """Reports invalid arguments in one line, like every other user error."""
 
   def __init__(self, **options):
     super().__init__(allow_abbrev=False, **options)
@@ -36,12 +35,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None, program: str = "mlic-jax") -> int:
-  """Runs the command that the first argument names; returns the exit status."""
+  """Runs the command named by the first argument; returns the exit status."""
   return run_to_exit_status(lambda: _run(argv, program), "error")
 
 
 def main_of_one_command(name: str, program: str, argv: list[str] | None = None) -> int:
-  """Runs one command under the name of a program of its own, such as train.py; returns the exit status."""
+  """Runs a single command as its own program, such as train.py; returns the exit status."""
   def run():
     parser, command = _Parser(prog=program), _module(name)
     _add_command(parser, command)
@@ -82,8 +81,7 @@ def _add_command(parser: argparse.ArgumentParser, command: ModuleType) -> None:
   command.add_arguments(parser)
   if _reads_config(command):
     parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} {CONFIG_FIELDS}".replace("%", "%%")
-    parser.epilog = ("Every field of the configuration can be changed with --config.FIELD=VALUE, "
-                     "such as --config.batch_size=16.")
+    parser.epilog = "Change any field of the config with --config.FIELD=VALUE, such as --config.batch_size=16."
 
 
 def _run_command(command: ModuleType, parser: argparse.ArgumentParser, args: argparse.Namespace,

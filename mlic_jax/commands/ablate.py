@@ -1,29 +1,29 @@
-"""ablate: train several configurations with one budget and compare them."""
+"""ablate: train several configs with one budget and compare them."""
 import argparse
 
 from mlic_jax.commands.arguments import any_path, local_path, nonnegative_integer, positive_integer
 from mlic_jax.console import say, show
 
-SUMMARY = "Train several configurations with one budget and compare them."
+SUMMARY = "Train several configs with one budget and compare them."
 READS_CONFIG = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--data", type=any_path, required=True, metavar="DIR",
-                      help="Train on the images in DIR, as with --config.data_dir of train. Required.")
+                      help="Train on the images in DIR, like --config.data_dir of train. Required.")
   parser.add_argument("--steps", type=positive_integer, required=True, metavar="N",
-                      help="Train each configuration for N steps. Required.")
+                      help="Train each config for N steps. Required.")
   parser.add_argument("--workdir", type=local_path, required=True, metavar="DIR",
-                      help="Write the runs and the table to DIR, or continue those that are there. Required.")
+                      help="Write the runs and the table to DIR, or continue the runs in DIR. Required.")
   parser.add_argument("--seeds", type=nonnegative_integer, nargs="+", default=(), metavar="SEED",
-                      help="Train each configuration once with each seed; the table has their means and extremes. "
-                      "Default: the seed of the configuration.")
+                      help="Train each config once with each seed; the table has their means and extremes. "
+                      "Default: the seed of the config.")
   parser.add_argument("--equal-time", type=local_path, metavar="DIR",
-                      help="Give each configuration as much time as the first needs for --steps, at the speeds in DIR, "
+                      help="Give each config the time that the first one needs for --steps, at the speeds in DIR, "
                       "the workdir of an earlier ablation with the same rows. Default: equal steps.")
   parser.add_argument("--configs", nargs="+", metavar="CONFIG",
-                      help="Train these Python files or names of configurations, and compare them with the first. "
-                      "Default: the configurations of configs/ablations/.")
+                      help="Train these config files or names, and compare them with the first. "
+                      "Default: the configs of configs/ablations/.")
 
 
 def run(args: argparse.Namespace) -> int:

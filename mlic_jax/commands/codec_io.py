@@ -1,4 +1,4 @@
-"""Loading codecs and .mlic files in the commands."""
+"""Loads codecs and .mlic files for the commands."""
 import contextlib
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mlic_jax.console import complain
 
 
 def load_codecs(paths: list[Path], coder: str | None = None, allow_custom_modules: bool = False) -> list:
-  """The codecs of model directories; CheckpointError when one cannot be used."""
+  """Loads the codecs of model directories. CheckpointError if one cannot be used."""
   from mlic_jax.coding import rangecoder
   rangecoder.load_in_background(coder)
   from mlic_jax.coding.codec import Codec
@@ -16,7 +16,7 @@ def load_codecs(paths: list[Path], coder: str | None = None, allow_custom_module
 
 
 def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:
-  """The bytes of a file or of stdin, and their content; BitstreamError names the file."""
+  """Reads and parses a file or stdin; returns its bytes and content. BitstreamError names the file."""
   with opened(path) as file:
     blob = file.read(bitstream.HEADER_SIZE_MAX)
     try:
@@ -28,20 +28,20 @@ def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes
 
 
 class CompilationNotice:
-  """Says on stderr that a command waits for compilation, before the first image alone: many images have a progress bar.
+  """Prints to stderr that a command compiles, before the first image only.
 
-  what: is done with images, such as "encoding"; its compilation times are remembered apart."""
+  work: the work of the command, such as "encoding"; past compilation times are recorded for each work."""
 
-  def __init__(self, what: str):
-    self._what, self._said = what, False
+  def __init__(self, work: str):
+    self._work, self._printed = work, False
 
   def __call__(self, codec, height: int, width: int):
-    """A context around the coding of an image."""
-    if self._said or codec.has_compiled(height, width):
+    """Returns a context for coding an image of height x width pixels."""
+    if self._printed or codec.has_compiled(height, width):
       return contextlib.nullcontext()
     from mlic_jax.model.mlic import side_multiple
     from mlic_jax.runtime.compile_progress import compiling
-    self._said, multiple = True, side_multiple(codec.config)
+    self._printed, multiple = True, side_multiple(codec.config)
     blocks = -(-height // multiple), -(-width // multiple)
-    return compiling(f"for {width}x{height} pixels", [self._what, codec.config.to_dict(), blocks], complain,
+    return compiling(f"for {width}x{height} pixels", [self._work, codec.config.to_dict(), blocks], complain,
                      "some seconds to half a minute on a CPU")

@@ -22,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                  "Decode the .mlic file IN to the image OUT, whose name ends in .png, .webp, .tif or .bmp; - is stdin, "
                  "or a PNG to stdout. With --out-dir, decode any number of files and folders. Name them before the "
                  "options. Required.")
-  checkpoint_argument(parser, "Decode with the checkpoint that wrote the file; of several, the one that did is used. "
-                              "Required.")
+  checkpoint_argument(parser, "Decode with this checkpoint, which has to be the one that wrote the file; of several, "
+                              "the right one is used. Required.")
   parser.add_argument("--slices", type=nonnegative_integer, metavar="K",
                       help="Decode the first K slices and predict the others from them. Default: all slices.")
   parser.add_argument("--partial", action="store_true",
-                      help="Decode the slices that are there of a file that was cut short. Default: off.")
+                      help="Decode the complete slices of a truncated file. Default: off.")
   coder_argument(parser, "numba")
 
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     blob, content = read_mlic(source, pixels_max, args.partial)
     codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
     start = time.perf_counter()
-    refused = codec.fingerprint != content.fingerprint   # decode refuses the file before it compiles
+    refused = codec.fingerprint != content.fingerprint   # decode refuses the file before it compiles anything
     with contextlib.nullcontext() if refused else compilation_notice(codec, content.height, content.width):
       image = codec.decode(blob, args.slices, args.partial, pixels_max)
     seconds = time.perf_counter() - start
@@ -64,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _name(output: Path) -> Path:
-  """A name whose ending is the format of the output: PNG for streams."""
+  """Returns a name whose suffix is the format of the output: PNG for streams."""
   return Path("stdout.png") if is_stdio(output) else Path(f"{output}.png") if is_stream(output) else output
 
 
 def _list_mlic(folder: Path, warn: Callable[[str], None]) -> list[Path]:
-  """The .mlic files in a folder and below; BatchError if there is none. As in list_images, `warn` is called."""
+  """Lists the .mlic files in a folder and below. BatchError if there is none; `warn` is called as in list_images."""
   listing = list_files(folder, lambda name: name.lower().endswith(".mlic"))
   left_out = f"left out {listing.summary()}" if listing.left_out else ""
   if not listing.files:

@@ -1,10 +1,10 @@
-"""describe: print the parameters and multiplications of a codec, part by part."""
+"""describe: print the parameters and multiplications of the parts of a codec."""
 import argparse
 
 from mlic_jax.commands.arguments import config_argument, image_size_arguments
 from mlic_jax.console import show
 
-SUMMARY = "Print the parameters and multiplications of the codec of a configuration, part by part."
+SUMMARY = "Print the parameters and multiplications of the parts of a codec."
 READS_CONFIG = True
 
 
@@ -28,4 +28,4 @@ def run(args: argparse.Namespace) -> None:
     table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
   for part in (*parts, *sums):
     table.add_row(part.name, f"{part.parameters:,}", f"{part.kmacs:.1f}", end_section=part is parts[-1])
-  show(table, "Convolutions and linear layers alone are counted; those of a slice at every position of y.")
+  show(table, "Only convolutions and linear layers are counted; those of a slice count at every position of y.")

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                  "Compress the image IN to the file OUT; - is stdin or stdout. With --out-dir, compress any number of "
                  "images and folders. Name them before the options. Required.")
   checkpoint_argument(parser, "Encode with this model directory, or the model of this training workdir; with a target, "
-                              "several of a single rate each may be named. Required.")
+                              "several single-rate checkpoints may be named. Required.")
   rate = parser.add_mutually_exclusive_group()
   rate.add_argument("--quality", type=float, metavar="Q",
                     help="Encode at quality Q of a variable-rate checkpoint, from 1 (smallest file) to its number of "
@@ -41,17 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   rate.add_argument("--target-bpp", type=positive_number, metavar="R",
                     help="Write the largest file of at most R bits per pixel. Default: --quality decides.")
   rate.add_argument("--target-psnr", type=positive_number, metavar="DB",
-                    help="Write the smallest file of at least DB dB. Default: --quality decides.")
+                    help="Write the smallest file with a PSNR of at least DB dB. Default: --quality decides.")
   parser.add_argument("--single-chunk", action="store_true",
-                      help="Write one chunk instead of one per slice, which saves some 40 bytes and prevents "
+                      help="Write one chunk instead of one per slice, which saves about 40 bytes and prevents "
                       "progressive decoding. Default: off.")
   parser.add_argument("--no-portable", action="store_true",
-                      help="Write a file that decodes on this machine and jax version alone, which saves some bytes. "
-                      "Default: off.")
+                      help="Write a file that decodes only on this machine with this version of JAX, which saves some "
+                      "bytes. Default: off.")
   skip_argument(parser, "Skip latent elements with a predicted scale of at most SCALE, 0.11 to 256; the decoder takes "
                         "their means. Default: off.")
-  optimization_arguments(parser, "Optimize the latents of every image for STEPS steps or SECONDS seconds, as in 100 or "
-                                 "50s; the file becomes smaller or better and decodes like any other. Default: off.")
+  optimization_arguments(parser, "Optimize the latents of each image for STEPS steps or SECONDS seconds, such as 100 "
+                                 "or 50s; the file becomes smaller or better and decodes like any other. Default: off.")
   parser.add_argument("--no-icc", action="store_true", help="Leave out the color profile of the image. Default: off.")
   coder_argument(parser, "numba")
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_another_ending(output, ".mlic")
   target = next((name for name in ("target_bytes", "target_bpp", "target_psnr") if getattr(args, name)), None)
   if len(args.ckpt) > 1 and not target:
-    raise multi_file.BatchError(f"{len(args.ckpt)} checkpoints came; one is wanted, or one of the --target options")
+    raise multi_file.BatchError(f"--ckpt names {len(args.ckpt)} checkpoints; wanted one, or a --target option")
   check_optimization(args)
   progress = multi_file.FileProgress()
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
   compilation_notice: Callable[..., contextlib.AbstractContextManager]
   if args.refine is None:
     compilation_notice = CompilationNotice(target or "encoding")
-  else:                                                  # the progress bar says it
+  else:                                                  # the progress bar shows it
     compilation_notice = lambda *_: contextlib.nullcontext()
 
   def work(source: Path, output: Path) -> str:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     profile = None if args.no_icc else profile
     codec = codecs()[0]
     if not target:
-      codec.choose_quality(args.quality)  # an error comes before the notice that something compiles
+      codec.choose_quality(args.quality)  # raises an error before the notice about compilation
     start = time.perf_counter()
     with compilation_notice(codec, *image.shape[:2]):
       if target:
@@ -109,25 +109,25 @@ def run(args: argparse.Namespace) -> int:
     (complain if is_stream(pairs[0][1]) else say)(line)
     return 0
   if not target:
-    codecs()[0].choose_quality(args.quality)  # else it would fail with every image
+    codecs()[0].choose_quality(args.quality)  # raises an error once instead of for each image
   codecs()
   return multi_file.run(pairs, work, "encode", args.overwrite, progress, left_out)
 
 
 def _encode_to_target(codecs: list, image, args: argparse.Namespace, profile: bytes | None) -> tuple[bytes, str]:
-  """The file, and a note on the rate or PSNR that was reached."""
+  """Returns the file, and a note with checkpoint, quality and PSNR."""
   from mlic_jax.coding.rate_control import encode_to_bytes, encode_to_psnr
   if args.target_psnr:
     reached = encode_to_psnr(codecs, image, args.target_psnr, profile)
-    wanted, last = f"{args.target_psnr:g} dB", f"its smallest file of this image, of {reached.psnr:.2f} dB"
+    wanted, last = f"{args.target_psnr:g} dB", f"the smallest file, with {reached.psnr:.2f} dB"
   else:
     height, width = image.shape[:2]
     target = args.target_bytes or math.floor(args.target_bpp * height * width / 8)
     reached = encode_to_bytes(codecs, image, target, profile)
-    wanted, last = f"{target} bytes", f"{len(reached.blob)} bytes, its largest file of this image"
+    wanted, last = f"{target} bytes", f"the largest file, with {len(reached.blob)} bytes"
   if reached.is_last:
-    complain(f"out of range: {wanted} of {reached.codec.name}; taking {last}")
-  said = [reached.codec.name] if len(codecs) > 1 else []
-  said += [] if reached.quality is None else [f"quality {reached.quality:g}"]
-  said += [] if reached.psnr is None else [f"{reached.psnr:.2f} dB"]
-  return reached.blob, "".join(f"{each}, " for each in said)
+    complain(f"{wanted} is out of range of {reached.codec.name} for this image; writing {last}")
+  notes = [reached.codec.name] if len(codecs) > 1 else []
+  notes += [] if reached.quality is None else [f"quality {reached.quality:g}"]
+  notes += [] if reached.psnr is None else [f"{reached.psnr:.2f} dB"]
+  return reached.blob, "".join(f"{each}, " for each in notes)

@@ -1,4 +1,4 @@
-"""estimate: compile the functions of a configuration for TPUs or GPUs that are not here, and print memory and time."""
+"""estimate: compile the programs of a config for TPUs or GPUs, without one, and print their memory and time."""
 import argparse
 import functools
 import time
@@ -9,7 +9,7 @@ from mlic_jax.console import rich_console, say
 
 SUMMARY = "Estimate memory and time of training, evaluation or coding on TPUs or GPUs, without one."
 READS_CONFIG = True
-# Fields of the configuration: the batch size and the crop size of what is estimated.
+# Fields of the config with the batch size and the crop size of each estimate.
 BATCH_FIELDS = {"train": ("batch_size", "crop_size"), "evaluate": ("eval_batch_size", "eval_crop_size")}
 CODEC = ("encode", "decode", "refine")
 
@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--topology", required=True, metavar="KIND:SIDES",
                       help="Compile for these chips, such as v5e:2x4, v4:2x2x1 or h100:8. Required.")
   parser.add_argument("--what", choices=(*BATCH_FIELDS, *CODEC), default="train",
-                      help="Estimate a step of training, a step of its evaluation, or for one image on one chip the "
-                      "functions of encode or decode, or a step of latent optimization. Default: %(default)s.")
+                      help="Estimate a training step, an evaluation step, or, for one image on one chip, the functions "
+                      "of encode or decode, or a step of latent optimization. Default: %(default)s.")
   parser.add_argument("--batch-size", type=positive_integer, metavar="N",
-                      help="Take N images per step, over all chips. Default: the batch size of the configuration.")
+                      help="Use N images per step, over all chips. Default: the batch size of the config.")
   parser.add_argument("--find-batch", action="store_true",
                       help="Find the largest batch that fits into memory, which compiles several times. Default: off.")
   image_size_arguments(parser)
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     raise ConfigError(f"--what={args.what} codes one image at a time; --batch-size and --find-batch are for "
                       f"{' and '.join(BATCH_FIELDS)}")
   if args.batch_size and args.find_batch:
-    raise ConfigError("--batch-size and --find-batch came; wanted one of them")
+    raise ConfigError("--batch-size and --find-batch exclude each other; wanted one of them")
   estimate_profile.check_arguments(args)
   devices = (gpu_topology if is_gpu else device_topology).topology_devices(args.topology)
   from mlic_jax.training.config_schema import check_fields, load_config, model_config
@@ -75,7 +75,7 @@ def _title(args: argparse.Namespace, config, devices) -> str:
 
 
 def _training_step(what: str, config, codec, devices):
-  """A function without arguments that lowers the step."""
+  """Returns a function without arguments that lowers the step."""
   from mlic_jax.training import pmap_programs
   program = pmap_programs.training_program if what == "train" else pmap_programs.evaluation_program
 
@@ -89,18 +89,18 @@ def _codec_functions(args: argparse.Namespace, codec, device) -> dict:
   import jax
 
   from mlic_jax.coding.compile_specs import DECODER, ENCODER, LATENT_OPTIMIZER, codec_programs
-  on_it = jax.sharding.SingleDeviceSharding(device)
-  place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_it)
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  on_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   programs = codec_programs(codec, args.height, args.width)
-  lowering = lambda function, arguments: lambda: jax.jit(function).lower(*jax.tree.map(place, arguments))
+  lowering = lambda function, arguments: lambda: jax.jit(function).lower(*jax.tree.map(on_device, arguments))
   return {name: lowering(*programs[name])
           for name in {"encode": ENCODER, "decode": DECODER, "refine": LATENT_OPTIMIZER}[args.what]}
 
 
 def _compiled(lower, name: str, measure):
-  """The footprint of what `lower` lowers, the seconds of compiling it, which a line counts meanwhile, and its HLO.
+  """Compiles the program that `lower` lowers, with a spinner; returns its footprint, the seconds, and its HLO.
 
-  measure(lowered) compiles it, and returns its footprint and HLO."""
+  measure(lowered) compiles the program and returns its footprint and HLO."""
   from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
   console = rich_console(stderr=True)

@@ -1,4 +1,4 @@
-"""The profile of `estimate`: where the cycles go that the compiler for TPUs estimates, as tables."""
+"""The profile of `estimate`: tables of the cycles that the TPU compiler estimates."""
 
 import argparse
 import functools
@@ -11,8 +11,7 @@ from mlic_jax.runtime import hlo_profile
 from mlic_jax.runtime.hlo_profile import KINDS, Instruction
 
 LOOP = "scan: packing, sums, carry"
-# A pattern that the op_name of an instruction matches, and the part that it is of; an earlier row wins. A context by
-# import path is of the scan.
+# (pattern of the op_name of an instruction, its part); the first match counts. A context by import path counts as LOOP.
 PARTS = (
     (r"\bcontexts_local", "local context"), (r"\bcontexts_global_intra", "global intra context"),
     (r"\bcontexts_global_inter", "global inter context"), (r"\bcontexts_global_hyper", "global hyper context"),
@@ -27,21 +26,22 @@ LONGEST = 90  # characters of a result type or a scope
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The options of `estimate` that this file is for."""
+  """Adds the options of `estimate` for parts and profiles."""
   parser.add_argument("--part", choices=PROGRAMS,
                       help="Compile the gradient of one part of a training step, for one chip: h_s with the scan over "
-                      "slices, g_a, or g_s with the distortion.")
+                      "slices, g_a, or g_s with the distortion. Default: the whole step.")
   parser.add_argument("--profile", action="store_true",
                       help="Print the estimated cycles by part of the model and by kind of instruction, and the most "
                       "expensive instructions. Default: off.")
-  parser.add_argument("--save-hlo", metavar="FILE", help="Write the optimized HLO of the program, as text.")
+  parser.add_argument("--save-hlo", metavar="FILE",
+                      help="Write the optimized HLO of the program to FILE, as text. Default: off.")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-  """ConfigError in one line for options that do not go together; OSError where FILE cannot be written."""
+  """Raises ConfigError in one line for options that exclude each other, and OSError if FILE cannot be written."""
   if args.part and (args.what != "train" or args.find_batch):
-    raise ConfigError(f"--part={args.part} is of a training step; --what={args.what} "
-                      f"{'with --find-batch ' if args.find_batch else ''}came")
+    options = f"--what={args.what}{' and --find-batch' if args.find_batch else ''}"
+    raise ConfigError(f"--part={args.part} with {options}; wanted --what=train without --find-batch")
   if args.find_batch and (args.profile or args.save_hlo):
     raise ConfigError("--find-batch compiles several programs; --profile and --save-hlo are for one batch size")
   if args.save_hlo:
@@ -51,7 +51,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def lowering_of_part(args: argparse.Namespace, config, codec, devices) -> Callable:
-  """A function without arguments that lowers the part that args.part names, for its share of a batch on one chip."""
+  """Returns a function without arguments that lowers the part args.part, for the images of a batch on one chip."""
   def lower():
     from mlic_jax.training import parallel, part_programs
     parallel.check_batch_size("batch_size", config.batch_size, num_devices=len(devices))
@@ -62,7 +62,7 @@ def lowering_of_part(args: argparse.Namespace, config, codec, devices) -> Callab
 
 
 def report(args: argparse.Namespace, hlo: str) -> None:
-  """What --profile and --save-hlo ask for, of a compiled program given as its HLO."""
+  """Prints the profile of a compiled program (--profile) and writes its HLO (--save-hlo)."""
   if args.save_hlo:
     write_whole(args.save_hlo, hlo)
     say(f"  {'HLO':<15} {args.save_hlo}")
@@ -72,7 +72,7 @@ def report(args: argparse.Namespace, hlo: str) -> None:
 
 
 def profile_lines(hlo: str) -> list[str]:
-  """The profile of a compiled program, as lines: a table of million cycles, and the most expensive instructions."""
+  """Returns the profile of a compiled program as lines: a table of cycles, and the most expensive instructions."""
   found = hlo_profile.instructions(hlo)
   if not found:
     return ["the compiler estimates no cycles for this program"]

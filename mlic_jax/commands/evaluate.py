@@ -33,8 +33,8 @@ SUMMARY = "Measure rate and distortion of checkpoints on complete files."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--ckpt", nargs="+", required=True, metavar="CKPT",
-                      help="Evaluate these model directories, or the models of these training workdirs; single rates "
-                      "of one family form one curve. Required.")
+                      help="Evaluate these model directories, or the models of these training workdirs; single-rate "
+                      "checkpoints of one family form one curve. Required.")
   custom_modules_argument(parser)
   parser.add_argument("--data", metavar="DIR|tfds:NAME[:SPLIT]",
                       help="Evaluate on the images of a folder or of a prepared TFDS dataset. Default: the sample "
@@ -44,23 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--limit", type=positive_integer, metavar="N",
                       help="Evaluate on the first N images. Default: all.")
   parser.add_argument("--qualities", type=_numbers, metavar="Q[,Q...]",
-                      help='Evaluate variable-rate checkpoints at these qualities, as in "1,2.5,6". Default: all whole '
-                      "ones.")
+                      help='Evaluate variable-rate checkpoints at these qualities, as in "1,2.5,6". Default: all rate '
+                      "points.")
   parser.add_argument("--estimate", action="store_true",
                       help="Estimate rates by the likelihoods of the model, without coding. Default: off.")
-  coder_argument(parser, "tfc where it is installed, else numba")
+  coder_argument(parser, "tfc if it is installed, or else numba")
   parser.add_argument("--progressive", action="store_true",
                       help="Also measure PSNR and MS-SSIM over the bytes received, after 0, 1, ..., all slices of each "
                       "file. Default: off.")
-  skip_argument(parser, "Evaluate each checkpoint once more without the latent elements whose predicted scale is at "
+  skip_argument(parser, "Also evaluate each checkpoint with skip coding of latent elements whose predicted scale is at "
                         "most SCALE. Default: off.")
-  optimization_arguments(parser, "Evaluate each checkpoint once more with latents that are optimized for every image "
-                                 "and quality, for STEPS steps or SECONDS seconds, as in 100 or 50s. Default: off.")
+  optimization_arguments(parser, "Also evaluate each checkpoint with latent optimization for each image and quality, "
+                                 "for STEPS steps or SECONDS seconds, such as 100 or 50s. Default: off.")
   parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",
                       help=f"Compare with these conventional codecs: all, none, or some of "
                       f"{','.join(baselines.BASELINES)}. Default: {','.join(baselines.DEFAULT)}.")
   parser.add_argument("--published", metavar="DATASET[:NAMES]",
-                      help=f"Add published curves on {', '.join(published_curves.DATASETS)}: the best known, or the "
+                      help=f"Add published curves on {', '.join(published_curves.DATASETS)}: a selection, or the "
                       'named ones, as in "kodak:MLIC++,VTM-17.0" or "kodak:all". Default: none.')
   parser.add_argument("--anchor", metavar="CURVE", help="Compute BD-rates against this curve. Default: JPEG 4:2:0.")
   parser.add_argument("--bd-method", choices=bd_rate.BD_METHODS, default=bd_rate.BD_METHOD,
@@ -72,12 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="Continue an evaluation: results in OUT/measurements.jsonl are not measured again. Default: "
                       "off.")
   parser.add_argument("--workers", type=nonnegative_integer, default=0, metavar="N",
-                      help="Compute baselines and metrics in N processes. Default: none, everything in this one.")
+                      help="Compute baselines and metrics in N processes. Default: 0, all in the main process.")
 
 
 def run(args: argparse.Namespace) -> None:
   if args.progressive and args.estimate:
-    raise UsageError("--progressive and --estimate came, but an estimate has no file to receive; wanted one of the two")
+    raise UsageError("--progressive needs files, and --estimate writes none; wanted one of the two")
   check_optimization(args)
   from mlic_jax.commands.codec_io import CompilationNotice
   from mlic_jax.evaluation import session

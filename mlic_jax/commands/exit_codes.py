@@ -11,11 +11,11 @@ TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasatt
 
 
 class UsageError(ValueError):
-  """Arguments that cannot be used; one line with what came and what was wanted."""
+  """The arguments of a command are invalid; the message is one line with the given and the expected ones."""
 
 
 class Interruption(KeyboardInterrupt):
-  """A signal that ends a command: Ctrl-C, SIGTERM or SIGHUP. `advice` says how the work can be continued."""
+  """A signal ends a command: Ctrl-C, SIGTERM or SIGHUP. `advice` says how to continue the work."""
 
   def __init__(self, signum: int = signal.SIGINT, advice: str = ""):
     super().__init__(signum, advice)
@@ -25,15 +25,15 @@ class Interruption(KeyboardInterrupt):
 
   @classmethod
   def of(cls, error: KeyboardInterrupt, advice: str = "") -> "Interruption":
-    """The Interruption of a KeyboardInterrupt, with an advice; a plain one is Ctrl-C."""
+    """Converts a KeyboardInterrupt to an Interruption with an advice; other KeyboardInterrupts are Ctrl-C."""
     return cls(error.signum if isinstance(error, Interruption) else signal.SIGINT, advice)
 
 
 def run_to_exit_status(work: Callable[[], int | None], prefix: str) -> int:
-  """Runs `work` and returns the exit status: what `work` returns, 0 for None, 128 + N after signal N.
+  """Runs `work` and returns the exit status: the result of `work`, 0 for None, or 128 + N after signal N.
 
-  0 becomes 1 when a line for stdout could not be written. A user error (see errors.py) is reported in one line on
-  stderr, behind `prefix`, and has its own exit status; other errors are raised.
+  0 becomes 1 if a line for stdout could not be written. A user error (errors.py) is reported in one line on stderr that
+  begins with `prefix`, and has an exit status of its own. Other errors are raised.
   """
   prepare()
   try:
@@ -55,7 +55,7 @@ def run_to_exit_status(work: Callable[[], int | None], prefix: str) -> int:
 def _signals_as_exceptions() -> Iterator[None]:
   """Raises Interruption for SIGTERM and SIGHUP, so that incomplete files, worker processes and locks are removed.
 
-  A second one acts as before. A signal that is ignored, as under nohup, stays ignored."""
+  A second signal has its default effect. A signal that is ignored, as under nohup, stays ignored."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
   sizes = [len(chunk) for chunk in content.chunks]
   slices = "in one chunk" if content.single_chunk else f"of {', '.join(map(str, sizes[1:]))} bytes, after {sizes[0]}"
   profile = "none" if content.icc_profile is None else f"ICC, {len(content.icc_profile)} bytes before compression"
-  decoding = "where it was written, or where arithmetic is the same bit for bit"
+  decoding = "only where arithmetic is bit-identical to that of the encoder"
   if content.origin is not None:
     decoding = f"portable, epsilon {content.origin.epsilon}, written on {content.origin}"
   say(f"size        {content.width}x{content.height}")

@@ -1,4 +1,4 @@
-"""Commands on many files: names of the outputs, a progress bar, and a list of failures at the end."""
+"""Commands for many files: output names, a progress bar, and a list of failures at the end."""
 import contextlib
 import os
 import sys
@@ -14,31 +14,31 @@ from mlic_jax.errors import for_the_user
 
 
 class BatchError(ValueError):
-  """Arguments or files that cannot be processed together; one line, before anything is done."""
+  """The arguments or files cannot be processed together; raised before any work, with a message of one line."""
 
 
 class OverwriteError(ValueError):
-  """An output that already exists; one line with the option that replaces it."""
+  """The output already exists; the message is one line with the option that replaces it."""
 
 
 def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
             list_folder: Callable[[Path], Sequence[Path]]) -> list[tuple[Path, Path]]:
-  """Pairs of inputs and outputs.
+  """Returns pairs of inputs and outputs.
 
   Args:
     paths: IN and OUT, each of which may be STDIO; with `out_dir` any number of files and folders, whose outputs are
       OUT_DIR/STEM + suffix.
-    out_dir: is made if it is missing.
-    suffix: of the outputs.
+    out_dir: the folder of the outputs; it is created if it is missing.
+    suffix: the suffix of the outputs.
     list_folder: returns the files of a folder.
 
-  BatchError for a wrong number of paths, two inputs with one output, and an output that is an input; OSError where
-  nothing can be written.
+  BatchError for a wrong number of paths, two inputs with one output, or an output that is an input; OSError if the
+  output cannot be written.
   """
   if out_dir is None:
     if len(paths) != 2:
-      raise BatchError(f"{len(paths)} paths came; IN and OUT are wanted before --ckpt, or --out-dir and any number of "
-                       "files and folders")
+      raise BatchError(f"the command has {len(paths)} paths; wanted IN and OUT before --ckpt, or --out-dir with any "
+                       "number of files and folders")
     source, target = paths
     check_stdio(source, target)
     if not is_stdio(target):
@@ -46,10 +46,9 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
     _refuse_inputs([source], [target])
     return [(source, target)]
   if not paths:
-    raise BatchError("no path came; files or folders are wanted, before --ckpt and --out-dir")
+    raise BatchError("the command has no paths; wanted files or folders before --ckpt and --out-dir")
   if any(map(is_stdio, paths)):
-    raise BatchError("- came with --out-dir, but stdin has no name for an output; wanted files or folders, or "
-                     "IN and OUT")
+    raise BatchError("--out-dir names outputs after inputs, but - has no name; wanted files or folders, or IN and OUT")
   sources = [each for path in paths for each in (list_folder(path) if path.is_dir() else [path])]
   by_target: dict[Path, Path] = {}
   for source in sources:
@@ -63,29 +62,29 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
 
 
 def _refuse_inputs(sources: Sequence[Path], targets) -> None:
-  """Raises BatchError for a target that is also a source, under any name; devices are no files."""
+  """Raises BatchError for a target that is also a source, under any name. Devices are allowed."""
   read = {_identity(source): source for source in sources if not is_stream(source)}
   for target in targets:
     source = None if is_stream(target) else read.get(_identity(target))
     if source is not None and target.exists():
-      came = f"{target} is" if source == target else f"{target} is {source}, which is"
-      raise BatchError(f"{came} read; wanted another file to write")
+      name = target if source == target else f"{target}, the same file as {source},"
+      raise BatchError(f"{name} is an input; wanted another file for the output")
 
 
 def _identity(path: Path) -> tuple[int, int] | Path:
-  """A value that is the same for all names of a file."""
+  """Returns a value that is the same for all names of a file."""
   try:
     status = path.stat()
-  except OSError:                                        # missing, which is reported when it is read
+  except OSError:                                        # reading reports a missing file
     return path
   return status.st_dev, status.st_ino
 
 
 class FileProgress:
-  """A progress bar of files on a terminal, with the share and the loss of a file whose latents are optimized."""
+  """A progress bar over files on a terminal, which also shows latent optimization: completed fraction and loss."""
 
   def __init__(self):
-    self._progress: Any = None   # of rich
+    self._progress: Any = None   # rich.progress.Progress
     self._task: Any = None
     self._files = 0
 
@@ -106,19 +105,17 @@ class FileProgress:
     self._progress.update(self._task, completed=self._files, description=self._title)
 
   def advance_file(self, done: float, loss: float) -> None:
-    """Shows the share (0 to 1) of the optimization of a file that is done, and its loss."""
+    """Shows the completed fraction (0 to 1) of the latent optimization of a file, and its loss."""
     self._progress.update(self._task, completed=self._files + done, description=f"{self._title}, loss {loss:.4f}")
 
 
 def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], title: str,
         overwrite: bool = False, progress: FileProgress | None = None, left_out: Sequence[str] = ()) -> int:
-  """Calls work(source, target) for each pair, and prints the line that it returns.
+  """Calls work(source, target) for each pair and prints the line that it returns; returns the exit status.
 
-  A user error (see errors.py) in one file does not stop the others and is listed on stderr at the end; so is a target
-  that already exists, unless `overwrite`, and so are the lines of `left_out`, about files that are not among the pairs.
-
-  Returns:
-    The exit status: 0, or 1 when any failed or was left out; 128 + N after signal N.
+  A user error (errors.py) in one file does not stop the others; stderr lists all of them at the end. An existing target
+  is such an error unless `overwrite` is True. The lines of `left_out`, about files without a pair, are listed as well.
+  The exit status is 0, 1 if any file failed or was left out, or 128 + N after signal N.
   """
   progress, failures, done = progress or FileProgress(), list[str](), 0
   stop: Interruption | None = None
@@ -145,6 +142,6 @@ def run(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], str], t
   for line in left_out:
     complain(f"error: {line}")
   if stop:
-    complain(f"{stop.word}: {done} of {len(pairs)} files are written")
+    complain(f"{stop.word}: wrote {done} of {len(pairs)} files")
     return stop.status
   return 1 if failures or left_out else 0

@@ -1,4 +1,4 @@
-"""round-weights: write a copy of a model directory that compresses better."""
+"""round-weights: write a copy of a model directory with rounded parameters, which compresses better."""
 import argparse
 
 from mlic_jax.commands.arguments import any_path, custom_modules_argument, positive_integer
@@ -6,7 +6,7 @@ from mlic_jax.console import say
 
 MANTISSA = 23  # bits of float32
 
-SUMMARY = "Copy a model with rounded parameters, which compress better; files of the one do not decode with the other."
+SUMMARY = "Copy a model with rounded parameters, which compress better; the copy does not decode files of the original."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> None:
   from mlic_jax.coding.checkpoint_io import CheckpointError, find_model, load_model, save_model
   from mlic_jax.paths import files_below
   if args.mantissa_bits > MANTISSA:
-    raise CheckpointError(f"--mantissa-bits {args.mantissa_bits}: 1 to {MANTISSA} are wanted")
+    raise CheckpointError(f"--mantissa-bits {args.mantissa_bits}; wanted 1 to {MANTISSA}")
   if args.out.exists():
-    raise CheckpointError(f"{args.out}: already exists; a new directory is wanted")
+    raise CheckpointError(f"{args.out}: already exists; wanted a new directory")
   model = load_model(args.ckpt, allow_custom_modules=args.allow_custom_modules)
   variables = jax.tree.map(lambda values: rounded(values, args.mantissa_bits), model.variables)
   save_model(args.out, model.config, variables, model.training)

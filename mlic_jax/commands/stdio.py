@@ -1,4 +1,4 @@
-"""Pipes and devices in the place of files: - for stdin and stdout, and those of the file system."""
+"""Standard streams, pipes and devices as inputs and outputs: - stands for stdin or stdout."""
 import contextlib
 import mimetypes
 import os
@@ -11,22 +11,22 @@ from mlic_jax.console import was_closed
 from mlic_jax.data.image_io import EXTENSIONS
 from mlic_jax.paths import NamedBytes, local_path
 
-# Stands for stdin or stdout, and is compared by `is_stdio` alone: Path("./-"), a file of that name, equals it.
+# Stands for stdin or stdout. Compare it with `is_stdio` only: Path("./-"), a file of that name, is equal to it.
 STDIO = Path("-")
-# The first bytes of the image files that are read: a stream that begins otherwise may have no end.
+# The first bytes of supported image files: other streams are not read further, because they may have no end.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class EndingError(ValueError):
-  """An output whose name has the ending of another format; one line."""
+  """The name of the output has the suffix of another format; the message is one line."""
 
 
 class StreamError(ValueError):
-  """A standard stream that cannot be read, or written to; one line."""
+  """A standard stream cannot be read or written; the message is one line."""
 
 
 def file_or_stdio(text: str | os.PathLike) -> Path:
-  """The local path that `text` names; STDIO for "-". "./-" is a file."""
+  """Returns the local path that `text` names, or STDIO for "-"; "./-" is a file."""
   return STDIO if os.fspath(text) == "-" else local_path(text)
 
 
@@ -35,39 +35,39 @@ def is_stdio(path: Path) -> bool:
 
 
 def is_stream(path: Path) -> bool:
-  """Whether a path is no file: stdin, stdout, a pipe or a device."""
+  """Whether a path is not a file, but stdin, stdout, a pipe or a device."""
   return is_stdio(path) or is_special(path)
 
 
 def displayed(path: Path, stream: str) -> str:
-  """The name of a path for messages, where STDIO is `stream`."""
+  """Returns the name of a path for messages; STDIO is called `stream`."""
   return stream if is_stdio(path) else str(path)
 
 
 def check_stdio(source: Path, target: Path | None = None) -> None:
-  """Raises StreamError, before the work, where stdin or stdout is asked for and closed, or takes no bytes."""
+  """Raises StreamError if the paths need stdin or stdout and it is closed or a text stream."""
   for path, name in (source, "stdin"), (target, "stdout"):
     if path is not None and is_stdio(path):
       _binary(name)
 
 
 def _binary(name: str) -> IO[bytes]:
-  """The bytes of "stdin" or "stdout"."""
+  """Returns the binary stream of "stdin" or "stdout"."""
   stream = getattr(sys, name)
   if stream is None or was_closed(name):
-    raise StreamError(f"- came, and {name} is closed; wanted a file, or an open {name}")
-  if not hasattr(stream, "buffer"):                      # what stands in for it in a notebook
-    raise StreamError(f"- came, and {name} is for text alone here; wanted a file")
+    raise StreamError(f"- stands for {name}, which is closed; wanted a file, or an open {name}")
+  if not hasattr(stream, "buffer"):                      # notebooks replace it by a text stream
+    raise StreamError(f"- stands for {name}, which takes only text here; wanted a file")
   return stream.buffer
 
 
 def opened(path: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
-  """A context with the file, or with stdin."""
+  """Opens a file or stdin, as a context manager."""
   return _binary("stdin") if is_stdio(path) else path.open("rb")
 
 
 def image_source(path: Path) -> Path | NamedBytes:
-  """The argument of load_picture: a path, or all bytes of a stream, which cannot be read twice."""
+  """Returns the argument of load_picture: a path, or all bytes of a stream, which cannot be read twice."""
   if not is_stream(path):
     return path
   with opened(path) as stream:
@@ -77,7 +77,7 @@ def image_source(path: Path) -> Path | NamedBytes:
 
 
 def write(path: Path, content: bytes) -> None:
-  """Writes a file whole or not at all, or all of it to a stream."""
+  """Writes a file atomically, or writes to a stream."""
   if not is_stdio(path):
     write_whole(path, content)
     return
@@ -88,8 +88,8 @@ def write(path: Path, content: bytes) -> None:
 
 
 def refuse_another_ending(path: Path, wanted: str) -> None:
-  """Raises EndingError for a name with the ending of another known format; unknown endings are accepted."""
+  """Raises EndingError for a name with the suffix of another known format; unknown suffixes are accepted."""
   suffix = path.suffix.lower()
   known = mimetypes.guess_type(f"file{suffix}", strict=False)[0] not in (None, "application/octet-stream")
   if suffix != wanted and (known or suffix in EXTENSIONS) and not is_stream(path):
-    raise EndingError(f"{path}: is to be a {wanted} file, and its ending says another format; wanted {wanted}")
+    raise EndingError(f"{path}: the output is a {wanted} file, but the name ends in {suffix}; wanted {wanted}")

@@ -1,10 +1,10 @@
 """train: train a codec, or continue an interrupted run.
 
     mlic-jax train --config configs/nano.py --workdir DIR --config.data_dir=FOLDER [--config.FIELD=VALUE ...]
-    mlic-jax train --config mlic_plus_plus:ms_ssim:5 ...      what follows the colon is the argument of get_config
+    mlic-jax train --config mlic_plus_plus:ms_ssim:5 ...      get_config("ms_ssim:5")
 
-Exit status: 0 after the last step; 1 after a loss that is not finite, a failed last save or a lost process; 2 for a
-wrong configuration or data; 129, 130 and 143 after SIGHUP, SIGINT and SIGTERM, with the state saved.
+Exit status: 0 after the last step; 1 after a loss that is not finite, a failed last save or a lost process; 2 for an
+invalid config or data; 129, 130 and 143 after SIGHUP, SIGINT and SIGTERM, with the state saved.
 """
 import argparse
 
@@ -17,7 +17,7 @@ READS_CONFIG = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   config_argument(parser)
   parser.add_argument("--workdir", required=True, metavar="DIR",
-                      help="Write checkpoints, logs and the model to DIR, or continue the run that is there. Required.")
+                      help="Write checkpoints, logs and the model to DIR, or continue the run in DIR. Required.")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -264,8 +264,8 @@ def test_the_command_refines_and_refuses_in_one_line(codec, checkpoint, photogra
                                     str(checkpoint), "--quality", "2", *arguments])
   for arguments, line in ((["--refine", "-3"], "refine='-3'; wanted a number of steps"),
                           (["--refine", "0.000001s"], "one step takes"),
-                          (["--lmbda", "1"], "--lmbda came without --refine"),
-                          (["--refine", "5", "--lmbda", "0"], "0 came, a number above 0 is wanted")):
+                          (["--lmbda", "1"], "--lmbda has no effect without --refine"),
+                          (["--refine", "5", "--lmbda", "0"], "'0'; wanted a number above 0")):
     status = encode(*arguments)
     said = capsys.readouterr().err
     told = [each for each in said.splitlines() if not each.startswith("compiling for")]

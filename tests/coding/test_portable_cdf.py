@@ -371,7 +371,7 @@ def test_info_says_where_a_file_was_written_and_no_portable_leaves_it_out(
   source, coded = tmp_path / "photo.png", tmp_path / "photo.mlic"
   save_image(source, photograph)
   for options, line in (([], rf"portable, epsilon 2\^-13, written on {portable_cdf.origin_of_this_machine(TINY)}\n"),
-                        (["--no-portable"], "where it was written, or where arithmetic is the same bit for bit\n")):
+                        (["--no-portable"], "only where arithmetic is bit-identical to that of the encoder\n")):
     assert main(["encode", str(source), str(coded), "--ckpt", str(tiny_checkpoint), *options]) == 0
     capsys.readouterr()
     assert main(["info", str(coded)]) == 0

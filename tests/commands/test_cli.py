@@ -150,12 +150,12 @@ def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(images,
 @pytest.mark.parametrize("arguments, message", [
     ("encode {p} {p}/twin/a.png --ckpt {c} --out-dir {o}", "a.png and .*twin/a.png would both become .*out/a.mlic"),
     ("encode {p} --ckpt {c} --out-dir {o} --quality 7", "quality 7.0; tiny has 1 to 3"),
-    ("encode {p} --ckpt {c}", "1 paths came; IN and OUT are wanted"),
-    ("encode {p}/a.png {p}/twin/a.png {o}.mlic --ckpt {c}", "3 paths came"),
-    ("encode --ckpt {c} --out-dir {o}", "no path came"),
+    ("encode {p} --ckpt {c}", "the command has 1 paths; wanted IN and OUT"),
+    ("encode {p}/a.png {p}/twin/a.png {o}.mlic --ckpt {c}", "the command has 3 paths"),
+    ("encode --ckpt {c} --out-dir {o}", "the command has no paths"),
     ("encode {p}/empty --ckpt {c} --out-dir {o}", "empty: holds no image"),
     ("decode {p} --ckpt {c} --out-dir {o}", "holds no .mlic file"),
-    ("encode {p}/a.png {o}.mlic --ckpt {c} {c}", "2 checkpoints came; one is wanted, or one of the --target"),
+    ("encode {p}/a.png {o}.mlic --ckpt {c} {c}", "--ckpt names 2 checkpoints; wanted one, or a --target option"),
     ("encode {p}/a.png {o}.mlic --ckpt {c} --target-bytes 100", "wanted at most 100 bytes; tiny encodes"),
     ("encode {p}/a.png {o}.mlic --ckpt {c} --target-psnr 90", "wanted at least 90 dB; tiny reaches"),
     ("encode {p}/a.png {o}.mlic --ckpt {c} --max-megapixels 0", "a positive integer"),
@@ -208,8 +208,8 @@ def test_a_target_beyond_every_file_is_said_and_gives_the_last_file(folder, tmp_
   command = "encode", folder / "photo.png", tmp_path / "out.mlic", "--ckpt", tiny_checkpoint
   assert run(*command, "--target-bytes", 10**6) == 0
   size = (tmp_path / "out.mlic").stat().st_size
-  assert capsys.readouterr().err.endswith(f"out of range: 1000000 bytes of tiny; taking {size} bytes, its "
-                                          "largest file of this image\n")
+  assert capsys.readouterr().err.endswith("1000000 bytes is out of range of tiny for this image; "
+                                          f"writing the largest file, with {size} bytes\n")
   assert run(*command, "--quality", 3) == 0
   assert (tmp_path / "out.mlic").stat().st_size == size
 

@@ -53,7 +53,8 @@ def test_files_are_coded_whatever_is_closed_and_nothing_else_is_written_into_the
 def test_a_dash_for_a_closed_stream_is_one_line_before_the_work(run, arguments, redirections, name, tmp_path):
   assert run("encode a.png a.mlic --ckpt x", "")[0] == 0
   status, out, err = run(arguments, redirections)
-  assert (status, out) == (2, b"") and err == f"error: - came, and {name} is closed; wanted a file, or an open {name}\n"
+  assert (status, out) == (2, b"")
+  assert err == f"error: - stands for {name}, which is closed; wanted a file, or an open {name}\n"
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mlic", "a.png"]
 
 

@@ -65,16 +65,16 @@ def test_an_image_is_not_replaced_by_its_own_file_under_any_of_its_names(photo, 
   (tmp_path / "photo").write_bytes(content)
   for source, target in ((photo, tmp_path / "link"), (photo, tmp_path / "hard"), (tmp_path / "link", tmp_path / "hard"),
                          (tmp_path / "photo", tmp_path / "photo")):
-    assert refused("read; wanted another file to write", capsys, "encode", source, target)
+    assert refused("is an input; wanted another file for the output", capsys, "encode", source, target)
   (tmp_path / "photo.mlic").symlink_to(photo)            # in a folder to write to
-  assert refused("which is read", capsys, "encode", photo, "--out-dir", tmp_path, "--overwrite")
+  assert refused("is an input", capsys, "encode", photo, "--out-dir", tmp_path, "--overwrite")
   assert photo.read_bytes() == (tmp_path / "photo").read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.JPG", "out.avif", "out.txt", "out.zip", "out.webp"])
 def test_encode_writes_no_file_whose_ending_says_another_format(name, photo, tmp_path, capsys):
   (tmp_path / name).write_bytes(b"an image of somebody")
-  assert refused("its ending says another format; wanted .mlic", capsys, "encode", photo, tmp_path / name)
+  assert refused("the output is a .mlic file, but the name ends in", capsys, "encode", photo, tmp_path / name)
   assert (tmp_path / name).read_bytes() == b"an image of somebody"
 
 
@@ -181,7 +181,7 @@ def test_a_dash_is_stdin_and_stdout(photo, tmp_path, monkeypatch):
 
 
 def test_a_dash_has_no_name_for_a_folder(tmp_path, capsys):
-  assert refused("stdin has no name", capsys, "encode", "-", "--out-dir", tmp_path / "coded")
+  assert refused("- has no name", capsys, "encode", "-", "--out-dir", tmp_path / "coded")
 
 
 # --- names ---------------------------------------------------------------------------
@@ -310,5 +310,5 @@ def test_a_signal_is_one_line_that_says_how_far_it_came_and_its_status(tmp_path,
   assert process.stderr.readline() == "ready\n"
   process.send_signal(signum)
   _, err = process.communicate(timeout=300)
-  assert process.returncode == 128 + signum and err == f"{said}: 1 of 3 files are written\n"
+  assert process.returncode == 128 + signum and err == f"{said}: wrote 1 of 3 files\n"
   assert [path.name for path in (tmp_path / "coded").iterdir()] == ["0.mlic"]

@@ -39,7 +39,7 @@ def test_a_program_without_estimates_says_so():
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--what", "evaluate", "--part", "scan"], "--part=scan is of a training step; --what=evaluate came"),
+    (["--what", "evaluate", "--part", "scan"], "--part=scan with --what=evaluate; wanted --what=train"),
     (["--what", "decode", "--save-hlo", "x"], "--what=decode compiles several programs; --save-hlo writes one"),
     (["--find-batch", "--profile"], "--find-batch compiles several programs")])
 def test_options_that_do_not_go_together_are_one_line(arguments, words, capsys):

@@ -39,6 +39,6 @@ def test_rounding_takes_the_nearest_value_with_so_many_bits():
 
 def test_what_is_there_is_not_replaced_and_bits_are_of_float32(tiny_checkpoint, tmp_path, capsys):
   assert main(["round-weights", str(tiny_checkpoint), str(tmp_path)]) == 2
-  assert "exists; a new directory is wanted" in capsys.readouterr().err
+  assert "exists; wanted a new directory" in capsys.readouterr().err
   assert main(["round-weights", str(tiny_checkpoint), str(tmp_path / "a"), "--mantissa-bits", "24"]) == 2
-  assert "1 to 23 are wanted" in capsys.readouterr().err
+  assert "wanted 1 to 23" in capsys.readouterr().err

@@ -219,14 +219,14 @@ def test_what_the_user_can_mend_is_one_line_and_status_2_and_nothing_written(run
       (["--ckpt", "x", "--data", tmp_path / "empty"], "holds no image"),
       (["--ckpt", "x", "--qualities", "7"], "7; fake has qualities from 1 to 6"),
       (["--ckpt", "x", "--qualities", "best"], "'best'; wanted numbers"),
-      (["--ckpt", "x", "--limit", "0"], "0 came, a positive integer is wanted"),
+      (["--ckpt", "x", "--limit", "0"], "'0'; wanted a positive integer"),
       (["--ckpt", "x", "--output", "x"], "unrecognized arguments: --output"),
       (["--ckpt", "x", "--baselines", "gif"], "no baseline 'gif'; wanted all, none, or some of jpeg"),
       (["--ckpt", "x", "--published", "imagenet"], "on 'imagenet'; wanted one of"),
       (["--ckpt", "x", "--published", "kodak:H.264"], "no published curve 'H.264' on kodak"),
       (["--ckpt", "x", "--anchor", "VTM-17.0"], "no curve 'VTM-17.0'; there are fake, JPEG 4:2:0, WebP"),
       (["--ckpt", "x", "--bd-method", "spline"], "invalid choice: 'spline'"),
-      (["--ckpt", "x", "--workers", "-1"], "-1 came, an integer from 0 on is wanted"),
+      (["--ckpt", "x", "--workers", "-1"], "'-1'; wanted an integer of at least 0"),
       (["--ckpt", "x", "--out", folder / "a.png"], "not a folder that can be written to"),
       ([], "required: --ckpt")]:
     status, stdout, stderr = run(*arguments)

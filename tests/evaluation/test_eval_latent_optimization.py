@@ -80,7 +80,7 @@ def test_single_rates_of_a_family_are_one_curve_refined_and_without_elements_too
 
 @pytest.mark.parametrize("scale, message", [
     ("0.01", "skip=0.01; wanted a scale of at least 0.11 and below 256"),
-    ("-1", "a number above 0 is wanted")])
+    ("-1", "wanted a number above 0")])
 def test_a_scale_that_leaves_nothing_out_is_one_line(tiny_checkpoint, tmp_path, capsys, scale, message):
   arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out"), f"--skip={scale}"]
   assert main_of_one_command("eval", "eval.py", arguments) == 2
@@ -119,9 +119,9 @@ def test_the_page_shows_plain_and_refined_images_and_bits_in_one_scale(run, tmp_
 
 
 @pytest.mark.parametrize("arguments, line", [
-    (["--lmbda", "0.1"], "--lmbda came without --refine"),
+    (["--lmbda", "0.1"], "--lmbda has no effect without --refine"),
     (["--refine", "-3"], "refine='-3'; wanted a number of steps"), (["--refine", "0s"], "refine='0s'"),
-    (["--refine", "3", "--lmbda", "0"], "0 came, a number above 0 is wanted")])
+    (["--refine", "3", "--lmbda", "0"], "'0'; wanted a number above 0")])
 def test_what_cannot_be_refined_is_refused_in_one_line(run, tmp_path, arguments, line):
   status, err, encoded = run("--ckpt", "x", *arguments)
   assert status == 2 and line in err and err.count("\n") == 1 and not encoded and not (tmp_path / "out").exists()

@@ -206,10 +206,10 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(ckpt, releas
       ckpt, tmp_path / "theirs.zip")
   assert "writing it takes PyTorch, which is not installed here" in to(ckpt, tmp_path / "theirs.pth.tar")
   assert "No such file or directory" in to(ckpt, tmp_path / "nowhere" / "theirs.npz")
-  assert "is the source; another file is wanted" in to(released, released)
+  assert "is also the source; wanted another file" in to(released, released)
   with fake_bucket.bucket() as url:
     assert "cannot lie in remote storage" in to(ckpt, f"{url}/theirs.npz")
-  assert "--variant came with" in to(ckpt, tmp_path / "theirs.npz", "--variant", "mlic_plus")
+  assert "--variant is for state dicts" in to(ckpt, tmp_path / "theirs.npz", "--variant", "mlic_plus")
 
 
 def test_a_model_that_compressai_does_not_have_is_one_line_and_no_file(tiny_checkpoint, tmp_path, capsys):
