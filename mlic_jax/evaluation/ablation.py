@@ -1,6 +1,6 @@
-"""Ablations: configurations trained one after the other with one budget, and a table that compares them.
+"""Ablations: train several configs in turn with one budget, and compare them in a table.
 
-    WORKDIR/NAME/           the run of configuration NAME.py, see loop.py; with seeds, NAME-seed0/ and so on
+    WORKDIR/NAME/           the run of config NAME.py, see loop.py; with seeds, NAME-seed0/ and so on
     WORKDIR/ablation.md     the table so far, written after every run
     WORKDIR/ablation.json   the same figures
 """
@@ -25,51 +25,60 @@ from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import check_config, config_to_dict, read_config
 from mlic_jax.training.config_schema import check_fields, load_config
 
-# Fields besides the model that decide the results: configurations that differ here are not comparable.
+# Fields other than the model that change the results: configs that differ in these are not comparable.
 COMMON_FIELDS = ("distortion", "lmbda", "lmbdas", "batch_size", "crop_size",
                  "eval_dir", "holdout_every", "eval_images", "eval_crop_size")
 COLUMNS = {"name": ("config", ""), "bpp": ("bpp", ".4f"), "psnr": ("PSNR dB", ".2f"), "loss": ("loss", ".4f"),
            "relative_bits": ("bits %", "+.1f"), "bd_rate": ("BD-rate %", "+.1f"), "relative_loss": ("loss %", "+.1f"),
            "lowest": ("lowest", "+.2f"), "highest": ("highest", "+.2f"), "num_steps": ("steps", "")}
-NOTE = ("Percentages are relative to the first row, seed by seed where there are several; lowest and highest are the "
-        "extremes of loss % over the seeds. Bits alone do not rank, as PSNR differs too; the loss weighs both.")
+NOTE = ("Percentages are relative to the first row, seed by seed if there are several; lowest and highest are the "
+        "extremes of loss % over the seeds. Compare rows by the loss, not by bits alone, because PSNR differs as well.")
 
 
 def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, workdir: str | Path,
            overrides: Sequence[str] = (), seeds: Sequence[int] = (),
            equal_time: str | Path | None = None) -> list[dict[str, Any]]:
-  """Trains every configuration for `num_steps` on `data_dir`; returns the rows of the table in the order of `files`.
+  """Trains every config for `num_steps` on `data_dir`; returns the rows of the table in the order of `files`.
 
-  `overrides`, "--config.FIELD=VALUE" each, change all configurations. With `seeds`, each configuration is trained once
-  with each, and a row is the mean. With `equal_time`, the workdir of an earlier ablation of the same configurations and
-  seeds, a configuration gets as many steps as fit into the time of `num_steps` of the first, at the speeds there.
-
-  An interrupted run is continued, and a finished one is read. A row has the held-out means of the evaluation with the
-  lowest loss (over the rates, for variable-rate models):
-    name, step, bpp, psnr (dB), loss, rates (the same figures for each rate),
-    relative_bits, relative_loss: percent more (positive) or less than the first row, mean over the rates,
+  All configs are checked before the first one is trained. Interrupted runs are continued, and the results of finished
+  ones are read. A row has held-out means of the evaluation with the lowest loss (over the rate points, for
+  variable-rate models):
+    name, step, bpp, psnr (dB), loss, rates (the same figures for each rate point),
+    relative_bits, relative_loss: percent more (positive) or less than the first row, mean over the rate points,
     bd_rate: percent more or fewer bits than the first row at the same PSNR, None without a curve,
-    lowest, highest, seeds: the extremes of relative_loss over the seeds and the rows of the seeds, with `seeds`,
-    num_steps: of the training, with `equal_time`.
-  All configurations are checked before the first is trained. ConfigError for those that cannot be trained or compared,
-  and for a workdir with runs of another budget; otherwise the errors of loop.train_and_evaluate.
+    lowest, highest, seeds: with `seeds`, the extremes of relative_loss over the seeds, and the rows of the seeds,
+    num_steps: with `equal_time`, the number of training steps.
+
+  Args:
+    files: config files or names.
+    data_dir: the training images.
+    num_steps: the budget in steps.
+    workdir: the folder of runs and table.
+    overrides: "--config.FIELD=VALUE" each, for all configs.
+    seeds: train each config once with each seed; a row is then the mean.
+    equal_time: the workdir of an earlier ablation with the same configs and seeds. Each config gets as many steps as
+      fit into the time of `num_steps` steps of the first config, at the speeds of that ablation.
+
+  ConfigError for configs that cannot be trained or compared, and for a workdir with runs of another budget; otherwise
+  the errors of loop.train_and_evaluate.
   """
   workdir = Path(workdir)
-  runs = {name: _seeded(name, config, seeds) for name, config in _load(files, data_dir, num_steps, overrides).items()}
+  runs = {name: _with_seeds(name, config, seeds)
+          for name, config in _load(files, data_dir, num_steps, overrides).items()}
   if equal_time:
     _set_steps(runs, Path(equal_time))
-  for run, config in (each for of_row in runs.values() for each in of_row.items()):
+  for run, config in (each for row_runs in runs.values() for each in row_runs.items()):
     check_fields(config)
     check_utf8(workdir / run)
     _check_run(config, workdir / run)
   rows: list[dict[str, Any]] = []
-  for name, of_row in runs.items():
+  for name, row_runs in runs.items():
     found = []
-    for i, (run, config) in enumerate(of_row.items()):
+    for i, (run, config) in enumerate(row_runs.items()):
       if not (workdir / run / "checkpoints" / str(config.num_steps)).is_dir():
         say(f"{run} ({len(rows) + 1} of {len(runs)})")
         loop.train_and_evaluate(config, workdir / run)
-        jax.clear_caches()  # the next model needs other compiled functions
+        jax.clear_caches()  # the next model shares no compiled function
       found.append(_row(printable(name), workdir / run / "model", [row["seeds"][i] if seeds else row for row in rows]))
     rows.append(_mean(found) if seeds else found[0])
     if equal_time:
@@ -80,7 +89,7 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """Headings and cells; a column without any value, such as BD-rate of single-rate models, is omitted."""
+  """Returns headings and cells. A column without values is omitted, such as the BD-rate of single-rate models."""
   fields = [field for field in COLUMNS if any(row.get(field) is not None for row in rows)]
   cell = lambda row, field: "-" if row.get(field) is None else format(row[field], COLUMNS[field][1])
   return [[COLUMNS[field][0] for field in fields], *([cell(row, field) for field in fields] for row in rows)]
@@ -102,14 +111,14 @@ def budget(rows: Sequence[Mapping[str, Any]], num_steps: int) -> str:
 
 def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
           overrides: Sequence[str]) -> dict[str, Any]:
-  """The configurations by name, complete and comparable."""
+  """Loads configs by name. ConfigError unless they are valid and comparable."""
   if not files:
-    raise ConfigError("no configurations to train; wanted files such as configs/nano.py")
+    raise ConfigError("no configs to train; wanted files such as configs/nano.py")
   configs: dict[str, Any] = {}
   for file in files:
     name = Path(file).name.replace(".py", "", 1).replace(":", "-")
     if name in configs:
-      raise ConfigError(f"{file}: another configuration is named {name} too; their runs would share a folder")
+      raise ConfigError(f"{file}: another config is also named {name}, and their runs would share a folder")
     config = load_config(file, overrides)
     with config.unlocked():
       config.data_dir, config.num_steps = str(data_dir), num_steps
@@ -122,13 +131,13 @@ def _load(files: Sequence[str | Path], data_dir: str | Path, num_steps: int,
     for field in COMMON_FIELDS:
       if fields.get(field) != firsts.get(field):
         raise ConfigError(f"{file}: {field}={fields.get(field)} but {firsts.get(field)} in {first_name}; "
-                          "configurations of one table may differ in the model alone")
+                          "wanted configs that differ only in the model")
     configs[name] = config
   return configs
 
 
 def _check_run(config, workdir: Path) -> None:
-  """Raises ConfigError when the workdir has a run of another configuration, number of steps or data folder."""
+  """Raises ConfigError if the workdir has a run with another config, number of steps or data folder."""
   if not (workdir / "config.json").is_file():
     return
   check_config(config, workdir / "config.json")
@@ -141,10 +150,10 @@ def _check_run(config, workdir: Path) -> None:
 
 
 def _row(name: str, model: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """The row of a trained model; `rows` are those above it."""
+  """Returns the row of a trained model; `rows` are the rows above it."""
   training = json.loads((find_model(model) / "config.json").read_text("utf-8")).get("training") or {}
   if not training.get("eval"):
-    raise ConfigError(f"{model}: a model without results of an evaluation; wanted one that a training exported")
+    raise ConfigError(f"{model}: the model has no evaluation results; wanted a model that a training exported")
   rates = training["eval"]
   first = rows[0]["rates"] if rows else rates
   percent = lambda field: float(np.mean([100 * (a[field] / b[field] - 1) for a, b in zip(rates, first)]))
@@ -158,15 +167,15 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
   mean = lambda values: None if None in values else float(np.mean(values))
   losses = [row["relative_loss"] for row in rows]
   figures = {field: mean([row[field] for row in rows]) for field in COLUMNS if field in rows[0] and field != "name"}
-  rates = [{field: mean([rate[field] for rate in of_seeds]) for field in ("bpp", "psnr", "loss")}
-           for of_seeds in zip(*(row["rates"] for row in rows))]
+  rates = [{field: mean([rate[field] for rate in rates_of_seeds]) for field in ("bpp", "psnr", "loss")}
+           for rates_of_seeds in zip(*(row["rates"] for row in rows))]
   return dict(rows[0], **figures, rates=rates, lowest=min(losses), highest=max(losses), seeds=list(rows))
 
 
-def _seeded(name: str, config: Any, seeds: Sequence[int]) -> dict[str, Any]:
-  """The runs of a configuration by the names of their folders."""
+def _with_seeds(name: str, config: Any, seeds: Sequence[int]) -> dict[str, Any]:
+  """Returns the config of each run, by the name of its folder."""
   if len(set(seeds)) < len(seeds):
-    raise ConfigError(f"seeds {', '.join(map(str, seeds))} came; different ones are wanted")
+    raise ConfigError(f"--seeds {' '.join(map(str, seeds))}; wanted different seeds")
   runs = {}
   for seed in seeds:
     runs[f"{name}-seed{seed}"] = each = config.copy_and_resolve_references()
@@ -176,19 +185,19 @@ def _seeded(name: str, config: Any, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _set_steps(runs: Mapping[str, Mapping[str, Any]], timed: Path) -> None:
-  """Sets num_steps of all rows to the time of the first, by the speeds of the same runs in the workdir `timed`."""
-  of_runs = lambda of_row: [_seconds_per_step(timed / run, config) for run, config in of_row.items()]
-  seconds = [np.mean(of_runs(of_row)) for of_row in runs.values()]
-  for of_step, of_row in zip(seconds, runs.values()):
-    for config in of_row.values():
+  """Sets num_steps of each row to the time of the first row, at the speeds of the same runs in the workdir `timed`."""
+  run_times = lambda row_runs: [_seconds_per_step(timed / run, config) for run, config in row_runs.items()]
+  seconds = [np.mean(run_times(row_runs)) for row_runs in runs.values()]
+  for seconds_per_step, row_runs in zip(seconds, runs.values()):
+    for config in row_runs.values():
       with config.unlocked():
-        config.num_steps = max(1, round(config.num_steps * seconds[0] / of_step))
+        config.num_steps = max(1, round(config.num_steps * seconds[0] / seconds_per_step))
 
 
 def _seconds_per_step(run: Path, config: Any) -> float:
-  """Seconds per step of a run, without compilation and evaluations: the median over its log.
+  """Returns the median seconds per step in the log of a run, without compilation and evaluations.
 
-  ConfigError when there is no log, or one of another configuration."""
+  ConfigError if there is no log, or if it belongs to another config."""
   try:
     with (run / "metrics.csv").open(newline="") as file:
       speeds = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]

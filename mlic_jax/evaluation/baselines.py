@@ -1,7 +1,7 @@
-"""Conventional codecs, evaluated on the same images with complete files.
+"""Conventional codecs as baselines, evaluated on the same images with complete files.
 
-A baseline is a value of `BASELINES`: it encodes (H, W, 3) uint8 at a quality to a complete file, which Pillow decodes.
-Those that are not part of Pillow need a package, and name it when it is missing.
+A baseline is a value of `BASELINES`. It encodes (H, W, 3) uint8 at a quality to a complete file, and Pillow decodes it.
+A baseline that is not part of Pillow needs a package; its error message names the package.
 """
 import importlib
 import io
@@ -16,58 +16,58 @@ from mlic_jax.data.pillow_decode import open_picture
 
 
 class BaselineError(ValueError):
-  """A baseline that is unknown or cannot run here; one line with the remedy."""
+  """The baseline is unknown or cannot run here; the message is one line with the remedy."""
 
 
 class Baseline(NamedTuple):
-  """A conventional codec with fixed settings but for the quality."""
+  """A conventional codec with fixed settings except for the quality."""
   name: str
   encode: Callable[[np.ndarray, int], bytes]
-  qualities: tuple[int, ...]                             # of the sweep, rising; about evenly spaced in PSNR
-  all_qualities: range                                   # that `encode` takes
-  check: Callable[[], None]                              # BaselineError when something is missing; registers plugins
+  qualities: tuple[int, ...]                             # evaluated qualities, rising, about evenly spaced in PSNR
+  all_qualities: range                                   # valid qualities of `encode`
+  check: Callable[[], None]                              # registers plugins; BaselineError if something is missing
 
 
 def encode_jpeg(image: np.ndarray, quality: int, *, subsampling: str = "4:2:0") -> bytes:
-  """JPEG file (baseline DCT, optimized Huffman tables) of an (H, W, 3) uint8 image, quality 1..95."""
+  """Encodes an (H, W, 3) uint8 image as JPEG (baseline DCT, optimized Huffman tables), quality 1..95."""
   return _save(image, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
 
 
 def encode_webp(image: np.ndarray, quality: int) -> bytes:
-  """Lossy WebP file (method 6, the slowest and smallest) of an (H, W, 3) uint8 image, quality 0..100."""
+  """Encodes an (H, W, 3) uint8 image as lossy WebP (method 6: the slowest and smallest), quality 0..100."""
   return _save(image, "WEBP", quality=quality, method=6)
 
 
 def encode_avif(image: np.ndarray, quality: int) -> bytes:
-  """AVIF file (AV1 by libaom at speed 6, 4:4:4) of an (H, W, 3) uint8 image, quality 0..100.
+  """Encodes an (H, W, 3) uint8 image as AVIF (AV1 by libaom at speed 6, 4:4:4), quality 0..100.
 
-  4:4:4 is better in PSNR on RGB, and papers use it for BPG and VTM. One thread: with more, the file depends on their
-  number.
+  4:4:4 has a better PSNR on RGB, and papers use it for BPG and VTM. It runs in one thread, because the file depends on
+  the number of threads.
   """
   return _save(image, "AVIF", quality=quality, speed=6, codec="aom", subsampling="4:4:4", max_threads=1)
 
 
 def encode_jpeg2000(image: np.ndarray, quality: int) -> bytes:
-  """JPEG 2000 file (9/7 wavelets, OpenJPEG) of an (H, W, 3) uint8 image; quality is 1/100 bit per pixel, from 1 on.
+  """Encodes an (H, W, 3) uint8 image as JPEG 2000 (9/7 wavelets, OpenJPEG); quality is bits per pixel times 100.
 
-  The only constant quality of OpenJPEG is a PSNR, and means over images of equal PSNR and very different rates are not
+  OpenJPEG's constant quality is a PSNR. Means over images of equal PSNR and very different rates would not be
   comparable with other curves.
   """
   return _save(image, "JPEG2000", quality_mode="rates", quality_layers=[2400 / quality], irreversible=True)
 
 
 def encode_jpeg_xl(image: np.ndarray, quality: int) -> bytes:
-  """JPEG XL file (libjxl, effort 7, its default) of an (H, W, 3) uint8 image, quality 0..100."""
+  """Encodes an (H, W, 3) uint8 image as JPEG XL (libjxl, effort 7, its default), quality 0..100."""
   return _save(image, "JXL", quality=quality, effort=7, lossless=False)
 
 
 def encode_heic(image: np.ndarray, quality: int) -> bytes:
-  """HEIC file (one intra image of HEVC by x265, 4:4:4) of an (H, W, 3) uint8 image, quality 0..100."""
+  """Encodes an (H, W, 3) uint8 image as HEIC (an intra frame of HEVC by x265, 4:4:4), quality 0..100."""
   return _save(image, "HEIF", quality=quality, chroma=444)
 
 
 def decode(blob: bytes) -> np.ndarray:
-  """The (H, W, 3) uint8 image in a file of any of these codecs."""
+  """Decodes a file of any of these codecs to an (H, W, 3) uint8 image."""
   return np.array(open_picture(io.BytesIO(blob), formats=None).convert("RGB"))
 
 
@@ -96,7 +96,7 @@ def _baseline(name, encode, qualities, all_qualities, needs) -> Baseline:
   return Baseline(name, encode, qualities, all_qualities, partial(*needs, name=name))
 
 
-# Sweeps go from about 0.1 bits per pixel on images, or the least that a codec can, to 1.5 and a little more.
+# Qualities cover about 0.1 bits per pixel, or the minimum of a codec, to a little above 1.5 on photographs.
 BASELINES = {
     "jpeg": _baseline("JPEG 4:2:0", encode_jpeg, (5, 10, 20, 35, 55, 75, 88, 95), range(1, 96),
                       (_needs_pillow, "jpg")),
@@ -113,14 +113,14 @@ BASELINES = {
                       (partial(_needs_package, register="register_heif_opener"), "pillow_heif", "pillow-heif")),
 }
 JPEG, JPEG_444, WEBP = (BASELINES[key] for key in ("jpeg", "jpeg444", "webp"))
-DEFAULT = ("jpeg", "webp")                               # beside a checkpoint unless others are asked for
+DEFAULT = ("jpeg", "webp")                               # default of --baselines
 
 
 def select(names: Sequence[str]) -> tuple[list[Baseline], list[str]]:
-  """The baselines of these names, ready to run, and a line for each of "all" that cannot run here.
+  """Returns the baselines of these names, and for ("all",) a line about each baseline that cannot run here.
 
-  ("all",) selects all that can run, ("none",) and () none. BaselineError for an unknown name, and for a named baseline
-  that cannot run here.
+  ("all",) selects all baselines that can run; ("none",) and () select none. BaselineError for an unknown name, and for
+  a named baseline that cannot run here.
   """
   if tuple(names) in ((), ("none",)):
     return [], []

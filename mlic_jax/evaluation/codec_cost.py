@@ -16,12 +16,12 @@ from mlic_jax.model.complexity import ENCODER_ONLY, describe
 
 def cost(name: str, config: CodecConfig, entries: Sequence[dict[str, Any]],
          first_run: dict[str, float | None] | None) -> dict[str, Any]:
-  """The entry of a checkpoint in "costs" of results.json; `entries` are its own in "checkpoints".
+  """Returns the entry of a checkpoint in "costs" of results.json; `entries` are its entries in "checkpoints".
 
-  Parameters are the live ones, and kMACs those of a 768x512 image (model/complexity.py). encode_s and decode_s are
-  means over images and qualities without compilation; first_run has those of the first image, with compilation, or with
-  reading compiled functions from the cache on disk. peak_memory_bytes is that of this process so far, and
-  peak_device_memory_bytes that of the accelerator, None where there is none.
+  Parameters are live parameters, and kMACs are for a 768x512 image (model/complexity.py). encode_s and decode_s are
+  means over images and qualities, without compilation. first_run has the times of the first image, which compiles or
+  reads compiled functions from the cache on disk. peak_memory_bytes is the peak of this process so far, and
+  peak_device_memory_bytes that of the accelerator, None without one.
   """
   means = {field: [entry["mean"][field] for entry in entries] for field in ("encode_s", "decode_s")}
   average = lambda values: None if None in values else sum(values) / len(values)

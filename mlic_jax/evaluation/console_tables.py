@@ -1,4 +1,4 @@
-"""The output of an evaluation in the terminal: tables of rates, BD-rates and costs."""
+"""Tables of an evaluation for the terminal: rates, BD-rates and costs."""
 import sys
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from mlic_jax.evaluation import bd_rate, results
 
 
 def show_results(found: dict, named: list[tuple[str, list[dict]]], title: str, written: list[Path]) -> None:
-  """Prints the tables and the paths of the files that were written to stdout."""
+  """Prints the tables and the paths of the written files to stdout."""
   beside = [curve for curve in results.read_curves(found, "psnr") if curve.kind == "baseline"][:2]
   shown: list[Table | str] = []
   for name, entries in named:
     shown.append(table(f"{name}: {title}", entries, beside, found["estimate"]))
     if "progressive_mean" in entries[0]:
-      shown.append(progressive_table(f"{name}: {title}, while the files arrive", entries))
+      shown.append(progressive_table(f"{name}: {title}, progressive decoding", entries))
   rows = [row for row in found["bd_rates"] if row["metric"] == "psnr"]
   if rows:
     shown.append(bd_table(rows))
@@ -23,13 +23,13 @@ def show_results(found: dict, named: list[tuple[str, list[dict]]], title: str, w
     shown.append(found["published"]["caution"])
   shown += [cost_line(each) for each in found["costs"]]
   if not found["estimate"]:
-    shown.append("Rates are those of complete files, each decoded and compared; times exclude compilation.")
+    shown.append("Rates are those of complete files; each file was decoded and compared. Times exclude compilation.")
   show(*shown, width=None if sys.stdout.isatty() else 120)
   say(f"Written: {', '.join(str(path) for path in written)}")
 
 
 def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate: bool) -> Table:
-  """A table with a row per quality, and the PSNR of two baselines at as many bits."""
+  """Returns a table with a row per quality, and the PSNR of two baselines at the same rate."""
   columns = {"quality": lambda e: e["quality"]}
   if not estimate:
     columns["bpp"] = lambda e: f"{e['mean']['bpp']:.4f}"
@@ -46,7 +46,7 @@ def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate
 
 
 def progressive_table(title: str, entries: list[dict]) -> Table:
-  """A table with a row per quality, or checkpoint of a single rate, and number of slices."""
+  """Returns a table with a row per quality (or single-rate checkpoint) and number of slices."""
   rows = [{"of": entry["name"] if entry["quality"] is None else entry["quality"], **step}
           for entry in entries for step in entry["progressive_mean"]]
   columns = {"checkpoint" if entries[0]["quality"] is None else "quality": lambda row: row["of"],

@@ -16,26 +16,26 @@ from mlic_jax.paths import as_path, is_remote, readable
 
 log = logging.getLogger(__name__)
 
-# Color photographs in the wheel of scikit-image: few, because every new padded size is compiled; and no rocket.jpg,
-# because an image that was a JPEG before favors JPEG.
+# Color photographs in the wheel of scikit-image: few, because each padded size is compiled, and without rocket.jpg,
+# because an image that was a JPEG file favors JPEG.
 SAMPLE_IMAGES = ("astronaut.png", "coffee.png")
 
 
 class Dataset(NamedTuple):
-  """Images in a fixed order, read one at a time, any number of times.
+  """Images in a fixed order, which are read one at a time, any number of times.
 
-  Names are text for tables, files and pages: one line each, no two alike, whatever the files are called."""
+  Names are unique and one line each, whatever the files are called."""
   title: str
   size: int
-  read: Callable[[], Iterator[tuple[str, np.ndarray]]]   # name, (H, W, 3) uint8; ImageError for a broken one
+  read: Callable[[], Iterator[tuple[str, np.ndarray]]]   # yields (name, (H, W, 3) uint8); ImageError if one is damaged
 
 
 def open_dataset(data: str | None, limit: int | None = None,
                  warn: Callable[[str], None] = log.warning) -> Dataset:
-  """The first `limit` images of `data`; ImageError when there is none.
+  """Opens the first `limit` images of `data`. ImageError if there is none.
 
-  None: the sample images; "tfds:NAME[:SPLIT]": a prepared dataset; anything else: a folder, and `warn` is called with a
-  line about images in it that are left out.
+  `data` is None for the sample images, "tfds:NAME[:SPLIT]" for a prepared dataset, or a folder. For a folder, `warn` is
+  called with a line about images that are left out.
   """
   if data is None:
     samples = {name: _sample_folder() / name for name in SAMPLE_IMAGES[:limit]}
@@ -52,7 +52,7 @@ def open_dataset(data: str | None, limit: int | None = None,
 def check_images(images: Dataset, check: Callable[[np.ndarray], None]) -> dict[str, str]:
   """Reads all images and returns the digests of their pixels by name.
 
-  ImageError for the first image that is broken, or that `check` refuses with a ValueError.
+  ImageError for the first image that is damaged, or that `check` refuses with a ValueError.
   """
   digests = {}
   for name, image in images.read():
@@ -69,15 +69,16 @@ def _from_files(title: str, paths: dict[str, Path]) -> Dataset:
 
 
 def _sample_folder() -> Path:
-  """The folder of scikit-image's images; importing the package would take a second."""
+  """Returns the folder of scikit-image's images without importing the package, which takes a second."""
   package = importlib.util.find_spec("skimage")
   if package is None or package.origin is None:
-    raise ImageError("the sample images come with scikit-image, which is not installed; wanted --data")
+    raise ImageError("the sample images need scikit-image, which is not installed; wanted --data or pip install "
+                     "scikit-image")
   return Path(package.origin).parent / "data"
 
 
 def _from_tfds(data: str, limit: int | None) -> Dataset:
-  """One split in file order: the named one, else "test", "validation" or the first, by what there is."""
+  """Opens one split in file order: the named one, or else the first that exists of "test", "validation" and others."""
   records = open_tfds(data, os.environ.get("TFDS_DATA_DIR", ""), splits=("test", "validation"))
   size, name = len(records) if limit is None else min(len(records), limit), data.removeprefix("tfds:")
   return Dataset(data, size, lambda: ((f"{name}/{i:05d}", load_image(records.file(i))) for i in range(size)))

@@ -1,7 +1,7 @@
 """Rate and distortion of one image with a checkpoint or a conventional codec, and means over images.
 
-A codec is `mlic_jax.Codec`, or an object with its `encode_with_bits`, `decode` and `estimate`. The codec runs in this
-process; distortions and baselines run in `workers` (an Executor: see workers.py).
+A codec is `mlic_jax.Codec`, or an object with its `encode_with_bits`, `decode` and `estimate`. It runs in this process;
+distortions and baselines run in `workers`, an Executor (workers.py).
 """
 import dataclasses
 import time
@@ -14,16 +14,16 @@ import numpy as np
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.data.image_io import ImageError
 from mlic_jax.evaluation.baselines import Baseline, decode
-from mlic_jax.evaluation.workers import InThisProcess
+from mlic_jax.evaluation.workers import SerialExecutor
 from mlic_jax.metrics import ms_ssim_8bit, ms_ssim_db, mse, psnr_of_mse
 
 
 class BaselineLimit(ImageError):
-  """An image that a conventional codec cannot encode, such as more than 16383 pixels a side for WebP; one line."""
+  """A conventional codec cannot encode an image, such as WebP above 16383 pixels per side; the message is one line."""
 
 
 class ReconstructionMismatch(ValueError):
-  """A file does not decode to the image that its encoder predicted; one line."""
+  """A file does not decode to the image that its encoder predicted; the message is one line."""
   status = 1
 
 
@@ -33,11 +33,11 @@ class ImageResult:
   name: str
   height: int
   width: int
-  bytes: int | None                # of the complete file; None when the rate is only estimated
+  bytes: int | None                # size of the complete file; None if the rate is only estimated
   bpp: float | None                # 8 * bytes / (height * width)
-  bpp_estimated: float | None      # by the likelihood of the model; None for conventional codecs
-  mse: float                       # 8-bit RGB levels
-  psnr: float                      # dB, of that
+  bpp_estimated: float | None      # by the likelihoods of the model; None for conventional codecs
+  mse: float                       # in squared 8-bit levels of RGB
+  psnr: float                      # dB, from mse
   ms_ssim: float | None            # None below 176 pixels, see metrics.py
   ms_ssim_db: float | None
   encode_s: float | None
@@ -45,38 +45,38 @@ class ImageResult:
 
   @property
   def file_bytes(self) -> int:
-    """`bytes`, where the result is not an estimate."""
+    """The value of `bytes`; it must not be None."""
     assert self.bytes is not None
     return self.bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgressiveResult:
-  """The results of z and the first slices of a file: the fields of "progressive" in results.json."""
+  """The results after z and some slices of a file: the fields of "progressive" in results.json."""
   slices: int
-  bytes: int                       # received, with the header
+  bytes: int                       # bytes received, with the header
   bpp: float
   psnr: float                      # dB
   ms_ssim: float | None            # None below 176 pixels
 
 
 class Coded(NamedTuple):
-  """The output of a codec for an image, before it is compared with the image."""
+  """The output of a codec for an image, before the comparison with the image."""
   reconstruction: np.ndarray       # (H, W, 3) uint8
-  blob: bytes | None               # the complete file; None when the rate is only estimated
-  bits: float | None               # by the likelihood of the model
+  blob: bytes | None               # the complete file; None if the rate is only estimated
+  bits: float | None               # by the likelihoods of the model
   encode_s: float | None
   decode_s: float | None
 
   @property
   def file(self) -> bytes:
-    """`blob`, where it is not an estimate."""
+    """The value of `blob`; it must not be None."""
     assert self.blob is not None
     return self.blob
 
   @property
   def size(self) -> int:
-    """Bytes of the file, by the estimate where there is none."""
+    """The size of the file in bytes, or the estimated size without a file."""
     if self.blob is not None:
       return len(self.blob)
     assert self.bits is not None
@@ -84,10 +84,9 @@ class Coded(NamedTuple):
 
 
 def code(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
-  """Encodes and decodes (H, W, 3) uint8, and estimates the bits.
+  """Encodes and decodes an image (H, W, 3) uint8, and estimates its bits.
 
-  encode_s includes the synthesis of the encoder's own reconstruction. ReconstructionMismatch when the decoder gives
-  another image.
+  encode_s includes the reconstruction in the encoder. ReconstructionMismatch if the decoder returns another image.
   """
   start = time.perf_counter()
   try:
@@ -103,24 +102,24 @@ def code(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
   if not np.array_equal(decoded, reconstruction):
     share = np.mean(np.any(decoded != reconstruction, axis=-1))
     raise ReconstructionMismatch(f"{name} at quality {quality}: {share:.2%} of the decoded pixels "
-                                 "are not those that the encoder predicted")
+                                 "differ from those that the encoder predicted")
   return Coded(decoded, blob, bits(), encoded - start, end - encoded)
 
 
 def estimate(codec, name: str, image: np.ndarray, quality: float | None) -> Coded:
-  """The likelihood estimate for (H, W, 3) uint8, without a file and times."""
+  """Estimates the bits of an image (H, W, 3) uint8 by likelihoods, without a file and times."""
   bits, reconstruction = codec.estimate(image, quality)
   return Coded(reconstruction, None, float(bits), None, None)
 
 
 def code_baseline(baseline: Baseline, name: str, image: np.ndarray, quality: int) -> Coded:
-  """Encodes and decodes with a conventional codec; BaselineLimit when it cannot encode the image."""
+  """Encodes and decodes with a conventional codec. BaselineLimit if it cannot encode the image."""
   start = time.perf_counter()
   try:
     blob = baseline.encode(image, quality)
     encoded = time.perf_counter()
     decoded = decode(blob)
-  except Exception as error:                             # each of the libraries has errors of its own
+  except Exception as error:                             # each library raises errors of its own
     height, width = image.shape[:2]
     raise BaselineLimit(f"{name}: {baseline.name} cannot encode {width}x{height} pixels "
                         f"({' '.join(str(error).split())})") from error
@@ -128,7 +127,7 @@ def code_baseline(baseline: Baseline, name: str, image: np.ndarray, quality: int
 
 
 def compare(name: str, image: np.ndarray, coded: Coded) -> ImageResult:
-  """Rates per pixel of the image (not of its padded version), and distortions of the reconstruction."""
+  """Computes rates per pixel of the image before padding, and distortions of the reconstruction."""
   height, width = image.shape[:2]
   num_pixels, error = height * width, mse(image, coded.reconstruction)
   similarity = ms_ssim_8bit(image, coded.reconstruction)
@@ -139,19 +138,19 @@ def compare(name: str, image: np.ndarray, coded: Coded) -> ImageResult:
 
 
 def measure_baseline(baseline: Baseline, name: str, image: np.ndarray, qualities: Sequence[int]) -> list[ImageResult]:
-  """The results of one image at several qualities; runs in any process."""
-  baseline.check()                                       # which registers its plugin in this process
+  """Measures one image at several qualities of a baseline; runs in any process."""
+  baseline.check()                                       # registers the plugin in this process
   return [compare(name, image, code_baseline(baseline, name, image, quality)) for quality in qualities]
 
 
 def measure_codec(codec, name: str, image: np.ndarray, qualities: Sequence[float | None], *, estimated: bool = False,
                   workers: Executor | None = None,
                   on_coded: Callable[[float | None, Coded], None] | None = None) -> list[Future[ImageResult]]:
-  """The results of one image at several qualities of a checkpoint: coded here, compared in `workers`.
+  """Measures one image at several qualities of a checkpoint; this process codes it, and `workers` compare.
 
-  on_coded: is called with each quality and the output of the codec.
+  on_coded: called with each quality and the output of the codec.
   """
-  workers = workers or InThisProcess()
+  workers = workers or SerialExecutor()
   futures = []
   for quality in qualities:
     coded = (estimate if estimated else code)(codec, name, image, quality)
@@ -162,10 +161,10 @@ def measure_codec(codec, name: str, image: np.ndarray, qualities: Sequence[float
 
 
 def mean(results: Sequence[ImageResult]) -> dict[str, float | None]:
-  """Means over images, each image counting once; over those that have the figure, None if none has.
+  """Returns means over images with equal weights, over images that have the figure; None if no image has it.
 
-  "psnr" and "ms_ssim_mean_of_db" are means of the dB of every image. "psnr_of_pooled_mse" is the PSNR of the squared
-  error over all samples of all images, and "ms_ssim_db_of_mean" are the dB of the mean MS-SSIM.
+  "psnr" and "ms_ssim_mean_of_db" are means of the dB of each image. "psnr_of_pooled_mse" is the PSNR of the squared
+  error over all samples of all images, and "ms_ssim_db_of_mean" is the mean MS-SSIM in dB.
   """
   def column(field):
     values = [value for result in results if (value := getattr(result, field)) is not None]

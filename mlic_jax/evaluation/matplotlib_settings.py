@@ -1,8 +1,8 @@
 """Imports matplotlib without the backend of the environment, and draws with its default settings.
 
-Plots look alike everywhere and can be drawn everywhere: MPLBACKEND (which every Jupyter kernel sets, to a backend that
-this environment may not have) and matplotlibrc (fonts, text.usetex, colors of the user) change nothing. Other code in
-the process keeps its own settings. Every module that needs matplotlib imports it from here.
+Plots therefore look the same in every environment. MPLBACKEND (Jupyter kernels set it to a backend that may not be
+installed here) and matplotlibrc (fonts, text.usetex, colors of the user) have no effect. Other code in the process is
+not affected. Every module that needs matplotlib imports it from here.
 """
 import contextlib
 import os
@@ -14,7 +14,7 @@ from mlic_jax.errors import ConfigError
 
 
 class MatplotlibSettingsError(ConfigError):
-  """A settings file that matplotlib cannot read; one line."""
+  """Matplotlib cannot read its settings file; the message is one line."""
 
 
 @contextlib.contextmanager
@@ -23,8 +23,8 @@ def _without_environment_backend() -> Iterator[None]:
   try:
     yield
   except UnicodeDecodeError:
-    raise MatplotlibSettingsError("matplotlib cannot read its settings file, matplotlibrc in this folder or in yours; "
-                                  "wanted a file in UTF-8") from None
+    raise MatplotlibSettingsError("matplotlib cannot read its settings file, matplotlibrc in the current folder or the "
+                                  "user's config folder; wanted a file in UTF-8") from None
   finally:
     if backend is not None:
       os.environ["MPLBACKEND"] = backend
@@ -38,9 +38,9 @@ __all__ = ["MatplotlibSettingsError", "default_settings", "matplotlib"]
 
 @contextlib.contextmanager
 def default_settings(**changes) -> Iterator[None]:
-  """Makes matplotlib's settings those of a fresh installation, with `changes`, while the block runs."""
+  """Applies matplotlib's default settings, with `changes`, within the context."""
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)   # of settings that nobody asked for
+    warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)   # about deprecated default settings
     defaults: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
     with matplotlib.rc_context(defaults | changes):
       yield

@@ -1,4 +1,4 @@
-"""The rate-distortion plot: checkpoints in color, baselines in gray, published curves dashed, names at the lines."""
+"""Rate-distortion plots: checkpoints in color, baselines in gray, published curves dashed, with names at the lines."""
 import itertools
 import os
 import warnings
@@ -12,12 +12,12 @@ from mlic_jax.atomic_io import whole_file
 from mlic_jax.evaluation.bd_rate import Curve
 from mlic_jax.evaluation.matplotlib_settings import default_settings
 
-# After matplotlib_settings, which decides how matplotlib starts.
+# These imports follow matplotlib_settings, which sets the backend first.
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # isort: skip
 from matplotlib.backends.backend_svg import FigureCanvasSVG  # isort: skip
 from matplotlib.figure import Figure  # isort: skip
 
-# Okabe and Ito, "Color universal design", 2008: distinct for every kind of color vision. Markers differ too.
+# Okabe and Ito, "Color Universal Design", 2008: distinct for every kind of color vision. Markers differ as well.
 COLORS = (("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "v"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#56B4E9", "*"))
 GRAYS = (("#555555", "s"), ("#888888", "^"))
 PUBLISHED = (("#56708f", "--"), ("#8f7356", "-."), ("#777777", ":"))
@@ -25,21 +25,21 @@ STYLES = {"checkpoint": COLORS, "baseline": GRAYS}
 Y_LABEL = {"psnr": "PSNR (dB), mean over the images", "ms_ssim": "MS-SSIM (dB), of the mean over the images"}
 
 
-# The published curves that are plotted where there are many, which would hide each other.
+# Of more than PUBLISHED_MAX published curves, which would hide each other, only LANDMARKS are plotted.
 LANDMARKS = ("BPG", "BPG 4:4:4", "VTM-17.0", "Balle2018 hyperprior (paper)", "MLIC++", "HPCM-Large")
-MOST_PUBLISHED = 8
+PUBLISHED_MAX = 8
 
 
 def curves_to_plot(curves: Sequence[Curve]) -> list[Curve]:
-  """All measured curves and up to MOST_PUBLISHED published ones; LANDMARKS where there are more."""
+  """Returns all measured curves and the published ones; of more than PUBLISHED_MAX published ones, only LANDMARKS."""
   published = [curve for curve in curves if curve.kind == "published"]
-  if len(published) <= MOST_PUBLISHED:
+  if len(published) <= PUBLISHED_MAX:
     return list(curves)
   return [curve for curve in curves if curve.kind != "published" or curve.name in LANDMARKS]
 
 
 def rd_figure(curves: Sequence[Curve], title: str, x_label: str = "bits per pixel") -> Figure:
-  """A figure with curves of one metric; the x axis ends a little after the last point of the checkpoints."""
+  """Draws curves of one metric; the x axis ends a little after the last point of the checkpoints."""
   figure = Figure(figsize=(7, max(4.5, 0.3 * len(curves))), dpi=150, layout="constrained")
   axes = figure.add_subplot()
   checkpoints = [curve for curve in curves if curve.kind == "checkpoint"]
@@ -68,11 +68,12 @@ def rd_figure(curves: Sequence[Curve], title: str, x_label: str = "bits per pixe
 
 
 def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str, x_label: str = "bits per pixel") -> None:
-  """Writes the figure as PNG or SVG, by the extension of `path`, whole or not at all."""
-  # Text of an SVG stays text, which can be found and edited. No date and no random names: equal plots are equal files.
+  """Writes the figure as PNG or SVG, by the extension of `path`, atomically."""
+  # Text in an SVG remains text, which can be searched and edited. Without dates and random names, equal plots are equal
+  # files.
   settings = default_settings(**{"svg.fonttype": "none", "svg.hashsalt": "mlic_jax"})
   with settings, whole_file(path) as partial, warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Glyph .* missing")   # in a name whose script the font does not have
+    warnings.filterwarnings("ignore", "Glyph .* missing")   # the font may lack the script of a name
     figure = rd_figure(curves, title, x_label)
     if Path(path).suffix == ".svg":
       FigureCanvasSVG(figure).print_svg(partial, metadata={"Date": None})
@@ -81,7 +82,7 @@ def save_rd_plot(path: str | os.PathLike, curves: Sequence[Curve], title: str, x
 
 
 def _cut(curve: Curve, right: float) -> tuple[np.ndarray, np.ndarray]:
-  """The points of a curve left of `right`, and the point where it crosses `right`."""
+  """Returns the points of a curve left of `right`, and its crossing with `right`."""
   inside = curve.bpp <= right
   bpp, db = curve.bpp[inside], curve.db[inside]
   crossing = curve.db_at(right)
@@ -89,7 +90,7 @@ def _cut(curve: Curve, right: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _label(axes, ends) -> None:
-  """Writes each name beside the end of its line, right of the axes, and moves names that would overlap."""
+  """Writes each name beside the end of its line, right of the axes, without overlaps."""
   low, high = axes.get_ylim()
   gap = 0.22 / axes.figure.get_size_inches()[1] * (high - low)
   heights = spread([end[0] for end in ends], gap, low, high)
@@ -103,15 +104,16 @@ def _label(axes, ends) -> None:
                   parse_math=False)
 
 
-def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-  """Moves places to low..high, in the same order and at least `gap` apart; evenly spaced where they do not fit.
+def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+  """Moves positions into low..high and at least `gap` apart, in the same order, with the smallest sum of squares.
 
-  The sum of squares of the moves is as small as possible.
+  If they do not fit, they are evenly spaced.
   """
-  order, count = np.argsort(places, kind="stable"), len(places)
+  order, count = np.argsort(positions, kind="stable"), len(positions)
   gap = min(gap, (high - low) / max(count - 1, 1))
   steps = gap * np.arange(count)
   moved = np.empty(count)
-  # Places minus their steps must not fall: this is isotonic regression.
-  moved[order] = np.clip(isotonic_regression(np.take(places, order) - steps).x, low, high - gap * (count - 1)) + steps
+  # Positions minus their steps must not decrease: this is isotonic regression.
+  levels = isotonic_regression(np.take(positions, order) - steps).x
+  moved[order] = np.clip(levels, low, high - gap * (count - 1)) + steps
   return moved.tolist()

@@ -1,6 +1,6 @@
-"""Progressive decoding: bytes received and distortion after z, after one slice, after two, up to the complete file.
+"""Progressive decoding: bytes received and distortion after z and 0, 1, ..., all slices.
 
-They are measured for every checkpoint, image and quality, on the same files as the results in runner.py.
+The measurements use the same files as runner.py, for each checkpoint, image and quality.
 """
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from mlic_jax.evaluation.results_cache import ResultsCache
 
 
 class ProgressiveResults:
-  """Measures progressive decoding, and finds earlier measurements in the cache.
+  """Measures progressive decoding, unless the cache has earlier measurements.
 
   Args:
-    digests: of the images (results_cache.py), by name.
-    cache: has earlier measurements, and takes new ones.
-    workers: compute the distortions, as in image_metrics.py.
+    digests: digests of the images by name (results_cache.py).
+    cache: earlier measurements; new ones are added.
+    workers: the Executor that computes distortions, as in image_metrics.py.
   """
 
   def __init__(self, digests: Mapping[str, str], cache: ResultsCache, workers: Executor):
@@ -38,13 +38,13 @@ class ProgressiveResults:
                                   measure_progressively(codec, name, image, quality, coded, self._workers))
 
   def add_to(self, entries: Sequence[dict[str, Any]], codec_key: str) -> list[dict[str, Any]]:
-    """The entries of a checkpoint in results.json with "progressive" in every image, and "progressive_mean"."""
+    """Adds "progressive" to each image, and "progressive_mean", to the entries of a checkpoint in results.json."""
     extended = []
     for entry in entries:
-      of_images = [self._measured(codec_key, image["name"], entry["quality"]) for image in entry["images"]]
+      measured = [self._measured(codec_key, image["name"], entry["quality"]) for image in entry["images"]]
       images = [{**image, "progressive": [dataclasses.asdict(each) for each in steps]}
-                for image, steps in zip(entry["images"], of_images)]
-      extended.append({**entry, "images": images, "progressive_mean": [mean(step) for step in zip(*of_images)]})
+                for image, steps in zip(entry["images"], measured)]
+      extended.append({**entry, "images": images, "progressive_mean": [mean(step) for step in zip(*measured)]})
     return extended
 
   def _measured(self, codec_key: str, name: str, quality: float | None) -> list[ProgressiveResult]:
@@ -55,10 +55,10 @@ class ProgressiveResults:
 
 def measure_progressively(codec, name: str, image: np.ndarray, quality: float | None, coded: Coded,
                           workers: Executor) -> list[ProgressiveResult]:
-  """The results of an image (H, W, 3) uint8 after 0, 1, ..., all slices of its file.
+  """Measures an image (H, W, 3) uint8 after 0, 1, ..., all slices of its file.
 
-  Returns when all are measured: reconstructions of many images and qualities would not fit into memory.
-  ReconstructionMismatch when the last reconstruction is not that of the complete file.
+  It waits for all results, because reconstructions of many images and qualities would not fit into memory.
+  ReconstructionMismatch if the last reconstruction differs from that of the complete file.
   """
   futures = []
   try:
@@ -67,27 +67,27 @@ def measure_progressively(codec, name: str, image: np.ndarray, quality: float | 
   except BitstreamError as error:
     raise ReconstructionMismatch(f"{name} at quality {quality}, slice by slice: {error}") from error
   if received != len(coded.file) or not np.array_equal(decoded, coded.reconstruction):
-    raise ReconstructionMismatch(f"{name} at quality {quality}: decoded slice by slice, the whole file does not give "
-                                 "the image that it gives at once")
+    raise ReconstructionMismatch(f"{name} at quality {quality}: progressive decoding of the complete file gives "
+                                 "another image than decoding it at once")
   results = [future.result() for future in futures]
   bpp = lambda result: 8 * result.file_bytes / (result.height * result.width)
   return [ProgressiveResult(slices, result.file_bytes, bpp(result), result.psnr, result.ms_ssim)
           for slices, result in enumerate(results)]
 
 
-def mean(of_images: Sequence[ProgressiveResult]) -> dict[str, float | None]:
-  """Means over images of which equally many slices arrived, each counting once; MS-SSIM over those that have it."""
-  figures: dict[str, float | None] = {"slices": of_images[0].slices}
+def mean(results: Sequence[ProgressiveResult]) -> dict[str, float | None]:
+  """Averages results of images with the same number of received slices; MS-SSIM over images that have it."""
+  figures: dict[str, float | None] = {"slices": results[0].slices}
   for field in "bytes", "bpp", "psnr", "ms_ssim":
-    values = [value for each in of_images if (value := getattr(each, field)) is not None]
+    values = [value for each in results if (value := getattr(each, field)) is not None]
     figures[field] = float(np.mean(values)) if values else None
   return figures
 
 
 def progressive_curves(named: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Curve]:
-  """PSNR over the bits received, one curve per checkpoint and quality, and dashed the curve of complete files.
+  """Returns a curve of PSNR over received bits for each checkpoint and quality, and dashed curves of complete files.
 
-  named: (name of a checkpoint or of a family of single rates, its entries).
+  named: (name of a checkpoint or a family of single-rate checkpoints, its entries).
   """
   curves: list[Curve] = []
   for name, entries in named:

@@ -1,8 +1,8 @@
-"""Published rate-distortion curves: numbers of papers and their repositories, each with its source.
+"""Published rate-distortion curves from papers and their repositories, each with its source.
 
 The files are published/DATASET_METRIC.json, {codec: {"bpp", "psnr" | "ms_ssim", "ms_ssim_db", "source"}}. PSNR is in dB
-on RGB, the mean over the images. MS-SSIM in dB is published in two conventions that differ by about 0.35 dB (see
-metrics.py), and `db_convention` of a curve says which, where the source does.
+on RGB, the mean over the images. MS-SSIM in dB is published in two conventions that differ by about 0.35 dB
+(metrics.py); the entry `db_convention` of a curve names it if the source does.
 """
 import functools
 import json
@@ -14,28 +14,28 @@ import numpy as np
 from mlic_jax.evaluation.baselines import BASELINES
 from mlic_jax.evaluation.bd_rate import METRICS, Curve
 
-DATASETS = {"kodak": ("Kodak", 24), "clic": ("CLIC Professional Valid", 41), "tecnick": ("Tecnick", 100)}  # images
+# {name: (title, number of images)}
+DATASETS = {"kodak": ("Kodak", 24), "clic": ("CLIC Professional Valid", 41), "tecnick": ("Tecnick", 100)}
 
-# The curves that readers look for first. Not every dataset has each, and names differ a little between datasets.
+# The default selection. Not every dataset has each curve, and names differ a little between datasets.
 FEATURED = ("BPG", "BPG 4:4:4", "VTM-9.1", "VTM-17.0", "Balle2018 hyperprior (paper)", "Minnen2018 (paper)",
             "Cheng2020 (paper)", "Cheng2020 anchor (CompressAI)", "ELIC (paper)", "TCM (Large)", "MLIC", "MLIC+",
             "MLIC++", "HPCM-Large", "DCAE")
-# MS-SSIM has other codecs than PSNR: most of its curves are of models that were trained for it.
+# The curves of MS-SSIM belong mostly to models that were trained for it.
 FEATURED_MS_SSIM = ("BPG 4:4:4", "VTM-9.1", "Balle2018 hyperprior MS-SSIM (paper)", "Minnen2018 MS-SSIM (paper)",
                     "Balle2018 hyperprior MS-SSIM (CompressAI)", "Minnen2018 MS-SSIM (CompressAI)",
                     "Cheng2020 anchor MS-SSIM (CompressAI)", "ELIC MS-SSIM (paper)", "HPCM-Large MS-SSIM")
 
 
 class PublishedCurveError(ValueError):
-  """A dataset or a curve that does not exist; one line with those that do."""
+  """The dataset or curve does not exist; the message is one line with those that do."""
 
 
 def published(dataset: str, metric: str = "psnr") -> dict[str, Curve]:
-  """Every published curve on "kodak", "clic" or "tecnick", by name, as printed, with its source.
+  """Returns all published curves on "kodak", "clic" or "tecnick" by name, with their sources.
 
-  metric: "psnr", or "ms_ssim", whose curves are in dB. Where a source gives MS-SSIM as a value, the dB are those of
-  that mean value; otherwise they are as published. A codec that is measured here too has " (published)" behind its
-  name.
+  metric: "psnr" or "ms_ssim", both in dB. Published mean values of MS-SSIM are converted to dB; published dB are
+  unchanged. The name of a codec that is also a baseline ends in " (published)".
   """
   if dataset not in DATASETS or metric not in METRICS:
     raise PublishedCurveError(f"no published curves of {metric!r} on {dataset!r}; wanted one of {', '.join(METRICS)} "
@@ -51,9 +51,9 @@ def published(dataset: str, metric: str = "psnr") -> dict[str, Curve]:
 
 
 def select(dataset: str, names: Sequence[str], metric: str = "psnr") -> list[Curve]:
-  """The curves of these names: () are the featured ones, ("all",) all; PublishedCurveError for an unknown name.
+  """Returns the curves of these names; () selects the featured curves, and ("all",) all.
 
-  A name that only the other metric has is left out.
+  A name that only the other metric has is omitted. PublishedCurveError for an unknown name.
   """
   curves = published(dataset, metric)
   if tuple(names) == ("all",):
@@ -64,16 +64,16 @@ def select(dataset: str, names: Sequence[str], metric: str = "psnr") -> list[Cur
   known = {name for each in METRICS for name in published(dataset, each)}
   for name in names:
     if name not in known:
-      raise PublishedCurveError(f"no published curve {name!r} on {dataset}; there are {', '.join(sorted(known))}")
+      raise PublishedCurveError(f"no published curve {name!r} on {dataset}; wanted one of {', '.join(sorted(known))}")
   return [curves[name] for name in names if name in curves]
 
 
 def caution(dataset: str, number: int) -> str | None:
-  """A warning that curves on `dataset` are not comparable with those of `number` images, or None."""
+  """Returns a warning if curves on `dataset` are not comparable with those of `number` images, or else None."""
   title, images = DATASETS[dataset]
   if number == images:
     return None
-  return (f"Published curves are means over the {images} images of {title}, the others over {number} of these: "
+  return (f"Published curves are means over the {images} images of {title}, but the others are means over {number}: "
           "do not compare them.")
 
 

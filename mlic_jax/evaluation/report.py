@@ -1,6 +1,6 @@
-"""report.html: results.json and its images as one page, which needs no server and no network.
+"""report.html: results.json and its images as one self-contained page, which needs no server and no network.
 
-This module fills the template report/page.html, with report/page.css and report/page.js inside. Every number of the
+This module fills the template report/page.html and includes report/page.css and report/page.js. Every number of the
 page is in results.json.
 """
 import base64
@@ -21,14 +21,14 @@ from mlic_jax.evaluation.results import read_curves
 
 FOLDER = Path(__file__).parent / "report"
 MIME = {".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg", ".avif": "image/avif"}
-WIDE, NARROW = (900, 520), (400, 460)          # sizes of the plot in its own units, for desktops and phones
+WIDE, NARROW = (900, 520), (400, 460)          # viewBox sizes of the plots for desktops and phones
 METRIC_NAMES = {"psnr": "PSNR", "ms_ssim": "MS-SSIM"}
 
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 
 
 def page(results: dict[str, Any], folder: Path, title: str) -> str:
-  """The HTML for the content of results.json; `folder` has the images, and paths in "pictures" are relative to it."""
+  """Returns the HTML for the content of results.json. Paths in "pictures" are relative to `folder`."""
   names = list(dict.fromkeys(each["name"] for each in results["curves"] if each["kind"] == "checkpoint"))
   paths = sorted({path for record in results["pictures"] for path in _paths(record)})
   data = {"records": results["pictures"], "errorMax": ERROR_MAX,
@@ -41,17 +41,17 @@ def page(results: dict[str, Any], folder: Path, title: str) -> str:
       about=html.escape(_about(results, title)), css=(FOLDER / "page.css").read_text("utf-8"),
       js=script, plots=_plots(results), bd_rates=_bd_rates(results),
       rates=_rates(results), costs=_costs(results), figures=_figures(results["pictures"]), sources=_sources(results),
-      data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"))   # which could end the script, or hide its end
+      data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"))   # "</script>" would end the script
 
 
 def _script_hash(script: str) -> str:
-  """The source of a content security policy that allows this script alone, of the text between its tags."""
+  """Returns the source of a content security policy that allows only this script: the hash of the text in its tags."""
   return f"'sha256-{base64.b64encode(hashlib.sha256(f'{chr(10)}{script}{chr(10)}'.encode()).digest()).decode()}'"
 
 
 def _about(results: dict[str, Any], title: str) -> str:
   how = ("Rates are estimated by the likelihoods of the model, without coding." if results["estimate"] else
-         "Rates are those of complete files, each decoded and compared with what the encoder predicted.")
+         "Rates are those of complete files; each file was decoded and compared with the prediction of the encoder.")
   caution = (results["published"] or {}).get("caution")
   return f"{title}. {how}{' ' + caution if caution else ''}"
 
@@ -68,7 +68,7 @@ def _data_uri(path: Path) -> str:
 # --- the plots -----------------------------------------------------------------------
 
 def _plots(results: dict[str, Any]) -> str:
-  """A wide and a narrow plot for each metric, and boxes that show and hide the curves."""
+  """Returns a wide and a narrow plot for each metric, with checkboxes that show and hide curves."""
   parts = []
   for metric in METRICS:
     curves = read_curves(results, metric)
@@ -102,7 +102,7 @@ def _styles(curves: Sequence[Curve]) -> list[tuple[str, str, float]]:
 
 
 def _svg(curves: Sequence[Curve], shown: set[str], styles, width: int, height: int, name: str) -> str:
-  """One plot. Points have their figures as attributes, which page.js shows."""
+  """Returns one plot. page.js shows the figures of a point, which are attributes."""
   is_wide = name == "wide"
   left, top, bottom, right = 46, 12, 44, 220 if is_wide else 142
   x_max = 1.1 * max(curve.bpp[-1] for curve in curves if curve.kind == "checkpoint")
@@ -127,14 +127,14 @@ def _svg(curves: Sequence[Curve], shown: set[str], styles, width: int, height: i
              f'{METRIC_NAMES[curves[0].metric]}, dB</text>')
   ends = [_end(curve, x_max) for curve in curves]
   at = {index: y(end[1]) for index, end in enumerate(ends) if end and curves[index].name in shown}
-  places = dict(zip(at, spread(list(at.values()), 15, top + 6, height - bottom)))
+  label_heights = dict(zip(at, spread(list(at.values()), 15, top + 6, height - bottom)))
   for index in sorted(range(len(curves)), key=lambda i: curves[i].kind == "checkpoint"):
     out.append(_svg_curve(curves[index], index, styles[index], x, y, x_max, clip, ends[index],
-                          places.get(index), width - right, curves[index].name in shown))
+                          label_heights.get(index), width - right, curves[index].name in shown))
   return "".join(out) + "</svg>"
 
 
-def _svg_curve(curve: Curve, index: int, style, x, y, x_max: float, clip: str, end, place, edge: float,
+def _svg_curve(curve: Curve, index: int, style, x, y, x_max: float, clip: str, end, label_height, edge: float,
                is_shown: bool) -> str:
   color, dashes, line_width = style
   line = "M" + "L".join(f"{x(bpp):.1f} {y(db):.1f}" for bpp, db in zip(curve.bpp, curve.db))
@@ -143,10 +143,10 @@ def _svg_curve(curve: Curve, index: int, style, x, y, x_max: float, clip: str, e
       f'data-bpp="{bpp:.4f}" data-db="{db:.3f}"/>' for bpp, db in zip(curve.bpp, curve.db) if bpp <= x_max)
   label = ""
   if end:
-    place = y(end[1]) if place is None else place
+    height = y(end[1]) if label_height is None else label_height
     label = (f'<path class="leader" stroke="{color}" data-from="{x(end[0]):.1f} {y(end[1]):.1f}" '
-             f'd="M{x(end[0]):.1f} {y(end[1]):.1f}L{edge + 8:.1f} {place:.1f}"/>'
-             f'<text class="label" x="{edge + 11:.1f}" y="{place + 4:.1f}" data-at="{y(end[1]):.1f}" '
+             f'd="M{x(end[0]):.1f} {y(end[1]):.1f}L{edge + 8:.1f} {height:.1f}"/>'
+             f'<text class="label" x="{edge + 11:.1f}" y="{height + 4:.1f}" data-at="{y(end[1]):.1f}" '
              f'fill="{color}">{html.escape(_short(curve.name))}</text>')
   return (f'<g class="curve {curve.kind}{"" if is_shown else " off"}" data-curve="{index}" '
           f'data-name="{html.escape(curve.name)}" tabindex="0" role="img" aria-label="{html.escape(curve.name)}">'
@@ -155,7 +155,7 @@ def _svg_curve(curve: Curve, index: int, style, x, y, x_max: float, clip: str, e
 
 
 def _short(name: str) -> str:
-  """The name beside a plot, without the source in parentheses, which is in the table."""
+  """Returns the name for a plot, without the source in parentheses, which the table has."""
   return name.partition(" (")[0] or name
 
 
@@ -169,7 +169,7 @@ def _end(curve: Curve, x_max: float) -> tuple[float, float] | None:
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-  """Round numbers in low..high, about `most` of them."""
+  """Returns about `most` round numbers in low..high."""
   raw = (high - low) / most
   power = 10.0**np.floor(np.log10(raw))
   step = next(power * each for each in (1, 2, 5, 10) if power * each >= raw * 0.999)
@@ -208,11 +208,11 @@ def _bd_rates(results: dict[str, Any]) -> str:
     if rows:
       caption = f"{METRIC_NAMES[metric]}, against {results['anchor']}, {results['bd_method']}"
       tables.append(_table(columns, rows, caption))
-  return "".join(tables) or "<p>There is one curve alone, and nothing to compare it with.</p>"
+  return "".join(tables) or "<p>There is only one curve, so there is no BD-rate.</p>"
 
 
 def _rates(results: dict[str, Any]) -> str:
-  """The means of the checkpoints, in both conventions."""
+  """Returns a table with the means of the checkpoints, for both conventions of PSNR and MS-SSIM."""
   mean = lambda field, form: lambda entry: _number(entry["mean"][field], form)
   columns = {"checkpoint": lambda entry: entry["name"],
              "quality": lambda entry: _number(entry["quality"], "g"), "bpp": mean("bpp", ".4f"),
@@ -238,7 +238,7 @@ def _costs(results: dict[str, Any]) -> str:
 
 
 def _sources(results: dict[str, Any]) -> str:
-  """The sources of published numbers as text; the page has no links."""
+  """Returns the sources of published curves as text; the page has no links."""
   sources = {each["name"]: each["source"] for each in results["curves"] if each["source"]}
   rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(source.replace('https://', ''))}</dd>"
                  for name, source in sources.items())
@@ -248,18 +248,18 @@ def _sources(results: dict[str, Any]) -> str:
 # --- the images ----------------------------------------------------------------------
 
 def _figures(records: Sequence[dict[str, Any]]) -> str:
-  """A figure per image; page.js fills it with the records of that image."""
+  """Returns a figure for each image; page.js fills it with the records of the image."""
   names = list(dict.fromkeys(record["image"] for record in records))
   template = string.Template((FOLDER / "figure.html").read_text("utf-8"))
   figures = []
   for number, name in enumerate(names):
-    of_image = [record for record in records if record["image"] == name]
-    slices = max(len(record["bits_of_slices"]) for record in of_image)
+    image_records = [record for record in records if record["image"] == name]
+    slices = max(len(record["bits_of_slices"]) for record in image_records)
     options = "".join(f'<option value="{k + 1}">bits of slice {k + 1}</option>' for k in range(slices))
-    beside = '<option value="baseline">baseline, same bytes</option>' if of_image[0]["baseline"] else ""
-    if any(record.get("plain") for record in of_image):
-      beside += '<option value="plain">the same without optimized latents</option>'
+    beside = '<option value="baseline">baseline, same bytes</option>' if image_records[0]["baseline"] else ""
+    if any(record.get("plain") for record in image_records):
+      beside += '<option value="plain">without latent optimization</option>'
     figures.append(template.substitute(
-        name=html.escape(name), number=number, last=len(of_image) - 1, middle=len(of_image) // 2, slices=options,
-        beside=beside, ratio=f"{of_image[0]['width']:d} / {of_image[0]['height']:d}"))
-  return "".join(figures) or "<p>No images were asked for (--report-images).</p>"
+        name=html.escape(name), number=number, last=len(image_records) - 1, middle=len(image_records) // 2,
+        slices=options, beside=beside, ratio=f"{image_records[0]['width']:d} / {image_records[0]['height']:d}"))
+  return "".join(figures) or "<p>The evaluation has no images for the report (--report-images 0).</p>"

@@ -1,9 +1,9 @@
-"""The images of the report: the original, and per rate the reconstruction, its error map, its bit map, and the
-reconstruction of the best conventional codec at as many bytes.
+"""Images of the report: originals, and for each rate reconstruction, error map, bit map and the best baseline.
 
-They are files in FOLDER/IMAGE/, with a record of their figures (.json) that is written last: images with a record are
-not made again. They are WebP at quality 92, because a page of lossless images would have tens of megabytes; files of
-baselines that every browser can show are used as they are. Of images larger than SIDE pixels the middle is shown.
+The baseline is the conventional codec with the highest PSNR at the same number of bytes. The images are files in
+FOLDER/IMAGE/, with a record of their figures (.json) that is written last; images with a record are not written again.
+They are WebP at quality 92, because a page with lossless images would have tens of megabytes. Baseline files that every
+browser shows are used unchanged. Images larger than SIDE pixels are cropped to their middle.
 """
 import hashlib
 import io
@@ -23,22 +23,22 @@ from mlic_jax.evaluation.bit_maps import BitsMap
 from mlic_jax.evaluation.image_metrics import Coded, ImageResult, code_baseline, compare
 from mlic_jax.evaluation.matplotlib_settings import matplotlib
 
-SIDE = 768             # pixels of an image in the report, at most; a multiple of PLACE
-PLACE = 16             # pixels: crops begin at a multiple, so that positions of y stay whole
-ERROR_MAX = 32         # 8-bit levels that are white in an error map
+SIDE = 768             # maximum side of an image in the report in pixels, a multiple of CROP_STEP
+CROP_STEP = 16         # crops begin at multiples of this, so that they contain whole positions of y
+ERROR_MAX = 32         # 8-bit levels that have the brightest color in an error map
 BROWSERS_SHOW = {"JPEG": "jpg", "WEBP": "webp", "AVIF": "avif"}
-COLORS = "cividis"     # Nunez, Anderton and Renslow, 2018: the same to every kind of color vision
+COLORS = "cividis"     # Nunez, Anderton and Renslow, 2018: similar for every kind of color vision
 
 
 class ReportImages:
-  """Writes the files of the report for some images, and finds those of an earlier evaluation.
+  """Writes the images of the report, and reuses those of an earlier evaluation.
 
   Args:
-    folder: of the files.
-    digests: of the images to show (results_cache.py), by name.
-    baselines: are compared at equal bytes.
-    sweep: results of these baselines, (name of the baseline, name of the image) -> {quality: ImageResult}.
-    resume: whether files of an earlier evaluation are used.
+    folder: the folder of the files.
+    digests: digests of the images to show, by name (results_cache.py).
+    baselines: the baselines to compare with at equal bytes.
+    sweep: results of these baselines, {(name of the baseline, name of the image): {quality: ImageResult}}.
+    resume: whether files of an earlier evaluation are reused.
   """
 
   def __init__(self, folder: Path, digests: Mapping[str, str], baselines: Sequence[Baseline],
@@ -48,14 +48,14 @@ class ReportImages:
     self._drawn: set[tuple[str, str, float | None]] = set()
 
   def is_missing(self, codec_key: str, name: str, quality: float | None) -> bool:
-    """Whether an image is to be shown and has no files at this quality."""
+    """Whether the report shows an image and it has no files at this quality."""
     return name in self._digests and self._read(codec_key, name, quality) is None
 
   def draw(self, codec_key: str, name: str, image: np.ndarray, quality: float | None, coded: Coded,
            bits_of: Callable[[np.ndarray, float | None], BitsMap], beside: str | None = None) -> None:
     """Writes the files of one image at one quality, if they are missing.
 
-    beside: key of the codec whose bit map was drawn before, and gives the scale of this one, to compare the two.
+    beside: key of a codec with an existing bit map, whose color scale is used, so that the two maps are comparable.
     """
     if not self.is_missing(codec_key, name, quality):
       return
@@ -79,7 +79,9 @@ class ReportImages:
     self._drawn.add((codec_key, name, quality))
 
   def records(self, entries: Sequence[dict[str, Any]], codec_key: str) -> list[dict[str, Any]]:
-    """One record per image and quality of a checkpoint, from its entries in results.json; paths are relative."""
+    """Returns a record for each image and quality of a checkpoint, from its entries in results.json.
+
+    Paths are relative to the folder."""
     records = []
     for entry in entries:
       for result in entry["images"]:
@@ -101,7 +103,7 @@ class ReportImages:
     path = self._folder / slug(name) / f"{_stem(codec_key, quality)}.json"
     try:
       record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):                        # not there, or damaged: it is made again
+    except (OSError, ValueError):                        # missing or damaged: it is written again
       return None
     return record if _is_record(record) and record["key"] == self._key(codec_key, name) else None
 
@@ -130,7 +132,7 @@ class ReportImages:
 
 
 def _is_record(record: Any) -> bool:
-  """Whether this is a record as `draw` writes it: sizes are numbers, and paths stay in the folder."""
+  """Whether a record is valid: sizes are numbers, and paths are inside the folder."""
   try:
     paths = [record[field] for field in ("original", "reconstruction", "error", "bits")]
     paths += [record["baseline"]["picture"]] if record["baseline"] else []
@@ -142,13 +144,13 @@ def _is_record(record: Any) -> bool:
 
 
 def slug(name: str) -> str:
-  """A file name that is safe on every system, made of a name; other names get other ones, also without case."""
+  """Returns a unique file name for a name that is safe on every system, also on those that ignore case."""
   safe = readable(name)
   return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def readable(name: str) -> str:
-  """The characters of a name that are safe in a file name, in lower case; several names may give the same."""
+  """Returns the characters of a name that are safe in a file name, in lower case. The result is not unique."""
   return re.sub(r"[^a-z0-9.+]+", "-", name.lower()).strip("-.")[:80] or "-"
 
 
@@ -157,12 +159,12 @@ def _stem(codec_key: str, quality: float | None) -> str:
 
 
 def _middle(image: np.ndarray) -> tuple[slice, slice]:
-  """The rows and columns of an image that are shown: all, or SIDE pixels of its middle from a multiple of PLACE on."""
-  def of_side(side: int) -> slice:
-    start = max(side - SIDE, 0) // 2 // PLACE * PLACE
+  """Returns the rows and columns to show: all, or SIDE pixels in the middle that begin at a multiple of CROP_STEP."""
+  def middle(side: int) -> slice:
+    start = max(side - SIDE, 0) // 2 // CROP_STEP * CROP_STEP
     return slice(start, min(start + SIDE, side))
   height, width = image.shape[:2]
-  return of_side(height), of_side(width)
+  return middle(height), middle(width)
 
 
 def _webp(image: np.ndarray, quality: int = 92) -> bytes:
@@ -172,7 +174,7 @@ def _webp(image: np.ndarray, quality: int = 92) -> bytes:
 
 
 def _png(indices: np.ndarray) -> bytes:
-  """A PNG file of (H, W) uint8 in the colors of COLORS."""
+  """Encodes (H, W) uint8 as PNG with the colors of COLORS."""
   buffer, image = io.BytesIO(), Image.fromarray(indices, "P")
   image.putpalette(_palette().ravel().tolist())
   image.save(buffer, "PNG", optimize=True)
@@ -184,7 +186,7 @@ def _palette() -> np.ndarray:
 
 
 def _error_map(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
-  """A WebP file of the mean absolute error over channels and 2x2 pixels, 0 to ERROR_MAX."""
+  """Draws the mean absolute error over channels and 2x2 pixels, 0 to ERROR_MAX, as WebP."""
   error = np.abs(image.astype(np.float32) - reconstruction).mean(-1)
   error = np.pad(error, [(0, side % 2) for side in error.shape], mode="edge")
   error = error.reshape(error.shape[0] // 2, 2, error.shape[1] // 2, 2).mean((1, 3))
@@ -193,9 +195,9 @@ def _error_map(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
 
 def _bits_tiles(bits: BitsMap, window: tuple[slice, slice],
                 scales: dict[str, float] | None = None) -> tuple[np.ndarray, dict[str, float]]:
-  """Maps of bits per pixel, one below the other: the sum, then each slice; and the bits of the brightest color.
+  """Stacks maps of bits per pixel vertically: the sum, then each slice; returns them and the color scales.
 
-  The slices share one scale, to compare them. scales: of another map, to compare with that.
+  A scale is the bits per pixel of the brightest color. All slices share one. scales: those of another map to use.
   """
   rows, columns = (slice(each.start // bits.stride, -(-each.stop // bits.stride)) for each in window)
   total = bits.slices.sum(-1) + np.kron(bits.z, np.ones((4, 4))) / 16
@@ -206,12 +208,12 @@ def _bits_tiles(bits: BitsMap, window: tuple[slice, slice],
 
 
 def _brightest(values: np.ndarray) -> float:
-  """A quantile instead of the maximum, so that one outlier does not darken all other positions."""
+  """Returns a high quantile; with the maximum, one outlier would darken all other positions."""
   return float(max(np.quantile(values, 0.995), 1e-6))
 
 
 def _psnr_at(sweep: Mapping[int, ImageResult], size: int) -> float | None:
-  """Interpolated over log(bytes); None outside the sweep."""
+  """Interpolates PSNR over log(bytes); None outside the sweep."""
   points = sorted((np.log(result.file_bytes), result.psnr) for result in sweep.values())
   sizes, values = zip(*points)
   return float(np.interp(np.log(size), sizes, values)) if sizes[0] <= np.log(size) <= sizes[-1] else None
@@ -223,7 +225,8 @@ def _smallest(sweep: Mapping[int, ImageResult]) -> float:
 
 def _largest_within(baseline: Baseline, sweep: Mapping[int, ImageResult], name: str, image: np.ndarray,
                     size: int) -> tuple[int, Coded]:
-  """The highest quality whose file has at most `size` bytes, else the lowest quality, and its output."""
+  """Encodes at the highest quality whose file has at most `size` bytes, or else the lowest; returns it and the output.
+  """
   low, high = baseline.all_qualities[0], baseline.all_qualities[-1]
   low = max([low, *(quality for quality, result in sweep.items() if result.file_bytes <= size)])
   high = min([high, *(quality - 1 for quality, result in sweep.items() if result.file_bytes > size)])

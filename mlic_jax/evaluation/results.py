@@ -1,6 +1,6 @@
 """The files of an evaluation: results.json, results.csv, and JSON for the plotting tools of CompressAI.
 
-The fields of results.json are listed in docs/evaluation.md.
+docs/evaluation.md lists the fields of results.json.
 """
 import csv
 import dataclasses
@@ -20,25 +20,25 @@ from mlic_jax.evaluation.bd_rate import METRICS, Curve, bd_rate
 from mlic_jax.evaluation.image_metrics import ImageResult
 from mlic_jax.evaluation.report_images import readable
 
-# The part of the name of a checkpoint that tells its rate: mlicpp_q3, mlicpp-0.0130, mlicpp_lmbda0.05.
+# The rate at the end of the name of a checkpoint, as in mlicpp_q3, mlicpp-0.0130 and mlicpp_lmbda0.05.
 RATE = re.compile(r"[-_. ]*(?:q|quality|rate|lambda|lmbda|l)?[-_=]?\d+(?:\.\d+)?$")
 
 
 def families(checkpoints: Sequence[tuple[Path, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
-  """Groups checkpoints to curves: (name, entries). `checkpoints` are (path, its entries in results.json).
+  """Groups checkpoints to curves (name, entries). `checkpoints` are pairs of a path and entries in results.json.
 
-  A variable-rate checkpoint is a curve. Single-rate checkpoints form a curve when their configs are equal, and their
-  names but for a rate at the end; where the name is a rate alone (mlicpp/0.013), the folder above names the curve.
-  Optimized latents and skipped elements make curves of their own. Two curves of one name become "name" and "name (2)".
+  A variable-rate checkpoint is a curve. Single-rate checkpoints form a curve if their configs are equal and their names
+  differ only in a rate at the end. If the name is only a rate (mlicpp/0.013), the parent folder names the curve. Latent
+  optimization and skip coding give separate curves. Two curves with one name become "name" and "name (2)".
   """
   curves: dict[Any, list[tuple[str, list[dict[str, Any]]]]] = {}
   for index, (path, entries) in enumerate(checkpoints):
     name = entries[0]["name"]
     key: Any = index
     if entries[0]["quality"] is None:
-      of_rate = entries[0].get("plain_name", name)
-      stem = RATE.sub("", of_rate) or Path(os.path.abspath(path)).parent.name
-      key = stem + name.removeprefix(of_rate), json.dumps(entries[0]["config"], sort_keys=True)
+      plain_name = entries[0].get("plain_name", name)
+      stem = RATE.sub("", plain_name) or Path(os.path.abspath(path)).parent.name
+      key = stem + name.removeprefix(plain_name), json.dumps(entries[0]["config"], sort_keys=True)
     curves.setdefault(key, []).append((name, entries))
   named: list[tuple[str, list[dict[str, Any]]]] = []
   for key, members in curves.items():
@@ -50,14 +50,14 @@ def families(checkpoints: Sequence[tuple[Path, list[dict[str, Any]]]]) -> list[t
 
 
 def by_name(entries: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-  """Groups entries of baselines to curves: (name, entries)."""
+  """Groups entries of baselines to curves (name, entries)."""
   return [(name, list(group)) for name, group in itertools.groupby(entries, lambda entry: entry["name"])]
 
 
 def assemble(data: dict[str, Any], named: Sequence[tuple[str, list[dict[str, Any]]]],
              baselines: Sequence[tuple[str, list[dict[str, Any]]]], published: Sequence[Curve], *, anchor: str,
              bd_method: str, costs: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> dict[str, Any]:
-  """The content of results.json from curves (name, entries); `data` are its fields about codec and images."""
+  """Returns the content of results.json for curves (name, entries); `data` has its fields about codec and images."""
   curves = [*curves_of("checkpoint", named), *curves_of("baseline", complete_baselines(baselines, data)), *published]
   anchors = {curve.metric: curve for curve in reversed(curves) if curve.name == anchor}
   entries_of = lambda named: [entry for _, entries in named for entry in entries]
@@ -69,7 +69,7 @@ def assemble(data: dict[str, Any], named: Sequence[tuple[str, list[dict[str, Any
 
 
 def complete_baselines(baselines: Sequence[tuple[str, list[dict[str, Any]]]], data: dict[str, Any]):
-  """The baselines that could encode all images: means of others are over other images, and not comparable."""
+  """Returns the baselines that encoded all images; the means of others are over fewer images and not comparable."""
   return [(name, entries) for name, entries in baselines if len(entries[0]["images"]) == data["number_of_images"]]
 
 
@@ -80,19 +80,19 @@ def read_curves(results: dict[str, Any], metric: str) -> list[Curve]:
 
 
 def curves_of(kind: str, named: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Curve]:
-  """The curves in every metric that all their images have."""
+  """Returns the curves in each metric that all their images have."""
   curves = [Curve.of(entries, kind, metric, name) for metric in METRICS for name, entries in named]
   return [curve for curve in curves if curve is not None]
 
 
 def curve_fields(curve: Curve) -> dict[str, Any]:
-  """A curve as fields for JSON."""
+  """Converts a curve to fields for JSON."""
   return {"name": curve.name, "kind": curve.kind, "metric": curve.metric, "bpp": [float(each) for each in curve.bpp],
           "db": [float(each) for each in curve.db], "source": curve.source}
 
 
 def write_json(path: Path, content: dict) -> None:
-  """Writes a JSON file whole or not at all; ValueError for NaN, which JSON does not have."""
+  """Writes a JSON file atomically. ValueError for NaN, which JSON does not support."""
   write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -109,9 +109,9 @@ def write_csv(path: Path, results: dict[str, Any]) -> None:
 
 
 def write_compressai(folder: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], title: str) -> None:
-  """Writes FOLDER/NAME.json for each curve, as `python -m compressai.utils.plot -f FOLDER/*.json -m psnr-rgb` reads it.
+  """Writes FOLDER/NAME.json for each curve, for `python -m compressai.utils.plot -f FOLDER/*.json -m psnr-rgb`.
 
-  Points rise in rate. MS-SSIM is not in dB, and left out where images are too small for it.
+  Points rise in rate. MS-SSIM is not in dB, and is omitted if images are too small for it.
   """
   folder.mkdir(parents=True, exist_ok=True)
   for file, (name, entries) in zip(_file_names([name for name, _ in named]), named):
@@ -126,7 +126,7 @@ def write_compressai(folder: Path, named: Sequence[tuple[str, list[dict[str, Any
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
-  """A file name for each, no two alike."""
+  """Returns a unique file name for each name."""
   taken: list[str] = []
   for name in names:
     stem = file = readable(name)

@@ -1,6 +1,6 @@
-"""The measurements of an evaluation so far: a file with one JSON line per image and codec, for --resume.
+"""A cache of measurements for --resume: a file with one JSON line for each image and codec.
 
-A line is found by the codec and the pixels of the image, not by names or settings, so that results stay valid when
+A line is found by the codec and the pixels of the image, not by names or settings. Results therefore remain valid when
 images, qualities or codecs are added.
 
     {"codec": ..., "pixels": digest, "results": [[quality, {fields of ImageResult}], ...]}
@@ -22,13 +22,14 @@ from mlic_jax.evaluation.image_metrics import ImageResult, ProgressiveResult
 
 
 def digest(image: np.ndarray) -> str:
-  """Tells (H, W, 3) uint8 images apart."""
+  """Returns a digest of the pixels of an image (H, W, 3) uint8."""
   return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
 
 
 class ResultsCache:
-  """Results in the file at `path`, or in memory alone for None. Without `resume` it starts empty; an older file stays
-  until the first new line replaces it."""
+  """Results in the file `path`, or only in memory if it is None.
+
+  Without `resume` the cache starts empty, and the first new line replaces an existing file."""
 
   def __init__(self, path: Path | None = None, resume: bool = False):
     self._path, self._replaces = path, not resume
@@ -39,15 +40,15 @@ class ResultsCache:
       self._read(path)
 
   def results(self, codec: str, pixels: str) -> dict[float | None, ImageResult]:
-    """The results of an image and a codec, by quality."""
+    """Returns the results of an image and a codec by quality."""
     return self._results.get((codec, pixels), {})
 
   def progressive(self, codec: str, pixels: str, quality: float | None) -> list[ProgressiveResult] | None:
-    """The results of an image after 0, 1, ..., all slices of its file; None without any."""
+    """Returns the results of an image after 0, 1, ..., all slices of its file, or None."""
     return self._progressive.get((codec, pixels, quality))
 
   def first_run(self, codec: str) -> dict[str, float | None] | None:
-    """The times of the first run of a codec, which compiled."""
+    """Returns the times of the first run of a codec, which compiled, or None."""
     return self._first_runs.get(codec)
 
   def add(self, codec: str, pixels: str, results: Mapping[float | None, ImageResult]) -> None:
@@ -62,7 +63,7 @@ class ResultsCache:
                  "arrivals": [dataclasses.asdict(each) for each in steps]})
 
   def add_first_run(self, codec: str, figures: dict[str, float | None]) -> None:
-    """Adds the times of the first run of a codec, once; later ones are of other image sizes."""
+    """Adds the times of the first run of a codec. Later calls, for other image sizes, have no effect."""
     if codec not in self._first_runs:
       self._write({"codec": codec, "first_run": figures})
 
@@ -76,7 +77,7 @@ class ResultsCache:
       write_whole(self._path, text)
       self._replaces = False
       return
-    # One write per line: a killed run leaves complete lines, and at worst an incomplete last one.
+    # One write per line: after a killed run, only the last line may be incomplete.
     descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
       os.write(descriptor, text)
@@ -85,11 +86,11 @@ class ResultsCache:
 
   def _read(self, path: Path) -> None:
     whole, newline, _ = path.read_bytes().rpartition(b"\n")
-    os.truncate(path, len(whole) + len(newline))   # without an incomplete last line
+    os.truncate(path, len(whole) + len(newline))   # removes an incomplete last line
     for line in whole.splitlines():
       try:
         self._take(json.loads(line))
-      except (ValueError, KeyError, TypeError):          # damaged, or of another version: it is measured again
+      except (ValueError, KeyError, TypeError):          # damaged or of another version: measured again
         continue
 
   def _take(self, line: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluates checkpoints and baselines on all images; results that the cache has are not measured again.
+"""Evaluates checkpoints and baselines on all images. Cached results are not measured again.
 
 The results are entries of results.json: {"name", "quality", "config", ..., "images", "mean"}, one per quality.
 """
@@ -18,25 +18,25 @@ from mlic_jax.evaluation.baselines import Baseline
 from mlic_jax.evaluation.dataset import Dataset
 from mlic_jax.evaluation.image_metrics import ImageResult
 from mlic_jax.evaluation.results_cache import ResultsCache, digest
-from mlic_jax.evaluation.workers import InThisProcess
+from mlic_jax.evaluation.workers import SerialExecutor
 
 
 def _nothing(*_) -> None:
-  """The default of callbacks."""
+  """Does nothing: the default of callbacks."""
 
 
 def _never(*_) -> bool:
-  """The default of `is_missing`: nothing is wanted but results."""
+  """Returns False: the default of `is_missing`."""
   return False
 
 
 def optimizes_latents(codec) -> bool:
-  """Whether a codec optimizes latents."""
+  """Whether a codec uses latent optimization."""
   return codec.options.refine is not None
 
 
 def codec_key(codec, estimated: bool = False) -> str:
-  """The key of a checkpoint in the cache: it tells trainings of one name apart, and results of optimized latents."""
+  """Returns the key of a checkpoint in the cache; it differs for trainings of one name and for latent optimization."""
   refined = " refined" if optimizes_latents(codec) else ""
   return f"{codec.name} {codec.fingerprint.hex()}{refined}{' estimated' if estimated else ''}"
 
@@ -46,7 +46,7 @@ def baseline_key(baseline: Baseline) -> str:
 
 
 def optimization_record(codec, quality: float | None) -> dict[str, Any] | None:
-  """The field "refine" of results.json: the codec without optimization, the budget and the objective; None without."""
+  """Returns the field "refine" of results.json: codec without latent optimization, budget and objective; or None."""
   if not optimizes_latents(codec):
     return None
   distortion, lmbda = codec.objective(quality)
@@ -55,7 +55,7 @@ def optimization_record(codec, quality: float | None) -> dict[str, Any] | None:
 
 
 def entry_fields(codec, quality: float | None) -> dict[str, Any]:
-  """The fields of an entry that describe the codec."""
+  """Returns the fields of an entry that describe the codec."""
   return {"name": codec.name, "plain_name": codec.model_name, "quality": quality, "config": codec.config.to_dict(),
           "skip": codec.options.skip, "refine": optimization_record(codec, quality)}
 
@@ -68,21 +68,22 @@ def evaluate_codec(codec, qualities: Sequence[float | None], images: Dataset, *,
                    ) -> list[dict[str, Any]]:
   """Evaluates a checkpoint; returns one entry per quality.
 
-  An image size for which nothing is compiled is run once before it is timed, latent optimization for a single step.
+  Before an image of a new size is timed, it runs once to compile, with a single step of latent optimization.
 
   Args:
-    codec: mlic_jax.Codec, or one with its methods.
-    qualities: of the codec.
+    codec: mlic_jax.Codec, or an object with its methods.
+    qualities: the qualities of the codec to evaluate.
     images: the dataset.
     estimated: whether rates are estimated by likelihoods, without coding.
-    cache: has earlier results, and takes new ones.
-    workers: compute the distortions, as in image_metrics.py.
-    advance: is called after each image and quality.
-    is_missing: is called with (name, quality) of an image whose results are cached; True has it coded again.
-    on_coded: is called with (name, image, quality, coded) for every image that is coded.
-    compiling: makes a context around the run that compiles, from (codec, height, width).
+    cache: earlier results; new ones are added.
+    workers: the Executor that computes distortions, as in image_metrics.py.
+    advance: called after each image and quality.
+    is_missing: called with (name, quality) of an image with cached results; if it returns True, the image is coded
+      again.
+    on_coded: called with (name, image, quality, coded) for each coded image.
+    compiling: called with (codec, height, width); returns a context for the run that compiles.
   """
-  cache, workers = cache or ResultsCache(), workers or InThisProcess()
+  cache, workers = cache or ResultsCache(), workers or SerialExecutor()
   key = codec_key(codec, estimated)
 
   def submit(name, image, missing):
@@ -100,9 +101,9 @@ def evaluate_codec(codec, qualities: Sequence[float | None], images: Dataset, *,
       advance()
 
   results: dict[float | None, list[ImageResult]] = {quality: [] for quality in qualities}
-  for _, of_image in _measured([(key, qualities, submit)], images, cache, workers, done, is_missing):
+  for _, image_results in _measure([(key, qualities, submit)], images, cache, workers, done, is_missing):
     for quality in qualities:
-      results[quality].append(of_image[quality])
+      results[quality].append(image_results[quality])
   return [_entry(results[quality], **entry_fields(codec, quality)) for quality in qualities]
 
 
@@ -111,32 +112,34 @@ def evaluate_baselines(baselines: Sequence[Baseline], images: Dataset, *, cache:
                        warn: Callable[[str], None] = _nothing) -> list[dict[str, Any]]:
   """Evaluates baselines; returns one entry per baseline and quality. `advance` is called after each image and baseline.
 
-  An image that a baseline cannot encode is missing in its entries, and `warn` is called with a line; a baseline that
-  can encode no image has no entries.
+  If a baseline cannot encode an image, its entries lack the image, and `warn` is called with a line. A baseline that
+  encodes no image has no entries.
   """
-  cache, workers = cache or ResultsCache(), workers or InThisProcess()
+  cache, workers = cache or ResultsCache(), workers or SerialExecutor()
 
   def source(baseline):
     submit = lambda name, image, missing: workers.submit(image_metrics.measure_baseline, baseline, name, image, missing)
     return baseline_key(baseline), baseline.qualities, submit
 
   results: dict[tuple[int, float | None], list[ImageResult]] = collections.defaultdict(list)
-  for index, of_image in _measured([source(each) for each in baselines], images, cache, workers,
-                                   lambda count: advance(), warn=warn):
-    for quality, result in of_image.items():
+  for index, image_results in _measure([source(each) for each in baselines], images, cache, workers,
+                                       lambda count: advance(), warn=warn):
+    for quality, result in image_results.items():
       results[index, quality].append(result)
   return [_entry(results[index, quality], name=baseline.name, quality=quality, config=None)
           for index, baseline in enumerate(baselines) for quality in baseline.qualities if results[index, quality]]
 
 
-def _measured(sources, images: Dataset, cache: ResultsCache, workers, advance: Callable[[int], None],
-              is_missing: Callable = _never, warn: Callable[[str], None] = _nothing,
-              ) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
-  """Yields (index of the source, results by quality) for every image and source, in order; no results for an image that
-  the source cannot encode.
+def _measure(sources, images: Dataset, cache: ResultsCache, workers, advance: Callable[[int], None],
+             is_missing: Callable = _never, warn: Callable[[str], None] = _nothing,
+             ) -> Iterator[tuple[int, dict[float | None, ImageResult]]]:
+  """Yields (index of the source, results by quality) for each image and source, in order.
+
+  There are no results for an image that the source cannot encode. Up to `workers.in_flight` tasks are submitted before
+  it waits for the first.
 
   sources: (key in the cache, qualities, submit), where submit(name, image, qualities) returns a future of the results,
-  or a list of futures. Up to `workers.in_flight` of them are submitted before the first is waited for.
+    or a list of futures.
   """
   waiting: collections.deque[tuple] = collections.deque()
 
@@ -153,7 +156,7 @@ def _measured(sources, images: Dataset, cache: ResultsCache, workers, advance: C
       cache.add(key, pixels, dict(zip(missing, found)))
     advance(len(qualities))
     known = cache.results(key, pixels)
-    # The cache finds images by their pixels, and may have them under another name.
+    # The cache finds images by their pixels and may have another name for them.
     return index, {quality: dataclasses.replace(known[quality], name=name) for quality in qualities}
 
   for name, image in images.read():
@@ -169,7 +172,7 @@ def _measured(sources, images: Dataset, cache: ResultsCache, workers, advance: C
 
 
 def by_image(entries: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[float | None, ImageResult]]:
-  """Results of entries by (name of the codec, name of the image), and by quality."""
+  """Groups the results of entries by (name of the codec, name of the image) and by quality."""
   results: dict[tuple[str, str], dict[float | None, ImageResult]] = collections.defaultdict(dict)
   for entry in entries:
     for image in entry["images"]:

@@ -1,4 +1,4 @@
-"""The evaluation of checkpoints that `mlic-jax eval` runs: the order of events, and the files that it writes."""
+"""The evaluation of `mlic-jax eval`: its order of events, and the files that it writes."""
 import argparse
 import contextlib
 import functools
@@ -33,28 +33,28 @@ from mlic_jax.evaluation.console_tables import show_results
 from mlic_jax.evaluation.progressive import ProgressiveResults, progressive_curves
 from mlic_jax.evaluation.report_images import ReportImages
 from mlic_jax.evaluation.results_cache import ResultsCache
-from mlic_jax.evaluation.workers import InThisProcess, Processes
+from mlic_jax.evaluation.workers import SerialExecutor, WorkerPool
 from mlic_jax.folder_lock import FolderLock
 
-# bd_rate.py imports it late, after hours of work: where it is missing, that is said now. It imports matplotlib, which
-# matplotlib_settings has to do first.
+# bd_rate.py imports it late, after hours of work, so a missing package is reported here. It imports matplotlib, so
+# matplotlib_settings comes first.
 import bjontegaard  # isort: skip  # noqa: F401
 
 
 class EvaluationError(ValueError):
-  """An evaluation that cannot begin; one line with what came and what was wanted."""
+  """The evaluation cannot begin; the message is one line with the given and the expected settings."""
 
 
 def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
              compilation_notice: Callable[[str], Callable[..., contextlib.AbstractContextManager]]) -> None:
-  """Evaluates the checkpoints of `arguments` (see commands/evaluate.py), prints a table and writes all files.
+  """Evaluates the checkpoints of `arguments`, prints tables and writes all files.
 
-  Until everything is measured, only OUT/measurements.jsonl and OUT/pictures are written.
+  Before all measurements are complete, it writes only OUT/measurements.jsonl and OUT/pictures.
 
   Args:
-    arguments: of the command eval.
-    warn: is called with a line for everything that is left out.
-    compilation_notice: makes the context for the first run of an image size, from the verb for what is done.
+    arguments: the arguments of the command eval (commands/evaluate.py).
+    warn: called with a line about everything that is left out.
+    compilation_notice: called with the work in words; returns a function that makes contexts for runs that compile.
   """
   images = dataset.open_dataset(arguments.data, arguments.limit, warn)
   conventional, missing = baselines.select(arguments.baselines)
@@ -71,25 +71,26 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
   out = arguments.out or Path("out") / codecs[0].name
   refuse_unwritable(out)
   if arguments.data and os.path.realpath(arguments.data) == os.path.realpath(out):
-    raise EvaluationError(f"--out {out} is the folder of the images; its plots would be among them the next time")
+    raise EvaluationError(f"--out {out} is the folder of --data, and the next evaluation would read its plots as "
+                          "images; wanted another folder")
 
   def check(image: np.ndarray) -> None:
     for codec in codecs:
       check_size(codec, *image.shape[:2])
 
-  digests = dataset.check_images(images, check)  # before the work: every image that cannot be coded ends it
+  digests = dataset.check_images(images, check)  # an image that cannot be coded ends the evaluation before it begins
   for line in missing:
     warn(line)
 
   with FolderLock(out, "evaluation.lock", "evaluation", "--out") as lock:
     cache = ResultsCache(out / MEASUREMENTS, arguments.resume)
-    workers = Processes(arguments.workers) if arguments.workers else InThisProcess()
+    workers = WorkerPool(arguments.workers) if arguments.workers else SerialExecutor()
     try:
       with progress_bar() as progress:
         measured = runner.evaluate_baselines(
             conventional, images, cache=cache, workers=workers,
             advance=progress_counter(progress, "baselines", images.size * len(conventional)),
-            warn=lambda line: warn(f"left out {line}; its curve is omitted, as it would be of other images"))
+            warn=lambda line: warn(f"{line}; its curve is omitted, because it would lack images"))
         shown = dict(list(digests.items())[:arguments.report_images])
         report_images = ReportImages(out / "pictures", shown, conventional, runner.by_image(measured), arguments.resume)
         progressive = ProgressiveResults(digests, cache, workers) if arguments.progressive else None
@@ -101,7 +102,7 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
               codec, each, images, estimated=arguments.estimate, cache=cache, workers=workers,
               advance=progress_counter(progress, codec.name, images.size * len(each), codec), is_missing=is_missing,
               on_coded=on_coded,
-              compiling=compilation_notice("refining" if runner.optimizes_latents(codec) else "evaluating"))
+              compiling=compilation_notice("latent optimization" if runner.optimizes_latents(codec) else "evaluating"))
           if progressive:
             entries = progressive.add_to(entries, key)
           checkpoints.append((path, entries))
@@ -116,11 +117,11 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
     if published:
       name = arguments.published.partition(":")[0]
       about["published"] = {"dataset": name, "caution": published_curves.caution(name, images.size)}
-    named, of_baselines = results.families(checkpoints), results.by_name(measured)
-    compared = results.complete_baselines(of_baselines, about)
+    named, baseline_curves = results.families(checkpoints), results.by_name(measured)
+    compared = results.complete_baselines(baseline_curves, about)
     if arguments.anchor is None:
       anchor = select_anchor(None, [name for name, _ in [*named, *compared]] + [each.name for each in published])
-    found = results.assemble(about, named, of_baselines, published, anchor=anchor, bd_method=arguments.bd_method,
+    found = results.assemble(about, named, baseline_curves, published, anchor=anchor, bd_method=arguments.bd_method,
                              costs=costs, pictures=image_records)
     title = f"{images.title}, {images.size} image{'s' * (images.size > 1)}"
     lock.check()
@@ -131,7 +132,7 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
 
 
 def codec_variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_jax.Codec]:
-  """A checkpoint without options, with --skip, and with --refine added to that."""
+  """Returns a checkpoint without options, with --skip, and with --skip and --refine, as far as they are given."""
   found = [codec]
   if arguments.skip is not None:
     found.append(found[-1].with_options(skip=arguments.skip))
@@ -141,7 +142,7 @@ def codec_variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list
 
 
 def extra_measurements(codec, key: str, report_images: ReportImages, progressive: ProgressiveResults | None):
-  """The callbacks `is_missing` and `on_coded` of runner.evaluate_codec, for images of the report and slices."""
+  """Returns the callbacks `is_missing` and `on_coded` of runner.evaluate_codec, for the report and --progressive."""
   bits_of = functools.partial(bit_maps.bits_map, codec)
   plain = codec.with_options(refine=None)
   beside = runner.codec_key(plain, key.endswith(" estimated")) if runner.optimizes_latents(codec) else None
@@ -160,7 +161,7 @@ def extra_measurements(codec, key: str, report_images: ReportImages, progressive
 
 def write_files(out: Path, found: dict, named: list[tuple[str, list[dict]]], title: str,
                 with_report: bool) -> list[Path]:
-  """Writes all files but those that were written during the measurements; returns their paths."""
+  """Writes the files that need complete measurements; returns their paths."""
   results.write_json(out / "results.json", found)
   results.write_csv(out / "results.csv", found)
   results.write_compressai(out / "compressai", named, title)
@@ -180,12 +181,12 @@ def plot_progressive(out: Path, named: list[tuple[str, list[dict]]], title: str)
   """Writes OUT/progressive.png and .svg; returns their paths."""
   written, curves = [out / "progressive.png", out / "progressive.svg"], progressive_curves(named)
   for path in written:
-    plots.save_rd_plot(path, curves, f"{title}, while the files arrive", "bits per pixel received")
+    plots.save_rd_plot(path, curves, f"{title}, progressive decoding", "bits per pixel received")
   return written
 
 
 def select_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | None, ...]:
-  """The qualities to evaluate: all of the checkpoint, or those of --qualities, if it has them."""
+  """Returns the qualities to evaluate: all rate points, or those of --qualities. EvaluationError for invalid ones."""
   if wanted is None:
     return codec.qualities
   if codec.qualities == (None,):
@@ -198,7 +199,7 @@ def select_qualities(codec, wanted: tuple[float, ...] | None) -> tuple[float | N
 
 
 def select_published(wanted: str | None) -> list[bd_rate.Curve]:
-  """The published curves of --published, in every metric."""
+  """Returns the published curves of --published, in every metric."""
   if wanted is None:
     return []
   name, _, curves = wanted.partition(":")
@@ -207,33 +208,33 @@ def select_published(wanted: str | None) -> list[bd_rate.Curve]:
 
 
 def check_size(codec, height: int, width: int) -> None:
-  """Raises an error of one line for an image size that cannot be coded, or whose latents cannot be optimized."""
+  """Raises MemoryLimitError or RefineError for an image size that cannot be coded or optimized."""
   if runner.optimizes_latents(codec):
     codec.check(height, width)
   check_memory(codec.config, height, width)
 
 
 def curve_names(loaded, conventional, published) -> list[str]:
-  """The names that the curves will have, before there are any."""
+  """Returns the names of all curves before they are measured."""
   stubs = [(path, [runner.entry_fields(codec, codec.qualities[0])]) for path, codec in loaded]
   return [*(name for name, _ in results.families(stubs)), *(each.name for each in [*conventional, *published])]
 
 
 def select_anchor(wanted: str | None, known: list[str]) -> str:
-  """The curve that BD-rates are against: the one of that name in any case, or by default the first usual one."""
+  """Returns the anchor of BD-rates: the curve of that name, ignoring case, or the first default that is known."""
   if wanted is None:
     return next((name for name in (baselines.JPEG.name, "VTM-17.0", baselines.WEBP.name) if name in known), known[0])
   for name in known:
     if name.lower() == wanted.lower():
       return name
-  raise EvaluationError(f"--anchor: no curve {wanted!r}; there are {', '.join(dict.fromkeys(known))}")
+  raise EvaluationError(f"--anchor: no curve {wanted!r}; wanted one of {', '.join(dict.fromkeys(known))}")
 
 
 def refuse_unwritable(out: Path) -> None:
-  """Raises EvaluationError, before the work, for a folder that cannot be written to."""
+  """Raises EvaluationError if the folder cannot be written to."""
   nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
   if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-    raise EvaluationError(f"--out {out}: {nearest} is not a folder that can be written to")
+    raise EvaluationError(f"--out {out}: {nearest} is not a writable folder")
 
 
 def progress_bar() -> Progress:
@@ -243,7 +244,7 @@ def progress_bar() -> Progress:
 
 
 def progress_counter(progress: Progress, description: str, total: int, codec=None) -> Callable[[], None]:
-  """A function that advances a new bar of `progress`, which also shows the loss of latent optimization."""
+  """Adds a bar to `progress` and returns a function that advances it; the bar shows the loss of latent optimization."""
   task = progress.add_task(escape(description), total=total)
   if codec is not None and runner.optimizes_latents(codec):
     codec.progress = lambda done, loss: progress.update(task, description=escape(f"{description}, loss {loss:.4f}"))

@@ -1,4 +1,4 @@
-"""Executors for baselines and distortions: this process, or several processes on the same machine."""
+"""Executors for baselines and distortions: the main process, or a pool of processes on the same machine."""
 import multiprocessing
 import os
 import threading
@@ -8,26 +8,26 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from mlic_jax.subprocess_signals import ignore_signals_in_children
 
 
-class InThisProcess(Executor):
-  """Runs each function when it is submitted; for one core, and for tests."""
-  in_flight = 0                                          # tasks that may wait to be collected
+class SerialExecutor(Executor):
+  """Runs each function when it is submitted; for single cores and tests."""
+  in_flight = 0                                          # maximum number of uncollected tasks
 
   def submit(self, function: Callable, /, *args, **kwargs) -> Future:
     future: Future = Future()
     try:
       future.set_result(function(*args, **kwargs))
-    except Exception as error:  # whatever it is, the future hands it to the one who waits, as a process pool does
+    except Exception as error:  # the future raises it for the caller, as with a process pool
       future.set_exception(error)
     return future
 
 
-class Processes(ProcessPoolExecutor):
-  """`number` processes, which compute on the CPU: the accelerator belongs to the codec."""
+class WorkerPool(ProcessPoolExecutor):
+  """A pool of `number` processes that compute on the CPU, because the codec uses the accelerator."""
 
   def __init__(self, number: int):
-    # Not forked: JAX has threads, and a forked copy of them hangs.
+    # JAX has threads, and a forked process would hang.
     super().__init__(number, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker)
-    self.in_flight = 4 * number                          # enough that no process waits, few enough to fit into memory
+    self.in_flight = 4 * number                          # keeps all processes busy, and fits into memory
 
   def submit(self, *args, **kwargs) -> Future:
     with ignore_signals_in_children():                                # the first call starts the processes
@@ -41,7 +41,7 @@ def _prepare_worker() -> None:
 
 
 def _end_with_parent() -> None:
-  """Ends this process when the one that started it is gone, also when that was killed and could not end it."""
+  """Ends this process when its parent has ended, also after the parent was killed."""
   parent = multiprocessing.parent_process()
   assert parent is not None
   parent.join()

@@ -96,7 +96,7 @@ def test_configurations_that_cannot_be_compared_or_trained_are_refused(command, 
   (tmp_path / "large.py").write_text(CONFIG.format(M=7, lmbda=0.0483))
   assert_one_line(command, capsys, "large.py: M=7")
   (tmp_path / "large.py").write_text(CONFIG.format(M=16, lmbda=0.0483))
-  assert_one_line([*command, str(tmp_path / "small.py")], capsys, "another configuration is named small")
+  assert_one_line([*command, str(tmp_path / "small.py")], capsys, "another config is also named small")
   command[2] = str(tmp_path / "nowhere")
   assert_one_line(command, capsys, "nowhere: no such folder", prints=True)
 
@@ -127,7 +127,7 @@ def test_a_row_of_several_seeds_is_their_mean_against_the_first_row_seed_by_seed
   assert [row["loss"] for row in large["seeds"]] == [9, 22]
   assert "| lowest | highest |" in (tmp_path / "out" / "ablation.md").read_text()
   capsys.readouterr()
-  assert_one_line([*command, "--seeds", "3", "3"], capsys, "seeds 3, 3 came; different ones are wanted")
+  assert_one_line([*command, "--seeds", "3", "3"], capsys, "--seeds 3 3; wanted different seeds")
 
 
 def test_rows_of_equal_time_have_the_steps_that_the_pace_of_earlier_runs_allows(command, tmp_path, capsys):

@@ -41,7 +41,7 @@ def test_a_cubic_is_fitted_where_the_other_curve_is():
 
 
 @pytest.mark.parametrize("bpp, db, reason", [
-    ([0.5], [30.0], "one point is no curve"),
+    ([0.5], [30.0], "a curve needs two points"),
     ([0.5, 0.9], [30.0, 29.0], "PSNR does not rise"),
     ([0.5, 0.9], [31.0, 42.0], "too little overlap: 31.0 to 42.0 dB against 26.0 to 35.0 dB"),
     ([0.1, 0.2], [20.0, 22.0], "too little overlap")])
@@ -52,7 +52,7 @@ def test_there_is_no_bd_rate_without_two_rising_and_overlapping_curves(bpp, db, 
 
 def test_a_cubic_wants_four_points():
   result = bd_rate(Curve("short", ANCHOR.bpp[:3], ANCHOR.db[:3]), ANCHOR, "cubic")
-  assert result["percent"] is None and result["reason"] == "3 points; cubic wants 4"
+  assert result["percent"] is None and result["reason"] == "3 points; cubic needs 4"
 
 
 def test_curves_that_share_quality_but_no_rate_have_a_bd_rate_alone():
@@ -111,7 +111,7 @@ def test_the_best_known_curves_are_chosen_unless_others_are_named():
 
 def test_published_curves_beside_other_images_come_with_a_caution():
   assert published_curves.caution("kodak", 24) is None
-  assert "the 24 images of Kodak, the others over 5" in published_curves.caution("kodak", 5)
+  assert "the 24 images of Kodak, but the others are means over 5" in published_curves.caution("kodak", 5)
 
 
 # --- checkpoints as curves -----------------------------------------------------------

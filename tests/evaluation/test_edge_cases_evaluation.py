@@ -129,7 +129,7 @@ def test_what_an_evaluation_wrote_is_not_among_the_images_of_the_next(run, resul
   run(*FEW)
   assert evaluated(results) == ["a.png", "b.png"]
   status, _, err = run(*FEW, "--out", folder / "out" / "..")
-  assert status == 2 and "is the folder of the images" in err
+  assert status == 2 and "is the folder of --data" in err
 
 
 # --- codecs that cannot hold an image -------------------------------------------------
@@ -154,8 +154,8 @@ def test_a_codec_is_left_out_for_an_image_that_it_cannot_hold_which_is_said(
   status, _, err = run("--ckpt", "x", "--qualities", "1", "--baselines", "jpeg,webp", *arguments)
   assert status == 0
   assert [line for line in err.splitlines()] == [
-      f"warning: left out {name}.png: WebP cannot encode {size} pixels (too wide for this); its curve is omitted, as "
-      "it would be of other images" for name, size in (("a", "100x70"), ("b", "100x40"))]
+      f"warning: {name}.png: WebP cannot encode {size} pixels (too wide for this); its curve is omitted, because it "
+      "would lack images" for name, size in (("a", "100x70"), ("b", "100x40"))]
   held = {entry["name"]: [image["name"] for image in entry["images"]] for entry in results()["baselines"]}
   assert held == {"JPEG 4:2:0": ["a.png", "b.png", "narrow.png"], "WebP": ["narrow.png"]}
   assert {curve["name"] for curve in results()["curves"]} == {"fake", "JPEG 4:2:0"}
@@ -207,7 +207,7 @@ def blocked():
 
 def test_worker_processes_do_not_hear_ctrl_c_and_the_program_does():
   assert not blocked()
-  with workers.Processes(1) as processes:
+  with workers.WorkerPool(1) as processes:
     assert processes.submit(blocked).result()
   assert not blocked()
 

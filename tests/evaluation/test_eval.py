@@ -208,7 +208,7 @@ def test_single_rate_checkpoints_of_one_family_are_one_curve(run, results):
 
 def test_a_single_rate_alone_has_no_bd_rate(run, results):
   _, out, _ = run("--ckpt", "x", codec=SingleRateCodec)
-  assert results()["bd_rates"][0]["percent"] is None and "one point is no curve" in out
+  assert results()["bd_rates"][0]["percent"] is None and "a curve needs two points" in out
 
 
 def test_what_the_user_can_mend_is_one_line_and_status_2_and_nothing_written(run, folder, tmp_path):
@@ -224,10 +224,10 @@ def test_what_the_user_can_mend_is_one_line_and_status_2_and_nothing_written(run
       (["--ckpt", "x", "--baselines", "gif"], "no baseline 'gif'; wanted all, none, or some of jpeg"),
       (["--ckpt", "x", "--published", "imagenet"], "on 'imagenet'; wanted one of"),
       (["--ckpt", "x", "--published", "kodak:H.264"], "no published curve 'H.264' on kodak"),
-      (["--ckpt", "x", "--anchor", "VTM-17.0"], "no curve 'VTM-17.0'; there are fake, JPEG 4:2:0, WebP"),
+      (["--ckpt", "x", "--anchor", "VTM-17.0"], "no curve 'VTM-17.0'; wanted one of fake, JPEG 4:2:0, WebP"),
       (["--ckpt", "x", "--bd-method", "spline"], "invalid choice: 'spline'"),
       (["--ckpt", "x", "--workers", "-1"], "'-1'; wanted an integer of at least 0"),
-      (["--ckpt", "x", "--out", folder / "a.png"], "not a folder that can be written to"),
+      (["--ckpt", "x", "--out", folder / "a.png"], "is not a writable folder"),
       ([], "required: --ckpt")]:
     status, stdout, stderr = run(*arguments)
     assert status == 2 and message in stderr and stderr.count("\n") == 1 and not stdout, (arguments, stderr)

@@ -15,7 +15,7 @@ from mlic_jax.evaluation import image_metrics
 from mlic_jax.evaluation.image_metrics import ProgressiveResult
 from mlic_jax.evaluation.progressive import ProgressiveResults, mean, progressive_curves
 from mlic_jax.evaluation.results_cache import ResultsCache
-from mlic_jax.evaluation.workers import InThisProcess
+from mlic_jax.evaluation.workers import SerialExecutor
 from mlic_jax.metrics import psnr
 
 ONCE = ("--ckpt", "x", "--qualities", "1,3", "--baselines", "jpeg", "--report-images", "0")
@@ -71,7 +71,7 @@ def test_the_other_results_are_those_of_a_run_without_it(run, results, tmp_path)
 
 def test_the_table_has_a_row_per_quality_and_slice_and_the_plot_a_line_per_quality(run, results, tmp_path):
   _, out, _ = run(*ONCE, "--progressive")
-  rows = [line.strip("│ ").split("│") for line in out.partition("while the files arrive")[2].splitlines()]
+  rows = [line.strip("│ ").split("│") for line in out.partition("progressive decoding")[2].splitlines()]
   rows = [[cell.strip() for cell in row] for row in rows]
   for entry in results()["checkpoints"]:
     for step in entry["progressive_mean"]:
@@ -85,7 +85,7 @@ def test_the_table_has_a_row_per_quality_and_slice_and_the_plot_a_line_per_quali
 
 def test_single_rates_of_a_family_are_told_apart_by_their_names(run, tmp_path):
   status, out, _ = run("--ckpt", "mlic_q10", "mlic_q50", *ONCE[4:], "--progressive", codec=SingleRateCodec)
-  assert status == 0 and out.partition("while the files arrive")[2].count("mlic_q50 │") == NUM_SLICES + 1
+  assert status == 0 and out.partition("progressive decoding")[2].count("mlic_q50 │") == NUM_SLICES + 1
   plot = (tmp_path / "out" / "progressive.svg").read_text()
   assert ">mlic_q10</text>" in plot and ">mlic_q50</text>" in plot
 
@@ -155,7 +155,7 @@ def test_another_image_or_size_at_the_end_ends_the_run_with_status_1(run, tmp_pa
         yield received - drop_bytes, image
 
   status, _, err = run(*ONCE, "--progressive", codec=Differs)
-  assert status == 1 and err.startswith("eval.py: a.png at quality 1: decoded slice by slice") and err.count("\n") == 1
+  assert status == 1 and err.startswith("eval.py: a.png at quality 1: progressive decoding") and err.count("\n") == 1
   assert not (tmp_path / "out" / "results.json").exists()
 
 
@@ -172,7 +172,7 @@ def test_a_real_codec_shows_an_image_per_slice_and_ends_with_the_complete_file(t
   codec = Codec.load(tiny_checkpoint)
   cache = ResultsCache()
   coded = image_metrics.code(codec, "photo", photograph, 2)
-  ProgressiveResults({"photo": "pixels"}, cache, InThisProcess()).measure(codec, "key", "photo", photograph, 2, coded)
+  ProgressiveResults({"photo": "pixels"}, cache, SerialExecutor()).measure(codec, "key", "photo", photograph, 2, coded)
   steps = cache.progressive("key", "pixels", 2)
   assert [step.slices for step in steps] == list(range(codec.config.num_slices + 1))
   assert 0 < steps[0].bytes < steps[1].bytes < steps[2].bytes and len({step.psnr for step in steps}) == len(steps)

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 PARENT = """
 import os, sys, time
-from mlic_jax.evaluation.workers import Processes
+from mlic_jax.evaluation.workers import WorkerPool
 if __name__ == "__main__":
-  workers = Processes(2)
+  workers = WorkerPool(2)
   print(workers.submit(os.getpid).result(), flush=True)
   time.sleep(60)
 """
