@@ -243,7 +243,7 @@ def fresh_model(name: str) -> Model:
   config = mlic_plus_plus.get_config()
   codec = CodecConfig.from_dict(dict(config.model))
   variables = {"params": jax.device_get(create_state(config, build(codec), make_optimizer(config)).params)}
-  return Model(name, codec, variables, build_table(variables), bytes(8), None)
+  return Model(name, codec, variables, build_table(codec, variables), bytes(8), None)
 
 
 # --- the results -------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def fresh_codec(path: str) -> Codec:
   config = load_config(path)
   model = build(model_config(config, path))
   variables = {"params": jax.device_get(create_state(config, model, make_optimizer(config)).params)}
-  return Codec(Model(Path(path).stem, model.config, variables, build_table(variables), bytes(8), None))
+  return Codec(Model(Path(path).stem, model.config, variables, build_table(model.config, variables), bytes(8), None))
 
 
 def smooth_noise(height: int, width: int) -> np.ndarray:

@@ -98,7 +98,7 @@ def filled_codec(path: str) -> Codec:
   """The codec of a configuration, at its full size, with the weights of tests/helpers/golden_fill.py."""
   from mlic_jax.training.config_schema import load_config, model_config
   config, variables = filled(model_config(load_config(path), path))
-  return Codec(Model(Path(path).stem, config, variables, build_table(variables), bytes(8), None))
+  return Codec(Model(Path(path).stem, config, variables, build_table(config, variables), bytes(8), None))
 
 
 def filled(config) -> tuple[Any, dict[str, Any]]:

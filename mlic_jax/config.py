@@ -26,6 +26,7 @@ class CodecConfig:
     lrp_widths: hidden widths of the latent residual prediction; () leaves the prediction out.
     window_size: side of the neighborhood, odd: windows of the local attention, kernels of the local convolutions, and
       what softmax intra-slice attention leaves to them.
+    distribution: that of y, by file name in mlic_jax/model/distributions/, or by import path.
     num_rates: 0 for one rate per checkpoint; otherwise how many learned gain vectors the checkpoint holds.
     options: settings that single contexts or transforms have of their own, {name: value}; kept as sorted pairs.
   """
@@ -43,6 +44,7 @@ class CodecConfig:
   lrp_widths: tuple[int, ...] = (224, 128)
   window_size: int = 5
   num_rates: int = 0
+  distribution: str = "gaussian"
   options: tuple[tuple[str, Any], ...] | Mapping[str, Any] = ()
 
   def __post_init__(self):
@@ -86,9 +88,11 @@ class CodecConfig:
     return self.hyper_widths or (self.M, self.M * 3 // 2)
 
   def to_dict(self) -> dict[str, Any]:
-    """A dict that survives JSON."""
+    """A dict that survives JSON. A Gaussian is left out, so that model directories with it, their fingerprints and
+    their files are those of programs that know no other distribution."""
     plain = lambda value: list(value) if isinstance(value, tuple) else value
-    fields = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+    fields = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)
+              if (f.name, getattr(self, f.name)) != ("distribution", "gaussian")}
     return fields | {"options": {name: plain(value) for name, value in dict(self.options).items()}}
 
   @classmethod

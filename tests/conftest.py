@@ -23,6 +23,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.model.distributions import make_distribution
 from mlic_jax.model.mlic import build
 
 # Tracing makes millions of objects that stay: to look through them as often as is usual was a tenth of the time.
@@ -110,7 +111,7 @@ def required_here() -> set[str]:
 
 def random_variables(config: CodecConfig, seed: int = 0) -> dict:
   """Variables of a model that codes sensibly: y and its predicted scales are of order 1. `init` takes far longer."""
-  rng = np.random.default_rng(seed)
+  rng, outputs = np.random.default_rng(seed), make_distribution(config).outputs
   quality = 1.0 if config.num_rates else None
   x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
   shapes = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality), x)
@@ -120,8 +121,8 @@ def random_variables(config: CodecConfig, seed: int = 0) -> dict:
     shape, stacked = leaf.shape, any(key.key == "steps" for key in path)
     if name == "kernel":
       value = rng.normal(size=shape) / np.sqrt(np.prod(shape[stacked:-1]))
-    elif name == "bias" and "entropy" in path[-3].key and shape[-1] == 2 * config.slice_channels:
-      value = np.broadcast_to(np.repeat([0.8, 0], config.slice_channels), shape)  # scales, means
+    elif name == "bias" and "entropy" in path[-3].key and shape[-1] == outputs * config.slice_channels:
+      value = np.broadcast_to(np.repeat([0.8, *[0] * (outputs - 1)], config.slice_channels), shape)  # scales, means
     elif name == "gamma":
       value = np.sqrt(0.1) * np.eye(shape[-1])
     elif name in ("beta", "scale"):

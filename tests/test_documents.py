@@ -23,7 +23,8 @@ DOCUMENTS = [name for name in FILES if name.endswith(".md") and not name.startsw
 PROSE_MAX = 110
 FOLDERS = "mlic_jax|tests|tools|benchmarks|configs|docs|checkpoints|requirements"
 # Files of a reader, and of other projects.
-EXAMPLES = {"mine.py", "my_package/four_neighbors.py", "my_package/absolute.py", "examples/train.py"}
+EXAMPLES = {"mine.py", "my_package/four_neighbors.py", "my_package/secant.py", "my_package/absolute.py",
+            "examples/train.py"}
 WRITTEN_BEFORE = ROOT / "tests" / "fixtures" / "written_before"
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the files of a git checkout are listed by git")

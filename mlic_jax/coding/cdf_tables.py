@@ -4,23 +4,27 @@ A decoder never recomputes a table. Two machines may disagree in the last bits o
 by one count garbles every later symbol. The integers are therefore part of the checkpoint.
 
     rows of the table                  symbols of a row
-    0 .. 63         y, one per scale   -reach .. reach, then the escape: one cell for all other symbols
-    64 .. 63 + N    z, one per channel -lower .. upper, then the escape
+    0 .. R - 1      y, one per scale   -reach .. reach, then the escape: one cell for all other symbols
+    R .. R - 1 + N  z, one per channel -lower .. upper, then the escape
+
+R is 64 times the number of shapes of the distribution of y (model/distributions), shape after shape; 0 if the
+distribution has a row for each element instead of a table.
 """
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.special
 
+from mlic_jax.config import CodecConfig
+from mlic_jax.model.distributions import Distribution, gaussian, make_distribution
 from mlic_jax.model.likelihoods import FactorizedPrior
 from mlic_jax.model.scale_table import SCALE_LEVELS, scale_table
 
 PRECISION = 16        # bits of a probability, the maximum of the range coder
-TAIL_MASS = 1e-9      # probability of the escape of a Gaussian row, both tails together; as in CompressAI
-REACH_MAX = 2048      # maximum number of cells on either side of the median of z
+TAIL_MASS = 1e-9      # probability of the escape of a row of y, both tails together; as in CompressAI
+REACH_MAX = 2048      # maximum number of cells on either side of a mean or median
 CELLS_MAX = 2 * REACH_MAX + 4   # maximum number of integers of a row of `lookup`: precision, 0, cells, escape
 
 
@@ -49,10 +53,13 @@ def check_table(table: CDFTable) -> None:
     raise TableError(f"the CDF table is damaged: it has {len(ends)} rows and {len(table.offset)} offsets")
 
 
-def build_table(variables: Mapping[str, Any]) -> CDFTable:
-  """Builds the table of a trained model: 64 rows for y, then one row for each channel of z."""
-  y, z = gaussian_table(row_scales()), factorized_table(variables["params"]["z_prior"])
-  return CDFTable(np.concatenate([y.lookup, z.lookup]), np.concatenate([y.offset, z.offset]))
+def build_table(config: CodecConfig, variables: Mapping[str, Any]) -> CDFTable:
+  """Builds the table of a trained model: 64 rows for each shape of the distribution of y, then a row for each channel
+  of z. ValueError if the density of z is not finite."""
+  distribution = make_distribution(config)
+  tables = [distribution_table(distribution, row_scales(), shape) for shape in range(distribution.num_shapes)]
+  tables.append(factorized_table(variables["params"]["z_prior"]))
+  return CDFTable(*(np.concatenate(parts) for parts in zip(*tables)))
 
 
 def row_scales() -> np.ndarray:
@@ -66,21 +73,34 @@ def row_scales() -> np.ndarray:
   return np.concatenate([levels[:1], np.sqrt(levels[:-1] * levels[1:])])
 
 
-def z_rows(num_channels: int) -> np.ndarray:
+def z_rows(config: CodecConfig) -> np.ndarray:
   """Returns the row of each channel of z, (N,) int32."""
-  return np.arange(SCALE_LEVELS, SCALE_LEVELS + num_channels, dtype=np.int32)
+  first = SCALE_LEVELS * make_distribution(config).num_shapes
+  return np.arange(first, first + config.N, dtype=np.int32)
 
 
 def gaussian_table(scales: np.ndarray) -> CDFTable:
   """Builds one row per scale, for y - mean under a zero-mean Gaussian convolved with the unit uniform."""
-  scales = np.asarray(scales, np.float64)
-  reach = np.ceil(-scipy.special.ndtri(TAIL_MASS / 2) * scales).astype(int)
-  rows = []
-  for scale, r in zip(scales, reach):
-    distance = np.abs(np.arange(-r, r + 1))  # evaluates both terms in the left tail, where nothing cancels
-    pmf = scipy.special.ndtr((0.5 - distance) / scale) - scipy.special.ndtr((-0.5 - distance) / scale)
-    rows.append(_row(pmf, escape=2 * scipy.special.ndtr((-0.5 - r) / scale)))
-  return CDFTable(np.concatenate(rows), -reach.astype(np.int32))
+  return distribution_table(gaussian.Distribution(CodecConfig()), scales)
+
+
+def distribution_table(distribution: Distribution, scales: np.ndarray, shape: int = 0) -> CDFTable:
+  """Builds one row per scale, for y - mean under a zero-mean distribution convolved with the unit uniform.
+
+  `shape` is the index of its shape."""
+  rows, offset = [], []
+  for scale in np.asarray(scales, np.float64):
+    cdf = lambda x, scale=scale: distribution.cdf(x, scale, shape)
+    reach = _reach(cdf)
+    distance = np.abs(np.arange(-reach, reach + 1))  # evaluates both terms in the left tail, where nothing cancels
+    rows.append(_row(cdf(0.5 - distance) - cdf(-0.5 - distance), escape=2 * float(cdf(np.array(-0.5 - reach)))))
+    offset.append(-reach)
+  return CDFTable(np.concatenate(rows), np.array(offset, np.int32))
+
+
+def _reach(cdf: Callable[[np.ndarray], np.ndarray]) -> int:
+  """Returns the first integer r with at most half of TAIL_MASS below -r, or REACH_MAX."""
+  return int(np.searchsorted(-cdf(-np.arange(REACH_MAX, dtype=np.float64)), -TAIL_MASS / 2))
 
 
 def factorized_table(z_prior: Mapping[str, Any]) -> CDFTable:

@@ -79,7 +79,7 @@ def save_model(path: str | os.PathLike, config: CodecConfig, variables: Mapping[
     if not np.isfinite(value).all():
       raise CheckpointError(f"parameter {name} is not finite; the model is not written to {path}")
   fields = config.to_dict()
-  table = build_table({"params": params})
+  table = build_table(config, {"params": params})
   fingerprint = _fingerprint(fields | NEUTRAL, params, table).hex()
   settings = {"format": FORMAT, "model": fields, "training": training, "fingerprint": fingerprint}
   _json(settings)  # raises TypeError for values that are not JSON, before anything is written
@@ -240,7 +240,7 @@ def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check_table(path: Path, config: CodecConfig, table: CDFTable) -> None:
-  rows = int(z_rows(config.N)[-1]) + 1
+  rows = int(z_rows(config)[-1]) + 1
   if table.offset.shape != (rows,):
     raise CheckpointError(f"{path}: tables.npz has {table.offset.size} rows, but the model needs {rows}")
   try:

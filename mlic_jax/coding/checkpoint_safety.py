@@ -17,11 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlic_jax.coding.cdf_tables import CELLS_MAX, CDFTable
+from mlic_jax.coding.cdf_tables import CELLS_MAX, CDFTable, z_rows
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import one_line, system_problem
 from mlic_jax.model.registry import custom_modules
-from mlic_jax.model.scale_table import SCALE_LEVELS
 from mlic_jax.paths import is_remote
 
 PARTS = re.compile(r"[0-9a-f]{16}")   # name of the folder of params/ and tables.npz in remote storage: a fingerprint
@@ -86,7 +85,7 @@ def check_arrays(path: Path, params: Any) -> dict[str, Any]:
 
 def read_table(path: Path, file: Path, config: CodecConfig) -> CDFTable:
   """Reads the CDF table in an NPZ file. CheckpointError if it is damaged or larger than the model needs."""
-  size_max = 4 * (SCALE_LEVELS + config.N) * CELLS_MAX + 1024    # bytes of an int32 array and its header
+  size_max = 4 * (int(z_rows(config)[-1]) + 1) * CELLS_MAX + 1024    # bytes of an int32 array and its header
   try:
     with zipfile.ZipFile(file) as archive:                       # a small file may hold terabytes of zeros
       largest = max((entry.file_size for entry in archive.infolist()), default=0)

@@ -8,9 +8,8 @@ the level coordinates of scales in the CDF table (likelihoods.scale_level).
 import jax
 import jax.numpy as jnp
 
-from mlic_jax.model import registry
+from mlic_jax.model import distributions, registry
 from mlic_jax.model.checkerboard import pack, unpack
-from mlic_jax.model.likelihoods import gaussian_bits
 from mlic_jax.runtime.shape_cache import shape_cached
 
 
@@ -60,7 +59,7 @@ def advance(module, variables, k, hyper, state, symbols):
 
 @shape_cached(size=0)
 def rows(prior):
-  """Returns the CDF rows of a pass in a file that is not portable."""
+  """Returns the scale levels of a pass in a file that is not portable: its CDF rows, without those of the shape."""
   return prior.row
 
 
@@ -77,10 +76,12 @@ def z_bits(module, variables, z_symbols):
   return module.apply(variables, z_symbols, method="z_bits")
 
 
-@shape_cached(size=0, static=2)
-def y_bits(symbols, scale, anchors):
-  """Returns the bits of the symbols of one parity, per element: (1, h, w, Cs), with zeros at the other parity."""
-  return unpack(gaussian_bits(symbols, 0.0, scale), anchors)
+@shape_cached(size=1, module=0, static=4, describe=registry.description)
+def y_bits(module, symbols, coded, parameters, anchors):
+  """Returns the bits of the symbols of one parity, per element: (1, h, w, Cs), with zeros at the other parity and where
+  `coded` is False. `parameters` are the scale and the further parameters of the distribution."""
+  bits = distributions.make_distribution(module.config).bits(symbols, *parameters)
+  return unpack(bits if coded is None else jnp.where(coded, bits, 0), anchors)
 
 
 def to_uint8(x_hat):

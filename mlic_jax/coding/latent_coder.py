@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from mlic_jax.coding import bitstream, jit_functions, portable_cdf, rangecoder, skip_coding
-from mlic_jax.coding.bitstream import Bitstream, BitstreamError
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError, PortabilityError
 from mlic_jax.coding.cdf_tables import z_rows
 from mlic_jax.coding.checkpoint_io import Model
 from mlic_jax.coding.encode_options import EncodeOptions
@@ -26,11 +26,13 @@ from mlic_jax.coding.latents import LatentError, Latents, QualityError, check_qu
 from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.model import selection_map
+from mlic_jax.model.distributions import make_distribution
 from mlic_jax.model.mlic import build, side_multiple
 
 # (slice index, True for anchors, table positions (1, h, w/2, Cs), prior) -> int32 symbols (1, h, w/2, Cs)
 CodePass = Callable[[np.int32, bool, jax.Array, object], np.ndarray]
-Pass = tuple[np.ndarray, np.ndarray | jax.Array]   # symbols and scales, both (1, h, w/2, Cs)
+# Symbols, mask of coded elements (None: all), scale and further parameters of the distribution; (1, h, w/2, Cs) each.
+Pass = tuple[np.ndarray | jax.Array, np.ndarray | None, tuple[jax.Array, ...]]
 
 
 class Encoded(NamedTuple):
@@ -57,11 +59,15 @@ class LatentCoder:
   """
 
   def __init__(self, model: Model, range_coder: str | None = None):
+    self.distribution = make_distribution(model.config)
+    if not self.distribution.num_shapes:
+      range_coder = rangecoder.choose_for_elements(range_coder, model.config.distribution)
     self.range_coder = rangecoder.choose(range_coder)
     self.name, self.config, self.fingerprint = model.name, model.config, model.fingerprint
     self.training, self.allow_custom_modules = model.training, model.allow_custom_modules
     self.module = build(model.config)
     self.variables, self.table = jax.device_put(model.variables), model.table
+    self._rows = rangecoder.prepare(self.table)
     self.has_map = selection_map.has_map(model.config)
     self._side_multiple = side_multiple(model.config)
 
@@ -115,18 +121,18 @@ class LatentCoder:
     """Encodes latents to the content of a file. LatentError as in `encode`."""
     y, _, height, width, quality = latents
     origin, use_map = self._origin(options), options.use_map and self.has_map
-    z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self.table, self.range_coder)]
+    z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self._rows, self.range_coder)]
     encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
     slice_symbols, checksums = [], []
     passes: list[Pass] = []
 
     def encode_pass(k, anchors, positions, prior):
       if options.chunked and anchors:
-        encoders.append(Encoder(self.table, self.range_coder))
-      coding = skip_coding.choose(positions, prior, origin, options.skipped_rows, use_map)
+        encoders.append(Encoder(self._rows, self.range_coder))
+      coding = skip_coding.choose(self.distribution, positions, prior, origin, options.skipped_rows, use_map)
       symbols = np.asarray(jit_functions.symbols(y, k, prior.mean, anchors))
-      symbols, scale = skip_coding.mask_skipped(symbols, prior.scale, coding)
-      passes.append((symbols, scale))
+      symbols = skip_coding.mask_skipped(symbols, coding)
+      passes.append((symbols, coding.coded, (prior.scale, *prior.parameters)))
       slice_symbols.append(symbols)
       if origin is not None and not anchors:
         checksums.append(bitstream.symbol_checksum(*slice_symbols[-2:]))
@@ -147,18 +153,18 @@ class LatentCoder:
     z_symbols = self.symbols_of_z(latents)
 
     def record_pass(k, anchors, positions, prior):
-      symbols, scale, coding = jit_functions.symbols(latents.y, k, prior.mean, anchors), prior.scale, None
+      symbols, coding = jit_functions.symbols(latents.y, k, prior.mean, anchors), None
       if options.skipped_rows or use_map:
-        coding = skip_coding.choose(positions, prior, origin, options.skipped_rows, use_map)
-        symbols, scale = skip_coding.mask_skipped(symbols, scale, coding)
-      passes.append((symbols, scale))
+        coding = skip_coding.choose(self.distribution, positions, prior, origin, options.skipped_rows, use_map)
+        symbols = skip_coding.mask_skipped(np.asarray(symbols), coding)
+      passes.append((symbols, coding and coding.coded, (prior.scale, *prior.parameters)))
       return skip_coding.mark_skipped(np.asarray(symbols), coding, self.config)
 
     return z_symbols, passes, self.run_passes(z_symbols, record_pass)
 
   def bits(self, z_symbols: np.ndarray, passes: Sequence[Pass]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the bits by the likelihoods of the model, per element: of y (h, w, M) and of z (h/4, w/4, N)."""
-    pass_bits = [np.asarray(jit_functions.y_bits(*each, i % 2 == 0))[0] for i, each in enumerate(passes)]
+    pass_bits = [np.asarray(jit_functions.y_bits(self.module, *each, i % 2 == 0))[0] for i, each in enumerate(passes)]
     slice_bits = [anchors + nonanchors for anchors, nonanchors in zip(pass_bits[::2], pass_bits[1::2])]
     z_bits = jit_functions.z_bits(self.module, self.variables, z_symbols)
     return np.concatenate(slice_bits, axis=-1), np.array(z_bits)[0]
@@ -192,7 +198,7 @@ class LatentCoder:
     """Decodes the passes of a file that `check_content` has accepted. Returns the first argument of `synthesize`.
 
     Errors as in `decode`."""
-    decoders = [Decoder(self.table, chunk, self.range_coder) for chunk in content.chunks[:1 + num_slices]]
+    decoders = [Decoder(self._rows, chunk, self.range_coder) for chunk in content.chunks[:1 + num_slices]]
     z_symbols = decoders[0].decode(self._z_rows(*self.z_size(content.height, content.width)))
     slice_symbols = []
 
@@ -200,7 +206,7 @@ class LatentCoder:
       if k >= num_slices:
         return np.zeros(positions.shape, np.int32)
       decoder = decoders[0 if content.single_chunk else 1 + k]
-      coding = skip_coding.read_choice(decoder, positions, prior, content)
+      coding = skip_coding.read_choice(self.distribution, decoder, positions, prior, content)
       symbols = skip_coding.decode(decoder, coding)
       slice_symbols.append(symbols)
       if content.origin is not None and not anchors:
@@ -234,8 +240,9 @@ class LatentCoder:
   def check_content(self, content: Bitstream) -> float | None:
     """Returns the quality of a file. BitstreamError unless the file can have been written with this model."""
     if content.fingerprint != self.fingerprint:
+      needed = "" if self.config.distribution == "gaussian" else f", of the distribution {self.config.distribution}"
       raise BitstreamError(f"the file was written with checkpoint {content.fingerprint.hex()}; "
-                           f"{self.name} is {self.fingerprint.hex()}")
+                           f"{self.name} is {self.fingerprint.hex()}{needed}")
     if content.num_slices != self.config.num_slices:
       raise BitstreamError(f"the file is damaged: it has {content.num_slices} slices; "
                            f"{self.name} has {self.config.num_slices}")
@@ -247,7 +254,10 @@ class LatentCoder:
       raise BitstreamError(f"the file is damaged: {error}") from None
 
   def _origin(self, options: EncodeOptions) -> bitstream.Origin | None:
+    if options.portable and (reason := self.distribution.not_portable):
+      raise PortabilityError(f"{self.name}: the distribution {self.config.distribution} has no portable files "
+                             f"({reason}); wanted portable=False (--no-portable)")
     return portable_cdf.origin_of_this_machine(self.config) if options.portable else None
 
   def _z_rows(self, h: int, w: int) -> np.ndarray:
-    return np.broadcast_to(z_rows(self.config.N), (1, h, w, self.config.N))
+    return np.broadcast_to(z_rows(self.config), (1, h, w, self.config.N))

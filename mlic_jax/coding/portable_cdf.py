@@ -14,6 +14,9 @@ The margin is epsilon, and larger where a scale is small beside the other terms 
 rounding errors do not shrink with the result, and t is its logarithm (see `required_margins`; the benchmark
 benchmarks/cross_platform.py measures the errors). Only the encoder needs the margin.
 
+Where the entropy networks predict the shape of a distribution, its position among the shapes selects an index in the
+same way, with grids of its own: ceil(t - 1/2 + shift), the nearest shape if the shift is 0.
+
 A pass (1, h, w/2, Cs) is cut into blocks in C order; the last one may be short. Large blocks have fewer indices to
 store; small ones are more often safe in an early grid. The encoder uses the size with the fewest bits for each pass.
 """
@@ -83,11 +86,32 @@ def required_margins(positions: np.ndarray, means: np.ndarray, epsilon: float) -
   Scale and mean of an element are sums over the same features of its spatial position. Neither alone shows how large
   these features are: scales are bounded by SCALE_MIN and have a bias, and means may cancel. The geometric mean of both,
   over the channels, follows the errors best. Channels (the last axis) with large scales have larger errors."""
-  scale = SCALE_MIN * np.exp(SCALE_STEP * _bounded(positions).astype(np.float64))
-  rms = lambda x, axis: np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=axis, keepdims=True))
-  spatial = np.sqrt(rms(scale, -1) * rms(means, -1))
-  channel = rms(scale, tuple(range(scale.ndim - 1)))
-  return np.minimum(epsilon * (1 + (SPATIAL_WEIGHT * spatial + CHANNEL_WEIGHT * channel) / scale), MARGIN_MAX)
+  scale = _scales(positions)
+  channel = _rms(scale, tuple(range(scale.ndim - 1)))
+  magnitude = SPATIAL_WEIGHT * _spatial(scale, means) + CHANNEL_WEIGHT * channel
+  return np.minimum(epsilon * (1 + magnitude / scale), MARGIN_MAX)
+
+
+def required_shape_margins(shapes: np.ndarray, positions: np.ndarray, means: np.ndarray, epsilon: float) -> np.ndarray:
+  """Returns the margin of each element's position among the shapes, `shapes`.
+
+  The position is a sum over the same features as the scale and has the same error, but it is linear in that sum, while
+  t is the logarithm of a scale."""
+  magnitude = SPATIAL_WEIGHT * _spatial(_scales(positions), means)
+  channel = _rms(shapes, tuple(range(shapes.ndim - 1)))
+  return np.minimum(epsilon * (1 + SCALE_STEP * (magnitude + CHANNEL_WEIGHT * channel)), MARGIN_MAX)
+
+
+def _scales(positions: np.ndarray) -> np.ndarray:
+  return SCALE_MIN * np.exp(SCALE_STEP * _bounded(positions).astype(np.float64))
+
+
+def _rms(x: np.ndarray, axis) -> np.ndarray:
+  return np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=axis, keepdims=True))
+
+
+def _spatial(scale: np.ndarray, means: np.ndarray) -> np.ndarray:
+  return np.sqrt(_rms(scale, -1) * _rms(means, -1))
 
 
 def choose_grids(positions: np.ndarray, margins: np.ndarray | float) -> Grids:
@@ -139,6 +163,19 @@ def choose_rows(positions: np.ndarray | jax.Array, means: np.ndarray | jax.Array
   positions = np.asarray(positions)
   grids = choose_grids(positions, required_margins(positions, np.asarray(means), 2.0**-origin.epsilon_exponent))
   return grids, rows(positions, grids)
+
+
+def choose_shapes(shapes: np.ndarray, positions: np.ndarray | jax.Array, means: np.ndarray | jax.Array,
+                  origin: Origin, num_shapes: int) -> tuple[Grids, np.ndarray]:
+  """The grids of a pass for the predicted shapes of its elements, and the indices that they make."""
+  margins = required_shape_margins(shapes, np.asarray(positions), np.asarray(means), 2.0**-origin.epsilon_exponent)
+  grids = choose_grids(shapes - np.float32(0.5), margins)
+  return grids, shape_indices(shapes, grids, num_shapes)
+
+
+def shape_indices(shapes: np.ndarray, grids: Grids, num_shapes: int) -> np.ndarray:
+  """int32 index of the shape of each element, 0 to num_shapes - 1, from its position among the shapes, float32."""
+  return np.minimum(rows(shapes - np.float32(0.5), grids), num_shapes - 1)
 
 
 def choose_map(keep: np.ndarray | jax.Array, origin: Origin) -> tuple[Grids, np.ndarray]:

@@ -5,6 +5,8 @@
     encoder.encode_grids(grids, elements)               grids = decoder.decode_grids(elements)
     stream = encoder.finish()                           decoder.finish()
 
+If each element has a row of its own, `encode_elements` and `decode_elements` take a table with these rows.
+
 Any int32 within 2**28 of the offset of its row is coded exactly; nothing is clipped. A symbol without a cell is coded
 as the last cell of the row, the escape. The distances of the escaped symbols from their rows follow at the end of the
 pass in an Elias gamma code, which the same coder codes:
@@ -70,11 +72,23 @@ def choose(coder: str | None = None, order: Sequence[str] = tuple(PACKAGES)) -> 
   return coder
 
 
-class Encoder:
-  """Range encodes passes into one stream, with one table. CoderMissingError if the coder is not installed."""
+def choose_for_elements(coder: str | None, distribution: str) -> str:
+  """Returns the coder for a distribution with a row for each element.
 
-  def __init__(self, table: CDFTable, coder: str | None = None):
-    self._rows = _Rows(table)
+  CoderMissingError for "tfc", whose ops take one table for a stream."""
+  if choose(coder, ("numba",)) == "tfc":
+    raise CoderMissingError(f"the range coder tfc has one table for a whole stream, and the distribution "
+                            f"{distribution} a row for each element; wanted numba")
+  return "numba"
+
+
+class Encoder:
+  """Range encodes passes into one stream, with one table. CoderMissingError if the coder is not installed.
+
+  `table` is a CDFTable, or the result of `prepare`, which saves time if many streams have one table."""
+
+  def __init__(self, table: "CDFTable | PreparedTable", coder: str | None = None):
+    self._rows = prepare(table)
     self._writer = _module(coder).Writer(self._rows.lookup, self._rows.starts)
 
   def encode(self, symbols: np.ndarray, rows: np.ndarray) -> None:
@@ -82,11 +96,17 @@ class Encoder:
 
     SymbolError if a symbol is 2**28 or more away from its row.
     """
-    symbols, rows = np.ravel(symbols), self._rows.checked(rows)
-    cells = symbols.astype(np.int64) - self._rows.offset[rows]
-    escape = self._rows.escape[rows]
-    escaped = (cells < 0) | (cells >= escape)
+    rows = self._rows.checked(rows)
+    cells, escape, escaped = _cells(np.ravel(symbols), self._rows.offset[rows], self._rows.escape[rows])
     self._push(np.where(escaped, escape, cells), rows)
+    if escaped.any():
+      self._push_gamma(cells[escaped], escape[escaped])
+
+  def encode_elements(self, symbols: np.ndarray, table: CDFTable) -> None:
+    """Appends n int32 symbols, each under its row of a table of n rows; escapes as in `encode`. By numba only."""
+    own = _ElementRows(table)
+    cells, escape, escaped = _cells(symbols, table.offset, own.escape)
+    self._writer.push_elements(own.lookup, own.starts, np.where(escaped, escape, cells).astype(np.int32))
     if escaped.any():
       self._push_gamma(cells[escaped], escape[escaped])
 
@@ -127,8 +147,8 @@ class Encoder:
 class Decoder:
   """Range decodes one stream, with the table of the encoder."""
 
-  def __init__(self, table: CDFTable, stream: bytes, coder: str | None = None):
-    self._rows = _Rows(table)
+  def __init__(self, table: "CDFTable | PreparedTable", stream: bytes, coder: str | None = None):
+    self._rows = prepare(table)
     self._reader = _module(coder).Reader(stream, self._rows.lookup, self._rows.starts)
 
   def decode(self, rows: np.ndarray) -> np.ndarray:
@@ -139,6 +159,15 @@ class Decoder:
     if escaped.any():
       cells[escaped] = self._pull_gamma(escape[escaped])
     return (cells + self._rows.offset[flat]).reshape(np.shape(rows))
+
+  def decode_elements(self, table: CDFTable) -> np.ndarray:
+    """(n,) int32 symbols, each under its row of a table of n rows. By numba only."""
+    own = _ElementRows(table)
+    cells = self._reader.pull_elements(own.lookup, own.starts)
+    escaped = cells == own.escape
+    if escaped.any():
+      cells[escaped] = self._pull_gamma(own.escape[escaped])
+    return cells + table.offset
 
   def decode_grids(self, elements: int, fixed: bool = False) -> Grids:
     """Decodes the grids of a pass with `elements` elements; any stream gives choices in 0 .. GRIDS - 1.
@@ -178,7 +207,27 @@ def _written(length: np.ndarray) -> np.ndarray:
   return np.concatenate([below_leading_one, np.ones((len(length), 1), bool)], axis=1)
 
 
-class _Rows:
+def _cells(symbols, offset, escape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the cells of symbols in rows that begin at `offset`, the escape cells, and which symbols are escaped."""
+  cells = symbols.astype(np.int64) - offset
+  return cells, escape, (cells < 0) | (cells >= escape)
+
+
+def prepare(table: "CDFTable | PreparedTable") -> "PreparedTable":
+  """Returns the table for the coders. TableError if it is damaged."""
+  return table if isinstance(table, PreparedTable) else PreparedTable(table)
+
+
+class _ElementRows:
+  """The rows of a table with one row for each element."""
+
+  def __init__(self, table: CDFTable):
+    ends = np.flatnonzero(table.lookup == 2**PRECISION) + 1
+    self.lookup, self.starts = table.lookup, np.concatenate([[0], ends])
+    self.escape = (np.diff(self.starts) - 3).astype(np.int32)
+
+
+class PreparedTable:
   """The table for the coders: the rows of the CDF table, then the rows of gamma codes and of grids."""
 
   def __init__(self, table: CDFTable):

@@ -38,13 +38,21 @@ class Writer:
 
   def push(self, rows: np.ndarray, cells: np.ndarray) -> None:
     """Appends the cells 0, 1, ... of the given rows; both are (n,) int32, contiguous and within the table."""
+    self._reserve(rows.size)
+    _push(self._state, self._sink, *self._table, rows, cells)
+
+  def push_elements(self, lookup: np.ndarray, starts: np.ndarray, cells: np.ndarray) -> None:
+    """Appends the cells (n,) int32 of the n rows of another table, in their order."""
+    self._reserve(cells.size)
+    _push(self._state, self._sink, lookup, starts, np.arange(cells.size, dtype=np.int32), cells)
+
+  def _reserve(self, symbols: int) -> None:
     length = int(self._state[2])
-    needed = length + 2 * rows.size              # a symbol writes at most two bytes
+    needed = length + 2 * symbols                # a symbol writes at most two bytes
     if needed > self._sink.size:
       sink = np.empty(2 * needed, np.uint8)
       sink[:length] = self._sink[:length]
       self._sink = sink
-    _push(self._state, self._sink, *self._table, rows, cells)
 
   def finish(self) -> bytes:
     """Returns the stream. It ends with the shortest number in the interval, without trailing zeros."""
@@ -75,6 +83,13 @@ class Reader:
     """Returns the next cells, (n,) int32; `rows` (n,) int32 is contiguous and within the table."""
     cells = np.empty(rows.size, np.int32)
     _pull(self._state, self._stream, *self._table, rows, cells)
+    return cells
+
+  def pull_elements(self, lookup: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(n,) int32, the next cells under n rows of another table, in their order."""
+    rows = np.arange(starts.size - 1, dtype=np.int32)
+    cells = np.empty(rows.size, np.int32)
+    _pull(self._state, self._stream, lookup, starts, rows, cells)
     return cells
 
   def finish(self) -> bool:

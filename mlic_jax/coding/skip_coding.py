@@ -9,6 +9,7 @@ That costs distortion, and saves the many bits of an unexpected symbol.
 
 Where a model has a selection map, machines agree on the map as on rows, through grids of its own (portable_cdf.py).
 """
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,14 +17,16 @@ import numpy as np
 
 from mlic_jax.coding import bitstream, jit_functions, portable_cdf
 from mlic_jax.coding.bitstream import Bitstream, Origin
+from mlic_jax.coding.cdf_tables import CDFTable
 from mlic_jax.coding.portable_cdf import Grids
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import selection_map
+from mlic_jax.model.distributions import Distribution
 from mlic_jax.model.scale_table import SCALE_LEVELS, scale_table
 from mlic_jax.model.slices import Prior
 
-CERTAIN = 1e-3  # a scale at which a zero costs no bits
+ELEMENTS_MAX = 2**14  # whose rows are in memory at the same time where each element has one of its own
 
 
 class SkipError(ValueError):
@@ -34,7 +37,9 @@ class PassCoding(NamedTuple):
   """The rows, mask and grids that a pass is coded with."""
   rows: np.ndarray           # (1, h, w/2, Cs) int32, CDF rows
   coded: np.ndarray | None   # (1, h, w/2, Cs) bool, False for skipped elements; None: all elements are coded
-  grids: tuple[Grids, ...]   # portable files: the grids of the rows, then those of the map
+  grids: tuple[Grids, ...]   # portable files: the grids of the rows, then those of predicted shapes and of the map
+  distribution: Distribution
+  parameters: tuple[np.ndarray, ...] = ()   # of the distribution, if each element has a row of its own
 
 
 def num_skipped_rows(scale: float) -> int:
@@ -48,45 +53,71 @@ def num_skipped_rows(scale: float) -> int:
   return rows
 
 
-def choose(positions: jax.Array, prior: Prior, origin: Origin | None, skipped_rows: int, use_map: bool) -> PassCoding:
+def choose(distribution: Distribution, positions: jax.Array, prior: Prior, origin: Origin | None, skipped_rows: int,
+           use_map: bool) -> PassCoding:
   """Chooses the rows, mask and grids of a pass in the encoder.
 
-  The elements of the first `skipped_rows` rows are skipped; with `use_map` also those that the selection map leaves
-  out. `origin` is None for a file that is not portable."""
+  The elements of the first `skipped_rows` scale levels are skipped; with `use_map` also those that the selection map
+  leaves out. `origin` is None for a file that is not portable."""
+  shapes = _shape_positions(distribution, prior)
   if origin is None:
-    rows, coded = np.asarray(jit_functions.rows(prior)), np.asarray(prior.keep) > 0 if use_map else None
-    return _pass_coding(rows, coded, (), skipped_rows)
-  grids, rows = portable_cdf.choose_rows(positions, prior.mean, origin)
-  if not use_map:
-    return _pass_coding(rows, None, (grids,), skipped_rows)
-  assert prior.keep is not None  # as the model has a map
-  map_grids, coded = portable_cdf.choose_map(prior.keep, origin)
-  return _pass_coding(rows, coded, (grids, map_grids), skipped_rows)
+    levels = np.asarray(jit_functions.rows(prior))
+    coded = np.asarray(prior.keep) > 0 if use_map else None
+    return _pass_coding(distribution, prior, levels, _nearest(shapes), coded, (), skipped_rows)
+  level_grids, levels = portable_cdf.choose_rows(positions, prior.mean, origin)
+  grids, indices, coded = [level_grids], _nearest(shapes), None
+  if shapes is not None and not distribution.shapes_agree:
+    shape_grids, indices = portable_cdf.choose_shapes(shapes, positions, prior.mean, origin, distribution.num_shapes)
+    grids.append(shape_grids)
+  if use_map:
+    assert prior.keep is not None  # as the model has a map
+    map_grids, coded = portable_cdf.choose_map(prior.keep, origin)
+    grids.append(map_grids)
+  return _pass_coding(distribution, prior, levels, indices, coded, tuple(grids), skipped_rows)
 
 
-def read_choice(decoder: Decoder, positions: jax.Array, prior: Prior, content: Bitstream) -> PassCoding:
+def read_choice(distribution: Distribution, decoder: Decoder, positions: jax.Array, prior: Prior,
+                content: Bitstream) -> PassCoding:
   """Reads the grids of the next pass from `decoder`; returns its rows, mask and grids."""
   if content.origin is None:
-    return choose(positions, prior, None, content.skipped_rows, content.uses_map)
+    return choose(distribution, positions, prior, None, content.skipped_rows, content.uses_map)
   read_grids = lambda: decoder.decode_grids(positions.size, fixed=content.version < bitstream.VERSION)
-  grids, coded = read_grids(), None
+  grids, coded = [read_grids()], None
+  shapes = _shape_positions(distribution, prior)
+  indices = _nearest(shapes)
+  if shapes is not None and not distribution.shapes_agree:
+    grids.append(read_grids())
+    indices = portable_cdf.shape_indices(shapes, grids[1], distribution.num_shapes)
   if content.uses_map:
     assert prior.keep is not None  # as the model has a map
-    coded = portable_cdf.coded_by_map(prior.keep, read_grids())
-  return _pass_coding(portable_cdf.rows(np.asarray(positions), grids), coded, (grids,), content.skipped_rows)
+    grids.append(read_grids())
+    coded = portable_cdf.coded_by_map(prior.keep, grids[-1])
+  levels = portable_cdf.rows(np.asarray(positions), grids[0])
+  return _pass_coding(distribution, prior, levels, indices, coded, tuple(grids), content.skipped_rows)
 
 
-def _pass_coding(rows: np.ndarray, by_map: np.ndarray | None, grids: tuple[Grids, ...],
-                 skipped_rows: int) -> PassCoding:
-  masks = [each for each in (by_map, rows >= skipped_rows if skipped_rows else None) if each is not None]
-  return PassCoding(rows, np.logical_and.reduce(masks) if masks else None, grids)
+def _shape_positions(distribution: Distribution, prior: Prior) -> np.ndarray | None:
+  if distribution.num_shapes == 1:
+    return None
+  return distribution.shape_positions(tuple(map(np.asarray, prior.parameters)))
 
 
-def mask_skipped(symbols: np.ndarray, scale: np.ndarray, coding: PassCoding) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the symbols of a pass, 0 where skipped, and its scales, replaced where skipped so that 0 costs no bits."""
-  if coding.coded is None:
-    return symbols, scale
-  return np.where(coding.coded, symbols, np.int32(0)), np.where(coding.coded, scale, np.float32(CERTAIN))
+def _nearest(shapes: np.ndarray | None) -> np.ndarray | None:
+  """Returns the int32 index of the nearest shape; 0 for NaN, which damaged data may give."""
+  return None if shapes is None else np.rint(np.nan_to_num(shapes)).astype(np.int32)
+
+
+def _pass_coding(distribution: Distribution, prior: Prior, levels: np.ndarray, shapes: np.ndarray | None,
+                 by_map: np.ndarray | None, grids: tuple[Grids, ...], skipped_rows: int) -> PassCoding:
+  masks = [each for each in (by_map, levels >= skipped_rows if skipped_rows else None) if each is not None]
+  rows = levels if shapes is None else levels + np.int32(SCALE_LEVELS) * shapes
+  parameters = () if distribution.num_shapes else tuple(map(np.asarray, prior.parameters))
+  return PassCoding(rows, np.logical_and.reduce(masks) if masks else None, grids, distribution, parameters)
+
+
+def mask_skipped(symbols: np.ndarray, coding: PassCoding) -> np.ndarray:
+  """Returns the symbols of a pass, 0 where skipped."""
+  return symbols if coding.coded is None else np.where(coding.coded, symbols, np.int32(0))
 
 
 def mark_skipped(symbols: np.ndarray, coding: PassCoding | None, config: CodecConfig) -> np.ndarray:
@@ -101,13 +132,34 @@ def encode(encoder: Encoder, symbols: np.ndarray, coding: PassCoding) -> None:
   for grids in coding.grids:
     encoder.encode_grids(grids, coding.rows.size)
   coded = ... if coding.coded is None else coding.coded
-  encoder.encode(symbols[coded], coding.rows[coded])
+  if coding.distribution.num_shapes:
+    encoder.encode(symbols[coded], coding.rows[coded])
+    return
+  symbols = symbols[coded].ravel()
+  for elements, table in _element_tables(coding, symbols.size):
+    encoder.encode_elements(symbols[elements], table)
 
 
 def decode(decoder: Decoder, coding: PassCoding) -> np.ndarray:
   """Decodes the int32 symbols of a pass, in the shape of its rows; skipped ones are 0."""
-  if coding.coded is None:
-    return decoder.decode(coding.rows)
+  coded = np.ones(coding.rows.shape, bool) if coding.coded is None else coding.coded
+  if coding.distribution.num_shapes:
+    if coding.coded is None:
+      return decoder.decode(coding.rows)
+    decoded = decoder.decode(coding.rows[coded])
+  else:
+    decoded = np.concatenate([np.zeros(0, np.int32), *(
+        decoder.decode_elements(table) for _, table in _element_tables(coding, int(coded.sum())))])
   symbols = np.zeros(coding.rows.shape, np.int32)
-  symbols[coding.coded] = decoder.decode(coding.rows[coding.coded])
+  symbols[coded] = decoded
   return symbols
+
+
+def _element_tables(coding: PassCoding, count: int) -> Iterator[tuple[slice, CDFTable]]:
+  """The coded elements of a pass, by ELEMENTS_MAX, and a table with a row for each of them."""
+  coded = ... if coding.coded is None else coding.coded
+  parameters = [each[coded].ravel() for each in coding.parameters]
+  for first in range(0, count, ELEMENTS_MAX):
+    elements = slice(first, first + ELEMENTS_MAX)
+    of_block = coding.distribution.element_table(tuple(each[elements] for each in parameters))
+    yield elements, CDFTable(*of_block)

@@ -35,6 +35,7 @@ from mlic_jax.evaluation.report_images import ReportImages
 from mlic_jax.evaluation.results_cache import ResultsCache
 from mlic_jax.evaluation.workers import SerialExecutor, WorkerPool
 from mlic_jax.folder_lock import FolderLock
+from mlic_jax.model.distributions import make_distribution
 
 # bd_rate.py imports it late, after hours of work, so a missing package is reported here. It imports matplotlib, so
 # matplotlib_settings comes first.
@@ -62,7 +63,7 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
   coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # tfc is the coder of the published results
   if not arguments.estimate:
     rangecoder.load_in_background(coder)
-  load = lambda path: mlic_jax.Codec.load(path, coder, allow_custom_modules=arguments.allow_custom_modules)
+  load = lambda path: load_codec(path, coder, arguments)
   loaded = [(path, load(path)) for path in arguments.ckpt]
   loaded = [(path, each) for path, codec in loaded for each in codec_variants(codec, arguments)]
   codecs = [codec for _, codec in loaded]
@@ -129,6 +130,19 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
     if progressive:
       written += plot_progressive(out, named, title)
   show_results(found, named, title, written)
+
+
+def load_codec(path: Path, coder: str, arguments: argparse.Namespace) -> mlic_jax.Codec:
+  """The codec of a model directory. Where its distribution has no portable files, it writes others: they are decoded on
+  this machine. Such a distribution may also need another coder than the default."""
+  load = lambda coder: mlic_jax.Codec.load(path, coder, allow_custom_modules=arguments.allow_custom_modules)
+  try:
+    codec = load(coder)
+  except rangecoder.CoderMissingError:
+    if arguments.coder is not None:
+      raise
+    codec = load("numba")
+  return codec.with_options(portable=False) if make_distribution(codec.config).not_portable else codec
 
 
 def codec_variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_jax.Codec]:

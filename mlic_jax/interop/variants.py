@@ -25,6 +25,7 @@ HEAD_CHANNELS = 32       # each head of an inter-slice context has so many in th
 HIDDEN_WINDOW = 5        # softmax attention within a slice hides so many places a side in CompressAI
 # Both implementations fix these fields of a config in their code.
 FIXED: dict[str, Any] = dict(
+    distribution="gaussian",
     widths=(), hyper_widths=(), context_ratio=2, channel_widths=(192, 128), entropy_widths=(320, 256, 128))
 LRP_WIDTHS = (224, 128)
 # CompressAI's readings of MLICv2. Here token_expansion is the width of the gate.

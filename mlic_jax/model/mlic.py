@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import contexts, registry, selection_map, transforms
+from mlic_jax.model import contexts, distributions, registry, selection_map, transforms
 from mlic_jax.model.hyper import HyperAnalysis, HyperSynthesis
 from mlic_jax.model.likelihoods import FactorizedPrior
 from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
@@ -201,6 +201,7 @@ def build(config: CodecConfig, **options) -> MLIC:
   `options` are the other attributes of MLIC. ValueError in one line if the config names an unknown transform or
   context, or if one of them cannot be built from it."""
   chosen, found = transforms.find(config.transforms), [contexts.find(name) for name in config.contexts]
+  found.append(distributions.find(config.distribution))
   registry.check_options(config, [chosen, *found, selection_map])
   chosen.activation_floats_per_pixel(config)
   for module in (*found, selection_map):

@@ -58,7 +58,7 @@ def find(name: str, package: str, required: tuple[str, ...]) -> ModuleType:
 
 def custom_modules(config: CodecConfig) -> list[str]:
   """Return the import paths in a config: custom modules, which `build` imports."""
-  return [name for name in (config.transforms, *config.contexts) if "." in name]
+  return [name for name in (config.transforms, *config.contexts, config.distribution) if "." in name]
 
 
 def description(module: Any) -> str | None:

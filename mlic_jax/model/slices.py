@@ -9,6 +9,7 @@ Every step has the full width of y as input, and `decoded` is zero where nothing
 steps therefore have the same shapes and are stacked on a leading axis, and k may be traced.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +18,11 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import contexts, selection_map
+from mlic_jax.model import contexts, distributions, selection_map
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.model.layers import ConvStack
-from mlic_jax.model.likelihoods import gaussian_bits, scale_index, scale_level
+from mlic_jax.model.likelihoods import scale_index, scale_level
 from mlic_jax.model.quantizers import ROUNDING, Quantizer
-from mlic_jax.model.scale_table import SCALE_MIN
-from mlic_jax.model.straight_through import lower_bound
 
 
 class Prior(NamedTuple):
@@ -31,10 +30,11 @@ class Prior(NamedTuple):
   mean: jax.Array
   scale: jax.Array         # at least SCALE_MIN
   keep: jax.Array | None = None   # selection map, above 0 where an element is coded; None: all are coded
+  parameters: tuple[jax.Array, ...] = ()   # further parameters of the distribution of y, such as its shape
 
   @property
   def row(self) -> jax.Array:
-    """int32 CDF row of each element."""
+    """int32 CDF row of each element, among those of its shape."""
     return scale_index(self.scale)
 
   @property
@@ -58,6 +58,18 @@ class SlicesOutput(NamedTuple):
   mean: jax.Array
   scale: jax.Array         # at least SCALE_MIN
   keep: jax.Array | None   # as in Prior
+  parameters: tuple[jax.Array, ...] = ()   # as in Prior
+
+
+class ChannelParameters(nn.Module):
+  """Parameters that each channel of a slice learns by itself, {name: (channels,)}; `start` has their first values."""
+  start: Mapping[str, float]
+  channels: int
+
+  @nn.compact
+  def __call__(self) -> dict[str, jax.Array]:
+    return {name: self.param(name, nn.initializers.constant(value), (self.channels,))
+            for name, value in self.start.items()}
 
 
 class SliceStep(nn.Module):
@@ -67,7 +79,10 @@ class SliceStep(nn.Module):
   def setup(self):
     config = self.config
     self.contexts = {name: contexts.make_context(name, config) for name in config.contexts}
-    out = (*config.entropy_widths, 2 * config.slice_channels)
+    self.distribution = distributions.make_distribution(config)
+    if self.distribution.channel_parameters:
+      self.distribution_parameters = ChannelParameters(self.distribution.channel_parameters, config.slice_channels)
+    out = (*config.entropy_widths, self.distribution.outputs * config.slice_channels)
     self.entropy_anchor = ConvStack(out, kernel_size=1)
     self.entropy_nonanchor = ConvStack(out, kernel_size=1)
     if config.lrp_widths:
@@ -173,15 +188,16 @@ class SliceStep(nn.Module):
     all_live = jnp.ones(hyper.shape[-1], bool)
     live = jnp.concatenate([*is_live(active), all_live])
     out = getattr(self, f"entropy_{of_pass}")(jnp.concatenate(features, axis=-1), live)
-    raw_scale, mean = jnp.split(out, 2, axis=-1)
-    scale, keep = lower_bound(raw_scale, SCALE_MIN), None
+    raw = jnp.split(out, self.distribution.outputs, axis=-1)
+    learned = self.distribution_parameters() if self.distribution.channel_parameters else {}
+    (mean, scale, parameters), raw_scale, keep = self.distribution.predict(raw, learned), raw[0], None
     if selection_map.options(self.config)["selection_spatial"]:
       is_decoded = _numpy_if_known(k).arange(self.config.M) < k * self.config.slice_channels
       live = jnp.concatenate([all_live, is_decoded, *is_live(self._shared_contexts())])
       keep = self.map_both([hyper, state.decoded, *state.shared], mean, raw_scale, of_pass == "anchor", live)
     elif selection_map.has_map(self.config):
       keep = getattr(self, f"map_{of_pass}")(features, mean, scale, live)
-    return Prior(mean, scale, keep)
+    return Prior(mean, scale, keep, parameters)
 
   def _with_slice(self, decoded: jax.Array, k, current: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(decoded, current, k * self.config.slice_channels, axis=-1)
@@ -263,7 +279,8 @@ class Slices(nn.Module):
       # On CPU the gradient through a rolled loop is 18 to 30 times slower. Nothing differentiates plain rounding.
       scan = lambda *args: jax.lax.platform_dependent(*args, cpu=unrolled, default=rolled)
     y_hat, (counted, prior) = scan(jnp.zeros_like(y), inputs)
-    bits = gaussian_bits(counted, 0.0, prior.scale)  # of all slices in one call, which compiles once
+    distribution = distributions.make_distribution(self.config)
+    bits = distribution.bits(counted, prior.scale, *prior.parameters)  # of all slices in one call, which compiles once
     if prior.keep is not None:
       bits = jnp.where(prior.keep > 0, bits, 0.0)
     if arrived is not None:

@@ -71,7 +71,7 @@ def check_config(config, path: Path) -> None:
 
   A model field that is newer than the run has its default there. model.scan_unroll of older versions is free, like
   scan_unroll."""
-  defaults = flatten({"model": CodecConfig().to_dict()})
+  defaults = flatten({"model": CodecConfig().to_dict() | {"distribution": CodecConfig.distribution}})
   then, now = defaults | flatten(read_config(path)), defaults | flatten(config_to_dict(config))
   for fields in then, now:
     fields.pop("model.scan_unroll", None)

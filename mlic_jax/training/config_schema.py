@@ -66,6 +66,7 @@ class Field(NamedTuple):
   needed_for: str = ""   # the runs that need the field, in words, if not all do
 
 
+DISTRIBUTION = "model.distribution"  # optional; the default is "gaussian"
 OPTIONS = "model.options."  # settings of contexts and transforms, each with its default (model/registry.py)
 PRECISIONS = ("highest", "high", "default")  # of jax.default_matmul_precision
 ROUNDING = "later steps round differently"
@@ -188,7 +189,8 @@ def _overridden(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_c
   for before, each, after in zip(["", *overrides], overrides, [*overrides[1:], ""]):
     field, is_value = each.removeprefix("--config.").split("=")[0], before.startswith("--") and "=" not in before
     if each.startswith("--config."):
-      if field not in known and (field in FIELDS or has_parts and re.fullmatch(rf"{OPTIONS}\w+", field)):
+      of_model = has_parts and (field == DISTRIBUTION or re.fullmatch(rf"{OPTIONS}\w+", field))
+      if field not in known and (field in FIELDS or of_model):
         _add(config, field, each.partition("=")[2] if "=" in each else after)
         added.append(field)
       elif field not in known:
@@ -217,6 +219,8 @@ def _add(config: ml_collections.ConfigDict, field: str, text: str) -> None:
   with config.unlocked():
     if field.startswith(OPTIONS):   # check_options refuses options that nothing reads
       config.model.options = {**config.model.get("options", {}), field.removeprefix(OPTIONS): value}
+    elif field == DISTRIBUTION:
+      config.model.distribution = text
     else:
       config[field] = value
 

@@ -36,7 +36,7 @@ streams = st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b"\xff" * 
 @given(tables(), streams, st.integers(0, 150), st.integers(0, 2**32))
 @example(TABLE, b"", 0, 0)
 def test_both_read_any_stream_alike_and_write_what_they_read_alike(tfc, table, stream, count, seed):
-  every = rangecoder._Rows(table)
+  every = rangecoder.PreparedTable(table)
   rows = np.random.default_rng(seed).integers(0, len(every.starts) - 1, count).astype(np.int32)
   ours, theirs = (module.Reader(stream, every.lookup, every.starts) for module in (rangecoder_numba, tfc))
   cells = theirs.pull(rows)
@@ -97,7 +97,7 @@ def test_a_damaged_stream_gives_the_same_symbols_or_the_same_error(tfc, stream, 
 def test_a_carry_runs_back_through_what_was_written():
   """The interval stays around 2**32 for 200 symbols, and then falls to one side of it, or the stream ends there."""
   thirds = CDFTable(np.array([16, 0, 2**15 - 1, 2**15 + 1, 2**16], np.int32), np.array([0], np.int32))
-  every = rangecoder._Rows(thirds)
+  every = rangecoder.PreparedTable(thirds)
   for last in ([], [0], [1], [2]):
     cells = np.array([1] * 200 + last, np.int32)
     writer = rangecoder_numba.Writer(every.lookup, every.starts)

@@ -1,6 +1,7 @@
-"""A researcher's own context and transforms, in a folder outside the package, go through all that a codec does."""
+"""A researcher's own context, transforms and distribution, in a folder outside the package, go through a codec."""
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from PIL import Image
 
 from configs import nano
 from mlic_jax.__main__ import main
+from mlic_jax.coding.cdf_tables import row_scales
 from mlic_jax.coding.checkpoint_io import CheckpointError, load_model, save_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
+from mlic_jax.model.distributions import make_distribution
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.model.registry import custom_modules
 from mlic_jax.training import loop, warm_start
@@ -68,8 +71,11 @@ class Synthesis(nn.Module):
   def __call__(self, y_hat):
     return pixel_shuffle(Conv(3 * 8**2, 1, init_scale=0.2, init_bias=0.5, name="out")(y_hat), 8)
 """
+NOTES = (Path(__file__).parents[2] / "docs" / "research.md").read_text()
+DISTRIBUTION, = (code for code in re.findall(r"```python\n(.*?)```", NOTES, re.DOTALL) if "hyperbolic secant" in code)
 FIELDS = dict(TINY.to_dict(), transforms="own_parts.patches", contexts=["channel", "own_parts.from_hyper"],
-              options={"hyper_features": 6}, num_rates=2, entropy_widths=[8], channel_widths=[8], lrp_widths=[8])
+              options={"hyper_features": 6}, distribution="own_parts.secant",
+              num_rates=2, entropy_widths=[8], channel_widths=[8], lrp_widths=[8])
 
 
 @pytest.fixture(name="folder")
@@ -79,6 +85,7 @@ def folder_with_own_parts(tmp_path, monkeypatch):
   (tmp_path / "own_parts" / "__init__.py").touch()
   (tmp_path / "own_parts" / "from_hyper.py").write_text(CONTEXT)
   (tmp_path / "own_parts" / "patches.py").write_text(TRANSFORMS)
+  (tmp_path / "own_parts" / "secant.py").write_text(DISTRIBUTION)
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, "path", [*sys.path])
   yield tmp_path
@@ -102,11 +109,16 @@ def test_own_parts_are_trained_exported_coded_and_described(folder, capsys):
   settings = json.loads((folder / "run" / "model" / "config.json").read_text())
   assert settings["model"]["transforms"] == "own_parts.patches"
   assert settings["model"]["contexts"] == ["channel", "own_parts.from_hyper"]
+  assert settings["model"]["distribution"] == "own_parts.secant"
   from mlic_jax import Codec
   codec = Codec.load(folder / "run", allow_custom_modules=True)
   photograph = np.asarray(Image.open(folder / "photographs" / "0.png"))
   blob, predicted = codec.encode_with_reconstruction(photograph[:70, :50], quality=1.5)
   np.testing.assert_array_equal(codec.decode(blob), predicted)
+  row = np.split(codec.coder.table.lookup, np.flatnonzero(codec.coder.table.lookup == 2**16) + 1)[40]
+  secant = make_distribution(codec.config)
+  zero = secant.cdf(0.5, row_scales()[40]) - secant.cdf(-0.5, row_scales()[40])
+  assert np.diff(row[1:])[-codec.coder.table.offset[40]] / 2**16 == pytest.approx(zero, rel=5e-3)
 
   (folder / "own.py").write_text("import ml_collections\n"
                                  f"get_config = lambda: ml_collections.ConfigDict(dict(model={FIELDS!r}))\n")
@@ -145,6 +157,7 @@ def test_the_stride_of_the_transforms_decides_what_sizes_must_be_multiples_of(fo
     (dict(transforms="nowhere.at_all"), "transform 'nowhere.at_all': no such module"),
     (dict(transforms="own_parts.from_hyper"), "has no STRIDE; wanted STRIDE, Analysis"),
     (dict(options={"hyper_feature": 6}), "options has 'hyper_feature', which no part of this codec reads"),
+    (dict(distribution="own_parts.from_hyper"), "has no Distribution; wanted Distribution"),
     (dict(transforms="cheng2021"), "no transform 'cheng2021' in mlic_jax/model/transforms/; the nearest is")])
 def test_a_part_that_is_not_there_is_refused_in_one_line(folder, changes, message):
   c = nano.get_config()

@@ -1,0 +1,96 @@
+"""The generalized Gaussian (Zhang, Li & Liu, arXiv:2411.19320): density ~ exp(-|x / alpha|**shape).
+
+Shape 1 is the Laplace distribution, 2 the Gaussian. alpha is the scale times alpha_min(shape) / SCALE_MIN, where
+alpha_min leaves as little outside of the zero bin as a Gaussian with SCALE_MIN: a lower bound of alpha that depends on
+the shape. The coding table has SCALE_LEVELS rows for each of `shapes`; by `shape_per` an element has
+
+    "model"     the one shape of `shapes`                                              (GGM-m of the paper)
+    "channel"   a shape that its channel learned                                       (GGM-c)
+    "element"   a shape that the entropy networks predict, their third output          (GGM-e)
+
+Shapes are learned as positions among `shapes`, continuous in training, where those between two are interpolated
+geometrically; an element is coded with the nearest one. With `scale_factors` each channel has a factor of its scales,
+the exponential of `log_factor`; `mlic-jax calibrate` fits it to images.
+"""
+
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+
+from mlic_jax.model import distributions, registry
+from mlic_jax.model.distributions import OUTSIDE_MIN, nats_to_bits
+from mlic_jax.model.generalized_normal import SHAPE_MAX, SHAPE_MIN, alpha_of_tail, bin_nats, cdf
+from mlic_jax.model.scale_table import SCALE_MIN
+from mlic_jax.model.straight_through import lower_bound
+
+OPTIONS = dict(shapes=(1.5,), shape_per="model", scale_factors=False)
+PER = ("model", "channel", "element")
+SHAPES_MAX = 32
+
+
+def check(config) -> None:
+  """ValueError in one line for settings that no generalized Gaussian can have."""
+  shapes, per, _ = _options(config).values()
+  if per not in PER:
+    raise ValueError(f"options has shape_per={per!r}; wanted one of {', '.join(PER)}")
+  if (not isinstance(shapes, tuple) or any(type(shape) not in (int, float) for shape in shapes)
+      or any(not SHAPE_MIN <= shape <= SHAPE_MAX for shape in shapes) or list(shapes) != sorted(set(shapes))):
+    raise ValueError(f"options has shapes={shapes!r}; wanted rising numbers from {SHAPE_MIN} to {SHAPE_MAX}")
+  if (len(shapes) == 1) != (per == "model") or not 1 <= len(shapes) <= SHAPES_MAX:
+    wanted = "one shape" if per == "model" else f"2 to {SHAPES_MAX} shapes"
+    raise ValueError(f"options has {len(shapes)} shapes with shape_per={per!r}; wanted {wanted}")
+
+
+def _options(config) -> dict:
+  settings = registry.options(config, sys.modules[__name__])
+  return {name: settings[name] for name in OPTIONS}
+
+
+def units(shapes: tuple[float, ...]) -> np.ndarray:
+  """alpha at the scale 1 of each shape."""
+  return alpha_of_tail(OUTSIDE_MIN, np.array(shapes)) / SCALE_MIN
+
+
+class Distribution(distributions.Distribution):
+  """See the module."""
+
+  def __init__(self, config):
+    super().__init__(config)
+    self.shapes, self.per, has_factors = _options(config).values()
+    self.num_shapes, self.shapes_agree = len(self.shapes), self.per != "element"
+    self.outputs = 3 if self.per == "element" else 2
+    self.start = float(np.interp(1.5, self.shapes, np.arange(self.num_shapes)))  # position of the shape to start from
+    self.channel_parameters = (dict(shape=self.start) if self.per == "channel" else {}) | (
+        dict(log_factor=0.0) if has_factors else {})
+    self.units = units(self.shapes)
+
+  def predict(self, raw, learned):
+    raw_scale, mean, *raw_shape = raw
+    if "log_factor" in learned:
+      raw_scale = raw_scale * jnp.exp(learned["log_factor"])
+    scale, last = lower_bound(raw_scale, SCALE_MIN), self.num_shapes - 1
+    if self.per == "model":
+      return mean, scale, ()
+    position = learned["shape"] if self.per == "channel" else raw_shape[0] + self.start
+    position = -lower_bound(-lower_bound(position, 0.0), -float(last))
+    return mean, scale, (jnp.broadcast_to(position, scale.shape),)
+
+  def bits(self, residual, scale, *position):
+    if not position:
+      return nats_to_bits(bin_nats(residual, scale * self.units[0], self.shapes[0]))
+    shape, unit = (self._between(np.log(values), position[0]) for values in (self.shapes, self.units))
+    return nats_to_bits(bin_nats(residual, scale * unit, shape))
+
+  def cdf(self, x, scale, shape=0):
+    return cdf(x, scale * self.units[shape], self.shapes[shape])
+
+  def shape_positions(self, parameters):
+    return np.asarray(parameters[0]) if parameters else None
+
+  def _between(self, logs, position):
+    """exp of the values `logs` at the shapes, interpolated."""
+    # A sum of hats: no gather, whose gradient is slow on accelerators.
+    index = jnp.arange(self.num_shapes, dtype=position.dtype)
+    hats = jnp.maximum(1 - jnp.abs(position[..., None] - index), 0)
+    return jnp.exp((hats * jnp.asarray(logs, position.dtype)).sum(-1))

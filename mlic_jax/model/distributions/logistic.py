@@ -1,0 +1,26 @@
+"""The logistic distribution: its cumulative is sigmoid(x / s), s = UNIT * scale."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import scipy.special
+
+from mlic_jax.model import distributions
+from mlic_jax.model.distributions import OUTSIDE_MIN, nats_to_bits
+from mlic_jax.model.scale_table import SCALE_MIN
+
+UNIT = 0.5 / math.log(2 / OUTSIDE_MIN - 1) / SCALE_MIN   # 0.355
+
+
+class Distribution(distributions.Distribution):
+  """See the module."""
+
+  def bits(self, residual, scale):
+    s, v = UNIT * scale, jnp.abs(residual)
+    # sigmoid(p) - sigmoid(q) = sigmoid(p) sigmoid(-q) (1 - exp(q - p)), of which no term cancels or underflows.
+    nats = jax.nn.softplus(-(v + 0.5) / s) + jax.nn.softplus((v - 0.5) / s) - jnp.log(-jnp.expm1(-1 / s))
+    return nats_to_bits(nats)
+
+  def cdf(self, x, scale, shape=0):
+    return scipy.special.expit(x / (UNIT * scale))
