@@ -1,16 +1,17 @@
-"""What a GPU or a TPU makes of this project, in some eight minutes: is it right, and how fast is it.
+"""Checks correctness and speed of this project on a GPU or TPU, in about eight minutes.
 
     python benchmarks/accelerator.py --json RESULT.json [--minutes 8] [--only parity across training codec]
 
-* parity: the authors' recorded arrays (tests/fixtures/golden), in the precision that the device chooses and in full.
-* across: what --ckpt codes on CPU is decoded on the device, and the other way round: symbols, rows of the coding table,
-  levels of the picture, and how much of the distance that portable files keep is used (benchmarks/cross_platform.py).
-* training: steps a second and share of the peak, of nano and of MLIC++, in float32 and with transforms in bfloat16; the
-  batch doubles until the memory or the time is full.
-* codec: seconds of the networks for a picture, as encoder and as decoder.
+* parity: differences from the authors' recorded arrays (tests/fixtures/golden), in the default precision of the device
+  and in full precision.
+* across: images coded on CPU are decoded on the device, and the other way round. It compares symbols, CDF rows and
+  pixels, and reports the used share of the rounding error margin (benchmarks/cross_platform.py).
+* training: steps per second and share of the peak for nano and MLIC++, in float32 and with transforms in bfloat16. The
+  batch doubles until memory or time is exhausted.
+* codec: seconds of the networks for an image, as encoder and as decoder.
 
-It runs with jax, flax, optax, orbax-checkpoint, numpy, scipy, pillow and this repository. Where numba is installed
-files are coded, too. --small is for CPUs: sizes at which it says that everything runs, and nothing about speed.
+It needs jax, flax, optax, orbax-checkpoint, numpy, scipy, pillow and this repository. Files are coded as well if numba
+is installed. --small has sizes for CPUs, which show only that everything runs.
 """
 import argparse
 import contextlib
@@ -52,29 +53,31 @@ from tools import config_fields  # noqa: F401 (before configs)
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 PARTS = ("parity", "across", "training", "codec")
-# Dense bfloat16 products and sums a second, by the makers' data sheets; longer names first.
+# Dense bfloat16 FLOP/s by the data sheets of the vendors; longer names first.
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
          "A10G": 70e12, "A10": 125e12, "V100": 125e12, "T4": 65e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
          "TPU v5": 459e12, "TPU v6 lite": 918e12}
-STEPS = 10          # of a training, timed together
+STEPS = 10          # training steps that are timed together
 SMALL = dict(N=8, M=16, num_slices=2, transforms="cheng2020", widths=(8, 8, 8), channel_widths=(8, 8),
              entropy_widths=(8, 8), lrp_widths=(8,), contexts=("channel",), window_size=3)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description="What a GPU or a TPU makes of this project.")
-  parser.add_argument("--ckpt", type=Path, default=ROOT / "checkpoints" / "nano")
-  parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
-  parser.add_argument("--minutes", type=float, default=8.0, help="no measurement begins that would end after it")
-  parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-  parser.add_argument("--small", action="store_true", help="for CPUs: that it runs, not how fast")
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--ckpt", type=Path, default=ROOT / "checkpoints" / "nano",
+                      help="Model directory. Default: checkpoints/nano.")
+  parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="Write the results to FILE. Required.")
+  parser.add_argument("--minutes", type=float, default=8.0,
+                      help="Start no measurement that would end later. Default: %(default)s.")
+  parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="Run only these parts. Default: all.")
+  parser.add_argument("--small", action="store_true", help="Use small sizes for CPUs. Default: off.")
   return parser.parse_args(argv)
 
 
-# --- is it right -----------------------------------------------------------------------------
+# --- correctness -----------------------------------------------------------------------------
 
 def parity(args: argparse.Namespace) -> dict[str, Any]:
-  """Largest differences from the authors' arrays, by case and precision."""
+  """Returns the largest differences from the authors' arrays, by case and precision."""
   found = {}
   for case in "A" if args.small else "ABC":
     manifest = json.loads((GOLDEN / f"manifest_{case}.json").read_text())
@@ -88,19 +91,19 @@ def parity(args: argparse.Namespace) -> dict[str, Any]:
         out = jax.jit(build(config).apply, compiler_options=COMPILE_QUICKLY if args.small else None)(variables, x)
       got = dict(x_hat=out.x_hat, y_hat=out.y_hat, y_likelihoods=2.0**-out.y_bits, z_likelihoods=2.0**-out.z_bits)
       largest = {name: float(np.abs(np.asarray(array) - recorded[name]).max()) for name, array in got.items()}
-      of = "all bits" if precision else "as the device chooses"
-      found[f"{case}, {of}"] = largest
-      say(f"parity {case}, {of}: " + ", ".join(f"{name} {value:.1e}" for name, value in largest.items()))
+      title = f"{case}, {'full precision' if precision else 'default precision'}"
+      found[title] = largest
+      say(f"parity {title}: " + ", ".join(f"{name} {value:.1e}" for name, value in largest.items()))
   return found
 
 
 def across(args: argparse.Namespace) -> dict[str, Any]:
-  """The same pictures on CPU and on the device, each decoding what the other has coded."""
+  """Codes images on CPU and on the device, and decodes them on the other."""
   model = load_model(args.ckpt)
-  places = {"cpu": jax.devices("cpu")[0], "device": jax.devices()[0]}
+  devices = {"cpu": jax.devices("cpu")[0], "device": jax.devices()[0]}
   codecs = {}
-  for name, place in places.items():
-    with jax.default_device(place):
+  for name, device in devices.items():
+    with jax.default_device(device):
       codecs[name] = Codec(model)
   images = [image for case in ("A" if args.small else "ABC")
             for image in np.moveaxis(np.load(GOLDEN / f"golden_{case}.npz")["image_u8"], 1, -1)]
@@ -109,34 +112,34 @@ def across(args: argparse.Namespace) -> dict[str, Any]:
   for writer, reader in (("cpu", "device"), ("device", "cpu")):
     found, levels = [], []
     for image in images:
-      with jax.default_device(places[writer]):
-        recorded = cross_platform.record_picture(codecs[writer], image, None)
+      with jax.default_device(devices[writer]):
+        recorded = cross_platform.record_image(codecs[writer], image, None)
         blob, own = codecs[writer].encode_with_reconstruction(image) if has_coder else (None, None)
-      with jax.default_device(places[reader]):
-        found.append(cross_platform.compare_picture(codecs[reader], recorded, batch=1))
+      with jax.default_device(devices[reader]):
+        found.append(cross_platform.compare_image(codecs[reader], recorded, batch=1))
         if has_coder:
           levels.append(int(np.abs(codecs[reader].decode(blob).astype(int) - own).max()))
-    summary = dict(cross_platform.of_pictures(found), pictures=len(images),
-                   share_of_kept_distance=float(max(each["share"].max() for each in found)),
-                   largest_difference_of_places=float(max(each["off"].max() for each in found)),
+    summary = dict(cross_platform.totals(found), images=len(images),
+                   share_of_margin=float(max(each["share"].max() for each in found)),
+                   largest_position_error=float(max(each["off"].max() for each in found)),
                    files_decoded=len(levels), levels_off_in_files=max(levels, default=None))
     results[f"{writer} to {reader}"] = summary
-    say(f"{writer} to {reader}: {summary['portable_decode']} of {len(images)} pictures decode, "
-        f"{summary['share_of_kept_distance']:.1%} of the distance, {len(levels)} files")
+    say(f"{writer} to {reader}: {summary['portable_decode']} of {len(images)} images decode, "
+        f"{summary['share_of_margin']:.1%} of the margin, {len(levels)} files")
   epsilon = 2.0**-portable_cdf.epsilon_exponent(codecs["cpu"].config)
   return dict(results, epsilon=epsilon, checkpoint=args.ckpt.name)
 
 
-# --- how fast is it ----------------------------------------------------------------------------
+# --- speed -------------------------------------------------------------------------------------
 
 def training(args: argparse.Namespace, left: Callable[[], float]) -> list[dict[str, Any]]:
-  """A row for each configuration, precision and batch."""
+  """Returns a row for each config, precision and batch size."""
   rows = []
-  for name, of in (("nano", nano),) if args.small else (("nano", nano), ("mlic_plus_plus", mlic_plus_plus)):
+  for name, module in (("nano", nano),) if args.small else (("nano", nano), ("mlic_plus_plus", mlic_plus_plus)):
     for in_bfloat16 in (False,) if args.small else (False, True):
       batch, before = 1 if args.small else 4, 0.0
-      while before < left() / 2:  # a doubled batch takes no more than twice as long, mostly to compile
-        config = of.get_config()
+      while before < left() / 2:  # a doubled batch takes at most twice as long, mostly to compile
+        config = module.get_config()
         config.bfloat16_transforms, config.batch_size = in_bfloat16, batch
         if args.small:
           config.crop_size, config.optimizer = 64, "adam"
@@ -162,7 +165,7 @@ def training(args: argparse.Namespace, left: Callable[[], float]) -> list[dict[s
 
 
 def timed_steps(config, count: int) -> dict[str, Any]:
-  """Steps a second, of the program that train.py runs, on one device."""
+  """Measures steps per second of the training program of train.py on one device."""
   codec, devices = CodecConfig.from_dict(dict(config.model)), jax.devices()[:1]
   step, (_, x, *others) = pmap_programs.training_program(config, codec, devices)
   state = create_state(config, build(codec), make_optimizer(config))
@@ -193,13 +196,13 @@ def kmacs(codec: CodecConfig, side: int) -> float:
 
 
 def peak_flops() -> float | None:
-  """Of bfloat16 products; None for a device that PEAKS does not name."""
+  """Returns the peak bfloat16 FLOP/s of the device; None if PEAKS does not have it."""
   kind = jax.devices()[0].device_kind
   return next((peak for name, peak in PEAKS.items() if name in kind), None)
 
 
 def codec_times(args: argparse.Namespace, left: Callable[[], float]) -> list[dict[str, Any]]:
-  """Seconds of encoding and decoding a picture without the range coder, whose work is on the host."""
+  """Measures encoding and decoding of an image in seconds, without the range coder, which runs on the host."""
   height, width = (64, 96) if args.small else (512, 768)
   row, column = np.mgrid[:height, :width][..., None]
   noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
@@ -264,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
       before = time.monotonic()
       results[name] = measure()
       results[f"{name}_seconds"] = time.monotonic() - before
-      write_whole(args.json, (json.dumps(results, indent=1) + "\n").encode())  # what there is, should the rest fail
+      write_whole(args.json, (json.dumps(results, indent=1) + "\n").encode())  # saves results before the next part
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Where the time of encoding and decoding goes, stage by stage.
+"""Measures the time of encoding and decoding by stage.
 
-    python benchmarks/codec_latency.py --ckpt checkpoints/nano [--image PHOTO] [--repeats 5]
+    python benchmarks/codec_latency.py --ckpt checkpoints/nano [--image IMAGE] [--repeats 5]
     python benchmarks/codec_latency.py --config configs/mlic_plus_plus.py [--height 512 --width 768]
 
-Stages of a picture, each timed until its results are there:
+Each stage is timed until its results are computed:
 
     analysis       g_a and h_a                              encoder only
     priors         h_s and the passes of the slices
     synthesis      the last pass and g_s                    decoder only
     range coder    symbols to bytes, bytes to symbols
-    other          transfers to the host, Python, checksums: what is left of the whole
+    other          the rest: transfers to the host, Python, checksums
 
-Medians are those of runs with a stopwatch around every stage; "whole" is that of runs without, which may overlap what
-the stopwatch keeps apart. The first call is told apart: it compiles, or reads what was compiled from the cache. Prints,
-and asserts nothing. Run it with nothing beside it.
+It prints medians over runs with a stopwatch around every stage. "whole" is the median over runs without stopwatches, in
+which stages may overlap. The first call is reported separately, because it compiles or reads the compilation cache. Run
+it without other load on the machine.
 """
 import argparse
 import collections
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlic_jax.runtime.huge_pages import use_huge_pages
 
 if __name__ == "__main__":
-  use_huge_pages()  # as train.py, eval.py and the command line do
+  use_huge_pages()  # like train.py, eval.py and the command line
 
 import jax
 import numpy as np
@@ -48,27 +48,27 @@ from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state
 
 NETWORKS = {"analyze": "analysis", "start": "priors", "nonanchors": "priors", "advance": "priors",
-            "symbols": "priors", "finish": "synthesis"}   # compiled functions of coding/jit_functions.py
+            "symbols": "priors", "finish": "synthesis"}   # functions of coding/jit_functions.py
 CODER = [(Encoder, "__init__"), (Encoder, "encode"), (Encoder, "finish"),
          (Decoder, "__init__"), (Decoder, "decode"), (Decoder, "finish")]
 
 
 def parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description="Seconds of encoding and decoding, stage by stage.")
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   model = parser.add_mutually_exclusive_group(required=True)
-  model.add_argument("--ckpt", type=Path)
-  model.add_argument("--config", help="a file of configs/, freshly initialized: its times are those of a trained one, "
-                     "its symbols are not")
-  parser.add_argument("--image", type=Path, help="default: smooth noise of the size below")
-  parser.add_argument("--height", type=int, default=512)
-  parser.add_argument("--width", type=int, default=768)
-  parser.add_argument("--quality", type=float, help="of a variable-rate model; default: the middle")
-  parser.add_argument("--repeats", type=int, default=5)
+  model.add_argument("--ckpt", type=Path, help="Measure this model directory.")
+  model.add_argument("--config", help="Measure an initialized model of this config. Its networks take as long as those "
+                     "of a trained model, but its range coder does not.")
+  parser.add_argument("--image", type=Path, help="Image to code. Default: smooth noise of the given size.")
+  parser.add_argument("--height", type=int, default=512, help="Height of the noise. Default: %(default)s.")
+  parser.add_argument("--width", type=int, default=768, help="Width of the noise. Default: %(default)s.")
+  parser.add_argument("--quality", type=float, help="Quality of a variable-rate model. Default: the middle.")
+  parser.add_argument("--repeats", type=int, default=5, help="Number of runs. Default: %(default)s.")
   return parser.parse_args()
 
 
-def fresh_codec(path: str) -> Codec:
-  """The codec of a configuration as training would start it."""
+def initialized_codec(path: str) -> Codec:
+  """Returns the codec of a config with the initial parameters of training."""
   config = load_config(path)
   model = build(model_config(config, path))
   variables = {"params": jax.device_get(create_state(config, model, make_optimizer(config)).params)}
@@ -76,7 +76,7 @@ def fresh_codec(path: str) -> Codec:
 
 
 def smooth_noise(height: int, width: int) -> np.ndarray:
-  """(height, width, 3) uint8, with structure at every scale from 8 pixels on."""
+  """Returns noise (height, width, 3) uint8 with structures of 8, 32 and 128 pixels."""
   rng, image = np.random.default_rng(0), np.zeros((height, width, 3))
   for cell in (8, 32, 128):
     coarse = rng.normal(0, cell**0.5, (height // cell + 1, width // cell + 1, 3))
@@ -85,7 +85,7 @@ def smooth_noise(height: int, width: int) -> np.ndarray:
 
 
 class Stopwatch:
-  """Adds up the seconds of each stage, from the call of its functions until their results are there."""
+  """Adds up the seconds of each stage, from the call of its functions until their results are computed."""
 
   def __init__(self):
     self.seconds = collections.Counter()
@@ -100,7 +100,7 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def running(self):
-    """Stands in front of all stages of the codec."""
+    """Times all stages of the codec within the context."""
     with contextlib.ExitStack() as stack:
       for name, stage in NETWORKS.items():
         function = getattr(jit_functions, name)
@@ -117,7 +117,7 @@ def seconds_of(run: Callable) -> float:
 
 
 def report(name: str, run: Callable, pixels: int, repeats: int) -> None:
-  """Prints the medians of one direction."""
+  """Prints the medians of encoding or decoding."""
   first = seconds_of(run)
   whole = [seconds_of(run) for _ in range(repeats)]
   stages, outside = collections.defaultdict(list), []
@@ -141,7 +141,7 @@ def report(name: str, run: Callable, pixels: int, repeats: int) -> None:
 def main() -> None:
   args = parse()
   compilation_cache.enable()
-  codec = Codec.load(args.ckpt) if args.ckpt else fresh_codec(args.config)
+  codec = Codec.load(args.ckpt) if args.ckpt else initialized_codec(args.config)
   image = load_image(args.image) if args.image else smooth_noise(args.height, args.width)
   height, width = image.shape[:2]
   peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -152,7 +152,7 @@ def main() -> None:
   blob = codec.encode(image, args.quality)
   report("decode", lambda: codec.decode(blob), height * width, args.repeats)
   print(f"{len(blob)} bytes, {8 * len(blob) / (height * width):.3f} bpp; peak memory of the process {peak():.2f} GB, "
-        f"{before:.2f} GB before the first picture")
+        f"{before:.2f} GB before the first image")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What refining latents gains, by relaxation and number of steps, and what a step costs.
+"""Measures gain and cost of latent optimization, by relaxation and number of steps.
 
     python benchmarks/latent_optimization.py --ckpt CKPT --data IMAGES [--images 8] [--crop 256] [--qualities 1,3,6]
                                     [--relaxations atanh,linear,sigmoid,noise] [--steps 25,50,100,200,500] [--keep FILE]
@@ -6,13 +6,13 @@
     python benchmarks/latent_optimization.py --cost --config configs/nano.py [--crop 256] [--batch 1]
     python benchmarks/latent_optimization.py --watch 10 --config configs/mlic_plus_plus.py [--crop 256]
 
-The first prints a table on held-out photographs, the middle of each: how the loss of the file changes, bpp + lmbda *
-distortion, mean over photographs and qualities; then bits and PSNR apart. Unlike in `encode`, a file that is worse than
-the plain one counts as it is. "noise" refines under the noise of training, without annealing. What is measured is kept
-in FILE, a line of JSON each, and not measured again. --holdout-every has to be that of the training.
+The first command prints tables for the middle of held-out photographs: the change of the loss of the file, bpp + lmbda
+* distortion, averaged over photographs and qualities, and the changes of bits and PSNR. Unlike in `encode`, a file that
+is worse than without latent optimization counts as well. "noise" optimizes under the noise of training, without
+annealing. Measurements are cached in FILE, as one line of JSON each. --holdout-every has to be that of the training.
 
---cost prints seconds per pixel of a step of refining, compiled once, and of a training step, timed in turn, and their
-ratio. Run it with nothing beside it. --watch prints the loss of the rounded latents of a picture step by step, for the
+--cost prints seconds per pixel of an optimization step and of a training step, timed in turn, and their ratio. Run it
+without other load on the machine. --watch prints the loss of the rounded latents of an image step by step, for the
 weights of tests/helpers/golden_fill.py, and the peak memory of the process.
 """
 import argparse
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlic_jax.runtime.huge_pages import use_huge_pages
 
 if __name__ == "__main__":
-  use_huge_pages()  # as train.py, eval.py and the command line do
+  use_huge_pages()  # like train.py, eval.py and the command line
 
 import jax
 import numpy as np
@@ -46,33 +46,37 @@ from mlic_jax.runtime import compilation_cache
 
 
 def noise(temperature):
-  """No relaxation of rounding at all."""
+  """Returns the noise of training instead of a relaxation of rounding."""
   return NOISE
 
 
-SCHEDULE = ("learning_rate", "hot", "cold")  # of the fields of a Schedule
+SCHEDULE = ("learning_rate", "hot", "cold")  # fields of a Schedule that are options
 RELAXATIONS = {**{name: name for name in LOG_ODDS}, "noise": noise}
 
 
 def parse(argv=None) -> argparse.Namespace:
   numbers = lambda kind: lambda text: [kind(each) for each in text.split(",")]
-  parser = argparse.ArgumentParser(description="Relaxations against steps on held-out photographs; the cost of a step.")
-  parser.add_argument("--ckpt")
-  parser.add_argument("--data", help="the photographs that were trained on; those held out are taken")
-  parser.add_argument("--holdout-every", type=int, default=24)
-  parser.add_argument("--images", type=int, default=8)
-  parser.add_argument("--crop", type=int, default=256)
-  parser.add_argument("--qualities", type=numbers(float), help="default: all")
-  parser.add_argument("--relaxations", type=lambda text: text.split(","), default=list(RELAXATIONS))
-  parser.add_argument("--steps", type=numbers(int), default=[25, 50, 100, 200, 500])
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--ckpt", help="Model directory.")
+  parser.add_argument("--data", help="Training images of the model; its held-out images are used.")
+  parser.add_argument("--holdout-every", type=int, default=24, help="As in the training. Default: %(default)s.")
+  parser.add_argument("--images", type=int, default=8, help="Number of images. Default: %(default)s.")
+  parser.add_argument("--crop", type=int, default=256, help="Side of the crops in pixels. Default: %(default)s.")
+  parser.add_argument("--qualities", type=numbers(float), help="Qualities. Default: all.")
+  parser.add_argument("--relaxations", type=lambda text: text.split(","), default=list(RELAXATIONS),
+                      help="Relaxations. Default: all.")
+  parser.add_argument("--steps", type=numbers(int), default=[25, 50, 100, 200, 500],
+                      help="Numbers of steps. Default: 25,50,100,200,500.")
   for name in SCHEDULE:
-    parser.add_argument(f"--{name}", type=float, default=getattr(Schedule, name))
-  parser.add_argument("--keep", type=Path, metavar="FILE")
-  parser.add_argument("--cost", action="store_true")
-  parser.add_argument("--watch", type=int, metavar="STEPS")
-  parser.add_argument("--config", default="configs/nano.py")
-  parser.add_argument("--batch", type=int, default=1, help="training crops a step")
-  parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(f"--{name}", type=float, default=getattr(Schedule, name),
+                        help=f"The field {name} of the Schedule. Default: %(default)s.")
+  parser.add_argument("--keep", type=Path, metavar="FILE", help="Cache measurements in FILE. Default: off.")
+  parser.add_argument("--cost", action="store_true", help="Measure the cost of a step. Default: off.")
+  parser.add_argument("--watch", type=int, metavar="STEPS", help="Print the loss during STEPS steps. Default: off.")
+  parser.add_argument("--config", default="configs/nano.py",
+                      help="Config for --cost and --watch. Default: %(default)s.")
+  parser.add_argument("--batch", type=int, default=1, help="Crops per training step of --cost. Default: %(default)s.")
+  parser.add_argument("--repeats", type=int, default=5, help="Number of runs of --cost. Default: %(default)s.")
   args = parser.parse_args(argv)
   if unknown := set(args.relaxations) - set(RELAXATIONS):
     parser.error(f"--relaxations {','.join(unknown)}; wanted some of {','.join(RELAXATIONS)}")
@@ -82,7 +86,7 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def measure(codec: Codec, image: np.ndarray, quality: float | None, schedule: Schedule) -> dict[str, float]:
-  """Loss, bpp and PSNR of the files of an image, without latent optimization ("plain") and with it ("refined")."""
+  """Returns loss, bpp and PSNR of files of an image without latent optimization ("plain") and with it ("refined")."""
   optimizer = codec.with_options(refine=schedule).optimizer
   plain, loss = codec.latents(image, quality), optimizer.loss_of_latents(image, quality)
   gradient = optimizer.gradient_of_latents(image, quality)
@@ -92,8 +96,8 @@ def measure(codec: Codec, image: np.ndarray, quality: float | None, schedule: Sc
   y, z = jax.block_until_ready(run(schedule))
   row = {"seconds": time.perf_counter() - start}
   for name, latents in ("plain", plain), ("refined", plain._replace(y=y, z=z)):
-    blob, picture = codec.encode_latents_with_reconstruction(latents)
-    row |= {f"{name}_loss": optimizer.loss_of_file(image, quality, blob, picture), f"{name}_psnr": psnr(image, picture),
+    blob, decoded = codec.encode_latents_with_reconstruction(latents)
+    row |= {f"{name}_loss": optimizer.loss_of_file(image, quality, blob, decoded), f"{name}_psnr": psnr(image, decoded),
             f"{name}_bpp": 8 * len(blob) / (image.shape[0] * image.shape[1])}
   return row
 
@@ -129,43 +133,43 @@ def table(args: argparse.Namespace) -> None:
 
 
 def cost(args: argparse.Namespace) -> float:
-  """Prints the cost of a step, and returns how many times that of a training step it is, per pixel."""
-  from benchmarks.codec_latency import fresh_codec, smooth_noise
+  """Prints the cost of a step, and returns its ratio to the cost of a training step, per pixel."""
+  from benchmarks.codec_latency import initialized_codec, smooth_noise
   from benchmarks.throughput import timed, training
   from mlic_jax.training.config_schema import load_config, model_config
   config = load_config(args.config)
-  image, codec = smooth_noise(args.crop, args.crop), fresh_codec(args.config)
+  image, codec = smooth_noise(args.crop, args.crop), initialized_codec(args.config)
   optimizer = codec.with_options(refine=1, lmbda=0.01).optimizer
   quality = codec.choose_quality(None)
   latents, gradient = codec.latents(image, quality), optimizer.gradient_of_latents(image, quality)
   state = [((latents.y, latents.z), latent_optimization.first_moments((latents.y, latents.z)))]
 
-  def refining():
+  def optimize():
     state[0] = latent_optimization._step(*state[0], gradient, jax.random.key(0), 0.5, 1e-2, Schedule.relaxation)
     return state[0]
 
   print(f"{args.config} on {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
-  before, first = peak_memory(), timed(refining)
-  print(f"refining {args.crop}x{args.crop}: first step {first:.1f} s, "
+  before, first = peak_memory(), timed(optimize)
+  print(f"latent optimization of {args.crop}x{args.crop}: first step {first:.1f} s, "
         f"peak memory of the process {peak_memory():.2f} GB, {before:.2f} GB before", flush=True)
   step = training(config, build(model_config(config, args.config)), args.crop, args.batch)[0]
   print(f"training {args.batch} x {args.crop}x{args.crop}: first step {timed(step):.1f} s", flush=True)
-  for run in step, refining:
+  for run in step, optimize:
     timed(run)
-  seconds = {run: [] for run in (step, refining)}
+  seconds = {run: [] for run in (step, optimize)}
   for _ in range(args.repeats):
-    for run, of_run in seconds.items():
-      of_run.append(timed(run))
+    for run, times in seconds.items():
+      times.append(timed(run))
   pixels = args.crop**2
-  of_training, of_refining = statistics.median(seconds[step]), statistics.median(seconds[refining])
-  ratio = of_refining / pixels / (of_training / (args.batch * pixels))
-  print(f"a step of refining: {of_refining:.3f} s, {of_refining / pixels * 1e6:.2f} us a pixel; of "
-        f"training: {of_training:.3f} s, {of_training / args.batch / pixels * 1e6:.2f} us a pixel; ratio {ratio:.2f}")
+  training_s, optimization_s = statistics.median(seconds[step]), statistics.median(seconds[optimize])
+  ratio = optimization_s / pixels / (training_s / (args.batch * pixels))
+  print(f"optimization step: {optimization_s:.3f} s, {optimization_s / pixels * 1e6:.2f} us per pixel; training step: "
+        f"{training_s:.3f} s, {training_s / args.batch / pixels * 1e6:.2f} us per pixel; ratio {ratio:.2f}")
   return ratio
 
 
 def watch(args: argparse.Namespace) -> None:
-  """Prints the loss of the rounded latents before the first step and after each share of the steps."""
+  """Prints the loss of the rounded latents before the first step and at every check."""
   from benchmarks.codec_latency import smooth_noise
   from benchmarks.cross_platform import filled_codec
   image, codec = smooth_noise(args.crop, args.crop), filled_codec(args.config)
@@ -174,17 +178,17 @@ def watch(args: argparse.Namespace) -> None:
   latents = codec.latents(image, quality)
   print(f"{args.config}, weights by formula, {args.crop}x{args.crop}; peak memory so far {peak_memory():.2f} GB")
 
-  def told(done: float, loss: float):
+  def progress(done: float, loss: float):
     print(f"step {round(done * args.watch)}: loss {loss:.4f}, {time.perf_counter() - start:.1f} s", flush=True)
 
   start = time.perf_counter()
-  refine((latents.y, latents.z), optimizer.loss_of_latents(image, quality), jax.random.key(0), optimizer.schedule, told,
-         optimizer.gradient_of_latents(image, quality))
+  refine((latents.y, latents.z), optimizer.loss_of_latents(image, quality), jax.random.key(0), optimizer.schedule,
+         progress, optimizer.gradient_of_latents(image, quality))
   print(f"peak memory of the process {peak_memory():.2f} GB")
 
 
 def peak_memory() -> float:
-  """Of this process, in GB."""
+  """Returns the peak memory of this process in GB."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 

@@ -1,11 +1,11 @@
-"""Measures what bfloat16 products in the transforms would cost: JAX's default precision on a TPU.
+"""Measures the cost of bfloat16 products in the transforms, JAX's default precision on TPUs, in bits and PSNR.
 
     python benchmarks/product_precision.py --ckpt checkpoints/nano --data KODAK [--limit N] [--quality 1 3 6]
 
-A product of two bfloat16 numbers, summed in float32, is the same on every platform up to the order of the sum. So the
-kernels and the inputs of all convolutions in g_a, h_a and g_s are rounded to bfloat16 here, and the entropy path is
-left as it is. The codec of full precision is compared with one that rounds on both
-sides, and with one whose decoder alone rounds.
+A product of two bfloat16 numbers that is summed in float32 is the same on every platform, up to the order of the sum.
+The benchmark therefore rounds the kernels and inputs of all convolutions in g_a, h_a and g_s to bfloat16, but not the
+entropy path. It compares a codec of full precision with one that rounds on both sides, and with one that rounds only in
+the decoder.
 """
 import argparse
 import sys
@@ -74,10 +74,10 @@ def main() -> None:
 
   def decode_rounded(variables, y_hat, quality):
     with nn.intercept_methods(round_inputs):
-      return model.apply(variables, y_hat, quality, method="synthesise")
+      return model.apply(variables, y_hat, quality, method="synthesize")
 
   run, run_rounded, decode_rounded = map(jax.jit, (run, run_rounded, decode_rounded))
-  print("quality  both: bits, PSNR          decoder alone: PSNR, values that differ, by at most")
+  print("quality  both: bits, PSNR          decoder only: PSNR, samples that differ, by at most")
   for quality in args.quality:
     rows = []
     for path in list_images(args.data)[:args.limit]:

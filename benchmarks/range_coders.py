@@ -1,9 +1,9 @@
-"""The two range coders: how long each takes to be ready, and symbols a second.
+"""Measures the two range coders: import time, and symbols per second.
 
     python benchmarks/range_coders.py [--symbols 490000] [--repeats 7]
 
-490,000 symbols are those of a 768x512 picture by the full-size models. Each coder runs in a process of its own; seconds
-are those of the processor (user and system), so that neighbors count little, and the least of the repeats.
+A 768x512 image has 490,000 symbols with full-size models. Each coder runs in a process of its own. Times are CPU times
+(user and system), on which other processes have little effect, and the minimum over the repeats.
 """
 import argparse
 import subprocess
@@ -28,7 +28,7 @@ def seconds(run) -> tuple[float, object]:
 
 
 def measure(coder: str, count: int, repeats: int) -> None:
-  """Prints one line."""
+  """Measures a coder and prints one line."""
   ready, _ = seconds(lambda: _module(coder))
   table, rng = gaussian_table(SCALES), np.random.default_rng(0)
   rows = rng.integers(0, len(SCALES), count).astype(np.int32)
@@ -49,9 +49,9 @@ def measure(coder: str, count: int, repeats: int) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--symbols", type=int, default=490_000)
-  parser.add_argument("--repeats", type=int, default=7)
-  parser.add_argument("--coder", choices=PACKAGES, help="this one alone, in this process")
+  parser.add_argument("--symbols", type=int, default=490_000, help="Number of symbols. Default: %(default)s.")
+  parser.add_argument("--repeats", type=int, default=7, help="Number of runs. Default: %(default)s.")
+  parser.add_argument("--coder", choices=PACKAGES, help="Measure only this coder, in this process. Default: both.")
   args = parser.parse_args()
   if args.coder:
     measure(args.coder, args.symbols, args.repeats)

@@ -1,4 +1,4 @@
-"""Measures what each part of the startup machinery saves, by leaving it out, in turns.
+"""Measures the time that each part of the startup machinery saves, by leaving it out.
 
     python benchmarks/startup_parts.py --ckpt checkpoints/nano --image IMAGE [--train IMAGES] [--turns 3]
 

@@ -1,12 +1,12 @@
-"""How close a codec comes to the convolution throughput of this machine, forward and in training.
+"""Compares the throughput of a codec, forward and in training, with that of a convolution on this machine.
 
     python benchmarks/throughput.py [--config configs/mlic_plus_plus.py] [--height 512 --width 768] [--repeats 5]
 
-The yardstick is a 3x3 convolution, 192 to 192 channels, 128x192 pixels, timed in turn with the codec: the clock of the
-machine then touches both. It is XLA's own: a codec can exceed it on CPU, where mlic_jax/kernels/winograd.py takes half
-the multiplications, which count in full here. Multiply-accumulates are those of `python -m mlic_jax describe`, which
-counts every layer of a slice at every position of y, as the authors do; a training step counts three forward passes.
-Prints medians and ratios and asserts nothing. Run it with nothing beside it.
+The reference is XLA's 3x3 convolution, 192 to 192 channels, 128x192 pixels. It is timed in turn with the codec, so
+changes of the clock rate affect both. On CPU a codec can exceed it: mlic_jax/kernels/winograd.py needs half of the
+multiplications, which are counted in full here. Multiply-accumulates are those of `mlic-jax describe`, which counts
+every layer of a slice at every position of y, like the authors. A training step counts as three forward passes. It
+prints medians and ratios. Run it without other load on the machine.
 """
 import argparse
 import resource
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlic_jax.runtime.huge_pages import use_huge_pages
 
 if __name__ == "__main__":
-  use_huge_pages()  # as train.py, eval.py and the command line do
+  use_huge_pages()  # like train.py, eval.py and the command line
 
 import jax
 import jax.numpy as jnp
@@ -39,26 +39,28 @@ CONV_SHAPE, CONV_KERNEL = (1, 128, 192, 192), (3, 3, 192, 192)
 
 
 def parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description="Forward pass and training step against convolution throughput.")
-  parser.add_argument("--config", default="configs/mlic_plus_plus.py")
-  parser.add_argument("--height", type=int, default=512, help="of the picture of the forward pass")
-  parser.add_argument("--width", type=int, default=768)
-  parser.add_argument("--crop", type=int, default=256, help="side of the training crop")
-  parser.add_argument("--batch", type=int, default=1, help="training crops a step")
-  parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--only", choices=("forward", "training"))
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--config", default="configs/mlic_plus_plus.py", help="Config. Default: %(default)s.")
+  parser.add_argument("--height", type=int, default=512,
+                      help="Height of the image of the forward pass. Default: %(default)s.")
+  parser.add_argument("--width", type=int, default=768,
+                      help="Width of the image of the forward pass. Default: %(default)s.")
+  parser.add_argument("--crop", type=int, default=256, help="Side of the training crops. Default: %(default)s.")
+  parser.add_argument("--batch", type=int, default=1, help="Crops per training step. Default: %(default)s.")
+  parser.add_argument("--repeats", type=int, default=5, help="Number of runs. Default: %(default)s.")
+  parser.add_argument("--only", choices=("forward", "training"), help="Measure only this. Default: both.")
   return parser.parse_args()
 
 
 def timed(run: Callable) -> float:
-  """Seconds until the result of run() is there."""
+  """Returns the seconds until the result of run() is computed."""
   start = time.perf_counter()
   jax.block_until_ready(run())
   return time.perf_counter() - start
 
 
 def convolution() -> tuple[Callable, float]:
-  """The yardstick, and its floating-point operations."""
+  """Returns the reference convolution, and its floating-point operations."""
   rng = np.random.default_rng(0)
   x, kernel = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in (CONV_SHAPE, CONV_KERNEL))
   conv = jax.jit(lambda x: jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)),
@@ -67,7 +69,7 @@ def convolution() -> tuple[Callable, float]:
 
 
 def forward(config, model, height: int, width: int) -> tuple[Callable, float]:
-  """Reconstruction and bits of one picture."""
+  """Returns a function for reconstruction and bits of one image, and its floating-point operations."""
   quality = 1.0 if model.config.num_rates else None
   x = jnp.asarray(np.random.default_rng(0).uniform(size=(1, height, width, 3)), jnp.float32)
   variables = {"params": create_state(config, model, make_optimizer(config)).params}
@@ -76,7 +78,7 @@ def forward(config, model, height: int, width: int) -> tuple[Callable, float]:
 
 
 def training(config, model, crop: int, batch: int) -> tuple[Callable, float]:
-  """One step as train.py takes it, on one device; the state goes from step to step."""
+  """Returns the training step of train.py on one device, which updates its state, and its floating-point operations."""
   optimizer = make_optimizer(config)
   state = [parallel.replicate(create_state(config, model, optimizer))]
   step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, jax.devices()[0].platform),
@@ -90,12 +92,12 @@ def training(config, model, crop: int, batch: int) -> tuple[Callable, float]:
 
 
 def flops(model, height: int, width: int) -> float:
-  """Of the forward pass, two a multiply-accumulate."""
+  """Returns the floating-point operations of the forward pass, two per multiply-accumulate."""
   return 2000.0 * height * width * sum(part.kmacs for part in describe(model.config, height, width))
 
 
 def report(name: str, run: Callable, operations: float, repeats: int) -> None:
-  """Times `run` and the yardstick in turn."""
+  """Times `run` and the reference convolution in turn, and prints the results."""
   conv, conv_operations = convolution()
   compiled = timed(run)
   timed(conv)
@@ -103,8 +105,8 @@ def report(name: str, run: Callable, operations: float, repeats: int) -> None:
   for _ in range(repeats):
     before = min(timed(conv) for _ in range(3))
     seconds.append(timed(run))
-    yardstick = conv_operations / min(before, *(timed(conv) for _ in range(3)))
-    shares.append(operations / seconds[-1] / yardstick)
+    reference = conv_operations / min(before, *(timed(conv) for _ in range(3)))
+    shares.append(operations / seconds[-1] / reference)
   median = statistics.median(seconds)
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
   print(f"{name}: {median:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), {operations / 1e9:.0f} GFLOP at "

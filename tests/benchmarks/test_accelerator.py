@@ -25,7 +25,7 @@ def test_a_cpu_decodes_what_itself_has_coded_and_the_times_are_those_of_all_part
   assert found["platform"] == "cpu" and found["peak_flops"] is None and "parity" not in found
   for way in ("cpu to device", "device to cpu"):  # the same device, and bit for bit the same
     across = found["across"][way]
-    assert across["portable_decode"] == across["pictures"] == 1 and across["share_of_kept_distance"] == 0
+    assert across["portable_decode"] == across["images"] == 1 and across["share_of_margin"] == 0
     assert across["files_decoded"] == 1 and across["levels_off_in_files"] == 0
   (row,) = found["training"]
   assert row["config"] == "nano" and row["steps_per_second"] > 0 and row["share_of_peak"] is None
@@ -35,4 +35,4 @@ def test_a_cpu_decodes_what_itself_has_coded_and_the_times_are_those_of_all_part
 
 @pytest.mark.slow  # tests/model/test_reference_parity.py holds CPUs to the same arrays
 def test_a_cpu_is_near_the_recorded_arrays(check):
-  assert all(value < 1e-4 for of_case in check("parity")["parity"].values() for value in of_case.values())
+  assert all(value < 1e-4 for case in check("parity")["parity"].values() for value in case.values())
