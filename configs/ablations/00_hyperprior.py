@@ -1,4 +1,4 @@
-"""Ablation, row 0: only the hyperprior."""
+"""Ablation, row 0: the hyperprior alone."""
 
 import ml_collections
 

@@ -3,26 +3,30 @@
 latent_coder.py codes the latents of one image, latent_optimizer.py optimizes them, encode_options.py has the settings.
 """
 import functools
-import numbers
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import IO
 
 import numpy as np
 
-from mlic_jax.coding import bitstream
-from mlic_jax.coding.bitstream import BitstreamError
+from mlic_jax.coding import bitstream, tiled_format
 from mlic_jax.coding.checkpoint_io import Model, load_model
+from mlic_jax.coding.codec_input import Buffer, as_bytes, check_slices, opened
 from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import Encoded, LatentCoder
 from mlic_jax.coding.latents import Latents
-from mlic_jax.coding.memory_estimate import check_memory
+from mlic_jax.coding.memory_estimate import check_memory, is_enough_memory
 from mlic_jax.coding.optimization_schedule import RefineError, Schedule
+from mlic_jax.coding.tile_grid import Box
+from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress
+from mlic_jax.coding.tiled_decoder import TiledDecoder
+from mlic_jax.coding.tiled_format import TiledFile
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import AnyPicture, as_picture
 from mlic_jax.runtime import compilation_cache
 
 DEFAULT_OPTIONS = EncodeOptions()
-Buffer = bytes | bytearray | memoryview
+Report = Callable[[str], None]   # is called with a line
 
 
 class Codec:
@@ -37,15 +41,17 @@ class Codec:
       starts faster.
     options: the settings of the encoder.
     progress: called during latent optimization with the completed fraction (0 to 1) and the loss.
+    tile_progress: called after each tile of a tiled file with the number of finished tiles, and of all.
 
   RefineError if `options` ask for latent optimization and the model directory has no objective.
   """
 
   def __init__(self, model: Model | LatentCoder, range_coder: str | None = None,
                options: EncodeOptions = DEFAULT_OPTIONS,
-               progress: Callable[[float, float], None] = lambda done, loss: None):
+               progress: Callable[[float, float], None] = lambda done, loss: None,
+               tile_progress: TileProgress = SILENT):
     self.coder = model if isinstance(model, LatentCoder) else LatentCoder(model, range_coder)
-    self.options, self.progress = options, progress
+    self.options, self.progress, self.tile_progress = options, progress, tile_progress
     if options.refine is not None:
       self.objective(self.qualities[0])
 
@@ -62,7 +68,7 @@ class Codec:
     """Returns a codec with changed EncodeOptions, such as with_options(skip=0.2, refine=100).
 
     The order of changes does not matter. Both codecs share compiled functions."""
-    return Codec(self.coder, None, self.options.replace(**changes), self.progress)
+    return Codec(self.coder, None, self.options.replace(**changes), self.progress, self.tile_progress)
 
   @property
   def config(self) -> CodecConfig:
@@ -106,7 +112,7 @@ class Codec:
 
   def encode(self, image: AnyPicture, quality: float | None = None, icc_profile: bytes | None = None, *,
              chunked: bool | None = None, portable: bool | None = None, skip: float | None = None,
-             refine: Schedule | int | str | None = None, lmbda: float | None = None) -> bytes:
+             refine: Schedule | int | str | None = None, lmbda: float | None = None, tile: int | None = None) -> bytes:
     """Encodes an image of any size and returns the bytes of the .mlic file.
 
     Args:
@@ -115,16 +121,20 @@ class Codec:
       quality: the quality of a variable-rate checkpoint; see the class.
       icc_profile: the color profile to store in the file; it does not change the coded samples. None stores the profile
         of a PIL image.
-      chunked, portable, skip, refine, lmbda: options for this image, see EncodeOptions; None: those of the codec.
+      chunked, portable, skip, refine, lmbda, tile: options for this image, see EncodeOptions; None: those of the codec.
 
     QualityError if the checkpoint does not have the quality; ImageError if `image` is no image; BitstreamError if image
-    or profile are too large; MemoryLimitError if the image needs more memory than is free; SkipError and RefineError
-    for invalid options.
+    or profile are too large; MemoryLimitError if the image needs more memory than is free; SkipError, RefineError and
+    TilingError for invalid options.
     """
-    given = dict(chunked=chunked, portable=portable, skip=skip, refine=refine, lmbda=lmbda)
+    given = dict(chunked=chunked, portable=portable, skip=skip, refine=refine, lmbda=lmbda, tile=tile)
     changes = {name: value for name, value in given.items() if value is not None}
     codec = self.with_options(**changes) if changes else self
-    return codec._encode(image, quality, icc_profile).blob
+    image, own_profile, _ = as_picture(image)
+    profile = icc_profile or own_profile
+    if side := codec.tile_side(*image.shape[:2]):
+      return codec.tiles.encode(image, quality, codec.options, side, profile, codec.tile_progress)
+    return codec._encode(image, quality, profile).blob
 
   def encode_many(self, images: Iterable[AnyPicture], quality: float | None = None,
                   advance: Callable[[], None] = lambda: None) -> Iterator[bytes]:
@@ -143,19 +153,23 @@ class Codec:
     """Encodes an image; returns the file and the decoded image (H, W, 3) uint8.
 
     On this machine `decode` returns the same image bit for bit. Arguments and errors as in `encode`."""
-    encoded = self._encode(image, quality, icc_profile)
-    return encoded.blob, encoded.reconstruct()
+    return self.encode_with_bits(image, quality, icc_profile)[:2]
 
-  def encode_with_bits(self, image: AnyPicture, quality: float | None = None,
+  def encode_with_bits(self, image: AnyPicture, quality: float | None = None, icc_profile: bytes | None = None,
                        ) -> tuple[bytes, np.ndarray, Callable[[], float]]:
     """Encodes an image; returns the file, the decoded image and a function that returns the bits of `estimate`.
 
     The function computes the bits from the passes of the encoder. Arguments and errors as in `encode`."""
-    encoded = self._encode(image, quality)
+    image, own_profile, _ = as_picture(image)
+    profile = icc_profile or own_profile
+    if side := self.tile_side(*image.shape[:2]):
+      tiled = self.tiles.encode_with_bits(image, quality, self.options, side, profile, self.tile_progress)
+      return tiled.blob, tiled.reconstruct(), lambda: tiled.bits
+    encoded = self._encode(image, quality, profile)
     return encoded.blob, encoded.reconstruct(), lambda: _sum(*self.coder.bits(encoded.z_symbols, encoded.passes))
 
   def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
-    """Returns the latents that `encode` codes for an image.
+    """Returns the latents that `encode` codes for an image as a whole, without tiles.
 
     They are those of the analysis transform, or optimized ones if their file has a lower loss. Arguments and errors as
     in `encode`."""
@@ -177,19 +191,41 @@ class Codec:
     """Returns the bits by the likelihoods of the model and the decoded image (H, W, 3) uint8, without range coding.
 
     Arguments and errors as in `encode`."""
+    image = as_picture(image).image
+    if side := self.tile_side(*image.shape[:2]):
+      *bits, decoded = self.tiles.estimate(image, quality, self.options, side)
+      return _sum(*bits), decoded
     latents = self.latents(image, quality)
     z_symbols, passes, last_pass = self.coder.run_encoder(latents, self.options)
     return _sum(*self.coder.bits(z_symbols, passes)), self.coder.synthesize(last_pass, *latents[2:])
 
   def element_bits(self, image: AnyPicture, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bits of `estimate` for each element of y (h, w, M) and of z (h/4, w/4, N); see Latents."""
+    """Returns the bits of `estimate` for each element of y (h, w, M) and of z (h/4, w/4, N), of all tiles together."""
+    image = as_picture(image).image
+    if side := self.tile_side(*image.shape[:2]):
+      return self.tiles.estimate(image, quality, self.options, side)[:2]
     z_symbols, passes, _ = self.coder.run_encoder(self.latents(image, quality), self.options)
     return self.coder.bits(z_symbols, passes)
 
   def has_compiled(self, height: int, width: int) -> bool:
     """Whether encoding and decoding an image of this size compiles nothing: its padded size was coded recently."""
+    if side := self.tile_side(height, width):
+      return self.tiles.has_compiled(self.tiles.grid(height, width, side))
     optimizer_compiled = self.options.refine is None or self.optimizer.has_compiled(height, width)
     return optimizer_compiled and self.coder.has_compiled(height, width)
+
+  # --- tiles ----------------------------------------------------------------------------
+
+  @functools.cached_property
+  def tiles(self) -> TiledCoder:
+    """The coder of tiles. TilingError if the transforms of the model cannot be computed tile by tile."""
+    return TiledCoder(self.coder)
+
+  def tile_side(self, height: int, width: int) -> int | None:
+    """Returns the largest side of a tile of an image, by the option `tile` or the memory; None for no tiles."""
+    if self.options.tile is None and self.options.refine is None and not is_enough_memory(self.config, height, width):
+      return self.tiles.automatic_side(height, width)
+    return self.options.tile or None
 
   # --- latent optimization --------------------------------------------------------------
 
@@ -207,14 +243,15 @@ class Codec:
 
   def check(self, height: int, width: int) -> None:
     """Raises MemoryLimitError or RefineError if an image of this size cannot be encoded. Computes nothing."""
+    if side := self.tile_side(height, width):
+      return self.tiles.check_memory(self.tiles.grid(height, width, side))
     check_memory(self.config, height, width)
     if self.options.refine is not None:
       self.optimizer.check(height, width)
 
-  def _encode(self, image: AnyPicture, quality: float | None, icc_profile: bytes | None = None) -> Encoded:
-    image, own_profile, _ = as_picture(image)
-    latents, encoded = self._latents_and_file(image, quality, icc_profile or own_profile)
-    return encoded or self.coder.encode(latents, self.options, icc_profile or own_profile)
+  def _encode(self, image: np.ndarray, quality: float | None, icc_profile: bytes | None) -> Encoded:
+    latents, encoded = self._latents_and_file(image, quality, icc_profile)
+    return encoded or self.coder.encode(latents, self.options, icc_profile)
 
   def _latents_and_file(self, image: np.ndarray, quality: float | None,
                         icc_profile: bytes | None = None) -> tuple[Latents, Encoded | None]:
@@ -229,25 +266,60 @@ class Codec:
   # --- decoding -------------------------------------------------------------------------
 
   def decode(self, blob: Buffer, slices: int | None = None, partial: bool = False,
-             pixels_max: int = bitstream.PIXELS_MAX) -> np.ndarray:
+             pixels_max: int = bitstream.PIXELS_MAX, report: Report = lambda line: None) -> np.ndarray:
     """Decodes a .mlic file and returns the image (H, W, 3) uint8.
 
     Args:
       blob: the content of the file, as bytes or another buffer.
       slices: the number of slices to decode, 0 to num_slices; the entropy model predicts the others. None decodes all.
-      partial: accept a file that is truncated or damaged in a slice, and decode the slices before that one.
+      partial: accept a file that is truncated or damaged in a slice, and decode the slices before that one. In a tiled
+        file that concerns each tile, and a tile without z becomes gray.
       pixels_max: refuse larger images.
+      report: called with a line for each incomplete tile of a tiled file, with `partial`.
 
     BitstreamError if the file is invalid, damaged or written with another checkpoint; PortabilityError, a subclass, if
     the arithmetic of this machine differs too much from that of the encoder; MemoryLimitError if the image needs more
     memory than is free.
     """
-    content = bitstream.parse(_as_bytes(blob), pixels_max, partial)
-    given: object = slices  # of any type, for the type checker
-    if slices is not None and not (isinstance(given, numbers.Integral) and 0 <= slices <= content.num_slices):
-      raise BitstreamError(f"slices={slices!r}; wanted an integer from 0 to {content.num_slices}")
+    blob = as_bytes(blob)
+    if tiled_format.is_tiled(blob, pixels_max):
+      return self.open_tiled(TiledFile(blob, pixels_max, partial), slices, partial, report).decode()
+    content = bitstream.parse(blob, pixels_max, partial)
+    check_slices(slices, content)
     received = content.num_received
     return self.coder.decode(content, received if slices is None else min(slices, received))
+
+  def decode_region(self, source: Buffer | IO[bytes], x: int, y: int, width: int, height: int,
+                    slices: int | None = None, partial: bool = False, pixels_max: int = bitstream.PIXELS_MAX,
+                    report: Report = lambda line: None) -> np.ndarray:
+    """Decodes a region of a .mlic file and returns it, (height, width, 3) uint8.
+
+    Of a tiled file only the tiles that the region and its halo touch are read. The pixels are those of `decode`, within
+    one level.
+
+    Args:
+      source: the content of the file, or a seekable file that is open for reading in binary mode.
+      x, y: the column and the row of the upper left corner, from 0.
+      width, height: of the region, in pixels.
+      slices, partial, pixels_max, report: as in `decode`.
+
+    TilingError if the region is not in the image; other errors as in `decode`.
+    """
+    area, file = Box(y, x, y + height, x + width), opened(source)
+    if tiled_format.is_tiled(file.read(bitstream.HEADER_SIZE_MAX), pixels_max):
+      return self.open_tiled(TiledFile(file, pixels_max, partial), slices, partial, report).decode(area)
+    file.seek(0)
+    blob = file.read()
+    content = bitstream.check_header(blob, pixels_max)
+    area.check_inside(content.height, content.width)
+    return np.ascontiguousarray(self.decode(blob, slices, partial, pixels_max)[area.slices])
+
+  def open_tiled(self, file: TiledFile, slices: int | None = None, partial: bool = False,
+                 report: Report = lambda line: None) -> TiledDecoder:
+    """Returns the decoder of a tiled file, which also decodes in strips. Arguments and errors as in `decode`."""
+    check_slices(slices, file.content)
+    self.coder.check_content(file.content)   # before the halos of another model are measured
+    return TiledDecoder(self.tiles, file, slices, partial, report, self.tile_progress)
 
   def decode_many(self, blobs: Iterable[Buffer], advance: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
     """Lazily yields the image (H, W, 3) uint8 of each file, in order, and calls `advance` after each.
@@ -260,23 +332,16 @@ class Codec:
   def decode_progressively(self, blob: Buffer) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (bytes received, image (H, W, 3) uint8) for 0, 1, ..., all slices of a file.
 
-    A single-chunk file yields one pair, because no slice is complete before its end. Errors as in `decode`.
+    A single-chunk file and a tiled file yield one pair, because no slice is complete before their end. Errors as in
+    `decode`.
     """
-    blob = _as_bytes(blob)
+    blob = as_bytes(blob)
+    if tiled_format.is_tiled(blob):
+      yield len(blob), self.decode(blob)
+      return
     content, ends = bitstream.parse(blob), bitstream.chunk_ends(blob)
     for slices, end in zip(range(content.num_slices + 1)[-len(ends):], ends):
       yield end, self.coder.decode(content, slices)
-
-
-def _as_bytes(blob: Buffer) -> bytes:
-  """Converts a buffer to bytes. BitstreamError for other types, such as the path of a file."""
-  if isinstance(blob, bytes):
-    return blob
-  try:
-    return memoryview(blob).tobytes()
-  except TypeError:
-    hint = "; read a file with Path(path).read_bytes()" if isinstance(blob, str | os.PathLike) else ""
-    raise BitstreamError(f"the input is {type(blob).__name__}; wanted the bytes of a .mlic file{hint}") from None
 
 
 def _sum(y_bits: np.ndarray, z_bits: np.ndarray) -> float:

@@ -6,10 +6,12 @@
 """
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 from mlic_jax.coding.optimization_schedule import RefineError, Schedule
 from mlic_jax.coding.skip_coding import num_skipped_rows
+from mlic_jax.coding.tile_grid import TilingError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,10 @@ class EncodeOptions:
     lmbda: weight of the distortion in latent optimization, in the scale of training. None uses that of the quality,
       interpolated geometrically between rate points.
 
-  SkipError and RefineError, in one line, for invalid values.
+    tile: code the image in tiles of at most so many pixels a side, a multiple of those that the model pads to
+      (tiled_coder.py); 0 codes it as a whole. None codes in tiles if the memory for the whole image is not there.
+
+  SkipError, RefineError and TilingError, in one line, for invalid values.
   """
   chunked: bool = True
   portable: bool = True
@@ -37,6 +42,7 @@ class EncodeOptions:
   use_map: bool = True
   refine: Schedule | int | str | None = None
   lmbda: float | None = None
+  tile: int | None = None
 
   def __post_init__(self):
     if self.skip is not None:
@@ -49,6 +55,12 @@ class EncodeOptions:
       lmbda: Any = self.lmbda
       if isinstance(lmbda, str) or not 0 < lmbda < math.inf:
         raise RefineError(f"lmbda={self.lmbda}; wanted a number above 0")
+    if self.tile is not None:
+      tile: Any = self.tile
+      if isinstance(tile, bool) or not isinstance(tile, numbers.Integral) or tile < 0:
+        raise TilingError(f"tile={tile!r}; wanted a number of pixels, or 0 for no tiles")
+      if tile and self.refine is not None:
+        raise TilingError(f"tile={tile} came with refine={self.refine}, which is for whole images; wanted one of them")
 
   @property
   def skipped_rows(self) -> int:
@@ -65,4 +77,5 @@ class EncodeOptions:
     """Returns the suffix of the codec's name in tables and plots; "" for the default options."""
     skip = "" if self.skip is None else f", without scales up to {self.skip:g}"
     lmbda = "" if self.lmbda is None else f" for {self.lmbda:g}"
-    return skip + ("" if self.refine is None else f", refined {self.refine}{lmbda}")
+    tile = f", tiles of {self.tile}" if self.tile else ""
+    return skip + tile + ("" if self.refine is None else f", refined {self.refine}{lmbda}")

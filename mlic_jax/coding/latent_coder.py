@@ -117,8 +117,8 @@ class LatentCoder:
     reconstruct = functools.cache(lambda: self.synthesize(last_pass, *latents[2:]))
     return Encoded(bitstream.write(content._replace(icc_profile=icc_profile)), z_symbols, passes, reconstruct)
 
-  def code(self, latents: Latents, options: EncodeOptions) -> CodedLatents:
-    """Encodes latents to the content of a file. LatentError as in `encode`."""
+  def code(self, latents: Latents, options: EncodeOptions, inside: np.ndarray | None = None) -> CodedLatents:
+    """Encodes latents to the content of a file; `inside` as of skip_coding.restrict. LatentError as in `encode`."""
     y, _, height, width, quality = latents
     origin, use_map = self._origin(options), options.use_map and self.has_map
     z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self._rows, self.range_coder)]
@@ -130,6 +130,7 @@ class LatentCoder:
       if options.chunked and anchors:
         encoders.append(Encoder(self._rows, self.range_coder))
       coding = skip_coding.choose(self.distribution, positions, prior, origin, options.skipped_rows, use_map)
+      coding = skip_coding.restrict(coding, inside, anchors)
       symbols = np.asarray(jit_functions.symbols(y, k, prior.mean, anchors))
       symbols = skip_coding.mask_skipped(symbols, coding)
       passes.append((symbols, coding.coded, (prior.scale, *prior.parameters)))
@@ -147,15 +148,17 @@ class LatentCoder:
         options.skipped_rows, use_map)
     return CodedLatents(content, z_symbols, passes, last_pass)
 
-  def run_encoder(self, latents: Latents, options: EncodeOptions) -> tuple[np.ndarray, list[Pass], tuple]:
-    """Runs the passes of `encode` without range coding; returns symbols of z, passes and the input of `synthesize`."""
+  def run_encoder(self, latents: Latents, options: EncodeOptions,
+                  inside: np.ndarray | None = None) -> tuple[np.ndarray, list[Pass], tuple]:
+    """Runs the passes of `code` without range coding; returns symbols of z, passes and the input of `synthesize`."""
     origin, use_map, passes = self._origin(options), options.use_map and self.has_map, []
     z_symbols = self.symbols_of_z(latents)
 
     def record_pass(k, anchors, positions, prior):
       symbols, coding = jit_functions.symbols(latents.y, k, prior.mean, anchors), None
-      if options.skipped_rows or use_map:
+      if options.skipped_rows or use_map or inside is not None:
         coding = skip_coding.choose(self.distribution, positions, prior, origin, options.skipped_rows, use_map)
+        coding = skip_coding.restrict(coding, inside, anchors)
         symbols = skip_coding.mask_skipped(np.asarray(symbols), coding)
       passes.append((symbols, coding and coding.coded, (prior.scale, *prior.parameters)))
       return skip_coding.mark_skipped(np.asarray(symbols), coding, self.config)
@@ -194,10 +197,10 @@ class LatentCoder:
     check_memory(self.config, content.height, content.width)
     return self.synthesize(self.decode_passes(content, num_slices), content.height, content.width, quality)
 
-  def decode_passes(self, content: Bitstream, num_slices: int) -> tuple:
+  def decode_passes(self, content: Bitstream, num_slices: int, inside: np.ndarray | None = None) -> tuple:
     """Decodes the passes of a file that `check_content` has accepted. Returns the first argument of `synthesize`.
 
-    Errors as in `decode`."""
+    `inside` as of skip_coding.restrict. Errors as in `decode`."""
     decoders = [Decoder(self._rows, chunk, self.range_coder) for chunk in content.chunks[:1 + num_slices]]
     z_symbols = decoders[0].decode(self._z_rows(*self.z_size(content.height, content.width)))
     slice_symbols = []
@@ -207,6 +210,7 @@ class LatentCoder:
         return np.zeros(positions.shape, np.int32)
       decoder = decoders[0 if content.single_chunk else 1 + k]
       coding = skip_coding.read_choice(self.distribution, decoder, positions, prior, content)
+      coding = skip_coding.restrict(coding, inside, anchors)
       symbols = skip_coding.decode(decoder, coding)
       slice_symbols.append(symbols)
       if content.origin is not None and not anchors:

@@ -98,13 +98,19 @@ def _reclaimable(path: Path, name: str) -> int:
     return 0
 
 
-def check_memory(config: CodecConfig, height: int, width: int, latent_optimization: bool = False) -> None:
-  """Raises MemoryLimitError if the image does not fit into the memory of the host. Accelerators are not checked."""
+def is_enough_memory(config: CodecConfig, height: int, width: int, latent_optimization: bool = False) -> bool:
+  """Whether the image fits into the memory of the host. Accelerators are not checked."""
   available = bytes_available() if jax.default_backend() == "cpu" else None
-  needed = bytes_needed(config, height, width, latent_optimization)
-  if available is not None and needed > available:
+  return available is None or bytes_needed(config, height, width, latent_optimization) <= available
+
+
+def check_memory(config: CodecConfig, height: int, width: int, latent_optimization: bool = False,
+                 what: str = "the image") -> None:
+  """Raises MemoryLimitError, about `what`, unless `is_enough_memory`."""
+  if not is_enough_memory(config, height, width, latent_optimization):
+    needed, available = bytes_needed(config, height, width, latent_optimization), bytes_available() or 0
     work = "optimizing its latents" if latent_optimization else "coding it"
-    raise MemoryLimitError(f"the image is {height}x{width}, and {work} with this model needs about "
+    raise MemoryLimitError(f"{what} is {height}x{width}, and {work} with this model needs about "
                            f"{_gigabytes(needed)} of memory; {_gigabytes(available)} are free")
 
 

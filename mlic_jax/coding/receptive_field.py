@@ -14,16 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlic_jax.coding.tile_grid import TilingError
 from mlic_jax.model import registry, transforms
 from mlic_jax.runtime.shape_cache import shape_cached
 
 SIDES = (16, 32, 64)      # positions of y along each side of the input, the first one that is large enough
 PERIODS = (1, 2, 4)       # positions of y by which a transform may have to be moved; tiles are multiples of 4
 TOLERANCE = 1e-3          # of the largest value, for equal outputs: rounding errors are some 1e-6
-
-
-class TilingError(ValueError):
-  """Transforms or options that tiles cannot be coded with; one line."""
 
 
 class Halos(NamedTuple):

@@ -115,6 +115,17 @@ def _pass_coding(distribution: Distribution, prior: Prior, levels: np.ndarray, s
   return PassCoding(rows, np.logical_and.reduce(masks) if masks else None, grids, distribution, parameters)
 
 
+def restrict(coding: PassCoding, inside: np.ndarray | None, anchors: bool) -> PassCoding:
+  """Skips the elements of a pass outside of `inside` (h, w) bool, the positions of y of an image in a tile that reaches
+  beyond it. None: nothing is skipped for that."""
+  if inside is None:
+    return coding
+  h, w = inside.shape
+  is_anchor = (np.arange(h)[:, None] + np.arange(w)) % 2 == 1
+  packed = np.broadcast_to(inside[is_anchor == anchors].reshape(1, h, w // 2, 1), coding.rows.shape)
+  return coding._replace(coded=packed if coding.coded is None else coding.coded & packed)
+
+
 def mask_skipped(symbols: np.ndarray, coding: PassCoding) -> np.ndarray:
   """Returns the symbols of a pass, 0 where skipped."""
   return symbols if coding.coded is None else np.where(coding.coded, symbols, np.int32(0))

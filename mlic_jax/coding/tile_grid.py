@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 
+class TilingError(ValueError):
+  """Tiles that an image cannot be coded in, or a region that it does not have; one line."""
+
+
 class Box(NamedTuple):
   """A rectangle of pixels or of positions of y: rows top to bottom - 1, columns left to right - 1."""
   top: int
@@ -41,6 +45,12 @@ class Box(NamedTuple):
     top, left = max(self.top, outer.top), max(self.left, outer.left)
     bottom, right = max(min(self.bottom, outer.bottom), top), max(min(self.right, outer.right), left)
     return Box(top - outer.top, left - outer.left, bottom - outer.top, right - outer.left)
+
+  def check_inside(self, height: int, width: int) -> None:
+    """TilingError for a box that is empty or not in an image of that size."""
+    if not (0 <= self.top < self.bottom <= height and 0 <= self.left < self.right <= width):
+      raise TilingError(f"the region has {self.width}x{self.height} pixels at {self.left},{self.top}; the image has "
+                        f"{width}x{height}")
 
   def touches(self, other: "Box") -> bool:
     """Whether the boxes have a pixel in common."""
@@ -108,9 +118,13 @@ class TileGrid(NamedTuple):
 
 
 def tile_sides(height: int, width: int, tile: int, multiple: int) -> tuple[int, int]:
-  """Height and width of the tiles of an image: `tile` pixels, or the image's side, rounded up to `multiple`, where that
-  is smaller."""
-  return (min(tile, math.ceil(height / multiple) * multiple), min(tile, math.ceil(width / multiple) * multiple))
+  """Height and width of the tiles of an image: along each axis as few tiles as there are of at most `tile` pixels, and
+  then as small ones as that many can be, in multiples of `multiple`. The last ones so reach little beyond the image."""
+  return _tile_side(height, tile, multiple), _tile_side(width, tile, multiple)
+
+
+def _tile_side(side: int, tile: int, multiple: int) -> int:
+  return math.ceil(side / math.ceil(side / tile) / multiple) * multiple
 
 
 def _start(start: int, halo: int, length: int, end: int) -> int:

@@ -35,6 +35,11 @@ def grid_of(content: Bitstream) -> TileGrid:
   return TileGrid(content.height, content.width, *content.tile)
 
 
+def is_tiled(blob: bytes, pixels_max: int = PIXELS_MAX) -> bool:
+  """Whether a file has tiles, of which HEADER_SIZE_MAX bytes are here. BitstreamError unless they are a header."""
+  return bitstream.check_header(blob, pixels_max).tile is not None
+
+
 def pack_tile(head: bytes, number: int, content: Bitstream) -> bytes:
   """The bytes of a tile with the chunks of `content`, in a file with the header `head`."""
   return bitstream.pack_chunks(head + NUMBER.pack(number), content)
@@ -58,7 +63,8 @@ class TiledFile:
   Attributes:
     content: what the header says, and the color profile.
     grid: the tiles, in pixels.
-    bytes_read: of the file so far.
+    num_bytes: of the file.
+    bytes_read: of them so far.
 
   Args:
     source: the file, as bytes or as an open binary file that can seek.
@@ -71,7 +77,7 @@ class TiledFile:
 
   def __init__(self, source: bytes | IO[bytes], pixels_max: int = PIXELS_MAX, partial: bool = False):
     self._file: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source
-    self._size, self.bytes_read = self._file.seek(0, os.SEEK_END), 0
+    self.num_bytes, self.bytes_read = self._file.seek(0, os.SEEK_END), 0
     blob = self._read(0, PREFIX)
     header = bitstream.check_header(blob, pixels_max)
     if header.tile is None:
@@ -85,20 +91,21 @@ class TiledFile:
       blob += self._read(len(blob), min(start + length, PROFILE_BLOCK_MAX))
     self.content, start = bitstream.parse_head(blob, pixels_max)
     size = LENGTH.itemsize * self.grid.num_tiles + INDEX_CHECKSUM.size
-    if start + size > self._size:
-      raise BitstreamError(f"the file is truncated: it has {self._size} bytes, and the index of its "
+    if start + size > self.num_bytes:
+      raise BitstreamError(f"the file is truncated: it has {self.num_bytes} bytes, and the index of its "
                            f"{self.grid.num_tiles} tiles ends after {start + size}")
     index = self._read(start, size)
     lengths, checksum = index[:-INDEX_CHECKSUM.size], index[-INDEX_CHECKSUM.size:]
     if checksum != INDEX_CHECKSUM.pack(zlib.crc32(self._head + lengths)):
       raise BitstreamError("the file is damaged: the checksum of its index does not match")
     self._offsets = list(itertools.accumulate(np.frombuffer(lengths, LENGTH).tolist(), initial=start + size))
-    if self._offsets[-1] < self._size:
-      raise BitstreamError(f"the file is damaged: it has {self._size} bytes, but its content ends after "
+    if self._offsets[-1] < self.num_bytes:
+      raise BitstreamError(f"the file is damaged: it has {self.num_bytes} bytes, but its content ends after "
                            f"{self._offsets[-1]}")
-    if self._offsets[-1] > self._size and not partial:
-      number = next(n for n, end in enumerate(self._offsets[1:]) if end > self._size)
-      raise BitstreamError(f"the file is truncated: it has {self._size} bytes, and {self.name(number)} is incomplete")
+    if self._offsets[-1] > self.num_bytes and not partial:
+      number = next(n for n, end in enumerate(self._offsets[1:]) if end > self.num_bytes)
+      raise BitstreamError(f"the file is truncated: it has {self.num_bytes} bytes, and {self.name(number)} is "
+                           "incomplete")
 
   def read_tile(self, number: int, partial: bool = False) -> Bitstream:
     """The content of a tile, as of a file of its size. BitstreamError names a tile that is damaged or missing; with
@@ -119,7 +126,7 @@ class TiledFile:
 
   def _read(self, start: int, size: int) -> bytes:
     """At most `size` bytes, all that there are."""
-    self._file.seek(min(start, self._size))
+    self._file.seek(min(start, self.num_bytes))
     data = self._file.read(size)
     self.bytes_read += len(data)
     return data

@@ -105,6 +105,10 @@ def optimization_arguments(parser: argparse.ArgumentParser, help: str) -> None:
                       "the quality.")
 
 
+def tile_argument(parser: argparse.ArgumentParser, help: str) -> None:
+  parser.add_argument("--tile", type=nonnegative_integer, metavar="PIXELS", help=help)
+
+
 def skip_argument(parser: argparse.ArgumentParser, help: str) -> None:
   parser.add_argument("--skip", type=positive_number, metavar="SCALE", help=help)
 

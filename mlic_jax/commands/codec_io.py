@@ -1,8 +1,10 @@
 """Loads codecs and .mlic files for the commands."""
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, NamedTuple
 
-from mlic_jax.coding import bitstream
+from mlic_jax.coding import bitstream, tiled_format
 from mlic_jax.commands.stdio import displayed, opened
 from mlic_jax.console import complain
 
@@ -15,16 +17,32 @@ def load_codecs(paths: list[Path], coder: str | None = None, allow_custom_module
   return [Codec.load(path, coder, allow_custom_modules=allow_custom_modules) for path in paths]
 
 
-def read_mlic(path: Path, pixels_max: int, partial: bool = False) -> tuple[bytes, bitstream.Bitstream]:
-  """Reads and parses a file or stdin; returns its bytes and content. BitstreamError names the file."""
+class MlicFile(NamedTuple):
+  """A .mlic file: its bytes, and what it holds; of a tiled file what its header says, and the tiles."""
+  blob: bytes
+  content: bitstream.Bitstream
+  tiled: tiled_format.TiledFile | None
+
+
+@contextlib.contextmanager
+def open_mlic(path: Path, pixels_max: int, partial: bool = False) -> Iterator[MlicFile]:
+  """A context with a file, or with stdin; BitstreamError names it. A tiled file is read as it is decoded, and its
+  `blob` is empty; where it cannot seek, as a pipe, all of it is read."""
   with opened(path) as file:
-    blob = file.read(bitstream.HEADER_SIZE_MAX)
     try:
-      bitstream.check_header(blob, pixels_max)  # before the rest is read, which may have any size
-      blob += file.read()
-      return blob, bitstream.parse(blob, pixels_max, partial)
+      found = _read(file, pixels_max, partial)
     except bitstream.BitstreamError as error:
       raise bitstream.BitstreamError(f"{displayed(path, 'stdin')}: {error}") from None
+    yield found
+
+
+def _read(file: IO[bytes], pixels_max: int, partial: bool) -> MlicFile:
+  blob = file.read(bitstream.HEADER_SIZE_MAX)
+  if not tiled_format.is_tiled(blob, pixels_max):       # before the rest is read, which may have any size
+    blob += file.read()
+    return MlicFile(blob, bitstream.parse(blob, pixels_max, partial), None)
+  tiled = tiled_format.TiledFile(file if file.seekable() else blob + file.read(), pixels_max, partial)
+  return MlicFile(b"", tiled.content, tiled)
 
 
 class CompilationNotice:

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from mlic_jax.coding.tile_grid import Box
 from mlic_jax.commands import multi_file
 from mlic_jax.commands.arguments import checkpoint_argument, coder_argument, file_arguments, nonnegative_integer
-from mlic_jax.commands.codec_io import CompilationNotice, load_codecs, read_mlic
+from mlic_jax.commands.codec_io import CompilationNotice, MlicFile, load_codecs, open_mlic
 from mlic_jax.commands.stdio import displayed, is_stdio, is_stream, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.file_listing import list_files
@@ -27,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--slices", type=nonnegative_integer, metavar="K",
                       help="Decode the first K slices and predict the others from them. Default: all slices.")
   parser.add_argument("--partial", action="store_true",
-                      help="Decode the complete slices of a truncated file. Default: off.")
+                      help="Decode the complete slices of a truncated file, and the complete tiles of a tiled "
+                      "file. Default: off.")
+  parser.add_argument("--region", type=_region, metavar="X,Y,W,H",
+                      help="Decode only the region of W x H pixels whose upper left corner is at column X and row Y, "
+                      "from the tiles that it needs. Default: the whole image.")
   coder_argument(parser, "numba")
 
 
@@ -38,29 +45,53 @@ def run(args: argparse.Namespace) -> int:
     check_lossless(_name(output))
   pixels_max = args.max_megapixels * 10**6
   codecs = functools.cache(lambda: load_codecs(args.ckpt, args.coder, args.allow_custom_modules))
-  compilation_notice = CompilationNotice("decoding")
+  compilation_notice, progress = CompilationNotice("decoding"), multi_file.FileProgress()
 
   def work(source: Path, output: Path) -> str:
-    blob, content = read_mlic(source, pixels_max, args.partial)
-    codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
-    start = time.perf_counter()
-    refused = codec.fingerprint != content.fingerprint   # decode refuses the file before it compiles anything
-    with contextlib.nullcontext() if refused else compilation_notice(codec, content.height, content.width):
-      image = codec.decode(blob, args.slices, args.partial, pixels_max)
-    seconds = time.perf_counter() - start
+    with open_mlic(source, pixels_max, args.partial) as file:
+      content = file.content
+      codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
+      codec.tile_progress = progress.advance_tile
+      start = time.perf_counter()
+      refused = codec.fingerprint != content.fingerprint   # decode refuses the file before it compiles anything
+      with contextlib.nullcontext() if refused else compilation_notice(codec, content.height, content.width):
+        image = _decode(codec, file, args, lambda line: complain(f"{displayed(source, 'stdin')}: {line}"))
+      seconds = time.perf_counter() - start
     if content.icc_profile is not None and output.suffix.lower() == ".bmp":
       complain(f"{output}: left out: the color profile, which a BMP cannot hold")
     write(output, picture_file(_name(output), image, content.icc_profile))
-    decoded = content.num_received if args.slices is None else min(args.slices, content.num_received)
+    received = content.num_slices if file.tiled else content.num_received
+    decoded = received if args.slices is None else min(args.slices, received)
     note = "" if decoded == content.num_slices else f"{decoded} of {content.num_slices} slices, "
     return (f"{displayed(output, 'stdout')}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s "
             "(compilation included)")
 
   if args.out_dir is None:
-    (complain if is_stream(pairs[0][1]) else say)(work(*pairs[0]))
+    with progress.bar_of_tiles("decode"):
+      line = work(*pairs[0])
+    (complain if is_stream(pairs[0][1]) else say)(line)
     return 0
   codecs()
-  return multi_file.run(pairs, work, "decode", args.overwrite, left_out=left_out)
+  return multi_file.run(pairs, work, "decode", args.overwrite, progress, left_out)
+
+
+def _decode(codec, file: MlicFile, args: argparse.Namespace, report: Callable[[str], None]) -> np.ndarray:
+  """The image of a file, or the region of it that is asked for; `report` is called with the tiles that are missing."""
+  area = args.region
+  if area is not None:
+    area.check_inside(file.content.height, file.content.width)
+  if file.tiled is not None:
+    return codec.open_tiled(file.tiled, args.slices, args.partial, report).decode(area)
+  image = codec.decode(file.blob, args.slices, args.partial, args.max_megapixels * 10**6)
+  return image if area is None else np.ascontiguousarray(image[area.slices])
+
+
+def _region(text: str) -> Box:
+  parts = text.split(",")
+  if len(parts) != 4 or not all(part.isdecimal() for part in parts) or "0" in parts[2:]:
+    raise argparse.ArgumentTypeError(f'{text!r}; wanted column, row, width and height, as in "0,0,512,512"')
+  x, y, width, height = map(int, parts)
+  return Box(y, x, y + height, x + width)
 
 
 def _name(output: Path) -> Path:

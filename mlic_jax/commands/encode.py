@@ -17,6 +17,7 @@ from mlic_jax.commands.arguments import (
   positive_integer,
   positive_number,
   skip_argument,
+  tile_argument,
 )
 from mlic_jax.commands.codec_io import CompilationNotice, load_codecs
 from mlic_jax.commands.stdio import displayed, image_source, is_stream, refuse_another_ending, write
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "their means. Default: off.")
   optimization_arguments(parser, "Optimize the latents of each image for STEPS steps or SECONDS seconds, such as 100 "
                                  "or 50s; the file becomes smaller or better and decodes like any other. Default: off.")
+  tile_argument(parser, "Code images in tiles of at most PIXELS pixels a side, a multiple of 64, in the memory that a "
+                        "tile takes; 0 codes every image as a whole. Default: images that do not fit into memory.")
   parser.add_argument("--no-icc", action="store_true", help="Leave out the color profile of the image. Default: off.")
   coder_argument(parser, "numba")
 
@@ -70,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
   @functools.cache
   def codecs():
     found = [each.with_options(chunked=not args.single_chunk, portable=not args.no_portable, skip=args.skip,
-                               refine=args.refine, lmbda=args.lmbda)
+                               refine=args.refine, lmbda=args.lmbda, tile=args.tile)
              for each in load_codecs(args.ckpt, args.coder, args.allow_custom_modules)]
     for codec in found:
-      codec.progress = progress.advance_file
+      codec.progress, codec.tile_progress = progress.advance_file, progress.advance_tile
     return found
   compilation_notice: Callable[..., contextlib.AbstractContextManager]
   if args.refine is None:
@@ -104,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             "(compilation included)")
 
   if args.out_dir is None:
-    with progress.bar("encode", 1) if args.refine else contextlib.nullcontext():
+    with progress.bar("encode", 1) if args.refine else progress.bar_of_tiles("encode"):
       line = work(*pairs[0])
     (complain if is_stream(pairs[0][1]) else say)(line)
     return 0

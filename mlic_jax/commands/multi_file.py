@@ -86,7 +86,7 @@ class FileProgress:
   def __init__(self):
     self._progress: Any = None   # rich.progress.Progress
     self._task: Any = None
-    self._files = 0
+    self._files, self._of_files = 0, True
 
   @contextlib.contextmanager
   def bar(self, title: str, total: int):
@@ -98,6 +98,23 @@ class FileProgress:
                   redirect_stdout=sys.stdout is not None and sys.stdout.isatty()) as self._progress:
       self._task, self._title = self._progress.add_task(title, total=total), title
       yield
+
+  @contextlib.contextmanager
+  def bar_of_tiles(self, title: str):
+    """Shows a bar of the tiles of a single file from its first finished tile on, while the block runs."""
+    with contextlib.ExitStack() as self._tiles:
+      self._tiles_title = title
+      yield
+
+  def advance_tile(self, done: int, total: int) -> None:
+    """Counts the finished tiles of a file."""
+    if self._progress is None:
+      self._tiles.enter_context(self.bar(f"{self._tiles_title}, tiles", total))
+      self._of_files = False
+    if self._of_files:
+      self._progress.update(self._task, description=f"{self._title}, tile {done} of {total}")
+    else:
+      self._progress.update(self._task, completed=done, total=total)
 
   def advance(self) -> None:
     """Counts a finished file."""

@@ -1,1 +1,1 @@
-"""Conversion of weights of the PyTorch implementations of MLIC."""
+"""Weights from elsewhere."""

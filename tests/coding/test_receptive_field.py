@@ -4,6 +4,7 @@ import sys
 import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import TINY, random_variables
 from flax import linen as nn
@@ -22,6 +23,17 @@ def test_it_is_what_the_layers_of_the_light_transforms_add_up_to():
   """5 blocks of 3x3 at 1/8 and 2 at 1/16 of the resolution: 72 pixels."""
   config = dataclasses.replace(TINY, transforms="unshuffled", widths=(24, 32))
   assert halos(build(config), random_variables(config)) == (5, 5, 1)
+
+
+def test_a_perturbation_reaches_as_far_as_the_halo_and_no_farther():
+  model, variables = build(TINY), random_variables(TINY)
+  y_hat = np.random.default_rng(0).normal(0, 1, (2, 20, 20, TINY.M)).astype(np.float32)
+  y_hat[1, :10], y_hat[1, 11:] = y_hat[0, :10], y_hat[0, 11:]
+  x_hat = np.asarray(model.apply(variables, y_hat, 2, method="synthesize"))
+  moved = np.abs(x_hat[1] - x_hat[0]).reshape(20, -1).max(1)   # of the rows of pixels of each row of y
+  reach = halos(model, variables).synthesis
+  assert moved[10] > 0.1 and max(moved[:10 - reach].max(), moved[10 + reach + 1:].max()) < 1e-5
+  assert max(moved[10 - reach], moved[10 + reach]) > 1e-5
 
 
 class Mean(nn.Module):

@@ -49,6 +49,14 @@ def test_the_tiles_of_an_area_are_those_with_a_pixel_in_it(grid, data):
   assert sum(part.height * part.width for part in parts) == area.height * area.width
 
 
-def test_a_tile_is_no_larger_than_the_padded_image():
-  assert tile_sides(1000, 5000, 1024, 64) == (1024, 1024)
+@given(st.integers(1, 9000), st.sampled_from([64, 256, 1024]))
+def test_tiles_are_as_few_as_they_can_be_and_then_as_small(side, tile):
+  chosen, _ = tile_sides(side, 64, tile, 64)
+  assert chosen <= tile and chosen % 64 == 0
+  count = -(-side // tile)
+  assert -(-side // chosen) <= count and count * (chosen - 64) < side
+
+
+def test_a_4k_image_is_cut_evenly_and_a_small_one_is_a_tile():
+  assert tile_sides(2160, 3840, 1024, 64) == (768, 960)
   assert tile_sides(900, 65, 1024, 64) == (960, 128)

@@ -264,3 +264,41 @@ def test_the_limit_of_pixels_is_that_of_the_flag(tmp_path, capsys):
 
 def test_a_file_is_read_no_further_than_its_header_when_that_is_none():
   assert run("info", "/dev/zero") == 2
+
+
+@pytest.fixture(scope="module")
+def tiled(folder, tiny_checkpoint):
+  """photo.png in 2x3 tiles of 64 pixels, and the image that it decodes to."""
+  assert run("encode", folder / "photo.png", folder / "tiled.mlic", "--ckpt", tiny_checkpoint, "--tile", 64) == 0
+  assert run("decode", folder / "tiled.mlic", folder / "tiled.png", "--ckpt", tiny_checkpoint) == 0
+  return folder / "tiled.mlic", load_image(folder / "tiled.png")
+
+
+def test_a_region_of_a_tiled_file_has_the_pixels_of_the_image(folder, tiny_checkpoint, tiled, capsys):
+  path, image = tiled
+  out = folder / "region.png"
+  assert run("decode", path, out, "--ckpt", tiny_checkpoint, "--region", "100,5,30,60") == 0
+  assert "region.png: 30x60" in capsys.readouterr().out
+  assert np.abs(load_image(out).astype(int) - image[5:65, 100:130]).max() <= 1
+  assert run("info", path) == 0
+  assert re.search(r"tiles +2 rows of 3, of 64x64 pixels\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("region, message", [
+    ("100,5,31,60", "the region has 31x60 pixels at 100,5; the image has 130x65"),
+    ("1,2,3", "'1,2,3'; wanted column, row, width and height"), ("0,0,0,5", "wanted column, row")])
+def test_a_region_that_is_not_there_is_one_line(folder, tiny_checkpoint, tiled, region, message, capsys):
+  assert run("decode", tiled[0], folder / "no.png", "--ckpt", tiny_checkpoint, "--region", region) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert message in line and not (folder / "no.png").exists()
+
+
+def test_partial_names_the_missing_tiles_of_a_file_and_decodes_the_others(folder, tiny_checkpoint, tiled, capsys):
+  path, image = tiled
+  cut, out = folder / "cut_tiles.mlic", folder / "partial.png"
+  cut.write_bytes(path.read_bytes()[:-20])
+  assert run("decode", cut, out, "--ckpt", tiny_checkpoint) == 2
+  assert "tile 6 of 6 (row 2, column 3) is incomplete" in capsys.readouterr().err
+  assert run("decode", cut, out, "--ckpt", tiny_checkpoint, "--partial") == 0
+  assert "cut_tiles.mlic: tile 6 of 6 (row 2, column 3)" in capsys.readouterr().err
+  assert load_image(out).shape == image.shape

@@ -1,0 +1,209 @@
+"""TiledCoder: images of any size, tile by tile, in the memory that a tile takes.
+
+    encoder   window of pixels -> g_a -> y of the tile -> h_a, passes, range coder -> chunks of the tile
+    decoder   chunks of a tile -> passes -> y_hat of the tile;  y_hat of a window -> g_s -> pixels of the tile
+
+h_a, h_s and the slices of a tile see the tile alone, so that it decodes without the others. g_a and g_s see the window
+around it, so that y and the reconstruction are those of the whole image but for rounding: there are no seams. This is
+the coding in blocks of Kim et al. ("Block-based Learned Image Compression without Blocking Artifacts", CVPR 2026).
+"""
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mlic_jax.coding import bitstream, tile_functions, tiled_format
+from mlic_jax.coding.encode_options import EncodeOptions
+from mlic_jax.coding.latent_coder import CodedLatents, LatentCoder
+from mlic_jax.coding.latents import Latents
+from mlic_jax.coding.memory_estimate import check_memory, is_enough_memory
+from mlic_jax.coding.receptive_field import halos
+from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
+from mlic_jax.model import transforms
+from mlic_jax.model.mlic import side_multiple
+
+TileProgress = Callable[[int, int], None]   # is called with the number of tiles that are done, and of all
+SILENT: TileProgress = lambda done, total: None
+AUTOMATIC_SIDES = (1024, 512, 256)          # pixels
+
+
+class TiledEncoded(NamedTuple):
+  """A tiled file, and what its encoder computed on the way."""
+  blob: bytes
+  bits: float                             # by the likelihoods of the model
+  reconstruct: Callable[[], np.ndarray]   # returns the decoded image (H, W, 3) uint8, on this machine bit for bit
+
+
+class TiledCoder:
+  """Codes images in tiles with the entropy coder of one model.
+
+  TilingError if the transforms of the model cannot be computed tile by tile (receptive_field.py).
+  """
+
+  def __init__(self, coder: LatentCoder):
+    self.coder, self._apply = coder, (coder.module, coder.variables)
+    self._stride, self._multiple = transforms.find(coder.config.transforms).STRIDE, side_multiple(coder.config)
+    self.halos = halos(*self._apply)
+
+  # --- encoding -------------------------------------------------------------------------
+
+  def grid(self, height: int, width: int, tile: int) -> TileGrid:
+    """The tiles of an image, in pixels; TilingError for a side that is no multiple of the model's."""
+    if tile < 1 or tile % self._multiple:
+      raise TilingError(f"tile={tile}; {self.coder.name} wants a multiple of {self._multiple} pixels")
+    return TileGrid(height, width, *tile_sides(height, width, tile, self._multiple))
+
+  def grid_of(self, image: np.ndarray, tile: int) -> TileGrid:
+    """The tiles of an image (H, W, 3)."""
+    return self.grid(image.shape[0], image.shape[1], tile)
+
+  def inside(self, grid: TileGrid, number: int) -> np.ndarray | None:
+    """(h, w) bool, the positions of y of a tile that are coded: those of the image, extended as one without tiles is.
+    None if all are."""
+    box = grid.box(number)
+    kept = [min(-(-side // self._multiple) * self._multiple - start, tile) // self._stride
+            for side, start, tile in zip(grid[:2], box[:2], grid[2:])]
+    h, w = (side // self._stride for side in grid[2:])
+    if kept == [h, w]:
+      return None
+    return (np.arange(h)[:, None] < kept[0]) & (np.arange(w) < kept[1])
+
+  def latents(self, image: np.ndarray, quality: float | None, tile: int) -> Iterator[Latents]:
+    """The latents of each tile of an image (H, W, 3) uint8, as of an image of the size of a tile.
+
+    Errors as of LatentCoder.analyze, for the memory of a window."""
+    height, width = image.shape[:2]
+    bitstream.check_size(height, width, pixels_max=2**64)
+    grid, quality = self.grid(height, width, tile), self.coder.choose_quality(quality)
+    positions = grid.coarser(self._stride)
+    self.check_memory(grid)
+    for number in range(grid.num_tiles):
+      window = positions.window(number, self.halos.analysis)
+      box = positions.box(number)
+      corner = np.array([box.top - window.top, box.left - window.left], np.int32)
+      pixels = cut(image, window.times(self._stride))
+      y, z = tile_functions.analyze_window(*self._apply, pixels[None], corner, (box.height, box.width), quality)
+      yield Latents(y, z, grid.tile_height, grid.tile_width, quality)
+
+  def encode(self, image: np.ndarray, quality: float | None, options: EncodeOptions, tile: int,
+             icc_profile: bytes | None = None, progress: TileProgress = SILENT,
+             inspect: Callable[[int, CodedLatents], None] = lambda number, coded: None) -> bytes:
+    """The file of an image (H, W, 3) uint8; `inspect` is called with every tile. Errors as of `latents`, and
+    LatentError."""
+    height, width = image.shape[:2]
+    grid, tiles = self.grid(height, width, tile), list[bytes]()
+    head, header = b"", None
+    for number, latents in enumerate(self.latents(image, quality, tile)):
+      coded = self.coder.code(latents, options, self.inside(grid, number))
+      if header is None:
+        header = coded.content._replace(height=height, width=width, tile=(grid.tile_height, grid.tile_width),
+                                        icc_profile=icc_profile, chunks=(), symbol_checksums=())
+        head = bitstream.pack_header(header)
+      tiles.append(tiled_format.pack_tile(head, number, coded.content))
+      inspect(number, coded)
+      progress(number + 1, grid.num_tiles)
+    assert header is not None  # as an image has a tile at least
+    return tiled_format.write(header, tiles)
+
+  def encode_with_bits(self, image: np.ndarray, quality: float | None, options: EncodeOptions, tile: int,
+                       icc_profile: bytes | None = None, progress: TileProgress = SILENT) -> TiledEncoded:
+    """The file with its estimated bits and its reconstruction, for which y_hat of all tiles is held."""
+    bits, decoded = list[float](), dict[int, np.ndarray]()
+
+    def inspect(number, coded):
+      bits.extend(each.sum(dtype=np.float64) for each in self.coder.bits(coded.z_symbols, coded.passes))
+      decoded[number] = self.y_hat(coded.last_pass)
+
+    blob, grid = self.encode(image, quality, options, tile, icc_profile, progress, inspect), self.grid_of(image, tile)
+    quality = self.coder.choose_quality(quality)
+    return TiledEncoded(blob, float(sum(bits)), lambda: self.synthesize(grid, quality, decoded))
+
+  def estimate(self, image: np.ndarray, quality: float | None, options: EncodeOptions,
+               tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bits by the likelihoods of the model, of y (h, w, M) and of z (h/4, w/4, N) of all tiles together, and the image
+    (H, W, 3) uint8 that `decode` would give, without coding."""
+    grid, decoded, bits = self.grid_of(image, tile), dict[int, np.ndarray](), []
+    for number, latents in enumerate(self.latents(image, quality, tile)):
+      z_symbols, passes, last_pass = self.coder.run_encoder(latents, options, self.inside(grid, number))
+      bits.append(self.coder.bits(z_symbols, passes))
+      decoded[number] = self.y_hat(last_pass)
+    y_bits, z_bits = (np.concatenate([np.concatenate(each[i:i + grid.columns], 1)
+                                      for i in range(0, grid.num_tiles, grid.columns)]) for each in zip(*bits))
+    return y_bits, z_bits, self.synthesize(grid, self.coder.choose_quality(quality), decoded)
+
+  # --- synthesis ------------------------------------------------------------------------
+
+  def y_hat(self, last_pass: tuple) -> np.ndarray:
+    """y_hat (h, w, M) of a tile, on the host, from the result of LatentCoder.run_passes."""
+    return np.asarray(tile_functions.finish_tile(*self._apply, *last_pass))[0]
+
+  def synthesize(self, grid: TileGrid, quality: float | None, y_hat: Mapping[int, np.ndarray]) -> np.ndarray:
+    """The image (H, W, 3) uint8, from y_hat of all tiles by their number."""
+    image = np.empty((grid.extent.bottom, grid.extent.right, 3), np.uint8)
+    for number in range(grid.num_tiles):
+      image[grid.box(number).slices] = self.synthesize_tile(grid, number, quality, y_hat.__getitem__)
+    return image[:grid.height, :grid.width]
+
+  def synthesize_tile(self, grid: TileGrid, number: int, quality: float | None,
+                      y_hat: Callable[[int], np.ndarray | None], part: Box | None = None) -> np.ndarray:
+    """The pixels of a tile, or of a part of it, uint8.
+
+    `y_hat` returns that of a tile; it is called for the tiles that the part and its halo touch. For None, a tile that
+    is missing, y_hat of the nearest position of this tile stands in, or zero where this tile is the missing one."""
+    positions, halo, box = grid.coarser(self._stride), self.halos.synthesis, part or grid.box(number)
+    tile, window = positions.box(number), positions.window(number, halo)
+    seen = Box(box.top // self._stride - halo, box.left // self._stride - halo,
+               -(-box.bottom // self._stride) + halo, -(-box.right // self._stride) + halo)
+    padded = np.zeros((window.height, window.width, self.coder.config.M), np.float32)
+    own = y_hat(number)
+    for other in positions.touching(window):
+      place = positions.box(other)
+      if not place.touches(seen):
+        continue
+      found, target = own if other == number else y_hat(other), place.within(window)
+      if found is not None:
+        padded[target.slices] = found[window.within(place).slices]
+      elif own is not None:
+        rows = np.clip(np.arange(target.top, target.bottom) + window.top - tile.top, 0, tile.height - 1)
+        columns = np.clip(np.arange(target.left, target.right) + window.left - tile.left, 0, tile.width - 1)
+        padded[target.slices] = own[rows[:, None], columns]
+    pixels = tile_functions.synthesize_window(*self._apply, padded[None], quality)
+    return np.asarray(pixels)[0][box.within(window.times(self._stride)).slices]
+
+  def first_row_of_window(self, grid: TileGrid, row: int) -> int:
+    """The first row of tiles that the synthesis of a row of tiles reads."""
+    positions = grid.coarser(self._stride)
+    return positions.window(row * grid.columns, self.halos.synthesis).top // positions.tile_height
+
+  def check_memory(self, grid: TileGrid) -> None:
+    """MemoryLimitError when a window will not fit."""
+    height, width = self._largest_window(grid)
+    check_memory(self.coder.config, height, width, what="a tile with its surroundings")
+
+  def automatic_side(self, height: int, width: int) -> int | None:
+    """The first of AUTOMATIC_SIDES for whose windows there is memory, and that is smaller than the image."""
+    for side in AUTOMATIC_SIDES:
+      window = self._largest_window(self.grid(height, width, side))
+      if side < max(height, width) and is_enough_memory(self.coder.config, *window):
+        return side
+    return None
+
+  def has_compiled(self, grid: TileGrid) -> bool:
+    """Whether tiles of that shape were encoded and decoded recently, so that nothing is compiled for them."""
+    (height, width), (h, w) = (grid.window_size(self._stride * self.halos.analysis),
+                               grid.coarser(self._stride).window_size(self.halos.synthesis))
+    module = self.coder.module
+    return (tile_functions.analyze_window.is_kept((1, height, width, 3), module)
+            and tile_functions.synthesize_window.is_kept((1, h, w, self.coder.config.M), module))
+
+  def _largest_window(self, grid: TileGrid) -> tuple[int, int]:
+    return grid.window_size(self._stride * max(self.halos.analysis, self.halos.synthesis))
+
+
+def cut(image: np.ndarray, box: Box) -> np.ndarray:
+  """The pixels of a box (box.height, box.width, 3) of an image, whose last row and column go on beyond it."""
+  height, width = image.shape[:2]
+  rows = image[min(box.top, height - 1):min(box.bottom, height)]
+  part = rows[:, min(box.left, width - 1):min(box.right, width)]
+  missing = [(0, box.height - part.shape[0]), (0, box.width - part.shape[1]), (0, 0)]
+  return np.pad(part, missing, mode="edge") if any(after for _, after in missing) else np.ascontiguousarray(part)

@@ -1,0 +1,113 @@
+"""TiledDecoder: the pixels of a tiled file, or of a region of it, in strips from the top.
+
+y_hat of a tile is decoded once, when the first window needs it, and freed when no window below needs it any more.
+"""
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from mlic_jax.coding.bitstream import BitstreamError, PortabilityError
+from mlic_jax.coding.tile_grid import Box
+from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress
+from mlic_jax.coding.tiled_format import TiledFile
+from mlic_jax.model.mlic import side_multiple
+
+
+class TiledDecoder:
+  """Decodes one tiled file.
+
+  Args:
+    coder: of the model that wrote it.
+    file: the file.
+    slices: decode only so many slices of each tile; None for all.
+    partial: decode a damaged tile from the slices before the damage, and fill one whose z is damaged.
+    report: called with a line for each tile that is incomplete, with `partial`.
+    progress: called after each tile.
+
+  BitstreamError for a file of another model; MemoryLimitError when a window will not fit.
+  """
+
+  def __init__(self, coder: TiledCoder, file: TiledFile, slices: int | None = None, partial: bool = False,
+               report: Callable[[str], None] = lambda line: None, progress: TileProgress = SILENT):
+    self._coder, self._file, self._slices, self._partial = coder, file, slices, partial
+    self._report, self._progress = report, progress
+    self._quality = coder.coder.check_content(file.content)
+    self._y_hat: dict[int, np.ndarray | None] = {}
+    self._num_decoded, self._error = 0, ""
+    _check_tile(file, side_multiple(coder.coder.config))
+    coder.check_memory(file.grid)
+
+  def decode(self, area: Box | None = None) -> np.ndarray:
+    """The pixels of an area, by default of the image, (rows, columns, 3) uint8. Errors as of `strips`."""
+    content = self._file.content
+    area = area or Box(0, 0, content.height, content.width)
+    image, top = np.empty((area.height, area.width, 3), np.uint8), 0
+    for strip in self.strips(area):
+      image[top:top + len(strip)] = strip
+      top += len(strip)
+    return image
+
+  def strips(self, area: Box) -> Iterator[np.ndarray]:
+    """The pixels of an area, row of tiles after row of tiles: (rows, columns, 3) uint8 each.
+
+    Only the tiles that the area and its halo touch are read. TilingError for an area that is not in the image;
+    BitstreamError for a damaged tile, with `partial` if no tile can be decoded; PortabilityError."""
+    grid, content, done = self._file.grid, self._file.content, 0
+    area.check_inside(content.height, content.width)
+    total = len(grid.touching(area))
+    for numbers in grid.rows_of_tiles(area):
+      parts = []
+      for number in numbers:
+        box = grid.box(number)
+        inside = area.within(box)
+        part = Box(inside.top + box.top, inside.left + box.left, inside.bottom + box.top, inside.right + box.left)
+        parts.append(self._coder.synthesize_tile(grid, number, self._quality, self._find, part))
+        done += 1
+        self._progress(done, total)
+      self._forget(numbers[0] // grid.columns + 1)
+      yield np.concatenate(parts, axis=1)
+    if not self._num_decoded:
+      raise BitstreamError(f"no tile of the file can be decoded: {self._error}")
+
+  def _find(self, number: int) -> np.ndarray | None:
+    """y_hat of a tile (h, w, M), None if it is missing."""
+    if number not in self._y_hat:
+      self._y_hat[number] = self._decode(number)
+    return self._y_hat[number]
+
+  def _forget(self, row: int) -> None:
+    """Frees the tiles above the windows of this row of tiles and of those below."""
+    grid = self._file.grid
+    if row < grid.rows:
+      first = self._coder.first_row_of_window(grid, row)
+      self._y_hat = {number: each for number, each in self._y_hat.items() if number // grid.columns >= first}
+
+  def _decode(self, number: int) -> np.ndarray | None:
+    try:
+      content = self._file.read_tile(number, self._partial)
+      received = content.num_received
+      num_slices = received if self._slices is None else min(received, self._slices)
+      inside = self._coder.inside(self._file.grid, number)
+      last_pass = self._coder.coder.decode_passes(content, num_slices, inside)
+    except PortabilityError:
+      raise
+    except BitstreamError as error:
+      name = self._file.name(number)
+      self._error = str(error) if str(error).startswith(name) else f"{name}: {error}"
+      if not self._partial:
+        raise BitstreamError(self._error) from None
+      self._report(self._error)
+      return None
+    self._num_decoded += 1
+    if received < content.num_slices:
+      self._report(f"{self._file.name(number)}: {received} of {content.num_slices} slices are complete")
+    return self._coder.y_hat(last_pass)
+
+
+def _check_tile(file: TiledFile, multiple: int) -> None:
+  """BitstreamError for tiles that the model cannot have written."""
+  content, tile = file.content, (file.grid.tile_height, file.grid.tile_width)
+  most = [-(-side // multiple) * multiple for side in (content.height, content.width)]
+  if any(side % multiple or side > limit for side, limit in zip(tile, most)):
+    raise BitstreamError(f"the file is damaged: it has tiles of {tile[0]}x{tile[1]} pixels; wanted multiples of "
+                         f"{multiple}, and at most {most[0]}x{most[1]} for this image")

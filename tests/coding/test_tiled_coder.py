@@ -1,0 +1,286 @@
+"""Tiles: the latents and pixels of the whole image, any region of it, and as much of a damaged file as is there."""
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlic_jax.coding import bitstream, jit_functions, memory_estimate, tiled_format
+from mlic_jax.coding.bitstream import BitstreamError
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.memory_estimate import MemoryLimitError
+from mlic_jax.coding.tile_grid import Box, TilingError
+from mlic_jax.coding.tiled_format import TiledFile
+
+TILE = 64                                                # 4 positions of y, where the halo of g_s is 7
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint):
+  return Codec.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def codec(whole):
+  return whole.with_options(tile=TILE)
+
+
+@pytest.fixture(scope="module")
+def image():
+  """(310, 380, 3) uint8: 5 x 6 tiles, of which the last row and column reach beyond it."""
+  row, column = np.mgrid[:310, :380][..., None]
+  waves = np.sin(row / [9, 14, 23] + 1) + np.cos(column / [17, 8, 12])
+  return np.uint8(np.clip(128 + 50 * waves + np.random.default_rng(0).normal(0, 6, waves.shape), 0, 255))
+
+
+@pytest.fixture(scope="module")
+def coded(codec, image):
+  """The file, and the image that the encoder predicts."""
+  return codec.encode_with_reconstruction(image, 2)
+
+
+def levels(image, other):
+  """The largest difference."""
+  return np.abs(image.astype(int) - other).max()
+
+
+def test_decode_gives_what_the_encoder_predicted(codec, whole, coded, image):
+  blob, predicted = coded
+  np.testing.assert_array_equal(whole.decode(blob), predicted)
+  assert codec.encode(image, 2) == blob and predicted.shape == image.shape
+  assert np.mean(np.square(image.astype(float) - predicted)) < 1.05 * np.mean(
+      np.square(image.astype(float) - whole.decode(whole.encode(image, 2))))
+
+
+def test_y_of_the_tiles_is_y_of_the_whole_image(codec, image):
+  tiles, grid = codec.tiles, codec.tiles.grid(310, 380, TILE)
+  padded = np.pad(image, ((0, 10), (0, 4), (0, 0)), mode="edge")
+  y = np.asarray(codec.coder.analyze(padded, 2).y)[0]
+  for number, latents in enumerate(tiles.latents(image, 2, TILE)):
+    expected = y[grid.coarser(16).box(number).slices]
+    np.testing.assert_allclose(np.asarray(latents.y)[0], expected, atol=1e-5 * np.abs(y).max())
+
+
+def test_pixels_of_the_tiles_are_those_of_the_whole_synthesis_at_borders_and_elsewhere(codec):
+  grid, rng = codec.tiles.grid(310, 380, TILE), np.random.default_rng(0)
+  y_hat = rng.normal(0, 3, (20, 24, codec.config.M)).astype(np.float32)
+  tiles = {number: y_hat[grid.coarser(16).box(number).slices] for number in range(grid.num_tiles)}
+  model = codec.coder.module, codec.variables
+  expected = np.asarray(jit_functions.to_uint8(model[0].apply(model[1], y_hat[None], 2, method="synthesize")))[0]
+  difference = np.abs(codec.tiles.synthesize(grid, 2, tiles).astype(int) - expected[:310, :380])
+  row, column = (np.minimum(np.arange(side) % TILE, -np.arange(side) % TILE) for side in (310, 380))
+  at_border = (row[:, None] < 2) | (column < 2)
+  assert expected.std() > 5 and difference.max() <= 1
+  assert difference[at_border].mean() < 1e-3 and difference[~at_border].mean() < 1e-3
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 309), st.integers(0, 379), st.data())
+def test_a_region_has_the_pixels_of_the_whole_image(codec, coded, y, x, data):
+  blob, predicted = coded
+  height, width = data.draw(st.integers(1, 310 - y)), data.draw(st.integers(1, 380 - x))
+  region = codec.decode_region(blob, x, y, width, height)
+  assert region.shape == (height, width, 3) and levels(region, predicted[y:y + height, x:x + width]) <= 1
+
+
+def test_a_region_reads_its_tiles_alone(codec, coded):
+  blob, predicted = coded
+  file = io.BytesIO(blob)
+  corner = codec.decode_region(file, 0, 0, 20, 10)
+  assert levels(corner, predicted[:10, :20]) <= 1
+  assert TiledFile(blob).bytes_read < 0.1 * len(blob)
+  tiled = TiledFile(blob)
+  codec.open_tiled(tiled).decode(Box(0, 0, 10, 20))
+  assert tiled.bytes_read < 0.5 * len(blob)              # the halo is nearly two tiles wide here: 9 of 30 tiles
+
+
+def test_regions_of_files_without_tiles_are_cut_from_the_image(whole, photograph):
+  blob = whole.encode(photograph, 2)
+  np.testing.assert_array_equal(whole.decode_region(blob, 30, 20, 40, 10), whole.decode(blob)[20:30, 30:70])
+  for region in (-1, 0, 5, 5), (0, 0, 0, 5), (126, 0, 5, 5), (0, 61, 5, 5):
+    with pytest.raises(TilingError, match="the region has .* pixels at .*; the image has 130x65"):
+      whole.decode_region(blob, *region)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (64, 64), (65, 1), (3, 200)])
+def test_any_size_round_trips(codec, image, height, width):
+  part = np.ascontiguousarray(image[:height, :width])
+  blob, predicted = codec.encode_with_reconstruction(part, 2)
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+  assert predicted.shape == part.shape
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 150), st.integers(1, 150), st.sampled_from([64, 128]))
+def test_any_size_and_tile_round_trips(whole, image, height, width, tile):
+  part = np.ascontiguousarray(image[:height, :width])
+  codec = whole.with_options(tile=tile)
+  blob, predicted, bits = codec.encode_with_bits(part, 2)
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+  num_tiles = TiledFile(blob).grid.num_tiles
+  assert abs(8 * len(blob) - bits()) < 0.03 * bits() + 8 * (60 + 40 * num_tiles)
+
+
+def test_what_lies_beyond_the_image_costs_next_to_nothing(codec, image):
+  """70 rows are 2 rows of tiles, of 128 rows; the entropy model codes y of the first 128 alone."""
+  exact = np.ascontiguousarray(np.pad(image[:70, :64], ((0, 58), (0, 0), (0, 0)), mode="edge"))
+  more = codec.encode(np.ascontiguousarray(image[:70, :320]), 2, tile=320)
+  assert len(codec.encode(image[:70, :64], 2)) <= len(codec.encode(exact, 2)) + 2
+  assert tiled_format.is_tiled(more)
+
+
+@pytest.mark.parametrize("options", [dict(chunked=False), dict(portable=False), dict(skip=0.3)])
+def test_tiles_have_all_options_of_files(codec, image, options):
+  codec = codec.with_options(**options)
+  part = np.ascontiguousarray(image[:150, :100])
+  blob, predicted = codec.encode_with_reconstruction(part, 2, icc_profile=b"a colour profile")
+  np.testing.assert_array_equal(codec.decode(blob), predicted)
+  assert TiledFile(blob).content.icc_profile == b"a colour profile"
+
+
+def test_the_estimate_is_that_of_the_coded_tiles(codec, image):
+  part = np.ascontiguousarray(image[:150, :100])
+  _, predicted, bits = codec.encode_with_bits(part, 2)
+  estimated, decoded = codec.estimate(part, 2)
+  np.testing.assert_array_equal(decoded, predicted)
+  np.testing.assert_allclose(estimated, bits(), rtol=1e-6)
+  y_bits, z_bits = codec.element_bits(part, 2)
+  assert y_bits.shape == (12, 8, 32) and z_bits.shape == (3, 2, 16)
+  np.testing.assert_allclose(y_bits.sum() + z_bits.sum(), estimated, rtol=1e-4)
+
+
+def test_slices_decode_in_every_tile(codec, coded, image):
+  blob, predicted = coded
+  errors = [np.square(codec.decode(blob, slices=slices).astype(float) - predicted).mean() for slices in (0, 1, 2)]
+  assert errors[0] > errors[2] == 0 and errors[1] > 0
+  with pytest.raises(BitstreamError, match="slices=3; wanted an integer from 0 to 2"):
+    codec.decode(blob, slices=3)
+  (received, decoded), = codec.decode_progressively(blob)
+  assert received == len(blob)
+  np.testing.assert_array_equal(decoded, predicted)
+
+
+# --- damaged and hostile files ------------------------------------------------------------
+
+def with_damage(blob, number, place):
+  """The file with another byte in a tile."""
+  file, blob = TiledFile(blob), bytearray(blob)
+  blob[file._offsets[number] + place] ^= 0x55
+  return bytes(blob)
+
+
+def test_a_damaged_tile_costs_that_tile_and_a_rim_of_its_neighbors(codec, coded):
+  blob, predicted = coded
+  damaged = with_damage(blob, 14, 3)
+  with pytest.raises(BitstreamError, match=r"tile 15 of 30 \(row 3, column 3\): it is damaged: .*hyperprior"):
+    codec.decode(damaged)
+  lines = []
+  decoded = codec.decode(damaged, partial=True, report=lines.append)
+  assert lines == ["tile 15 of 30 (row 3, column 3): it is damaged: the checksum of the hyperprior (z) does not match"]
+  lost = np.zeros(predicted.shape, bool)
+  reach = 16 * codec.tiles.halos.synthesis
+  lost[128 - reach:192 + reach, 128 - reach:192 + reach] = True
+  np.testing.assert_array_equal(decoded[~lost], predicted[~lost])
+  beside = np.abs(decoded[128:192, 110:128].astype(int) - predicted[128:192, 110:128]).mean()
+  inside = np.abs(decoded[128:192, 128:192].astype(int) - predicted[128:192, 128:192]).mean()
+  assert beside < inside / 2
+  np.testing.assert_array_equal(codec.decode_region(damaged, 310, 200, 9, 9), predicted[200:209, 310:319])
+
+
+def test_a_file_that_ends_early_decodes_as_far_as_it_goes(codec, coded):
+  blob, predicted = coded
+  with pytest.raises(BitstreamError, match=r"truncated: .* tile \d+ of 30 .* is incomplete"):
+    codec.decode(blob[:-300])
+  lines = []
+  decoded = codec.decode(blob[:-300], partial=True, report=lines.append)
+  np.testing.assert_array_equal(decoded[:100], predicted[:100])
+  assert lines and all("of 30 (row 5, " in line for line in lines)
+  nothing = blob[:TiledFile(blob)._offsets[0]]
+  with pytest.raises(BitstreamError, match="no tile of the file can be decoded: tile 30 of 30"):
+    codec.decode(nothing, partial=True)
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_damage_is_one_line_or_an_image_that_is_right_far_from_it(codec, image, data):
+  part = np.ascontiguousarray(image[:64, :380])
+  blob, predicted = codec.encode_with_reconstruction(part, 2)
+  file = TiledFile(blob)
+  number = data.draw(st.integers(0, file.grid.num_tiles - 1))
+  place = data.draw(st.integers(0, file._offsets[number + 1] - file._offsets[number] - 1))
+  damaged = with_damage(blob, number, place)
+  with pytest.raises(BitstreamError, match=f"tile {number + 1} of 6"):
+    codec.decode(damaged)
+  lines = []
+  decoded = codec.decode(damaged, partial=True, report=lines.append)
+  assert len(lines) == 1 and f"tile {number + 1} of 6" in lines[0]
+  far = np.abs(np.arange(380) - 64 * number - 32) > 32 + 16 * codec.tiles.halos.synthesis
+  np.testing.assert_array_equal(decoded[:, far], predicted[:, far])
+
+
+def test_a_forged_stream_is_a_damaged_tile(codec, image):
+  """Behind checksums that fit: the decoder neither hangs nor crashes, and other tiles are as they were."""
+  part = np.ascontiguousarray(image[:64, :380])
+  blob = codec.encode(part, 2, portable=False)
+  file = TiledFile(blob)
+  contents = [file.read_tile(n) for n in range(6)]
+  contents[0] = contents[0]._replace(chunks=(contents[0].chunks[0], b"\xff" * 50, contents[0].chunks[2]))
+  head = bitstream.pack_header(file.content)
+  forged = tiled_format.write(file.content, [tiled_format.pack_tile(head, n, each) for n, each in enumerate(contents)])
+  with pytest.raises(BitstreamError, match="tile 1 of 6 .*the coded data has the wrong length"):
+    codec.decode(forged)
+  lines = []
+  decoded = codec.decode(forged, partial=True, report=lines.append)
+  assert len(lines) == 1 and lines[0].startswith("tile 1 of 6 (row 1, column 1): ")
+  np.testing.assert_array_equal(decoded[:, 180:], codec.decode(blob)[:, 180:])
+
+
+@pytest.mark.parametrize("tile", [(64, 96), (64, 448), (128, 64)])
+def test_tiles_that_the_model_cannot_have_written_are_refused(codec, image, tile):
+  blob = codec.encode(np.ascontiguousarray(image[:64, :380]), 2)
+  header = TiledFile(blob).content._replace(tile=tile)
+  count = tiled_format.grid_of(header).num_tiles
+  with pytest.raises(BitstreamError, match=f"tiles of {tile[0]}x{tile[1]} pixels; wanted multiples of 64, and at most"):
+    codec.decode(tiled_format.write(header, [b""] * count))
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(tile=100), "tile=100; tiny wants a multiple of 64 pixels"), (dict(tile=-64), "tile=-64; wanted a number"),
+    (dict(tile=64, refine=5, lmbda=1.0), "tile=64 came with refine=5")])
+def test_tiles_that_cannot_be_are_refused(whole, image, options, message):
+  with pytest.raises(TilingError, match=message):
+    whole.encode(image, 2, **options)
+
+
+# --- memory -------------------------------------------------------------------------------
+
+def test_an_image_that_does_not_fit_into_memory_is_coded_in_tiles(whole, monkeypatch):
+  needed = lambda side: memory_estimate.bytes_needed(whole.config, side, side)
+  monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed(600))
+  assert whole.tile_side(512, 512) is None and whole.with_options(tile=0).tile_side(4000, 4000) is None
+  assert whole.tile_side(1000, 1000) == 256              # with a halo of 112 pixels on each side
+  monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed(1400))
+  assert whole.tile_side(4000, 4000) == 1024
+  monkeypatch.setattr(memory_estimate, "bytes_available", lambda: 1000)
+  assert whole.tile_side(4000, 4000) is None
+  with pytest.raises(MemoryLimitError, match="the image is 300x300"):
+    whole.encode(np.zeros((300, 300, 3), np.uint8), 2)
+  with pytest.raises(MemoryLimitError, match="a tile with its surroundings is 288x288"):
+    whole.encode(np.zeros((300, 300, 3), np.uint8), 2, tile=64)
+
+
+def test_the_decoder_holds_the_rows_of_tiles_that_a_window_needs(codec, image):
+  tall = np.tile(image[:, :64], (4, 1, 1))               # 20 rows of tiles
+  file = TiledFile(codec.encode(tall, 2))
+  decoder, held = codec.open_tiled(file), []
+  for _ in decoder.strips(Box(0, 0, len(tall), 64)):
+    held.append(len(decoder._y_hat))
+  assert len(held) == 20 and max(held) <= 5
+
+
+def test_files_without_tiles_are_as_before(whole):
+  fixtures = Path(__file__).parents[1] / "fixtures" / "written_before"
+  assert not any(tiled_format.is_tiled(path.read_bytes()) for path in fixtures.glob("*.mlic"))
+  assert whole.encode(np.zeros((64, 64, 3), np.uint8), 2)[4] == bitstream.VERSION == 4
