@@ -44,7 +44,7 @@ def base(name: str) -> ml_collections.ConfigDict:
       transforms="cheng2020", N=192, M=320, num_slices=10, widths=(), hyper_widths=(), synthesis_width=0,
       contexts=("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
       context_ratio=2, channel_widths=(192, 128), entropy_widths=(320, 256, 128), lrp_widths=(224, 128),
-      window_size=5, num_rates=0, options={})
+      window_size=5, num_rates=0, distribution="gaussian", options={})
 
   c.crop_size = 256
   c.crop_schedule = ((1_200_000, 512),)  # from the authors' README

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,24 @@ def test_an_objective_or_a_field_that_does_not_exist_is_refused_in_one_line(tmp_
   assert done.returncode == 2
   assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ") and message in done.stderr
   assert not (tmp_path / "run").exists()
+
+
+def test_configs_are_read_while_another_thread_imports():
+  done = threading.Event()
+
+  def import_modules():
+    while not done.is_set():
+      for i in range(50):
+        sys.modules[f"imported_{i}"] = types.ModuleType(f"imported_{i}")
+      for i in range(50):
+        del sys.modules[f"imported_{i}"]
+
+  thread = threading.Thread(target=import_modules)
+  thread.start()
+  try:
+    for _ in range(300):
+      with config_registry.imports_from_project():
+        pass
+  finally:
+    done.set()
+    thread.join()

@@ -28,7 +28,8 @@ def imports_from_project() -> Iterator[None]:
   """Within this context `from configs import nano` imports this project's file, even if the user has such a package.
 
   The imported modules are removed from sys.modules afterwards."""
-  loaded = lambda: [name for name in sys.modules if name.split(".")[0] == "configs"]
+  # A list, because other threads may import at the same time.
+  loaded = lambda: [name for name in list(sys.modules) if name.split(".")[0] == "configs"]
   others = {name: sys.modules.pop(name) for name in loaded()}
   package = types.ModuleType("configs")
   package.__path__ = [str(FOLDER)]  # instead of a search of sys.path, where a package with __init__.py would win
