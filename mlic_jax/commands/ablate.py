@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--equal-time", type=local_path, metavar="DIR",
                       help="Give each config the time that the first one needs for --steps, at the speeds in DIR, "
                       "the workdir of an earlier ablation with the same rows. Default: equal steps.")
+  parser.add_argument("--latents", type=any_path, metavar="CKPT",
+                      help="Train the entropy models alone, on the latents of this model directory, and compare their "
+                      "bits. Default: train whole codecs.")
   parser.add_argument("--configs", nargs="+", metavar="CONFIG",
                       help="Train these config files or names, and compare them with the first. "
                       "Default: the configs of configs/ablations/.")
@@ -32,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
   from mlic_jax.evaluation import ablation
   from mlic_jax.training import config_registry
   files = args.configs or [name for name in config_registry.names() if name.startswith("ablations/")]
-  rows = ablation.ablate(files, args.data, args.steps, args.workdir, args.overrides, args.seeds, args.equal_time)
+  rows = ablation.ablate(files, args.data, args.steps, args.workdir, args.overrides, args.seeds, args.equal_time,
+                         args.latents)
   (first, *others), *cells = ablation.table(rows)
   table = Table(first, title=ablation.budget(rows, args.steps), title_justify="left",
                 caption=ablation.NOTE, caption_justify="left")

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 
 from mlic_jax.atomic_io import write_whole
-from mlic_jax.coding.checkpoint_io import find_model
+from mlic_jax.coding.checkpoint_io import Model, find_model, load_model
 from mlic_jax.console import printable, say
 from mlic_jax.errors import ConfigError
 from mlic_jax.evaluation.bd_rate import Curve, bd_rate
 from mlic_jax.paths import check_utf8
-from mlic_jax.training import loop
+from mlic_jax.training import latent_training, loop
 from mlic_jax.training.checkpoints import check_config, config_to_dict, read_config
 from mlic_jax.training.config_schema import check_fields, load_config
 
@@ -37,7 +37,7 @@ NOTE = ("Percentages are relative to the first row, seed by seed if there are se
 
 def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, workdir: str | Path,
            overrides: Sequence[str] = (), seeds: Sequence[int] = (),
-           equal_time: str | Path | None = None) -> list[dict[str, Any]]:
+           equal_time: str | Path | None = None, latents: str | Path | None = None) -> list[dict[str, Any]]:
   """Trains every config for `num_steps` on `data_dir`; returns the rows of the table in the order of `files`.
 
   All configs are checked before the first one is trained. Interrupted runs are continued, and the results of finished
@@ -58,28 +58,39 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
     seeds: train each config once with each seed; a row is then the mean.
     equal_time: the workdir of an earlier ablation with the same configs and seeds. Each config gets as many steps as
       fit into the time of `num_steps` steps of the first config, at the speeds of that ablation.
+    latents: a model directory. Only the entropy models are trained, on latents of its frozen transforms
+      (training/latent_training.py). The loss is then the bits, psnr and bd_rate are None, and interrupted runs start
+      again.
 
   ConfigError for configs that cannot be trained or compared, and for a workdir with runs of another budget; otherwise
   the errors of loop.train_and_evaluate.
   """
-  workdir = Path(workdir)
+  workdir, cache = Path(workdir), None
+  model = None if latents is None else load_model(latents)
   runs = {name: _with_seeds(name, config, seeds)
           for name, config in _load(files, data_dir, num_steps, overrides).items()}
   if equal_time:
     _set_steps(runs, Path(equal_time))
   for run, config in (each for row_runs in runs.values() for each in row_runs.items()):
-    check_fields(config)
+    codec = check_fields(config)
     check_utf8(workdir / run)
     _check_run(config, workdir / run)
+    if model is not None:
+      latent_training.check_fits(codec, model)
   rows: list[dict[str, Any]] = []
   for name, row_runs in runs.items():
     found = []
     for i, (run, config) in enumerate(row_runs.items()):
-      if not (workdir / run / "checkpoints" / str(config.num_steps)).is_dir():
+      if not _is_finished(workdir / run, config, model):
         say(f"{run} ({len(rows) + 1} of {len(runs)})")
-        loop.train_and_evaluate(config, workdir / run)
+        if model is None:
+          loop.train_and_evaluate(config, workdir / run)
+        else:
+          cache = cache or latent_training.cache_latents(model, config)
+          latent_training.train(config, check_fields(config), cache, workdir / run)
         jax.clear_caches()  # the next model shares no compiled function
-      found.append(_row(printable(name), workdir / run / "model", [row["seeds"][i] if seeds else row for row in rows]))
+      results = _results(workdir / run / "model") if model is None else _latent_results(workdir / run)
+      found.append(_row(printable(name), results, [row["seeds"][i] if seeds else row for row in rows]))
     rows.append(_mean(found) if seeds else found[0])
     if equal_time:
       rows[-1]["num_steps"] = config.num_steps
@@ -149,25 +160,51 @@ def _check_run(config, workdir: Path) -> None:
                         "for all of the table, or another --workdir")
 
 
-def _row(name: str, model: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Returns the row of a trained model; `rows` are the rows above it."""
+def _is_finished(run: Path, config: Any, model: Model | None) -> bool:
+  """Whether a run has its results; `model` is that of the latents."""
+  if model is None:
+    return (run / "checkpoints" / str(config.num_steps)).is_dir()
+  return (run / latent_training.RESULTS).is_file() and _latent_results(run)["step"] == config.num_steps
+
+
+def _latent_results(run: Path) -> dict[str, Any]:
+  try:
+    results: dict[str, Any] = json.loads((run / latent_training.RESULTS).read_text("utf-8"))
+    return {name: results[name] for name in ("step", "eval")}
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ConfigError(f"{run / latent_training.RESULTS}: no results of an ablation ({error})") from error
+
+
+def _results(model: Path) -> dict[str, Any]:
+  """Returns the record of the training in a model directory."""
   training = json.loads((find_model(model) / "config.json").read_text("utf-8")).get("training") or {}
   if not training.get("eval"):
     raise ConfigError(f"{model}: the model has no evaluation results; wanted a model that a training exported")
+  return training
+
+
+def _row(name: str, training: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Returns the row of a training, by its record; `rows` are the rows above it."""
   rates = training["eval"]
   first = rows[0]["rates"] if rows else rates
   percent = lambda field: float(np.mean([100 * (a[field] / b[field] - 1) for a, b in zip(rates, first)]))
-  means = {field: float(np.mean([rate[field] for rate in rates])) for field in ("bpp", "psnr", "loss")}
+  means = {field: _mean_or_none([rate[field] for rate in rates]) for field in ("bpp", "psnr", "loss")}
+  has_curve = rows and means["psnr"] is not None
   return dict(name=name, step=training["step"], **means, relative_bits=percent("bpp"), relative_loss=percent("loss"),
-              bd_rate=bd_rate(_curve(name, rates), _curve("first", first))["percent"] if rows else None, rates=rates)
+              bd_rate=bd_rate(_curve(name, rates), _curve("first", first))["percent"] if has_curve else None,
+              rates=rates)
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+  return None if None in values else float(np.mean(np.array(values, float)))
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """The row of several seeds, from the rows of each."""
-  mean = lambda values: None if None in values else float(np.mean(values))
   losses = [row["relative_loss"] for row in rows]
-  figures = {field: mean([row[field] for row in rows]) for field in COLUMNS if field in rows[0] and field != "name"}
-  rates = [{field: mean([rate[field] for rate in rates_of_seeds]) for field in ("bpp", "psnr", "loss")}
+  figures = {field: _mean_or_none([row[field] for row in rows]) for field in COLUMNS
+             if field in rows[0] and field != "name"}
+  rates = [{field: _mean_or_none([rate[field] for rate in rates_of_seeds]) for field in ("bpp", "psnr", "loss")}
            for rates_of_seeds in zip(*(row["rates"] for row in rows))]
   return dict(rows[0], **figures, rates=rates, lowest=min(losses), highest=max(losses), seeds=list(rows))
 

@@ -51,7 +51,8 @@ def intermediates(config: CodecConfig, params: dict[str, Any], hyper: jax.Array,
 
     contexts_NAME, contexts_NAME/...            features (B, h, w, features), or (B, h, w/2, features) of contexts that
                                                 need the anchors
-    entropy_anchor, entropy_nonanchor           (B, h, w/2, 2 Cs): scales before their lower bound, then means
+    entropy_anchor, entropy_nonanchor           (B, h, w/2, 2 Cs): scales before their lower bound, then means; more
+                                                if the distribution has more outputs
     lrp_anchor, lrp_nonanchor                   (B, h, w, Cs) before 0.5 tanh
     map_anchor, map_nonanchor or map_both       of models with a selection map
 
@@ -69,7 +70,7 @@ def intermediates(config: CodecConfig, params: dict[str, Any], hyper: jax.Array,
                                        mutable=["intermediates"])
       outputs = flatten_dict(state["intermediates"])
       found.append({"/".join(path[:-1]): calls[0] if len(calls) == 1 else jnp.stack(calls)
-                    for path, calls in outputs.items() if len(path) > 1})
+                    for path, calls in outputs.items() if len(path) > 1 and path[0] != "distribution_parameters"})
   return found
 
 

@@ -11,7 +11,7 @@ import scipy.stats
 from helpers.distribution_cases import CONFIGS, SMALL, variables_of
 from jax.experimental import enable_x64
 
-from mlic_jax.model import distributions
+from mlic_jax.model import distributions, entropy_model
 from mlic_jax.model.distributions import BITS_MAX, OUTSIDE_MIN, laplace, logistic, make_distribution
 from mlic_jax.model.generalized_normal import alpha_of_tail, bin_nats
 from mlic_jax.model.mlic import build
@@ -187,6 +187,13 @@ def test_a_codec_learns_the_parameters_of_its_distribution():
     bias = np.asarray(slopes["entropy_anchor"][last]["bias"])
     assert bias.shape[-1] == make_distribution(config).outputs * config.slice_channels
     assert np.isfinite(bias).all() and np.mean(bias != 0) > 0.9
+
+
+def test_intermediates_are_those_of_networks():
+  config, rng = CONFIGS["shapes by channel"], np.random.default_rng(0)
+  y, hyper = (rng.normal(size=(1, 4, 4, n)).astype(np.float32) for n in (config.M, 2 * config.M))
+  found = entropy_model.intermediates(config, variables_of(config)["params"]["slices"], hyper, y)
+  assert "entropy_anchor" in found[0] and not any("distribution" in name for name in found[0])
 
 
 @pytest.mark.parametrize("name, options, message", [

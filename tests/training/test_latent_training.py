@@ -1,0 +1,94 @@
+"""Entropy models that are trained on the latents of a frozen codec, by `ablate --latents`."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import TINY, random_variables
+from ml_collections import ConfigDict
+from PIL import Image
+
+from mlic_jax.__main__ import main
+from mlic_jax.coding.checkpoint_io import load_model, save_model
+from mlic_jax.coding.codec import Codec
+from mlic_jax.config import CodecConfig
+from mlic_jax.training import latent_training
+
+SMALL = CodecConfig.from_dict(dict(TINY.to_dict(), transforms="unshuffled", widths=(16, 16), hyper_widths=(16, 16),
+                                   contexts=(), entropy_widths=(16,), lrp_widths=(), num_rates=2))
+CONFIG = """
+from configs import nano
+def get_config():
+  c = nano.get_config()
+  c.model = {model!r}
+  c.optimizer, c.learning_rate, c.warmup_steps, c.schedule = "adam", 3e-3, 2, "wsd"
+  c.holdout_every, c.crop_size, c.batch_size, c.lmbdas = 4, 64, 4, (0.0018, 0.0483)
+  c.log_every, c.eval_images, c.eval_crop_size, c.eval_batch_size = 20, 0, 64, 1
+  return c
+"""
+
+
+@pytest.fixture(name="command")
+def two_configurations(tmp_path, monkeypatch):
+  """Arguments of `ablate` for a hyperprior and a channel context, on eight images, with the latents of `ckpt`."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(latent_training, "NUM_CROPS", 16)
+  rng = np.random.default_rng(0)
+  (tmp_path / "images").mkdir()
+  for i in range(8):
+    pixels = rng.integers(0, 256, (9, 10, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+  save_model(tmp_path / "ckpt", SMALL, random_variables(SMALL))
+  for name, changes in dict(hyperprior={}, channel=dict(contexts=["channel"], channel_widths=[16])).items():
+    (tmp_path / f"{name}.py").write_text(CONFIG.format(model=SMALL.to_dict() | changes))
+  return ["ablate", "--data", "images", "--workdir", "out", "--latents", "ckpt",
+          "--configs", "hyperprior.py", "channel.py"]
+
+
+def test_rows_are_the_bits_of_trained_entropy_models_and_finished_runs_are_read(command, tmp_path, capsys, monkeypatch):
+  assert main([*command, "--steps", "1"]) == 0
+  untrained = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"]
+  shutil.rmtree("out")
+  assert main([*command, "--steps", "60"]) == 0
+  out = capsys.readouterr().out
+  written = json.loads((tmp_path / "out" / "ablation.json").read_text())
+  assert [row["name"] for row in written["rows"]] == ["hyperprior", "channel"]
+  for row, before in zip(written["rows"], untrained):
+    assert row["psnr"] is None and row["bd_rate"] is None and row["loss"] == row["bpp"] < 0.9 * before["bpp"]
+    assert f"{row['bpp']:.4f}" in out and [rate["quality"] for rate in row["rates"]] == [1, 2]
+    assert all(rate["bpp"] == pytest.approx(rate["bpp_y"] + rate["bpp_z"]) for rate in row["rates"])
+  assert "PSNR" not in (tmp_path / "out" / "ablation.md").read_text().splitlines()[2]
+  monkeypatch.setattr(latent_training, "train", None)
+  assert main([*command, "--steps", "60"]) == 0
+  assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == written
+  monkeypatch.undo()
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(latent_training, "NUM_CROPS", 16)
+  timed = [each.replace("out", "timed") for each in command]
+  assert main([*timed, "--steps", "20", "--equal-time", "out", "--seeds", "0"]) == 2
+  assert "no log of a run" in capsys.readouterr().err
+  assert main([*timed, "--steps", "20", "--equal-time", "out"]) == 0
+  first, second = json.loads((tmp_path / "timed" / "ablation.json").read_text())["rows"]
+  assert first["num_steps"] == 20 and second["num_steps"] > 0
+
+
+def test_the_bits_of_the_cached_latents_are_those_of_the_codec(command, tmp_path):
+  """With the entropy model of the checkpoint itself, the bits of the held-out crops are the estimate of the codec."""
+  codec = Codec.load("ckpt")
+  x = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
+  model = load_model("ckpt")
+  latents = latent_training._analyze(model, iter([x]))
+  gains = np.exp(model.variables["params"]["log_gain"])
+  cache = latent_training.Cache(model, gains, latents, latents)
+  config = ConfigDict(dict(lmbdas=(1.0, 2.0)))
+  rates = latent_training._evaluate(config, SMALL, cache, model.variables["params"]["slices"])
+  for quality, rate in enumerate(rates, 1):
+    bits, _ = codec.estimate(x[0], quality)
+    assert rate["bpp"] == pytest.approx(bits / 64**2, rel=1e-4)
+
+
+def test_an_entropy_model_for_other_latents_is_refused_before_the_work(command, tmp_path, capsys):
+  (tmp_path / "channel.py").write_text(CONFIG.format(model=SMALL.to_dict() | dict(M=64)))
+  assert main([*command, "--steps", "1"]) == 2
+  assert "M=64; the latents of ckpt have M=32" in capsys.readouterr().err and not (tmp_path / "out").exists()
