@@ -1,10 +1,10 @@
-"""What becomes of pictures in every layout that PNG and TIFF know: the table in docs/coding.md.
+"""Tests which layouts of PNG and TIFF are read or refused, and writes the table of docs/coding.md.
 
     python tools/image_formats.py              prints the table
-    python tools/image_formats.py --write      puts it into docs/coding.md
+    python tools/image_formats.py --write      writes it into docs/coding.md
 
-Every file is made here, byte by byte, from samples whose picture is known: libraries write few of these layouts. A row
-is right when mlic_jax reads that picture, and refused when it reads none. There is no third.
+The script writes each file byte by byte from samples with a known image, because libraries write only few of these
+layouts. Every layout has to be read as that image, or refused.
 """
 import argparse
 import io
@@ -24,7 +24,7 @@ from mlic_jax.data.image_io import ImageError, load_picture  # noqa: E402
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "coding.md"
 BEGIN, END = "<!-- image_formats.py: begin -->\n", "<!-- image_formats.py: end -->\n"
-HEIGHT, WIDTH = 11, 13          # no multiple of anything
+HEIGHT, WIDTH = 11, 13          # primes, so that rows do not end at byte boundaries
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 UNASSOCIATED, ASSOCIATED, UNSPECIFIED = 2, 1, 0
 PHOTOMETRIC = {"gray": 1, "gray, 0 is white": 0, "RGB": 2, "palette": 3, "CMYK": 5, "YCbCr": 6, "CIELab": 8}
@@ -32,17 +32,18 @@ CHANNELS = {"gray": 1, "gray, 0 is white": 1, "RGB": 3, "palette": 1, "CMYK": 4,
 EXTRA = {"": (), ", alpha": (UNASSOCIATED,), ", premultiplied alpha": (ASSOCIATED,),
          ", a channel of no meaning": (UNSPECIFIED,), ", a channel more": None}
 RAW, DEFLATE, PACKBITS = 1, 8, 32773
-HOPELESS = ((1, RAW, "<", 1), (2, RAW, ">", 1), (2, DEFLATE, "<", 1))   # layouts of what has to be refused anyway
+# (planar, compression, byte order, fill order) to test for samples that have to be refused in any layout.
+REFUSED_LAYOUTS = ((1, RAW, "<", 1), (2, RAW, ">", 1), (2, DEFLATE, "<", 1))
 SAMPLES = ("1 bit", "2 bits", "4 bits", "8 bits", "12 to 32 bits", "signed", "float")
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
 
 class Case(NamedTuple):
-  """A file, and the picture (H, W, 3) that it holds; None where 8-bit RGB cannot hold it."""
-  kind: str                     # a row of the table
-  samples: str                  # a column of it, of SAMPLES
+  """A file, and its image (H, W, 3), or None if 8-bit RGB cannot represent it."""
+  kind: str                     # row of the table
+  samples: str                  # column of the table, one of SAMPLES
   content: bytes
-  picture: np.ndarray | None
+  image: np.ndarray | None
 
 
 # --- TIFF ----------------------------------------------------------------------------
@@ -51,9 +52,9 @@ def tiff(planes: np.ndarray, photometric: int, bits: int = 8, *, sample_format: 
          extra: Sequence[int] | None = (), planar: int = 1, compression: int = RAW, order: str = "<",
          fill_order: int = 1, rows_per_strip: int = 4,
          tags: dict[int, tuple[int, Sequence[int]]] | None = None) -> bytes:
-  """A TIFF file of planes (H, W, S) of integers below 2**bits, or of floats.
+  """Encodes planes (H, W, S) of integers below 2**bits, or of floats, as TIFF.
 
-  extra: the tag ExtraSamples, which None leaves out. tags: more of them, number -> (type, values).
+  extra: the tag ExtraSamples; None omits it. tags: more tags, {number: (type, values)}.
   """
   height, width, samples = planes.shape
   parts = [planes] if planar == 1 else [planes[..., i:i + 1] for i in range(samples)]
@@ -69,12 +70,12 @@ def tiff(planes: np.ndarray, photometric: int, bits: int = 8, *, sample_format: 
   sizes = {1: "B", 2: "B", 3: "H", 4: "I", 10: "i", 12: "d"}
   pack = lambda kind, values: struct.pack(f"{order}{len(values)}{sizes[kind]}", *values)
   outside = {tag: len(pack(*entry)) for tag, entry in entries.items() if len(pack(*entry)) > 4}
-  places = dict(zip(outside, itertools.accumulate(outside.values(), initial=head)))
+  offsets = dict(zip(outside, itertools.accumulate(outside.values(), initial=head)))
   start = head + sum(outside.values())
   entries[273] = (4, list(itertools.accumulate(map(len, strips[:-1]), initial=start)))
   directory = b"".join(
       struct.pack(f"{order}HHI", tag, kind, len(values) // (2 if kind == 10 else 1))
-      + (struct.pack(f"{order}I", places[tag]) if tag in places else pack(kind, values).ljust(4, b"\0"))
+      + (struct.pack(f"{order}I", offsets[tag]) if tag in offsets else pack(kind, values).ljust(4, b"\0"))
       for tag, (kind, values) in sorted(entries.items()))
   values = b"".join(pack(*entries[tag]) for tag in outside)
   magic = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8)
@@ -82,7 +83,7 @@ def tiff(planes: np.ndarray, photometric: int, bits: int = 8, *, sample_format: 
 
 
 def _pack(planes: np.ndarray, bits: int, order: str = ">") -> bytes:
-  """Rows of samples, each row from a new byte on."""
+  """Packs samples into bytes; each row begins with a new byte."""
   if bits % 8 == 0:
     return planes.astype(f"{order}{'f' if planes.dtype.kind == 'f' else 'u'}{bits // 8}").tobytes()
   rows = planes.reshape(planes.shape[0], -1, 1).astype(np.uint16) >> np.arange(bits)[::-1] & 1
@@ -90,10 +91,10 @@ def _pack(planes: np.ndarray, bits: int, order: str = ">") -> bytes:
 
 
 def _compress(content: bytes, compression: int, fill_order: int) -> bytes:
-  """What is stored; fill order 2 turns the bits of its bytes round, of compressed bytes too."""
+  """Compresses a strip; fill order 2 reverses the bits of each byte, also of compressed bytes."""
   if compression == DEFLATE:
     content = zlib.compress(content)
-  elif compression == PACKBITS:     # all of it literally
+  elif compression == PACKBITS:     # literal runs only
     parts = [content[i:i + 128] for i in range(0, len(content), 128)]
     content = b"".join(bytes([len(part) - 1]) + part for part in parts)
   if fill_order == 1:
@@ -102,7 +103,7 @@ def _compress(content: bytes, compression: int, fill_order: int) -> bytes:
 
 
 def tiff_cases() -> Iterator[Case]:
-  """Photometric interpretation, bits, sample format, extra channels; each in every way to lay out the samples."""
+  """Yields TIFF files of all photometric interpretations, bits, sample formats, extra channels and layouts."""
   rng = np.random.default_rng(0)
   for (kind, photometric), (more, extra) in itertools.product(PHOTOMETRIC.items(), EXTRA.items()):
     for bits, sample_format in [(1, UNSIGNED), (2, UNSIGNED), (4, UNSIGNED), (8, UNSIGNED), (12, UNSIGNED),
@@ -111,7 +112,7 @@ def tiff_cases() -> Iterator[Case]:
         continue
       samples = CHANNELS[kind] + (1 if more else 0)
       planes = rng.integers(0, 2**min(bits, 16), (HEIGHT, WIDTH, samples))
-      if extra == (ASSOCIATED,):                               # no color above its alpha
+      if extra == (ASSOCIATED,):                               # colors must not exceed alpha
         planes[..., :-1] = planes[..., :-1] * planes[..., -1:] // (2**min(bits, 16) - 1)
       if sample_format == FLOAT:
         planes = planes / 2.0**min(bits, 16)
@@ -121,14 +122,14 @@ def tiff_cases() -> Iterator[Case]:
         tags[320] = (3, (257 * palette).ravel().tolist())
       if kind == "YCbCr":
         tags[530] = (3, [1, 1])
-      picture = None
+      image = None
       if bits <= 8 and sample_format == UNSIGNED and extra is not None:
-        picture = _picture(kind, planes, bits, extra, palette)
+        image = _image(kind, planes, bits, extra, palette)
       layouts = itertools.product((1, 2), (RAW, DEFLATE, PACKBITS), "<>", (1, 2))
-      for planar, compression, order, fill_order in layouts if picture is not None else HOPELESS:
+      for planar, compression, order, fill_order in layouts if image is not None else REFUSED_LAYOUTS:
         yield Case(f"TIFF, {kind}{more}", _samples(bits, sample_format), tiff(
             planes, photometric, bits, sample_format=sample_format, extra=extra, planar=planar,
-            compression=compression, order=order, fill_order=fill_order, tags=tags), picture)
+            compression=compression, order=order, fill_order=fill_order, tags=tags), image)
 
 
 def _samples(bits: int, sample_format: int = UNSIGNED) -> str:
@@ -137,14 +138,14 @@ def _samples(bits: int, sample_format: int = UNSIGNED) -> str:
   return "12 to 32 bits" if bits > 8 else "1 bit" if bits == 1 else f"{bits} bits"
 
 
-def _picture(kind: str, planes: np.ndarray, bits: int, extra: Sequence[int], palette: np.ndarray | None):
-  """The samples as RGB on white; None for CMYK and Lab, whose RGB is a matter of profiles."""
+def _image(kind: str, planes: np.ndarray, bits: int, extra: Sequence[int], palette: np.ndarray | None):
+  """Converts samples to RGB on white; None for CMYK and Lab, whose RGB depends on profiles."""
   values = planes[..., :CHANNELS[kind]] * 255 / (2**bits - 1)
   if kind == "palette":
     values = np.moveaxis(palette[:, planes[..., 0]], 0, -1).astype(float)
   elif kind == "gray, 0 is white":
     values = 255 - values
-  elif kind == "YCbCr":                                        # of JFIF
+  elif kind == "YCbCr":                                        # as in JFIF
     y, cb, cr = np.moveaxis(values, -1, 0) - np.array([0, 128, 128])[:, None, None]
     values = np.clip(np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1), 0, 255)
   elif kind in ("CMYK", "CIELab"):
@@ -159,7 +160,7 @@ def _picture(kind: str, planes: np.ndarray, bits: int, extra: Sequence[int], pal
 
 def png(planes: np.ndarray, color_type: int, depth: int, *, chunks: Sequence[tuple[bytes, bytes]] = (),
         interlaced: bool = False) -> bytes:
-  """A PNG file of planes (H, W, S) of integers below 2**depth; `chunks` come before the data."""
+  """Encodes planes (H, W, S) of integers below 2**depth as PNG; `chunks` precede the data."""
   def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -172,7 +173,7 @@ def png(planes: np.ndarray, color_type: int, depth: int, *, chunks: Sequence[tup
 
 
 def png_cases() -> Iterator[Case]:
-  """Color type, depth, transparent color or entries; each with and without interlacing."""
+  """Yields PNG files of all color types, depths and kinds of transparency, with and without interlacing."""
   rng = np.random.default_rng(1)
   kinds = {"gray": (0, 1, (1, 2, 4, 8, 16)), "RGB": (2, 3, (8, 16)), "palette": (3, 1, (1, 2, 4, 8)),
            "gray, alpha": (4, 2, (8, 16)), "RGB, alpha": (6, 4, (8, 16))}
@@ -196,29 +197,29 @@ def png_cases() -> Iterator[Case]:
         color = planes[3, 5]
         chunks.append((b"tRNS", struct.pack(f">{samples}H", *color.tolist())))
         alpha = 1.0 - (planes == color).all(-1, keepdims=True)
-      picture = np.broadcast_to(values * alpha + 255 * (1 - alpha), (HEIGHT, WIDTH, 3)) if depth <= 8 else None
+      image = np.broadcast_to(values * alpha + 255 * (1 - alpha), (HEIGHT, WIDTH, 3)) if depth <= 8 else None
       more = (", transparent entries" if kind == "palette" else ", a transparent color") if transparent else ""
       for interlaced in False, True:
         yield Case(f"PNG, {kind}{more}", _samples(depth),
-                   png(planes, color_type, depth, chunks=chunks, interlaced=interlaced), picture)
+                   png(planes, color_type, depth, chunks=chunks, interlaced=interlaced), image)
 
 
 # --- the table -----------------------------------------------------------------------
 
 def outcome(case: Case) -> str:
-  """"read", "refused", or "WRONG: how"."""
+  """Returns "read", "refused", or "WRONG: " and the problem."""
   try:
     image = load_picture(io.BytesIO(case.content)).image
   except ImageError:
     return "refused"
-  if case.picture is None:
+  if case.image is None:
     return "WRONG: it should be refused"
-  error = np.abs(image - case.picture).max()
-  return "read" if error <= 1.5 else f"WRONG: by up to {error:.0f} levels"   # rounding, of alpha and of YCbCr
+  error = np.abs(image - case.image).max()
+  return "read" if error <= 1.5 else f"WRONG: by up to {error:.0f} levels"   # 1.5 for rounding of alpha and YCbCr
 
 
 def table() -> str:
-  """A row for each kind of picture, a column for each kind of samples; a cell stands for all layouts of its files."""
+  """Returns the table: rows are kinds of images, columns kinds of samples, and cells combine all layouts."""
   outcomes: dict[str, dict[str, list[str]]] = {}
   for case in itertools.chain(png_cases(), tiff_cases()):
     outcomes.setdefault(case.kind, {}).setdefault(case.samples, []).append(outcome(case))
@@ -238,7 +239,7 @@ def _cell(outcomes: Sequence[str]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("--write", action="store_true", help="put the table into docs/coding.md")
+  parser.add_argument("--write", action="store_true", help="Write the table into docs/coding.md. Default: off.")
   found = table()
   if parser.parse_args().write:
     before, _, rest = DOCUMENT.read_text().partition(BEGIN)

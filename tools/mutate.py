@@ -1,13 +1,13 @@
-"""Do the tests catch wrong code? Applies each fault of tools/mutations.toml to a copy of the tree, and runs its tests.
+"""Mutation tests: applies each fault of tools/mutations.toml to a copy of the tree, and runs the tests that catch it.
 
     python tools/mutate.py                             every mutation
-    python tools/mutate.py adam_eps eval_no_clip       those two
+    python tools/mutate.py adam_eps eval_no_clip       these two
     python tools/mutate.py 'muon_*' --jobs 2           those that match, two at a time
 
-Each mutation is a line with the test that failed, or SURVIVED. The exit status is 1 if any survived, and 2 if the list
-cannot be used or a test fails without its mutation, too. The copy has what git tracks and untracked files that it does
-not ignore, so changes need no commit. (mutmut and cosmic-ray derive every mutant from operators of their own, thousands
-for this package, and cannot be given a list.)
+It prints a line for each mutation with the test that failed, or SURVIVED. The exit status is 1 if any mutation
+survived, and 2 if the list is invalid or a test also fails without its mutation. The copy has tracked files and
+untracked files that git does not ignore, so changes need no commit. (mutmut and cosmic-ray generate all mutants from
+their own operators, thousands for this package, and do not accept a list.)
 """
 import argparse
 import ast
@@ -30,16 +30,16 @@ else:
   import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS_FAILED = 1  # of pytest's exit statuses; others are errors of usage, of collection, or an interruption
+TESTS_FAILED = 1  # exit status of pytest; others are usage errors, collection errors and interruptions
 
 
 class MutationError(Exception):
-  """The list of mutations, or the tests that it names, cannot be used."""
+  """The list of mutations is invalid, or the tests that it names cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-  """One fault; the fields are described in tools/mutations.toml."""
+  """One fault; tools/mutations.toml describes the fields."""
   name: str
   file: str
   old: str
@@ -47,7 +47,7 @@ class Mutation:
   tests: tuple[str, ...] = ()
 
   def test_runs(self, root: Path) -> list[tuple[str, ...]]:
-    """Arguments of pytest, run after run until one fails."""
+    """Returns the arguments of pytest runs, in the order in which they are tried until one fails."""
     if self.tests:
       return [self.tests]
     folder = Path("tests", *Path(self.file).parent.parts[1:])
@@ -57,7 +57,7 @@ class Mutation:
     return [(path.as_posix(),) for path in (mirrored, folder) if (root / path).exists()]
 
   def mutated(self, root: Path) -> str:
-    """The text of the file below `root` with the fault in it."""
+    """Returns the text of the file below `root` with the fault."""
     if not (root / self.file).is_file():
       raise MutationError(f"{self.name}: there is no file {self.file}")
     text = (root / self.file).read_text()
@@ -69,12 +69,12 @@ class Mutation:
     try:
       ast.parse(changed)
     except SyntaxError as error:
-      raise MutationError(f"{self.name}: {self.file} is no Python with {self.new!r} in it ({error})") from error
+      raise MutationError(f"{self.name}: {self.file} is not valid Python with {self.new!r} ({error})") from error
     return changed
 
 
 def read_mutations(file: Path) -> list[Mutation]:
-  """The mutations of a TOML file, in its order."""
+  """Reads the mutations of a TOML file, in its order."""
   found = []
   for entry in tomllib.loads(file.read_text())["mutation"]:
     try:
@@ -87,16 +87,16 @@ def read_mutations(file: Path) -> list[Mutation]:
   return found
 
 
-def chosen(mutations: Sequence[Mutation], patterns: Sequence[str]) -> list[Mutation]:
-  """The mutations whose names match one of the patterns; all of them without patterns."""
+def select(mutations: Sequence[Mutation], patterns: Sequence[str]) -> list[Mutation]:
+  """Returns the mutations whose names match one of the patterns, or all of them without patterns."""
   for pattern in patterns:
     if not fnmatch.filter([each.name for each in mutations], pattern):
-      raise MutationError(f"no mutation is named {pattern}; there are {', '.join(each.name for each in mutations)}")
+      raise MutationError(f"no mutation is named {pattern}; wanted one of {', '.join(each.name for each in mutations)}")
   return [each for each in mutations if not patterns or any(fnmatch.fnmatch(each.name, p) for p in patterns)]
 
 
 def copy_tree(root: Path, target: Path) -> None:
-  """Copies what git tracks in `root`, and untracked files that it does not ignore."""
+  """Copies the tracked files in `root`, and untracked files that git does not ignore."""
   listed = subprocess.run(["git", "-C", root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
                           check=True, capture_output=True).stdout
   for name in map(os.fsdecode, filter(None, listed.split(b"\0"))):
@@ -106,9 +106,9 @@ def copy_tree(root: Path, target: Path) -> None:
 
 
 def first_failure(tree: Path, tests: Sequence[str], timeout: float) -> tuple[str, ...] | None:
-  """The first of the tests that fails in `tree`, all of them if they do not end in time, None if they pass."""
+  """Returns the first test that fails in `tree`; all tests if they exceed the timeout; None if they pass."""
   command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider", "--tb=no", *tests]
-  environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # two texts of one size and second share bytecode
+  environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # Python reuses bytecode for equal size and mtime
   try:
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout)
   except subprocess.TimeoutExpired:
@@ -123,9 +123,9 @@ def first_failure(tree: Path, tests: Sequence[str], timeout: float) -> tuple[str
 
 
 def catching_tests(mutation: Mutation, tree: Path, timeout: float) -> tuple[str, ...] | None:
-  """The test that fails with `mutation` in `tree`, and passes without it; None if the mutation survives.
+  """Returns the test that fails with `mutation` in `tree` and passes without it; None if the mutation survives.
 
-  Afterwards the tree is as it was."""
+  It restores the tree."""
   file = tree / mutation.file
   original = file.read_text()
   file.write_text(mutation.mutated(tree))
@@ -135,13 +135,13 @@ def catching_tests(mutation: Mutation, tree: Path, timeout: float) -> tuple[str,
   finally:
     file.write_text(original)
   if failed and first_failure(tree, failed, timeout):
-    raise MutationError(f"{mutation.name}: {' '.join(failed)} fails without the mutation, too")
+    raise MutationError(f"{mutation.name}: {' '.join(failed)} also fails without the mutation")
   return failed
 
 
 @contextlib.contextmanager
 def tree_pool(root: Path, count: int) -> Iterator[queue.SimpleQueue]:
-  """A queue of `count` copies of the tree, gone afterwards."""
+  """Makes a queue of `count` temporary copies of the tree."""
   with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
     trees: queue.SimpleQueue = queue.SimpleQueue()
     for i in range(count):
@@ -151,9 +151,9 @@ def tree_pool(root: Path, count: int) -> Iterator[queue.SimpleQueue]:
 
 
 def run(root: Path, mutations: Sequence[Mutation], jobs: int, timeout: float) -> bool:
-  """Tests the mutations and prints a line for each; whether all were caught."""
+  """Tests the mutations and prints a line for each; returns whether all were caught."""
   for each in mutations:
-    each.mutated(root)  # a list that cannot be used is refused before anything runs
+    each.mutated(root)  # refuses an invalid list before anything runs
   with tree_pool(root, jobs) as trees, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
 
     def in_a_tree(mutation: Mutation) -> tuple[str, ...] | None:
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                       help="Seconds for one run of pytest; more count as caught. Default: 1800.")
   options = parser.parse_args(arguments)
   try:
-    mutations = chosen(read_mutations(options.file or options.root / "tools/mutations.toml"), options.names)
+    mutations = select(read_mutations(options.file or options.root / "tools/mutations.toml"), options.names)
     return 0 if run(options.root, mutations, options.jobs, options.timeout) else 1
   except MutationError as error:
     print(f"mutate.py: {error}", file=sys.stderr)

@@ -224,10 +224,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _check_params(path: Path, config: CodecConfig, params: dict[str, Any]) -> None:
   wanted = _param_shapes(config)
-  came = {name: value.shape for name, value in _flatten(params)}
-  for name in sorted(wanted.keys() | came.keys()):
-    if wanted.get(name) != came.get(name):
-      raise CheckpointError(f"{path}: parameter {name} has shape {came.get(name, 'none')}, "
+  found = {name: value.shape for name, value in _flatten(params)}
+  for name in sorted(wanted.keys() | found.keys()):
+    if wanted.get(name) != found.get(name):
+      raise CheckpointError(f"{path}: parameter {name} has shape {found.get(name, 'none')}, "
                             f"but config.json implies {wanted.get(name, 'none')}")
 
 

@@ -10,10 +10,10 @@ from mlic_jax.evaluation import bd_rate, results
 
 def show_results(found: dict, named: list[tuple[str, list[dict]]], title: str, written: list[Path]) -> None:
   """Prints the tables and the paths of the written files to stdout."""
-  beside = [curve for curve in results.read_curves(found, "psnr") if curve.kind == "baseline"][:2]
+  baselines = [curve for curve in results.read_curves(found, "psnr") if curve.kind == "baseline"][:2]
   shown: list[Table | str] = []
   for name, entries in named:
-    shown.append(table(f"{name}: {title}", entries, beside, found["estimate"]))
+    shown.append(table(f"{name}: {title}", entries, baselines, found["estimate"]))
     if "progressive_mean" in entries[0]:
       shown.append(progressive_table(f"{name}: {title}, progressive decoding", entries))
   rows = [row for row in found["bd_rates"] if row["metric"] == "psnr"]
@@ -28,7 +28,7 @@ def show_results(found: dict, named: list[tuple[str, list[dict]]], title: str, w
   say(f"Written: {', '.join(str(path) for path in written)}")
 
 
-def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate: bool) -> Table:
+def table(title: str, entries: list[dict], baselines: list[bd_rate.Curve], estimate: bool) -> Table:
   """Returns a table with a row per quality, and the PSNR of two baselines at the same rate."""
   columns = {"quality": lambda e: e["quality"]}
   if not estimate:
@@ -41,7 +41,7 @@ def table(title: str, entries: list[dict], beside: list[bd_rate.Curve], estimate
     columns["decode s"] = lambda e: f"{e['mean']['decode_s']:.2f}"
   rate = "bpp_estimated" if estimate else "bpp"
   level = lambda curve: lambda e: number(curve.db_at(e["mean"][rate]), ".2f")
-  columns |= {f"{curve.name} dB": level(curve) for curve in beside}
+  columns |= {f"{curve.name} dB": level(curve) for curve in baselines}
   return filled(title, columns, entries)
 
 

@@ -256,10 +256,10 @@ def _figures(records: Sequence[dict[str, Any]]) -> str:
     image_records = [record for record in records if record["image"] == name]
     slices = max(len(record["bits_of_slices"]) for record in image_records)
     options = "".join(f'<option value="{k + 1}">bits of slice {k + 1}</option>' for k in range(slices))
-    beside = '<option value="baseline">baseline, same bytes</option>' if image_records[0]["baseline"] else ""
+    options_html = '<option value="baseline">baseline, same bytes</option>' if image_records[0]["baseline"] else ""
     if any(record.get("plain") for record in image_records):
-      beside += '<option value="plain">without latent optimization</option>'
+      options_html += '<option value="plain">without latent optimization</option>'
     figures.append(template.substitute(
         name=html.escape(name), number=number, last=len(image_records) - 1, middle=len(image_records) // 2,
-        slices=options, beside=beside, ratio=f"{image_records[0]['width']:d} / {image_records[0]['height']:d}"))
+        slices=options, beside=options_html, ratio=f"{image_records[0]['width']:d} / {image_records[0]['height']:d}"))
   return "".join(figures) or "<p>The evaluation has no images for the report (--report-images 0).</p>"

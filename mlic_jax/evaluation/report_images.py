@@ -52,17 +52,17 @@ class ReportImages:
     return name in self._digests and self._read(codec_key, name, quality) is None
 
   def draw(self, codec_key: str, name: str, image: np.ndarray, quality: float | None, coded: Coded,
-           bits_of: Callable[[np.ndarray, float | None], BitsMap], beside: str | None = None) -> None:
+           bits_of: Callable[[np.ndarray, float | None], BitsMap], scale_key: str | None = None) -> None:
     """Writes the files of one image at one quality, if they are missing.
 
-    beside: key of a codec with an existing bit map, whose color scale is used, so that the two maps are comparable.
+    scale_key: key of a codec with an existing bit map, whose color scale is used, so that the two maps are comparable.
     """
     if not self.is_missing(codec_key, name, quality):
       return
     folder, stem = self._folder / slug(name), _stem(codec_key, quality)
     folder.mkdir(parents=True, exist_ok=True)
     window, bits = _middle(image), bits_of(image, quality)
-    other = self._read(beside, name, quality) if beside else None
+    other = self._read(scale_key, name, quality) if scale_key else None
     tiles, scales = _bits_tiles(bits, window, other["bits_scale_bpp"] if other else None)
     record = {
         "key": self._key(codec_key, name), "height": window[0].stop - window[0].start,

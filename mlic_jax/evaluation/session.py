@@ -159,14 +159,14 @@ def extra_measurements(codec, key: str, report_images: ReportImages, progressive
   """Returns the callbacks `is_missing` and `on_coded` of runner.evaluate_codec, for the report and --progressive."""
   bits_of = functools.partial(bit_maps.bits_map, codec)
   plain = codec.with_options(refine=None)
-  beside = runner.codec_key(plain, key.endswith(" estimated")) if runner.optimizes_latents(codec) else None
+  plain_key = runner.codec_key(plain, key.endswith(" estimated")) if runner.optimizes_latents(codec) else None
 
   def is_missing(name, quality):
     return report_images.is_missing(key, name, quality) or (
         progressive is not None and progressive.is_missing(key, name, quality))
 
   def on_coded(name, image, quality, coded):
-    report_images.draw(key, name, image, quality, coded, bits_of, beside)
+    report_images.draw(key, name, image, quality, coded, bits_of, plain_key)
     if progressive:
       progressive.measure(codec, key, name, image, quality, coded)
 

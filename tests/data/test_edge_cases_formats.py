@@ -40,7 +40,7 @@ class OddFile(NamedTuple):
 def odd_files() -> Iterator[OddFile]:
   """Some two thousand."""
   for i, case in enumerate(itertools.chain(png_cases(), tiff_cases())):
-    wanted = REFUSED if case.picture is None else case.picture
+    wanted = REFUSED if case.image is None else case.image
     yield OddFile(f"{case.kind}, {case.samples}, {i}.{('png', 'tif')['TIFF' in case.kind]}", case.content, wanted,
                   may_be_refused=True)
   for image_format, suffix, tolerance in ("JPEG", "jpg", 16), ("PNG", "png", 0), ("WEBP", "webp", 0):

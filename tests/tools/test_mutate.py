@@ -64,7 +64,7 @@ def test_each_mutation_is_listed_with_the_test_that_fails_and_survivors_fail_the
   ("y - y", "0", [], "square: 'y - y' occurs 0 times in package/scaled.py; wanted exactly one"),
   ("x", "y", [], "square: 'x' occurs 3 times in package/scaled.py; wanted exactly one"),
   ("x + x", "x + x", [], "square: old and new are the same text"),
-  ("x + x", "x +", [], r"square: package/scaled.py is no Python with 'x \+' in it"),
+  ("x + x", "x +", [], r"square: package/scaled.py is not valid Python with 'x \+'"),
   ("x + x", "x * 3", ["tests/test_absent.py"], "(?s)pytest tests/test_absent.py ended with 4:.*not found"),
 ])
 def test_a_mutation_that_says_nothing_about_the_tests_is_refused(repository, capsys, old, new, tests, message):
@@ -83,5 +83,5 @@ def test_a_test_that_fails_without_the_mutation_catches_nothing(repository, tmp_
   root = repository(("square", "x + x", "x * x", []))
   (tmp_path / "tests" / "test_scaled.py").write_text("def test_wrong():\n  assert False\n")
   assert mutate.main(["--root", root]) == 2
-  assert capsys.readouterr().err == ("mutate.py: square: tests/test_scaled.py::test_wrong fails without the mutation, "
-                                     "too\n")
+  assert capsys.readouterr().err == ("mutate.py: square: tests/test_scaled.py::test_wrong also fails without the "
+                                     "mutation\n")

@@ -2,16 +2,17 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const fixed = (value, digits) => value === null ? "–" : value.toFixed(digits);
 
-// --- the plots: hover, and boxes that show and hide curves
+// --- the plots: tooltips, and checkboxes that show and hide curves
 
-// As `spread` in plots.py: in the same order, at least `gap` apart, in low..high, moved as little as possible.
-function spread(places, gap, low, high) {
-  const order = places.map((_, i) => i).sort((a, b) => places[a] - places[b]), moved = [...places], blocks = [];
-  gap = Math.min(gap, (high - low) / Math.max(places.length - 1, 1));
+// As `spread` in plots.py: moves positions into low..high and at least `gap` apart, by isotonic regression.
+function spread(positions, gap, low, high) {
+  const order = positions.map((_, i) => i).sort((a, b) => positions[a] - positions[b]);
+  const moved = [...positions], blocks = [];
+  gap = Math.min(gap, (high - low) / Math.max(positions.length - 1, 1));
   order.forEach((i, rank) => {
-    blocks.push({ sum: places[i] - gap * rank, size: 1 });
+    blocks.push({ sum: positions[i] - gap * rank, size: 1 });
     const mean = block => block.sum / block.size;
-    while (blocks.length > 1 && mean(blocks.at(-2)) > mean(blocks.at(-1))) {   // pooled, until the means rise
+    while (blocks.length > 1 && mean(blocks.at(-2)) > mean(blocks.at(-1))) {   // pools blocks until the means rise
       const { sum, size } = blocks.pop();
       blocks.at(-1).sum += sum;
       blocks.at(-1).size += size;
@@ -19,7 +20,7 @@ function spread(places, gap, low, high) {
   });
   const nearest = blocks.flatMap(({ sum, size }) => Array(size).fill(sum / size));
   order.forEach((i, rank) => {
-    moved[i] = Math.min(Math.max(nearest[rank], low), high - gap * (places.length - 1)) + gap * rank;
+    moved[i] = Math.min(Math.max(nearest[rank], low), high - gap * (positions.length - 1)) + gap * rank;
   });
   return moved;
 }
@@ -35,7 +36,7 @@ function placeLabels(svg) {
   });
 }
 
-// On a phone the longest names are set narrower, so that they end where the page does.
+// Compresses the longest names on phones, so that they fit onto the page.
 function fitLabels() {
   for (const label of document.querySelectorAll(".plot .label")) {
     label.removeAttribute("textLength");
@@ -76,7 +77,7 @@ for (const plot of document.querySelectorAll(".plot")) {
       if (nearest) choose(svg, nearest); else clear(svg);
     });
     svg.addEventListener("pointerleave", () => clear(svg));
-    // From the keyboard: Tab goes to a curve, the arrows along it.
+    // Keyboard: Tab selects a curve, and the arrow keys move along it.
     for (const curve of svg.querySelectorAll(".curve")) {
       const own = [...curve.querySelectorAll("circle")];
       let place = 0;
@@ -117,13 +118,13 @@ for (const figure of document.querySelectorAll(".comparison")) {
   const records = data.records.filter(record => record.image === figure.dataset.image).sort((a, b) => rate(a) - rate(b));
   const isBits = shown => shown !== "reconstruction" && shown !== "error";
 
-  // Draws an image of a record in a layer, or one of its bit maps by the number of the tile.
+  // Draws an image of a record, or one of its bit maps by the index of the map, in a layer.
   function draw(layer, record, shown) {
     layer.replaceChildren();
     layer.style.backgroundImage = isBits(shown) ? "none" : image(record[shown]);
     if (!isBits(shown)) return;
     const map = document.createElement("i"), tiles = record.bits_of_slices.length + 1;
-    const [rows, columns] = record.bits_places, side = record.bits_stride || 16;   // pixels; the last may reach beyond the image
+    const [rows, columns] = record.bits_places, side = record.bits_stride || 16;   // pixels; may exceed the image
     map.style.width = `${100 * side * columns / record.width}%`;
     map.style.height = `${100 * side * rows / record.height}%`;
     map.style.backgroundImage = image(record.bits);
@@ -152,7 +153,7 @@ for (const figure of document.querySelectorAll(".comparison")) {
     const plain = right.value === "plain" && records.find(other => other.checkpoint === record.plain && other.quality === record.quality);
     find(".under").replaceChildren();
     find(".under").style.backgroundImage = image(baseline ? baseline.picture : record.original);
-    if (plain) {                                             // its bit maps have the scale of those of optimized latents
+    if (plain) {                                             // its bit maps have the scale of the optimized latents
       draw(find(".under"), plain, shown);
       figures(find("figcaption .right"), `${plain.checkpoint}${quality}`, plain);
     } else if (baseline) figures(find("figcaption .right"), `${baseline.name}, quality ${baseline.quality}`, baseline);
