@@ -20,7 +20,7 @@ from mlic_jax.runtime import startup
 # {name on the command line: module}
 COMMANDS = {"train": "train", "eval": "evaluate", "encode": "encode", "decode": "decode", "info": "info",
             "describe": "describe", "estimate": "estimate", "convert": "convert", "round-weights": "round_weights",
-            "ablate": "ablate"}
+            "ablate": "ablate", "calibrate": "calibrate"}
 CONFIG_FIELDS = "[--config.FIELD=VALUE ...]"
 
 

@@ -61,6 +61,7 @@ def test_a_dash_for_a_closed_stream_is_one_line_before_the_work(run, arguments, 
 def test_all_commands_say_what_is_wrong_with_stdin_and_stdout_closed(run):
   for arguments in ("train --config nope --workdir w", "eval --ckpt nope", "describe --config nope", "convert no no",
                     "estimate --config nope --topology v5e:3x5", "round-weights nope w", "info nope",
+                    "calibrate nope --data no --out w",
                     "ablate --data nope --steps 1 --workdir w --configs nope"):
     status, out, err = run(arguments, "<&- >&-")
     assert (status, out) == (2, b"") and err.count("\n") == 1 and err.startswith("error: "), (arguments, err)

@@ -32,7 +32,7 @@ def test_one_program_is_installed_and_has_all_commands(capsys):
   scripts = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[2].partition("[")[0].split("\n")
   assert [line.split(" =")[0] for line in scripts if line.strip()] == ["mlic-jax"]
   assert list(COMMANDS) == ["train", "eval", "encode", "decode", "info", "describe", "estimate", "convert",
-                            "round-weights", "ablate"]
+                            "round-weights", "ablate", "calibrate"]
   listed = help_of(capsys=capsys)
   assert all(re.search(rf"^    {command}\b", listed, re.MULTILINE) for command in COMMANDS)
 
@@ -53,7 +53,7 @@ def test_a_command_that_takes_fields_of_the_configuration_says_so(command, capsy
   takes_fields = command in ("train", "describe", "estimate", "ablate")
   assert ("[--config.FIELD=VALUE ...]" in help_of(command, capsys=capsys)) == takes_fields
   required = {"eval": ["--ckpt", "x"], "encode": ["--ckpt", "x"], "decode": ["--ckpt", "x"], "info": ["x"],
-              "convert": ["a", "b"], "round-weights": ["a", "b"]}
+              "convert": ["a", "b"], "round-weights": ["a", "b"], "calibrate": ["a", "--data", "b", "--out", "c"]}
   if not takes_fields:
     assert main([command, *required[command], "--config.seed=1"]) == 2
     assert "unrecognized arguments: --config.seed=1" in capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_the_scripts_are_commands_of_the_program_under_their_own_names(command, 
 def test_every_command_that_loads_a_model_directory_can_allow_its_modules():
   takes = {command for command in COMMANDS if "--allow-custom-modules" in
            {name for action in options(command) for name in action.option_strings}}
-  assert takes == {"eval", "encode", "decode", "convert", "round-weights"}
+  assert takes == {"eval", "encode", "decode", "convert", "round-weights", "calibrate"}
 
 
 def test_help_answers_without_jax():
@@ -111,7 +111,8 @@ def test_a_terminal_without_a_width_gets_a_table_all_the_same(columns, monkeypat
     ["encode", "x.png", "--out-dir", "", "--ckpt", "x"], ["encode", "", "x.mlic", "--ckpt", "x"], ["info", ""],
     ["encode", "x.png", "x.mlic", "--ckpt", ""], ["eval", "--ckpt", "x", "--out", ""], ["eval", "--ckpt", ""],
     ["eval", "--ckpt", "x", "--data", ""], ["train", "--config", "nano", "--workdir", "", "--config.data_dir=x"],
-    ["ablate", "--data", "", "--steps", "1", "--workdir", "x"], ["round-weights", "x", ""]])
+    ["ablate", "--data", "", "--steps", "1", "--workdir", "x"], ["round-weights", "x", ""],
+    ["calibrate", "x", "--data", "", "--out", "y"]])
 def test_an_empty_path_is_refused_and_is_not_the_current_folder(arguments, tmp_path, monkeypatch, capsys):
   """An unset shell variable gives an empty argument."""
   monkeypatch.chdir(tmp_path)

@@ -197,6 +197,7 @@ def model_with_a_payload(folder):
 COMMANDS = {
     "encode": "encode a.png a.mlic --ckpt model", "decode": "decode FILE out.png --ckpt model",
     "eval": "eval --ckpt model --data . --out out", "round-weights": "round-weights model out",
+    "calibrate": "calibrate model --data . --out out",
     "convert": "convert model out.npz --to compressai"}
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "describe": ["describe", "--config", "nano"],
     "estimate": ["estimate", "--config", "nano", "--topology", "v5e:2x4"],
     "round-weights": ["round-weights", "{ckpt}", "{out}"],
+    "calibrate": ["calibrate", "{ckpt}", "--data", "{folder}", "--out", "{out}"],
     "Codec.load": None,
 }
 LOAD = """

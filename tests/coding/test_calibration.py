@@ -1,0 +1,70 @@
+"""Calibration: shapes and factors that make files smaller, and change nothing else."""
+import json
+
+import numpy as np
+import pytest
+from helpers.distribution_cases import CONFIGS, SMALL, variables_of
+from PIL import Image
+
+from mlic_jax.__main__ import main
+from mlic_jax.coding.calibration import FACTORS, PARTS, SHAPES, SYMBOLS, choose
+from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.coding.codec import Codec
+from mlic_jax.model.scale_table import SCALE_LEVELS, SCALE_MIN, SCALE_STEP
+
+
+def counted(draws):
+  """Counts of channels whose residuals over their predicted standard deviation are `draws`, (channels, n)."""
+  counts, rng = np.zeros((SMALL.M, PARTS * SCALE_LEVELS, SYMBOLS + 1), np.int32), np.random.default_rng(0)
+  deviation = np.exp(rng.uniform(-1, 2, draws.shape[1]))
+  part = np.ceil(PARTS * np.log(deviation / SCALE_MIN) / SCALE_STEP).astype(int)
+  for channel, residuals in enumerate(draws):
+    np.add.at(counts, (channel, part, np.minimum(np.abs(np.rint(residuals * deviation)), SYMBOLS).astype(int)), 1)
+  return counts
+
+
+def test_the_shape_and_the_scale_of_known_elements_are_found():
+  rng, n = np.random.default_rng(1), 60_000
+  draws = np.stack([rng.laplace(0, 0.5**0.5, n), rng.normal(0, 1, n), rng.normal(0, 1.2, n), rng.normal(0, 0.85, n)])
+  found = choose(SMALL, [counted(draws)])
+  np.testing.assert_array_equal(np.array(SHAPES)[found.shapes[:4]], [1.0, 2.0, 2.0, 2.0])
+  step = FACTORS[1] / FACTORS[0]
+  np.testing.assert_allclose(np.log(found.factors[1:4]), np.log([1, 1.2, 0.85]), atol=np.log(step))
+  assert found.after[0] < found.before[0]
+
+
+def test_gaussian_elements_gain_nothing():
+  draws = np.random.default_rng(2).normal(0, 1, (SMALL.M, 20_000))
+  found = choose(SMALL, [counted(draws)])
+  assert 0.997 < found.after[0] / found.before[0] <= 1
+
+
+def test_a_calibrated_model_writes_smaller_files_of_the_same_images(tmp_path, photograph, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  save_model("model", SMALL, variables_of(SMALL), training={"step": 7})
+  (tmp_path / "images").mkdir()
+  Image.fromarray(photograph).save("images/a.png")
+  Image.fromarray(photograph[:20]).save("images/too_small.png")
+  arguments = ["calibrate", "model", "--data", "images", "--out", "calibrated", "--crop-size", "64"]
+  assert main(arguments) == 0
+  out = capsys.readouterr().out
+  assert "rate 1: -" in out and "% bits of y on the 1 images of the fit" in out
+  training = json.loads((tmp_path / "calibrated" / "config.json").read_text())["training"]
+  assert training == {"step": 7, "calibration": {"images": 1, "crop_size": 64}}
+
+  before, after = Codec.load("model"), Codec.load("calibrated")
+  files = [codec.encode(photograph) for codec in (before, after)]
+  assert len(files[1]) < len(files[0])
+  np.testing.assert_array_equal(after.decode(files[1]), before.decode(files[0]))
+
+  assert main(arguments) == 2 and "calibrated: already exists" in capsys.readouterr().err
+  assert main(["calibrate", "calibrated", "--data", "images", "--out", "again"]) == 2
+  assert "has the distribution 'generalized_gaussian'; wanted 'gaussian'" in capsys.readouterr().err
+  assert main(["calibrate", "model", "--data", "images", "--out", "none", "--crop-size", "512"]) == 2
+  assert "images: none of 2 images has 512x512 pixels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["laplace", "three Gaussians"])
+def test_what_is_no_gaussian_is_refused(name, tmp_path):
+  with pytest.raises(ValueError, match="wanted 'gaussian', to be calibrated"):
+    choose(CONFIGS[name], [])
