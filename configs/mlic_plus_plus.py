@@ -1,11 +1,10 @@
-"""MLIC++ at the size and with the recipe of its authors; the other configurations of the papers start from here.
+"""MLIC++ at the size and with the recipe of its authors; the other configs of the papers start from this one.
 
     python train.py --config configs/mlic_plus_plus.py:mse:3 --workdir DIR --config.data_dir=IMAGES
 
-The part after the file name gives the distortion, mse or ms_ssim, and the index of one of its six lambdas, from 0
-(small files) to 5 (high quality); the default is mse:3. The model has 83.5 M live parameters; the authors train two to
-three million steps of 32 crops on one A100 per lambda. (Their MS-SSIM models start from another checkpoint, with 8
-crops.)
+The part after the file name has the distortion, mse or ms_ssim, and the index of one of its six lambdas, from 0 (small
+files) to 5 (high quality). The default is mse:3. The model has 83.5 M live parameters. The authors train two to three
+million steps of 32 crops on one A100 for each lambda; their MS-SSIM models start from another checkpoint, with 8 crops.
 """
 
 import ml_collections
@@ -19,7 +18,7 @@ LAMBDAS = {
 
 
 def objective(name: str) -> tuple[str, float]:
-  """Returns ("mse", 0.0130) for "mse:3"; raises ValueError, in one line, for any other than the twelve objectives."""
+  """Returns distortion and lambda, such as ("mse", 0.0130) for "mse:3". ValueError for an unknown objective."""
   distortion, _, index = name.partition(":")
   if distortion not in LAMBDAS or index not in list("012345"):
     raise ValueError(f"no objective {name!r}; wanted mse:0 to mse:5 or ms_ssim:0 to ms_ssim:5, as in "
@@ -38,7 +37,7 @@ def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
 
 
 def base(name: str) -> ml_collections.ConfigDict:
-  """Returns MLIC++ and its recipe without the schedule and the number of steps."""
+  """Returns MLIC++ and its recipe without schedule and number of steps."""
   c = common.get_config()
   c.model = dict(                  # every field of CodecConfig, with the values of the paper
       transforms="cheng2020", N=192, M=320, num_slices=10, widths=(), hyper_widths=(), synthesis_width=0,
@@ -58,7 +57,7 @@ def base(name: str) -> ml_collections.ConfigDict:
   c.warmup_steps = 9_000           # about three epochs
   c.ema_decay = 0.0                # the papers evaluate the last parameters
 
-  c.log_every = 100                # steps, as for the next two
+  c.log_every = 100                # in steps, like the next two
   c.checkpoint_every = 5_000
   c.eval_every = 20_000
   c.eval_images = 0                # all held-out images

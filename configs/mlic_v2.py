@@ -1,9 +1,9 @@
-"""MLICv2 at the size of its paper, reconstructed: docs/design.md lists which parts the paper leaves open.
+"""MLICv2 at the size of its paper, a reconstruction: docs/models.md lists the parts that the paper leaves open.
 
     python train.py --config configs/mlic_v2.py:mse:3 --workdir DIR --config.data_dir=IMAGES
 
-The recipe is that of MLIC++. The paper publishes no other difference than a second phase of guided selective
-compression, which is configs/mlic_v2_selection.py.
+The recipe is that of MLIC++. The only difference that the paper publishes is a second phase of guided selective
+compression, in configs/mlic_v2_selection.py.
 """
 
 import ml_collections
@@ -23,8 +23,8 @@ def set_model(c: ml_collections.ConfigDict) -> None:
   c.model.transforms = "token_mixing"
   c.model.contexts = ("local_attention", "global_intra_hyper", "global_intra_linear", "global_inter_linear", "channel")
   c.model.options = dict(
-      token_blocks=2,              # token-mixing blocks in place of one residual block
+      token_blocks=2,              # token-mixing blocks instead of one residual block
       token_expansion=2,           # hidden channels of a block per channel
       hyper_values=True,           # values of the first slice come from the hyperprior; False: from its anchors
       reweighting=True,            # channel reweighting in the global contexts
-      rotary=True)                 # rotary position embedding in place of the table of relative positions
+      rotary=True)                 # rotary position embedding instead of the table of relative positions

@@ -1,10 +1,10 @@
-"""The second phase of MLICv2's training, reconstructed: a selection map for a trained codec of configs/mlic_v2.py.
+"""The second phase of MLICv2's training, a reconstruction: a selection map for a trained codec of configs/mlic_v2.py.
 
     python train.py --config configs/mlic_v2_selection.py:mse:3 --workdir DIR --config.data_dir=IMAGES \\
         --config.init_from=MODEL
 
-The codec itself is frozen. A third phase, which trains both, is the same command with the resulting model as
---config.init_from and with --config.trained=all. The paper does not publish how long these phases are.
+The codec is frozen. A third phase trains both: use the same command with the resulting model as --config.init_from and
+with --config.trained=all. The paper does not publish the lengths of these phases.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ def get_config(name: str = "mse:3") -> ml_collections.ConfigDict:
   c = mlic_plus_plus.base(name)
   mlic_v2.set_model(c)
   c.model.options.selection_widths = (16,)  # hidden widths of the selection networks, one per pass of each slice
-  c.trained = "map"                # "all": the codec as well, which then codes only the selected elements
+  c.trained = "map"                # "all" also trains the codec, which then codes only the selected elements
   c.num_steps = 100_000
   c.schedule = "cosine"
   c.final_learning_rate = 1e-6

@@ -1,4 +1,4 @@
-"""nano: a small variable-rate codec that trains and codes on two CPU cores. One checkpoint is a whole RD curve.
+"""nano: a small variable-rate codec that trains and codes on two CPU cores. One checkpoint covers an RD curve.
 
     python train.py --config configs/nano.py --workdir runs/nano --config.data_dir=IMAGES
 """
@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def base() -> ml_collections.ConfigDict:
-  """Returns nano with a single rate, without its lambda, optimizer and schedule: comparisons choose their own."""
+  """Returns nano with a single rate, without lambda, optimizer and schedule, which comparisons choose."""
   c = common.get_config()
   c.model = dict(                  # see CodecConfig in mlic_jax/config.py
       transforms="unshuffled", N=64, M=256, num_slices=4, widths=(192, 256), hyper_widths=(48, 64),
@@ -38,9 +38,9 @@ def base() -> ml_collections.ConfigDict:
 
   c.num_steps = 1_000_000          # an upper bound: set decay_start to end the schedule "wsd" earlier
   c.warmup_steps = 300
-  c.ema_decay = 0.999              # average of the parameters that is evaluated and exported; 0: no average
+  c.ema_decay = 0.999              # decay of the average of parameters that is evaluated and exported; 0: no average
 
-  c.log_every = 50                 # steps, as for the next two
+  c.log_every = 50                 # in steps, like the next two
   c.checkpoint_every = 300
   c.eval_every = 900
   c.eval_images = 24               # held-out images that are evaluated; 0: all
@@ -52,11 +52,11 @@ def add_rates(c: ml_collections.ConfigDict) -> None:
   """Makes nano a variable-rate codec."""
   c.model.num_rates = len(LAMBDAS)
   c.lmbdas = LAMBDAS               # lambda of quality 1, 2, ...; every sample of a batch draws one
-  c.rate_weighting = 0.45          # the loss of a sample is weighted by lmbda**-0.45, so that all rates count alike
+  c.rate_weighting = 0.45          # a sample's loss has the weight lmbda**-0.45, which balances the rate points
 
 
 def add_muon(c: ml_collections.ConfigDict) -> None:
   """Adds nano's optimizer: Muon for the kernels of convolutions, Adam for everything else."""
   c.optimizer = "muon"             # or "adam", "soap"
   c.muon_learning_rate = 2e-3      # after warmup_steps; follows the schedule of learning_rate
-  c.learning_rate = 5e-4           # of Adam, after warmup_steps
+  c.learning_rate = 5e-4           # learning rate of Adam after warmup_steps

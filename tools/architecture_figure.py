@@ -1,8 +1,8 @@
-"""The figure of the architecture in README.md and docs/: python tools/architecture_figure.py [FILE.svg].
+"""Draws the architecture figure of README.md and docs/: python tools/architecture_figure.py [FILE.svg].
 
-Without FILE it writes docs/figures/architecture.svg. The figure shows one codec of the family: transforms and
-hyperprior above, and below them the entropy model of one slice, which training scans and which the encoder and the
-decoder call pass by pass.
+Without FILE it writes docs/figures/architecture.svg. The figure shows a codec of the family: transforms and hyperprior
+at the top, and the entropy model of one slice below. Training scans over the slices; encoder and decoder call its
+passes.
 """
 import sys
 from html import escape
@@ -32,11 +32,11 @@ class Drawing:
     self.elements.append(f"<{tag} {pairs}>{content}</{tag}>" if content else f"<{tag} {pairs}/>")
 
   def text(self, x, y, content: str, size=14, color=INK, anchor="middle", **attributes) -> None:
-    """One line; `content` is markup, so that it may have <tspan> for subscripts."""
+    """Draws one line; `content` is markup, so it may have <tspan> for subscripts."""
     self.add("text", content, x=x, y=y, font_size=size, fill=color, text_anchor=anchor, **attributes)
 
   def box(self, x, y, width, height, kind, label="", note="", size=14, note_size=11) -> None:
-    """A rounded rectangle with its upper left corner at (x, y), a label, and a smaller note below the label."""
+    """Draws a rounded rectangle with its upper left corner at (x, y), a label, and a smaller note below the label."""
     fill, stroke = kind
     self.add("rect", x=x, y=y, width=width, height=height, rx=6, fill=fill, stroke=stroke, stroke_width=1.4)
     middle = y + height / 2 + (-3 if note else 5)
@@ -46,7 +46,7 @@ class Drawing:
       self.text(x + width / 2, middle + 16, note, note_size, MUTED)
 
   def transform(self, x, y, width, label, note, kind, narrowing=True) -> None:
-    """A trapezoid around the line y, narrower where the resolution is lower."""
+    """Draws a trapezoid around the line y that is narrower at the lower resolution."""
     left, right = (38, 24) if narrowing else (24, 38)
     points = f"{x},{y - left} {x + width},{y - right} {x + width},{y + right} {x},{y + left}"
     self.add("polygon", points=points, fill=kind[0], stroke=kind[1], stroke_width=1.4, stroke_linejoin="round")
@@ -58,7 +58,7 @@ class Drawing:
     self.text(x, y + 5, label, size)
 
   def arrow(self, *points, color=INK, dashed=False) -> None:
-    """A line through the points, with a head at the last one."""
+    """Draws a line through the points, with a head at the last one."""
     path = "M" + " L".join(f"{x},{y}" for x, y in points)
     dash = {"stroke_dasharray": "5 4"} if dashed else {}
     self.add("path", d=path, fill="none", stroke=color, stroke_width=1.5, stroke_linejoin="round",
@@ -68,7 +68,7 @@ class Drawing:
     self.add("circle", cx=x, cy=y, r=2.6, fill=color)
 
   def image(self, x, y, size) -> None:
-    """A small landscape that stands for an image."""
+    """Draws a small landscape as the symbol of an image."""
     self.add("rect", x=x, y=y, width=size, height=size, rx=3, fill="#cfe3f3", stroke=INK, stroke_width=1.2)
     self.add("circle", cx=x + 0.72 * size, cy=y + 0.28 * size, r=0.11 * size, fill="#f0b65c")
     hills = f"{x},{y + size} {x},{y + .72 * size} {x + .33 * size},{y + .4 * size} {x + .58 * size},{y + .72 * size} " \
@@ -76,14 +76,14 @@ class Drawing:
     self.add("polygon", points=hills, fill="#6d9f71", stroke=INK, stroke_width=0.8, stroke_linejoin="round")
 
   def stack(self, x, y, count, side=46, step=7, fills=(), stroke=TRANSFORM[1]) -> None:
-    """A latent as a stack of slices around (x, y), the first slice in front."""
+    """Draws a latent as a stack of slices around (x, y), the first slice in front."""
     left, top = x - side / 2 + step * (count - 1) / 2, y - side / 2 - step * (count - 1) / 2
     for i in reversed(range(count)):
       self.add("rect", x=left - step * (count - 1) + step * i, y=top + step * (count - 1 - i), width=side,
                height=side, rx=2, fill=fills[i] if fills else TRANSFORM[0], stroke=stroke, stroke_width=1.2)
 
   def checkerboard(self, x, y, cell, count, fill_of) -> None:
-    """A slice of `count` by `count` positions; `fill_of` gives a color for "anchor" positions and for the others."""
+    """Draws a slice of `count` by `count` positions; `fill_of` returns the color for anchors (True) and others."""
     for row in range(count):
       for column in range(count):
         self.add("rect", x=x + column * cell, y=y + row * cell, width=cell, height=cell,
@@ -101,7 +101,7 @@ class Drawing:
 
 
 def sub(base: str, index: str) -> str:
-  """`base` with a subscript, as markup."""
+  """Returns `base` with a subscript, as markup."""
   return (f'<tspan font-style="italic">{base}</tspan><tspan font-size="75%" dy="3">{index}</tspan>'
           '<tspan dy="-3">\u200b</tspan>')
 
@@ -114,7 +114,7 @@ MEAN, SCALE, Y_HAT, X_HAT, Z_HAT = "μ", "σ", "ŷ", "x̂", "ẑ"
 
 
 def transforms(d: Drawing) -> None:
-  """The upper row: image, y, symbols, bitstream, y_hat, reconstruction."""
+  """Draws the upper row: image, y, symbols, bitstream, y_hat, reconstruction."""
   d.image(28, TOP - 32, 64)
   d.text(60, TOP + 52, f"{italic('x')}, H × W × 3", 12)
   d.arrow((94, TOP), (122, TOP))
@@ -148,7 +148,7 @@ def transforms(d: Drawing) -> None:
 
 
 def hyperprior(d: Drawing) -> None:
-  """The second row: z goes into the same file, and both sides compute the hyper features from z_hat."""
+  """Draws the second row: z goes into the same file, and both sides compute the hyper features from z_hat."""
   d.arrow((280, TOP + 36), (280, MIDDLE - 29))
   d.transform(230, MIDDLE + 4, 100, sub("h", "a"), "hyper analysis", HYPER)
   d.arrow((330, MIDDLE + 4), (376, MIDDLE + 4))
@@ -166,7 +166,7 @@ def hyperprior(d: Drawing) -> None:
 
 
 def slices(d: Drawing) -> None:
-  """The left half of the panel: the slices that are decoded, and the two passes of slice k."""
+  """Draws the left half of the panel: the decoded slices, and the two passes of slice k."""
   d.add("rect", x=20, y=PANEL_TOP, width=WIDTH - 40, height=PANEL_BOTTOM - PANEL_TOP, rx=10, fill=PANEL,
         stroke="#c5ced6", stroke_width=1.2)
   d.text(40, PANEL_TOP + 30, "Entropy model", 16, anchor="start", font_weight="bold")
@@ -187,7 +187,7 @@ def slices(d: Drawing) -> None:
 
 
 def contexts(d: Drawing) -> None:
-  """The right half: what the prior of slice k sees in each pass, and the networks that turn it into mean and scale."""
+  """Draws the right half: the inputs of the prior of slice k in each pass, and its networks for mean and scale."""
   rows = (("hyperprior", "features of ẑ", True, HYPER), ("channel", "slices before k", True, CONTEXT),
           ("global inter-slice", "attention over slices before k", True, CONTEXT),
           ("local", "window around each position", False, CONTEXT),
@@ -220,7 +220,7 @@ def contexts(d: Drawing) -> None:
 
 
 def connections(d: Drawing) -> None:
-  """What crosses between the upper rows and the panel."""
+  """Draws the connections between the upper rows and the panel."""
   first = PANEL_TOP + 50
   d.arrow((788, MIDDLE + 4), (812, MIDDLE + 4), (812, PANEL_TOP - 22), (426, PANEL_TOP - 22), (426, first + 19),
           (450, first + 19), color=HYPER[1])
@@ -237,7 +237,7 @@ def connections(d: Drawing) -> None:
 
 
 def figure() -> str:
-  """The whole figure as SVG."""
+  """Returns the figure as SVG."""
   d = Drawing()
   slices(d)
   contexts(d)

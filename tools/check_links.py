@@ -1,9 +1,9 @@
-"""Checks every link of a built site: those within it lead to a file and an anchor, others are well-formed.
+"""Checks the links of a built site: internal links lead to a file and an anchor, and external links are well-formed.
 
     python tools/check_links.py out/docs
 
-It reads no network. Each broken link is a line on stderr, and the exit status is 1. (linkchecker does the same, and
-takes three minutes for this site.)
+It does not use the network. It prints each broken link to stderr, and then exits with status 1. (linkchecker does the
+same, but takes three minutes for this site.)
 """
 import argparse
 import functools
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 class Page(HTMLParser):
-  """The links of a page, and the anchors that it has."""
+  """The links and anchors of a page."""
 
   def __init__(self, text: str):
     super().__init__()
@@ -36,7 +36,7 @@ def read_page(file: Path) -> Page:
 
 
 def problem(link: str, page: Path, site: Path) -> str | None:
-  """What is wrong with a link of a page of the site, None if nothing is."""
+  """Returns the problem of a link on a page of the site, or None."""
   try:
     parts = urllib.parse.urlsplit(link)
     port = parts.port
@@ -44,7 +44,7 @@ def problem(link: str, page: Path, site: Path) -> str | None:
     return str(error)
   if parts.scheme in ("http", "https"):
     is_url = "." in (parts.hostname or "") and port != 0 and not any(c.isspace() or c in "<>\"{}|\\^`" for c in link)
-    return None if is_url else "is no URL"
+    return None if is_url else "is not a URL"
   if parts.scheme in ("mailto", "data"):
     return None if parts.path else "is empty"
   if parts.scheme or parts.netloc:
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
   parser.add_argument("site", type=Path, help="The folder of the built site.")
   site = parser.parse_args(arguments).site.resolve()
-  pages = [page for page in sorted(site.rglob("*.html")) if "_static" not in page.parts]  # which has templates
+  pages = [page for page in sorted(site.rglob("*.html")) if "_static" not in page.parts]  # _static has templates
   links = broken = 0
   for page in pages:
     for link in dict.fromkeys(read_page(page).links):
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         broken += 1
         print(f"{page.relative_to(site)}: {link} {found}", file=sys.stderr)
   if not pages:
-    print(f"{site}: there is no page", file=sys.stderr)
+    print(f"{site}: no pages found; wanted the folder of a built site", file=sys.stderr)
   else:
     print(f"{links} links on {len(pages)} pages, {broken} of them broken")
   return 1 if broken or not pages else 0

@@ -1,11 +1,11 @@
-"""configs/ without ml_collections: whoever imports this before them needs the package no more."""
+"""Replaces ml_collections for configs/ where it is not installed; import this module before configs."""
 import importlib.util
 import sys
 import types
 
 
 class Fields(dict):
-  """The little of ml_collections.ConfigDict that configs/ and a training step want."""
+  """The part of ml_collections.ConfigDict that configs/ and a training step need."""
 
   __getattr__, __delattr__ = dict.__getitem__, dict.__delitem__
 

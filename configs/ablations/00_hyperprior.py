@@ -1,4 +1,4 @@
-"""Ablation, row 0: the hyperprior alone."""
+"""Ablation, row 0: only the hyperprior."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""Ablation, row 4: adds the inter-slice global context, and so has every context of nano."""
+"""Ablation, row 4: adds the inter-slice global context, which completes the contexts of nano."""
 
 import ml_collections
 

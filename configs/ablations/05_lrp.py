@@ -1,4 +1,4 @@
-"""Ablation, row 5: adds latent residual prediction, and so is nano with a single rate."""
+"""Ablation, row 5: adds latent residual prediction, which makes it nano with a single rate."""
 
 import ml_collections
 

@@ -1,18 +1,18 @@
-"""The recipe of the ablation rows: nano with a single rate, so that one loss compares the rows.
+"""The recipe of the ablation rows: nano with a single rate, so rows are compared by one loss.
 
-Each row of configs/ablations/ gives its context models, and each adds one part to the row before it:
+Each row of configs/ablations/ adds one part to the row before it:
 
     mlic-jax ablate --data IMAGES --steps STEPS --workdir WORKDIR
 
-A single rate also keeps the learned gains of a variable-rate model from making up for a missing context. Latent
-residual prediction comes last, since it reads the decoded slices as the contexts do.
+With a single rate there are no learned gains, which could compensate for a missing context. Latent residual prediction
+comes last, because it reads the decoded slices like the contexts.
 """
 
 import ml_collections
 
 from configs import nano
 
-CONTEXTS = ("local_attention", "global_intra_linear", "global_inter_linear", "channel")  # of nano and MLIC++
+CONTEXTS = ("local_attention", "global_intra_linear", "global_inter_linear", "channel")  # as in nano and MLIC++
 
 
 def get_config(contexts: tuple[str, ...] = CONTEXTS, lrp_widths: tuple[int, ...] = (32,)) -> ml_collections.ConfigDict:

@@ -1,4 +1,4 @@
-"""Ablation of MLICv2, the other reading of row 1: the values are the anchors of the first slice. Row 2 lacks it."""
+"""Ablation of MLICv2, row 1 with values from the anchors of the first slice. The later rows do not have it."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""The recipe of the comparison of optimizers: nano over a short training. Its files differ in the optimizer alone.
+"""The recipe of the comparison of optimizers: a short training of nano. The configs differ only in the optimizer.
 
     mlic-jax ablate --data IMAGES --steps 300 --workdir WORKDIR --configs \\
         optimizers/muon optimizers/muon_lr2x optimizers/muon_cosine optimizers/adam optimizers/soap
@@ -10,10 +10,10 @@ from configs import nano
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns every field that training reads but those of the optimizer and the schedule."""
+  """Returns every field that training reads except those of optimizer and schedule."""
   c = nano.base()
   nano.add_rates(c)
-  c.batch_size, c.ema_decay = 8, 0.98   # the average covers the last steps of hundreds, not of thousands
+  c.batch_size, c.ema_decay = 8, 0.98   # the average covers about 50 steps, for a training of hundreds of steps
   c.warmup_steps = 50
   c.eval_every = 75
   return c

@@ -1,4 +1,4 @@
-"""Comparison of optimizers: SOAP for the kernels of convolutions, with its paper's learning rate; Adam for the rest."""
+"""Comparison of optimizers: SOAP for kernels of convolutions, with the paper's learning rate, and Adam for the rest."""
 
 import ml_collections
 

@@ -1,1 +1,1 @@
-"""Weights from elsewhere."""
+"""Conversion of weights of the PyTorch implementations of MLIC."""

@@ -1,10 +1,10 @@
-"""Maps every array of a PyTorch state dict of the MLIC models to its place in the parameters of this codec.
+"""Maps every array of a PyTorch state dict of the MLIC models to its index in the parameters of this codec.
 
-Arrays have their common names (state_dict_names.py). One table of entries serves reading and writing.
+Arrays have their common names (state_dict_names.py). Reading and writing use the same table of entries.
 
-The PyTorch models build every slice for the channels that are decoded when its turn comes. Here all slices have the
-full width and are stacked, so an array fills a part of its parameter. The rest is zero: it belongs to inputs that are
-not decoded yet, or to outputs that stay silent.
+The PyTorch models build each slice for the channels that are decoded before it. Here all slices have the full width and
+are stacked, so an array fills a part of its parameter. The rest is zero: it belongs to inputs that are not decoded yet,
+or to outputs that are not used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,8 +26,8 @@ class Entry(NamedTuple):
   name: str
   shape: tuple[int, ...]        # in PyTorch: (out, in, height, width) of convolutions, (out, in) of linear layers
   path: tuple[str, ...]         # keys of the parameter, below "params"
-  kind: str                     # correspondence of the axes of the array and those of the parameter
-  place: tuple[Any, ...] = ()   # index of the values in the parameter, in that of slice k when k is given
+  kind: str                     # how the axes of the array correspond to those of the parameter
+  region: tuple[Any, ...] = ()  # index of the values in the parameter, or in the part of slice k
   k: int | None = None
 
 
@@ -81,18 +81,18 @@ def shrinking_widths(config: CodecConfig, k: int) -> tuple[int, ...]:
 
 
 def _conv(path: Sequence[str], name: str, inputs: int, outputs: int, size: int, depthwise: bool = False,
-          places: Any = None) -> Iterator[Entry]:
-  """Yields a convolution. `places` are the places of its inputs in the kernel here, if they are not the first ones."""
+          channels: Any = None) -> Iterator[Entry]:
+  """Yields a convolution. `channels` has the input channels of this codec's kernel, if they are not the first ones."""
   inputs = 1 if depthwise else inputs
-  place = (slice(None), slice(None), slice(inputs) if places is None else places, slice(outputs))
-  yield Entry(f"{name}.weight", (outputs, inputs, size, size), (*path, "kernel"), CONV, place)
+  index = (slice(None), slice(None), slice(inputs) if channels is None else channels, slice(outputs))
+  yield Entry(f"{name}.weight", (outputs, inputs, size, size), (*path, "kernel"), CONV, index)
   yield Entry(f"{name}.bias", (outputs,), (*path, "bias"), SAME, (slice(outputs),))
 
 
-def _convs(path: Sequence[str], name: str, widths: Sequence[int], size: int, places: Any = None) -> Iterator[Entry]:
-  """Yields a ConvStack, from the widths of its input and of all layers. In PyTorch activations count as layers."""
+def _convs(path: Sequence[str], name: str, widths: Sequence[int], size: int, channels: Any = None) -> Iterator[Entry]:
+  """Yields a ConvStack with these widths of input and layers. In PyTorch activations count as layers."""
   for i, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
-    yield from _conv((*path, f"conv{i}"), f"{name}.{2 * i}", inputs, outputs, size, places=None if i else places)
+    yield from _conv((*path, f"conv{i}"), f"{name}.{2 * i}", inputs, outputs, size, channels=None if i else channels)
 
 
 def _dense(path: Sequence[str], name: str, inputs: int, outputs: int) -> Iterator[Entry]:
@@ -114,7 +114,7 @@ def _gate(path: Sequence[str], name: str, channels: int) -> Iterator[Entry]:
 
 
 def _resampling(config: CodecConfig) -> Iterator[Entry]:
-  """Yields the layers between the blocks, which both kinds of transforms have."""
+  """Yields the layers between the blocks, which both kinds of transforms share."""
   N, M, g_a, g_s = config.N, config.M, "g_a.analysis_transform", "g_s.synthesis_transform"
   first = config.synthesis_width or M
   for i in range(3):
@@ -160,9 +160,9 @@ def _residual(config: CodecConfig) -> Iterator[Entry]:
 def _token_mixing(config: CodecConfig) -> Iterator[Entry]:
   """Yields transforms with the options token_depthwise_first and gate_norm."""
   yield from _resampling(config)
-  for (part, block), of_blocks, c, _ in _blocks(config):
+  for (part, block), prefix, c, _ in _blocks(config):
     for j in range(token_mixing.settings(config)["token_blocks"]):
-      path, name = (part, f"{block}_{j}"), f"{of_blocks}.{j}"
+      path, name = (part, f"{block}_{j}"), f"{prefix}.{j}"
       yield from _norm((*path, "norm1"), f"{name}.norm1", c)
       yield from _conv((*path, "depthwise"), f"{name}.token_mixer.0.block.0", c, c, 3, depthwise=True)
       yield from _conv((*path, "reduce"), f"{name}.token_mixer.0.block.2", c, c, 1)
@@ -211,9 +211,9 @@ def _step(config: CodecConfig, k: int) -> Iterator[Entry]:
     yield from _convs(("contexts_channel", "convs"), f"channel_context.{k}.fushion",
                       (decoded, *config.channel_widths, 2 * f), 3)
   for parity in ("anchor", "nonanchor"):
-    places = names.entropy_inputs(parity, k)
+    channels = names.entropy_inputs(parity, k)
     yield from _convs((f"entropy_{parity}",), f"entropy_parameters_{parity}.{k}.fusion",
-                      (len(places), *config.entropy_widths, 2 * cs), 1, places)
+                      (len(channels), *config.entropy_widths, 2 * cs), 1, channels)
     yield from _convs((f"lrp_{parity}",), f"lrp_{parity}.{k}.lrp_transform",
                       (M + decoded + cs, *lrp_widths(config, k), cs), 3)
   if selection_map.has_map(config):
@@ -221,42 +221,41 @@ def _step(config: CodecConfig, k: int) -> Iterator[Entry]:
 
 
 class _Names:
-  """Knows which contexts a config has, and where the features of each lie in the inputs of the networks."""
+  """The contexts of a config, and the channels of their features in the inputs of networks."""
 
   def __init__(self, config: CodecConfig):
     self.config = config
-    one_of = lambda beginning: next((name for name in config.contexts if name.startswith(beginning)), None)
-    self.local, self.intra, self.inter = one_of("local_"), one_of("global_intra_"), one_of("global_inter_")
+    find = lambda prefix: next((name for name in config.contexts if name.startswith(prefix)), None)
+    self.local, self.intra, self.inter = find("local_"), find("global_intra_"), find("global_inter_")
     self.first = FIRST if FIRST in config.contexts else None
 
   def entropy_inputs(self, parity: str, k: int) -> np.ndarray:
-    """Returns the places of the inputs of the PyTorch network of slice k among those of the network here."""
+    """Returns the input channels of this codec's network that the PyTorch network of slice k has."""
     from_anchors = [name for name in self.config.contexts if name in (self.local, self.intra)]
-    of_both = self._of_both_passes()
     if parity == "anchor":
-      here = [name for name in self.config.contexts if name not in from_anchors]
-      there = [self.inter, "channel"] if k else [self.first]
+      ours = [name for name in self.config.contexts if name not in from_anchors]
+      theirs = [self.inter, "channel"] if k else [self.first]
     else:
-      here = [*from_anchors, *of_both]
-      there = [self.local, *([self.intra, self.inter, "channel"] if k else [])]
-    return self._places(here, there, before=0, hyper_after=True)
+      ours = [*from_anchors, *self._in_both_passes()]
+      theirs = [self.local, *([self.intra, self.inter, "channel"] if k else [])]
+    return self._channels(ours, theirs, before=0, hyper_after=True)
 
   def map_inputs(self, k: int) -> np.ndarray:
     """Returns the same for the side information of the selection map: hyper, decoded slices, features."""
     M, decoded = self.config.M, k * self.config.slice_channels
-    there = [self.inter, "channel"] if k else []
-    features = self._places(self._of_both_passes(), there, before=3 * M, hyper_after=False)
+    theirs = [self.inter, "channel"] if k else []
+    features = self._channels(self._in_both_passes(), theirs, before=3 * M, hyper_after=False)
     return np.concatenate([np.arange(2 * M + decoded), features])
 
-  def _of_both_passes(self) -> list[str]:
+  def _in_both_passes(self) -> list[str]:
     return [name for name in self.config.contexts if name in (self.inter, "channel")]
 
-  def _places(self, here: list[str], there: list[str | None], before: int, hyper_after: bool) -> np.ndarray:
+  def _channels(self, ours: list[str], theirs: list[str | None], before: int, hyper_after: bool) -> np.ndarray:
     width = lambda name: (2 if name == "channel" else 1) * self.config.context_ratio * self.config.slice_channels
     starts, end = {}, before
-    for name in here:
+    for name in ours:
       starts[name], end = end, end + width(name)
-    found = [np.arange(starts[name], starts[name] + width(name)) for name in there if name]
+    found = [np.arange(starts[name], starts[name] + width(name)) for name in theirs if name]
     return np.concatenate([*found, np.arange(end, end + 2 * self.config.M if hyper_after else end)]).astype(int)
 
 
@@ -281,8 +280,9 @@ def _projections(path: Sequence[str], names: dict[str, str], channels: int) -> I
 
 
 def _attention(config: CodecConfig, context: str, name: str, channels: int, wide: int) -> Iterator[Entry]:
-  """Yields a global context of `channels`, which is `wide` after its reprojection. One that is wider than its features
-  has a skip connection."""
+  """Yields a global context with `channels` inputs that is `wide` after its reprojection.
+
+  If that is wider than its features, it has a skip connection."""
   f = config.context_ratio * config.slice_channels
   path: tuple[str, ...] = (context,)
   refined = dict(config.options).get("reweighting", False)
@@ -299,8 +299,8 @@ def _attention(config: CodecConfig, context: str, name: str, channels: int, wide
     yield Entry(f"{name}.rope.theta_y", (), (*path, "rotary_output", "theta"), SAME, (slice(1, 2),))
     path, name = (*path, "reweighting"), f"{name}.reweighting"
     yield from _norm((*path, "norm"), f"{name}.norm", f)
-    for part, there in (("queries", "queries"), ("keys", "keys"), ("values", "values"), ("out", "proj")):
-      yield from _conv((*path, part), f"{name}.{there}", f, f, 1)
+    for part, their_part in (("queries", "queries"), ("keys", "keys"), ("values", "values"), ("out", "proj")):
+      yield from _conv((*path, part), f"{name}.{their_part}", f, f, 1)
     yield from _norm((*path, "norm_out"), f"{name}.out_norm", f)
     yield from _gate((*path, "gate"), f"{name}.gate.net", f)
 
@@ -313,11 +313,11 @@ def _first_slice(config: CodecConfig) -> Iterator[Entry]:
   yield from _gate((*path, "gate"), f"{name}.gate.net", f)
 
 
-def _selection_map(config: CodecConfig, name: str, places: np.ndarray) -> Iterator[Entry]:
+def _selection_map(config: CodecConfig, name: str, channels: np.ndarray) -> Iterator[Entry]:
   path, cs, (hidden,) = ("map_both",), config.slice_channels, selection_map.options(config)["selection_widths"]
   yield Entry(f"{name}.step_bias", (2, cs, 1, 1), (*path, "pass_bias"), SAME)
   yield Entry(f"{name}.scale_slope", (), (*path, "slope"), SAME)
-  yield from _conv((*path, "side"), f"{name}.side_proj", len(places), hidden, 1, places=places)
+  yield from _conv((*path, "side"), f"{name}.side_proj", len(channels), hidden, 1, channels=channels)
   yield from _conv((*path, "conv0"), f"{name}.predictor.0", hidden + 3 * cs, hidden, 3)
   yield from _conv((*path, "conv1"), f"{name}.predictor.2", hidden, hidden, 3)
   yield from _conv((*path, "conv2"), f"{name}.predictor.4", hidden, cs, 1)

@@ -49,11 +49,11 @@ def from_state_dict(state_dict: Mapping[str, Any], variant: str | None = None) -
 
   Args:
     state_dict: arrays by their names.
-    variant: "mlic", "mlic_plus", "mlic_plus_plus" or "mlic_v2". None takes the model that the keys belong to; the keys
-      of MLIC+ are those of MLIC++, so MLIC+ has to be named.
+    variant: "mlic", "mlic_plus", "mlic_plus_plus" or "mlic_v2". None selects the model that the keys belong to. MLIC+
+      and MLIC++ have the same keys, so MLIC+ has to be named.
 
   Raises WeightsError in one line that lists unknown and missing keys with the nearest names, or names an array with its
-  shape and the shape that is wanted.
+  shape and the expected shape.
   """
   arrays, rename = canonical_names(state_dict), renaming(unwrapped(state_dict))
   try:
@@ -61,21 +61,21 @@ def from_state_dict(state_dict: Mapping[str, Any], variant: str | None = None) -
     entries = layer_map.entries(config)
   except WeightsError:
     raise
-  except (ValueError, IndexError, TypeError) as error:   # of shapes that no model has
+  except (ValueError, IndexError, TypeError) as error:   # raised for shapes that no model has
     raise WeightsError(f"the shapes are not those of an MLIC model ({' '.join(str(error).split())})") from error
   _check(arrays, entries, rename)
   params = _map(lambda shape: np.zeros(shape.shape, np.float32), _target_shapes(config))
   for entry in entries:
     parameter, values = _parameter(params, entry), layer_map.to_parameter(entry, arrays[entry.name])
-    parameter[entry.place] = values.reshape(parameter[entry.place].shape)
+    parameter[entry.region] = values.reshape(parameter[entry.region].shape)
   return config, {"params": params}
 
 
 def to_state_dict(config: CodecConfig, variables: Mapping[str, Any], layout: str) -> dict[str, np.ndarray]:
-  """Returns the state dict of a model in a layout, "compressai" or "authors". It is the inverse of `from_state_dict`.
+  """Returns the state dict of a model in a layout, "compressai" or "authors". It inverts `from_state_dict`.
 
-  Buffers are among its arrays. Coding tables are empty, so the PyTorch model has to run update() before it codes.
-  Raises WeightsError in one line for a model, or a part of it, that the other implementation does not have.
+  The arrays include buffers. CDF tables are empty, so the PyTorch model has to run update() before it codes. Raises
+  WeightsError in one line for a model, or a part of it, that the other implementation does not have.
   """
   variant_of(config, layout)
   entries, params, arrays = layer_map.entries(config), variables["params"], {}
@@ -83,16 +83,16 @@ def to_state_dict(config: CodecConfig, variables: Mapping[str, Any], layout: str
     parameter = _parameter(params, entry)
     if entry.name.startswith("lrp_"):
       _check_unused_outputs(entry, parameter)
-    arrays[entry.name] = layer_map.from_parameter(entry, np.asarray(parameter)[entry.place])
+    arrays[entry.name] = layer_map.from_parameter(entry, np.asarray(parameter)[entry.region])
   arrays |= buffers(config, layout, entries)
   return {compressai_name(name): array for name, array in arrays.items()} if layout == COMPRESSAI else arrays
 
 
 def _parameter(params: Any, entry: layer_map.Entry) -> np.ndarray:
-  """Returns the parameter of an entry; if the entry belongs to a slice, that of the slice."""
+  """Returns the parameter of an entry, or the part of its slice."""
   for key in entry.path:
     params = params[key]
-  return params if entry.k is None else params[entry.k, ...]  # a view, also where it is a single number
+  return params if entry.k is None else params[entry.k, ...]  # a view, also for a single number
 
 
 def _check(arrays: Mapping[str, np.ndarray], entries: list[layer_map.Entry], rename: Callable[[str], str]) -> None:
@@ -104,22 +104,22 @@ def _check(arrays: Mapping[str, np.ndarray], entries: list[layer_map.Entry], ren
     raise WeightsError(complaint(missing, unknown))
   for name, shape in wanted.items():
     if arrays[name].shape != shape:
-      raise WeightsError(f"{rename(name)} has the shape {arrays[name].shape}; {shape} is wanted")
+      raise WeightsError(f"{rename(name)} has the shape {arrays[name].shape}; wanted {shape}")
     if arrays[name].dtype.kind != "f":
-      raise WeightsError(f"{rename(name)} holds {arrays[name].dtype}; floating-point numbers are wanted")
+      raise WeightsError(f"{rename(name)} holds {arrays[name].dtype}; wanted floating-point numbers")
 
 
 def _check_unused_outputs(entry: layer_map.Entry, parameter: np.ndarray) -> None:
   """Raises WeightsError if a residual prediction is wider in a slice than in the release of September 2023."""
-  outputs = entry.place[-1]
+  outputs = entry.region[-1]
   if np.any(np.asarray(parameter)[..., outputs.stop:]):
-    raise WeightsError(f"{entry.name} has {outputs.stop} outputs in the release of September 2023; the model has "
-                       f"{parameter.shape[-1]}")
+    raise WeightsError(f"{entry.name} has {parameter.shape[-1]} outputs; wanted {outputs.stop}, as in the release of "
+                       "September 2023")
 
 
 @functools.cache  # tracing takes seconds
 def _target_shapes(config: CodecConfig) -> dict[str, Any]:
-  """Returns the shapes of all parameters, with those of the steps stacked, as a tree of jax.ShapeDtypeStruct."""
+  """Returns the shapes of all parameters as a tree of jax.ShapeDtypeStruct; those of the steps are stacked."""
   import jax
 
   from mlic_jax.model.mlic import build

@@ -20,14 +20,14 @@ from mlic_jax.model.scale_table import SCALE_MIN
 
 AUTHORS, COMPRESSAI = "authors", "compressai"
 WRAPPERS = ("state_dict", "network", "model_state_dict")  # keys that checkpoints have their state dict under
-# CompressAI has these parts of a slice under other names: {common name: CompressAI's}.
-OF_CHANNEL_CONTEXT = {"channel_context": "channel_part", "global_inter_context": "global_inter_part"}
-OF_LATENT_CODEC = {"local_context": "spatial_context_nonanchor",
-                   "global_intra_context": "intra_channel_context_nonanchor"}
+# Parts of a slice with other names in CompressAI: {common name: CompressAI's name}.
+CHANNEL_CONTEXT_NAMES = {"channel_context": "channel_part", "global_inter_context": "global_inter_part"}
+LATENT_CODEC_NAMES = {"local_context": "spatial_context_nonanchor",
+                      "global_intra_context": "intra_channel_context_nonanchor"}
 # Buffers, which `buffers` computes again, and slice_values, which the forward pass of CompressAI's MLICv2 never reads.
 IGNORED = re.compile(r"(y\.\d+\.)?gaussian_conditional\.|entropy_bottleneck\.(_|target|likelihood_lower_bound)"
                      r"|.*_reparam\.|.*relative_position_index$|.*attn_mask$|.*\.rope\.frequency$|.*\.slice_values\.")
-PEDESTAL = 2.0**-36                            # of GDN's parameters, which are stored as square roots
+PEDESTAL = 2.0**-36                            # added to GDN's parameters, which are stored as square roots
 GDN_MIN = {"beta": 1e-6, "gamma": 0.0}
 
 
@@ -48,10 +48,10 @@ def common_name(name: str) -> str:
   name = name.removeprefix("module.")
   if found := re.match(r"latent_codec\.y\.channel_context\.y(\d+)\.(channel_part|global_inter_part)\.(.*)", name):
     k, part, rest = found.groups()
-    name = f"{_inverse(OF_CHANNEL_CONTEXT)[part]}.{k}.{rest}"
+    name = f"{_inverse(CHANNEL_CONTEXT_NAMES)[part]}.{k}.{rest}"
   elif found := re.match(r"latent_codec\.y\.latent_codec\.y(\d+)\.(\w+)\.(.*)", name):
     k, part, rest = found.groups()
-    name = f"{_inverse(OF_LATENT_CODEC).get(part, part)}.{k}.{rest}"
+    name = f"{_inverse(LATENT_CODEC_NAMES).get(part, part)}.{k}.{rest}"
   elif found := re.match(r"latent_codec\.(?:z\.(?=entropy_bottleneck\.)|(?=h_[as]\.))(.*)", name):
     name = found[1]
   if old := re.fullmatch(r"entropy_bottleneck\._(matrix|bias|factor)(\d)", name):
@@ -74,9 +74,9 @@ def compressai_name(name: str) -> str:
     return name
   if found := re.match(r"(\w+)\.(\d+)\.(.*)", name):
     part, k, rest = found.groups()
-    if part in OF_CHANNEL_CONTEXT:
-      return f"latent_codec.y.channel_context.y{k}.{OF_CHANNEL_CONTEXT[part]}.{rest}"
-    return f"latent_codec.y.latent_codec.y{k}.{OF_LATENT_CODEC.get(part, part)}.{rest}"
+    if part in CHANNEL_CONTEXT_NAMES:
+      return f"latent_codec.y.channel_context.y{k}.{CHANNEL_CONTEXT_NAMES[part]}.{rest}"
+    return f"latent_codec.y.latent_codec.y{k}.{LATENT_CODEC_NAMES.get(part, part)}.{rest}"
   return name
 
 
@@ -85,9 +85,9 @@ def _inverse(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def buffers(config: CodecConfig, layout: str, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
-  """Returns the buffers of a state dict by common name: what it holds beside parameters.
+  """Returns the buffers of a state dict by common name.
 
-  The coding tables are empty, as after training. The PyTorch models fill them in update()."""
+  The CDF tables are empty, as after training; the PyTorch models fill them in update()."""
   found: dict[str, np.ndarray] = {}
   for entry in entries:
     if entry.path[-1] in GDN_MIN:
@@ -100,22 +100,22 @@ def buffers(config: CodecConfig, layout: str, entries: Iterable[Entry]) -> dict[
     elif entry.name.endswith(".rope.theta_x"):
       features = config.context_ratio * config.slice_channels
       found[entry.name.replace("theta_x", "frequency")] = np.arange(0, features, 2, dtype=np.float32) / features
-    elif entry.name.endswith(".hgcp.proj.weight"):  # parameters that CompressAI's model has, and never reads
+    elif entry.name.endswith(".hgcp.proj.weight"):  # CompressAI's model has these parameters and never reads them
       name = entry.name.replace("proj.weight", "slice_values")
       found[f"{name}.weight"] = np.zeros((config.M, config.slice_channels, 1, 1), np.float32)
       found[f"{name}.bias"] = np.zeros(config.M, np.float32)
-  found.update(_of_entropy_model("entropy_bottleneck"))
+  found.update(_entropy_model_buffers("entropy_bottleneck"))
   found["entropy_bottleneck.target"] = np.array([-1, 0, 1], np.float32) * np.float32(np.log(2 / TAIL_MASS - 1))
   conditionals = ("gaussian_conditional",) if layout == AUTHORS else (
       f"y.{k}.gaussian_conditional" for k in range(config.num_slices))
   for name in conditionals:
-    found.update(_of_entropy_model(name))
+    found.update(_entropy_model_buffers(name))
     found[f"{name}.scale_table"] = np.zeros(0, np.float32)
     found[f"{name}.scale_bound"] = found[f"{name}.lower_bound_scale.bound"] = np.array([SCALE_MIN], np.float32)
   return found
 
 
-def _of_entropy_model(name: str) -> Iterator[tuple[str, np.ndarray]]:
+def _entropy_model_buffers(name: str) -> Iterator[tuple[str, np.ndarray]]:
   for table in ("_offset", "_quantized_cdf", "_cdf_length"):
     yield f"{name}.{table}", np.zeros(0, np.int32)
   yield f"{name}.likelihood_lower_bound.bound", np.array([LIKELIHOOD_MIN], np.float32)

@@ -1,7 +1,7 @@
-"""The config of a state dict, and the models of this package that the other implementations have.
+"""Infers the config of a state dict, and checks which models the other implementations have.
 
-CompressAI reads the papers differently from this package in some places. The options of a config have both readings
-(docs/models.md lists them).
+CompressAI and this package interpret the papers differently in some details. The options of a config have both
+interpretations (docs/models.md lists them).
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ CONTEXTS = {
     MLIC_PLUS: ("local_attention", "global_intra_softmax", "global_inter_softmax", "channel"),
     MLIC_PLUS_PLUS: ("local_attention", "global_intra_linear", "global_inter_linear", "channel"),
     MLIC_V2: ("local_attention", FIRST, "global_intra_linear", "global_inter_linear", "channel")}
-HEAD_CHANNELS = 32       # each head of an inter-slice context has so many in the authors' code and in CompressAI
-HIDDEN_WINDOW = 5        # softmax attention within a slice hides so many places a side in CompressAI
-# Both implementations fix these fields of a config in their code.
+HEAD_CHANNELS = 32       # channels of each head of inter-slice contexts in the authors' code and in CompressAI
+HIDDEN_WINDOW = 5        # side of the window that softmax attention within a slice masks in CompressAI
+# Fields of a config with a fixed value in both implementations.
 FIXED: dict[str, Any] = dict(
     distribution="gaussian",
     widths=(), hyper_widths=(), context_ratio=2, channel_widths=(192, 128), entropy_widths=(320, 256, 128))
 LRP_WIDTHS = (224, 128)
-# CompressAI's readings of MLICv2. Here token_expansion is the width of the gate.
+# CompressAI's interpretation of MLICv2, in which token_expansion is the width of the gate.
 V2_OPTIONS = dict(token_blocks=2, token_expansion=1, token_depthwise_first=True, gate_norm=True, guide_scales=True,
                   rotary_output=True, reweighting=True, reweighting_cosines=False, selection_spatial=True,
                   selection_distance=0.3, selection_chance=0.5, selection_lrp=False)
@@ -36,18 +36,22 @@ V2_OPTIONS = dict(token_blocks=2, token_expansion=1, token_depthwise_first=True,
 
 def infer_config(weights: Mapping[str, Any], variant: str | None = None,
                  rename: Callable[[str], str] = str) -> CodecConfig:
-  """Returns the config of a state dict, from its arrays by common name, of which only the shapes are read.
+  """Returns the config of a state dict, from the shapes of its arrays by common name.
 
-  The keys of MLIC+ and MLIC++ are the same, and mean MLIC++ unless `variant` is "mlic_plus". `variant` may be any of
-  CONTEXTS. Raises WeightsError when the keys are those of another model, or of no MLIC model; `rename` returns the name
-  that an error shows for a common name.
+  MLIC+ and MLIC++ have the same keys, which mean MLIC++ unless `variant` is "mlic_plus". Raises WeightsError if the
+  keys are those of another model than `variant`, or of no MLIC model.
+
+  Args:
+    weights: arrays by common name.
+    variant: one of CONTEXTS, or None for any.
+    rename: converts a common name to the name that errors show.
   """
   shape = Shapes(weights, rename)
   M, N = shape("g_a.analysis_transform.6.weight")[:2]
   found = MLIC_V2 if "g_a.analysis_transform.1.0.norm1.weight" in weights else (
       MLIC if "local_context.0.context.0.weight" in weights else MLIC_PLUS_PLUS)
   if variant not in (None, found) and {variant, found} != {MLIC_PLUS, MLIC_PLUS_PLUS}:
-    raise WeightsError(f"the keys are those of {found}; {variant} was asked for")
+    raise WeightsError(f"the keys are those of {found}; wanted {variant}")
   num_slices = 1 + max(shape.numbers(r"lrp_anchor\.(\d+)\."), default=0)
   last, options = num_slices - 1, {}
   if found == MLIC_V2:
@@ -79,17 +83,17 @@ def _window(shape: Shapes) -> int:
 
 
 def _heads(config: CodecConfig) -> list[int]:
-  """Returns how many heads look at 1, 2, ... decoded slices."""
+  """Returns the numbers of heads for 1, 2, ... decoded slices."""
   return [num_heads(config, count) for count in range(1, max(config.num_slices, 2))]
 
 
 def variant_of(config: CodecConfig, layout: str) -> str:
   """Returns the name of the model that a config describes, one of CONTEXTS.
 
-  Raises WeightsError in one line when the implementation with this layout has no such model."""
+  Raises WeightsError in one line if the implementation with this layout has no such model."""
   refuse = lambda what, wanted: WeightsError(f"{what}, which {_owner(layout)} does not have; {wanted}")
   if config.num_rates:
-    raise refuse(f"a variable-rate model (num_rates={config.num_rates})", "wanted a model of one rate, num_rates=0")
+    raise refuse(f"a variable-rate model (num_rates={config.num_rates})", "wanted a single-rate model, num_rates=0")
   variant = next((name for name, contexts in CONTEXTS.items() if set(contexts) == set(config.contexts)), None)
   if variant is None:
     raise refuse(f"contexts={config.contexts}", f"wanted those of one of {CONTEXTS}")
@@ -118,7 +122,7 @@ def _owner(layout: str) -> str:
 
 
 def _check_release(config: CodecConfig, refuse, layout: str) -> None:
-  """Raises WeightsError unless the widths are those of a release. CompressAI has those of the second one only."""
+  """Raises WeightsError unless the widths are those of a release; CompressAI has only those of the second release."""
   second = (0, LRP_WIDTHS)
   first = (config.N if config.N != config.M else 0, shrinking_widths(config, config.num_slices - 1))
   allowed = [second, first] if layout == AUTHORS else [second]
@@ -130,23 +134,23 @@ def _check_release(config: CodecConfig, refuse, layout: str) -> None:
 def _check_options(config: CodecConfig, variant: str, refuse) -> None:
   """Raises WeightsError unless the options are those of `variant`.
 
-  `average_unseen` may have either value, because it changes the result for images of 64x64 pixels only."""
+  `average_unseen` may have either value, because it changes the result only for images of 64x64 pixels."""
   wanted: dict[str, Any] = {}
   if variant == MLIC_V2:
     wanted = V2_OPTIONS
     if not selection_map.has_map(config):
-      raise refuse("MLICv2 without a map of coded elements", "wanted selection_widths of one width")
+      raise refuse("MLICv2 without a selection map", "wanted selection_widths of one width")
   elif variant == MLIC:
     wanted = dict(plain_convolutions=True)
-  open_ones = ("selection_widths", "average_unseen", "hidden_window", "head_channels")
-  came = {name: value for name, value in dict(config.options).items() if name not in open_ones}
-  known = _defaults(config)
-  for name in sorted(wanted.keys() | came.keys()):
-    if (value := came.get(name, known[name])) != (right := wanted.get(name, known[name])):
-      raise refuse(f"the option {name}={value}", f"wanted {right}")
+  unchecked = ("selection_widths", "average_unseen", "hidden_window", "head_channels")
+  given = {name: value for name, value in dict(config.options).items() if name not in unchecked}
+  defaults = _defaults(config)
+  for name in sorted(wanted.keys() | given.keys()):
+    if (value := given.get(name, defaults[name])) != (expected := wanted.get(name, defaults[name])):
+      raise refuse(f"the option {name}={value}", f"wanted {expected}")
   hidden = dict(config.options).get("hidden_window") or config.window_size
   if "global_intra_softmax" in config.contexts and hidden != HIDDEN_WINDOW:
-    raise refuse(f"softmax attention that hides a window of {hidden}", f"wanted hidden_window={HIDDEN_WINDOW}")
+    raise refuse(f"softmax attention that masks a window of {hidden}", f"wanted hidden_window={HIDDEN_WINDOW}")
   by_channels = dataclasses.replace(config, options=dict(config.options) | dict(head_channels=HEAD_CHANNELS))
   if variant != MLIC and _heads(config) != _heads(by_channels):
     raise refuse(f"{_heads(config)} heads for 1, 2, ... slices of {config.slice_channels} channels",
@@ -154,7 +158,7 @@ def _check_options(config: CodecConfig, variant: str, refuse) -> None:
 
 
 def _defaults(config: CodecConfig) -> dict[str, Any]:
-  """Returns {name: default} of the options of all parts that a config has."""
+  """Returns {name: default} for the options of all modules that a config names."""
   from mlic_jax.model import contexts, transforms
   modules = [transforms.find(config.transforms), *map(contexts.find, config.contexts), selection_map]
   return {name: value for module in modules for name, value in getattr(module, "OPTIONS", {}).items()}

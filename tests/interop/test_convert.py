@@ -130,7 +130,7 @@ def hostile(file, **options):
 
 
 @pytest.mark.parametrize("torch, message", [
-    (None, "reading it takes PyTorch, which is not installed here; pip install torch, or use an NPZ file"),
+    (None, "reading it needs PyTorch, which is not installed; wanted pip install torch, or an NPZ file"),
     (SimpleNamespace(load=broken), "PyTorch cannot read it (RuntimeError: not a zip archive)"),
     (SimpleNamespace(load=hostile),
      "weights.pth.tar: holds more than weights (os.system); such a file could run code, so it is refused\n"),
@@ -156,9 +156,9 @@ ELIC = {"g_a.0.weight": (192, 3, 5, 5), "g_a.1.conv1.weight": (96, 192, 1, 1), "
     (lambda w: {name: value for name, value in w.items() if name != "h_s.increase.4.bias"},
      "missing keys: h_s.increase.4.bias\n"),
     (lambda w: w | {"lrp_anchor.1.lrp_transform.2.weight": np.zeros((128, 223, 3, 3), np.float32)},
-     "lrp_anchor.1.lrp_transform.2.weight has the shape (128, 223, 3, 3); (128, 224, 3, 3) is wanted\n"),
+     "lrp_anchor.1.lrp_transform.2.weight has the shape (128, 223, 3, 3); wanted (128, 224, 3, 3)\n"),
     (lambda w: w | {"h_a.reduction.0.bias": np.zeros(32, np.int32)},
-     "h_a.reduction.0.bias holds int32; floating-point numbers are wanted\n"),
+     "h_a.reduction.0.bias holds int32; wanted floating-point numbers\n"),
     (lambda w: w | {"h_a.reduction.0.bias": np.full(32, np.nan, np.float32)},
      "parameter h_a/conv0/bias is not finite; the model is not written to")])
 def test_a_state_dict_that_is_no_mlic_model_is_one_line(weights, tmp_path, capsys, change, message):
@@ -204,7 +204,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(ckpt, releas
   to = lambda source, target, *rest: refused([source, target, "--to", "compressai", *rest], capsys)
   assert "theirs.zip: wanted a name that ends in .npz, which NumPy writes, or in .pth.tar" in to(
       ckpt, tmp_path / "theirs.zip")
-  assert "writing it takes PyTorch, which is not installed here" in to(ckpt, tmp_path / "theirs.pth.tar")
+  assert "writing it needs PyTorch, which is not installed" in to(ckpt, tmp_path / "theirs.pth.tar")
   assert "No such file or directory" in to(ckpt, tmp_path / "nowhere" / "theirs.npz")
   assert "is also the source; wanted another file" in to(released, released)
   with fake_bucket.bucket() as url:
@@ -246,4 +246,4 @@ def test_weights_are_read_in_half_precision_and_as_parameters_that_are_trained(t
   assert [value.dtype for value in read_state_dict(tmp_path / "w.pth").values()] == [
       np.float32, np.float32, np.float32, np.int64]
   content[3] = Tensor("float32")
-  assert "3 is no name of a tensor" in refused([tmp_path / "w.pth", tmp_path / "ckpt"], capsys)
+  assert "the key 3 is not a name" in refused([tmp_path / "w.pth", tmp_path / "ckpt"], capsys)

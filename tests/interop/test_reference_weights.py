@@ -154,7 +154,7 @@ def test_a_model_is_recognized_by_its_keys_and_mlic_plus_has_to_be_named():
                                                "channel")
   assert contexts("mlicv2")[1] == "global_hyper_anchors"
   for model, variant in ("mlic", "mlic_plus"), ("mlicpp", "mlic"), ("mlicv2", "mlic_plus_plus"):
-    with pytest.raises(WeightsError, match=f"the keys are those of .*; {variant} was asked for"):
+    with pytest.raises(WeightsError, match=f"the keys are those of .*; wanted {variant}"):
       contexts(model, variant)
 
 
@@ -202,7 +202,7 @@ def test_another_state_dict_is_refused():
     (dict(contexts=("local_stacked", "global_intra_softmax", "channel")), "compressai",
      "the option plain_convolutions=False, which CompressAI does not have; wanted True"),
     (dict(contexts=("local_attention", "global_intra_softmax", "global_inter_softmax", "channel"), window_size=7),
-     "compressai", "softmax attention that hides a window of 7, which CompressAI does not have; wanted hidden_wind"),
+     "compressai", "softmax attention that masks a window of 7, which CompressAI does not have; wanted hidden_wind"),
 ])
 def test_a_model_that_the_other_implementation_does_not_have_is_refused_in_one_line(converted, fields, layout, message):
   config = CodecConfig.from_dict({**converted[0].to_dict(), **fields})
@@ -216,7 +216,7 @@ def test_mlic_v2_without_a_map_and_mlic_v2_for_the_authors_are_refused():
   with pytest.raises(WeightsError, match="^MLICv2, which the authors' code does not have; wanted mlic, mlic_plus or"):
     to_state_dict(config, variables, "authors")
   without = {name: value for name, value in dict(config.options).items() if not name.startswith("selection")}
-  with pytest.raises(WeightsError, match="^MLICv2 without a map of coded elements, which CompressAI does not have"):
+  with pytest.raises(WeightsError, match="^MLICv2 without a selection map, which CompressAI does not have"):
     to_state_dict(CodecConfig.from_dict({**config.to_dict(), "options": without}), variables, "compressai")
 
 

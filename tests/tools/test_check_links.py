@@ -39,8 +39,8 @@ def test_links_to_files_and_anchors_of_the_site_and_well_formed_urls_pass(site, 
   ("other.html#path", "leads to no anchor of other.html"),
   ("#bottom", "leads to no anchor of index.html"),
   ("../outside.html", "leads out of the site"),
-  ("https://arxiv/abs", "is no URL"),
-  ("https://arxiv.org/a b", "is no URL"),
+  ("https://arxiv/abs", "is not a URL"),
+  ("https://arxiv.org/a b", "is not a URL"),
   ("http://[::1", "Invalid IPv6 URL"),
   ("file:///etc/hosts", "has the scheme 'file'; wanted http, https, mailto or a relative path"),
 ])
@@ -51,4 +51,4 @@ def test_a_broken_link_is_a_line_and_fails_the_check(site, capsys, link, problem
 
 def test_a_folder_without_pages_fails_the_check(tmp_path, capsys):
   assert check_links.main([str(tmp_path)]) == 1
-  assert capsys.readouterr().err == f"{tmp_path}: there is no page\n"
+  assert capsys.readouterr().err == f"{tmp_path}: no pages found; wanted the folder of a built site\n"
