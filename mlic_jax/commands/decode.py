@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlic_jax.atomic_io import whole_file
 from mlic_jax.coding.tile_grid import Box
 from mlic_jax.commands import multi_file
 from mlic_jax.commands.arguments import checkpoint_argument, coder_argument, file_arguments, nonnegative_integer
@@ -16,6 +17,7 @@ from mlic_jax.commands.stdio import displayed, is_stdio, is_stream, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.file_listing import list_files
 from mlic_jax.data.image_io import check_lossless, picture_file
+from mlic_jax.data.png_writer import PngWriter
 
 SUMMARY = "Decode .mlic files to images."
 
@@ -55,15 +57,15 @@ def run(args: argparse.Namespace) -> int:
       start = time.perf_counter()
       refused = codec.fingerprint != content.fingerprint   # decode refuses the file before it compiles anything
       with contextlib.nullcontext() if refused else compilation_notice(codec, content.height, content.width):
-        image = _decode(codec, file, args, lambda line: complain(f"{displayed(source, 'stdin')}: {line}"))
+        report = lambda line: complain(f"{displayed(source, 'stdin')}: {line}")
+        height, width = _decode(codec, file, output, args, report)
       seconds = time.perf_counter() - start
     if content.icc_profile is not None and output.suffix.lower() == ".bmp":
       complain(f"{output}: left out: the color profile, which a BMP cannot hold")
-    write(output, picture_file(_name(output), image, content.icc_profile))
     received = content.num_slices if file.tiled else content.num_received
     decoded = received if args.slices is None else min(args.slices, received)
     note = "" if decoded == content.num_slices else f"{decoded} of {content.num_slices} slices, "
-    return (f"{displayed(output, 'stdout')}: {image.shape[1]}x{image.shape[0]}, {note}{seconds:.2f} s "
+    return (f"{displayed(output, 'stdout')}: {width}x{height}, {note}{seconds:.2f} s "
             "(compilation included)")
 
   if args.out_dir is None:
@@ -75,15 +77,29 @@ def run(args: argparse.Namespace) -> int:
   return multi_file.run(pairs, work, "decode", args.overwrite, progress, left_out)
 
 
-def _decode(codec, file: MlicFile, args: argparse.Namespace, report: Callable[[str], None]) -> np.ndarray:
-  """The image of a file, or the region of it that is asked for; `report` is called with the tiles that are missing."""
-  area = args.region
-  if area is not None:
-    area.check_inside(file.content.height, file.content.width)
-  if file.tiled is not None:
-    return codec.open_tiled(file.tiled, args.slices, args.partial, report).decode(area)
-  image = codec.decode(file.blob, args.slices, args.partial, args.max_megapixels * 10**6)
-  return image if area is None else np.ascontiguousarray(image[area.slices])
+def _decode(codec, file: MlicFile, output: Path, args: argparse.Namespace,
+            report: Callable[[str], None]) -> tuple[int, int]:
+  """Writes the image of a file, or the region of it that is asked for; returns its height and width.
+
+  `report` is called with the tiles that are missing. The PNG of a tiled file is written in strips."""
+  content = file.content
+  area = args.region or Box(0, 0, content.height, content.width)
+  area.check_inside(content.height, content.width)
+  if file.tiled is None:
+    image = codec.decode(file.blob, args.slices, args.partial, args.max_megapixels * 10**6)
+    image = np.ascontiguousarray(image[area.slices])
+  else:
+    decoder = codec.open_tiled(file.tiled, args.slices, args.partial, report)
+    if _name(output).suffix.lower() == ".png" and not is_stdio(output):
+      with whole_file(output) as partial, partial.open("wb") as png:
+        writer = PngWriter(png, area.height, area.width, content.icc_profile)
+        for strip in decoder.strips(area):
+          writer.write(strip)
+        writer.finish()
+      return area.height, area.width
+    image = decoder.decode(area)
+  write(output, picture_file(_name(output), image, content.icc_profile))
+  return area.height, area.width
 
 
 def _region(text: str) -> Box:

@@ -23,6 +23,7 @@ from mlic_jax.commands.arguments import (
   optimization_arguments,
   positive_integer,
   skip_argument,
+  tile_argument,
 )
 from mlic_jax.commands.exit_codes import Interruption, UsageError
 from mlic_jax.console import complain
@@ -54,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       "file. Default: off.")
   skip_argument(parser, "Also evaluate each checkpoint with skip coding of latent elements whose predicted scale is at "
                         "most SCALE. Default: off.")
+  tile_argument(parser, "Also evaluate each checkpoint with images in tiles of at most PIXELS pixels a side, a "
+                        "multiple of 64. Default: off.")
   optimization_arguments(parser, "Also evaluate each checkpoint with latent optimization for each image and quality, "
                                  "for STEPS steps or SECONDS seconds, such as 100 or 50s. Default: off.")
   parser.add_argument("--baselines", type=_names, default=baselines.DEFAULT, metavar="NAMES",

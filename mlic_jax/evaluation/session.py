@@ -14,7 +14,6 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 import mlic_jax
 from mlic_jax.atomic_io import write_whole
 from mlic_jax.coding import rangecoder
-from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.console import rich_console
 from mlic_jax.data.file_listing import MEASUREMENTS
 from mlic_jax.evaluation import (
@@ -146,12 +145,15 @@ def load_codec(path: Path, coder: str, arguments: argparse.Namespace) -> mlic_ja
 
 
 def codec_variants(codec: mlic_jax.Codec, arguments: argparse.Namespace) -> list[mlic_jax.Codec]:
-  """Returns a checkpoint without options, with --skip, and with --skip and --refine, as far as they are given."""
+  """Returns a checkpoint without options, with --skip, and with --skip and --refine or --tile, as far as they are
+  given."""
   found = [codec]
   if arguments.skip is not None:
     found.append(found[-1].with_options(skip=arguments.skip))
   if arguments.refine is not None:
     found.append(found[-1].with_options(refine=arguments.refine, lmbda=arguments.lmbda))
+  if arguments.tile:
+    found.append(found[-1].with_options(refine=None, tile=arguments.tile))
   return found
 
 
@@ -222,10 +224,8 @@ def select_published(wanted: str | None) -> list[bd_rate.Curve]:
 
 
 def check_size(codec, height: int, width: int) -> None:
-  """Raises MemoryLimitError or RefineError for an image size that cannot be coded or optimized."""
-  if runner.optimizes_latents(codec):
-    codec.check(height, width)
-  check_memory(codec.config, height, width)
+  """Raises MemoryLimitError, RefineError or TilingError for an image size that cannot be coded or optimized."""
+  codec.check(height, width)
 
 
 def curve_names(loaded, conventional, published) -> list[str]:

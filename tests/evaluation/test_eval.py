@@ -275,3 +275,8 @@ def test_an_evaluation_whose_folder_was_taken_writes_no_results(run, tmp_path):
   status, _, stderr = run("--ckpt", "x", "--limit", 1, codec=Overtaken)
   assert status == 2 and "is in use by another evaluation" in stderr
   assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_tiles_are_a_curve_of_their_own(run, results):
+  assert run("--ckpt", "x", "--qualities", "1", "--baselines", "none", "--tile", 64, "--report-images", 0)[0] == 0
+  assert [entry["name"] for entry in results()["checkpoints"]] == ["fake", "fake, tiles of 64"]

@@ -46,6 +46,9 @@ class FakeCodec:
     if self.options.refine is not None and height == 13:
       raise CheckpointError("13 lines cannot be refined")
 
+  def tile_side(self, height, width):
+    return self.options.tile
+
   def objective(self, quality):
     return "mse", self.options.lmbda or 0.01
 
