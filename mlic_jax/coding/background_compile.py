@@ -21,7 +21,7 @@ def decoder_compiled_in_background(codec, height: int, width: int) -> Iterator[N
   The thread has ended when the context exits, so it disturbs no later measurement. The context saves time only where
   executables are cached on disk (runtime/executable_cache.py) and this image size is not cached yet. An error in the
   thread is not raised: decoding meets the same error and reports it."""
-  if codec.tile_side(height, width):                     # tiles have functions of another size
+  if codec.tile_side(height, width):                     # tiles use other functions
     yield
     return
   with ThreadPoolExecutor(1) as pool:

@@ -20,15 +20,14 @@ class BitstreamError(ValueError):
 
 def read(blob: bytes, head: bytes, end: int, indices: Iterable[int], num_slices: int,
          single: bool) -> Iterator[tuple[bytes, int]]:
-  """Yields the data of blocks with these indices, and the offset of their ends. BitstreamError at the first incomplete
-  block.
+  """Yields the data of each block and the offset of its end. BitstreamError at the first incomplete block.
 
   Args:
     blob: the file.
-    head: as in `pack`.
+    head: the header, as in `pack`.
     end: the offset of the first block.
-    indices: of the blocks.
-    num_slices: of the file, for messages.
+    indices: the indices of the blocks.
+    num_slices: the number of slices of the file, for messages.
     single: whether the file has a single chunk.
   """
   checksum = LONG_CHECKSUM if single else CHECKSUM
@@ -46,7 +45,7 @@ def read(blob: bytes, head: bytes, end: int, indices: Iterable[int], num_slices:
 
 
 def pack(head: bytes, index: int, data: bytes, single: bool) -> bytes:
-  """Returns a block. Its checksum covers `head`, the header of the file, too."""
+  """Returns the bytes of a block. Its checksum also covers `head`, the header of the file."""
   checksum = LONG_CHECKSUM if single else CHECKSUM
   if len(data) > LENGTH_MAX:
     raise BitstreamError(f"a chunk has {len(data)} bytes; the format allows {LENGTH_MAX}, enough for smaller images")

@@ -26,7 +26,7 @@ from mlic_jax.data.image_io import AnyPicture, as_picture
 from mlic_jax.runtime import compilation_cache
 
 DEFAULT_OPTIONS = EncodeOptions()
-Report = Callable[[str], None]   # is called with a line
+Report = Callable[[str], None]   # called with a line
 
 
 class Codec:
@@ -41,7 +41,7 @@ class Codec:
       starts faster.
     options: the settings of the encoder.
     progress: called during latent optimization with the completed fraction (0 to 1) and the loss.
-    tile_progress: called after each tile of a tiled file with the number of finished tiles, and of all.
+    tile_progress: called after each tile of a tiled file with the number of finished tiles and of all tiles.
 
   RefineError if `options` ask for latent optimization and the model directory has no objective.
   """
@@ -169,7 +169,7 @@ class Codec:
     return encoded.blob, encoded.reconstruct(), lambda: _sum(*self.coder.bits(encoded.z_symbols, encoded.passes))
 
   def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
-    """Returns the latents that `encode` codes for an image as a whole, without tiles.
+    """Returns the latents that `encode` codes for an image without tiles.
 
     They are those of the analysis transform, or optimized ones if their file has a lower loss. Arguments and errors as
     in `encode`."""
@@ -200,7 +200,7 @@ class Codec:
     return _sum(*self.coder.bits(z_symbols, passes)), self.coder.synthesize(last_pass, *latents[2:])
 
   def element_bits(self, image: AnyPicture, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bits of `estimate` for each element of y (h, w, M) and of z (h/4, w/4, N), of all tiles together."""
+    """Returns the bits of `estimate` for each element of y (h, w, M) and of z (h/4, w/4, N), over all tiles."""
     image = as_picture(image).image
     if side := self.tile_side(*image.shape[:2]):
       return self.tiles.estimate(image, quality, self.options, side)[:2]
@@ -218,11 +218,11 @@ class Codec:
 
   @functools.cached_property
   def tiles(self) -> TiledCoder:
-    """The coder of tiles. TilingError if the transforms of the model cannot be computed tile by tile."""
+    """The TiledCoder of the model. TilingError if its transforms cannot be computed tile by tile."""
     return TiledCoder(self.coder)
 
   def tile_side(self, height: int, width: int) -> int | None:
-    """Returns the largest side of a tile of an image, by the option `tile` or the memory; None for no tiles."""
+    """Returns the maximum side of the tiles of an image, by the option `tile` or the memory; None for no tiles."""
     if self.options.tile is None and self.options.refine is None and not is_enough_memory(self.config, height, width):
       return self.tiles.automatic_side(height, width)
     return self.options.tile or None
@@ -273,9 +273,9 @@ class Codec:
       blob: the content of the file, as bytes or another buffer.
       slices: the number of slices to decode, 0 to num_slices; the entropy model predicts the others. None decodes all.
       partial: accept a file that is truncated or damaged in a slice, and decode the slices before that one. In a tiled
-        file that concerns each tile, and a tile without z becomes gray.
+        file this applies to each tile, and a tile without z becomes gray.
       pixels_max: refuse larger images.
-      report: called with a line for each incomplete tile of a tiled file, with `partial`.
+      report: called with a line about each incomplete tile of a tiled file, with `partial`.
 
     BitstreamError if the file is invalid, damaged or written with another checkpoint; PortabilityError, a subclass, if
     the arithmetic of this machine differs too much from that of the encoder; MemoryLimitError if the image needs more
@@ -294,16 +294,16 @@ class Codec:
                     report: Report = lambda line: None) -> np.ndarray:
     """Decodes a region of a .mlic file and returns it, (height, width, 3) uint8.
 
-    Of a tiled file only the tiles that the region and its halo touch are read. The pixels are those of `decode`, within
-    one level.
+    It reads only the tiles of a tiled file that the region and its halo touch. The pixels differ from those of `decode`
+    by at most one level.
 
     Args:
-      source: the content of the file, or a seekable file that is open for reading in binary mode.
-      x, y: the column and the row of the upper left corner, from 0.
-      width, height: of the region, in pixels.
+      source: the content of the file, or a seekable binary file.
+      x, y: column and row of the upper left corner, from 0.
+      width, height: size of the region in pixels.
       slices, partial, pixels_max, report: as in `decode`.
 
-    TilingError if the region is not in the image; other errors as in `decode`.
+    TilingError if the region is not inside the image; other errors as in `decode`.
     """
     area, file = Box(y, x, y + height, x + width), opened(source)
     if tiled_format.is_tiled(file.read(bitstream.HEADER_SIZE_MAX), pixels_max):
@@ -316,9 +316,9 @@ class Codec:
 
   def open_tiled(self, file: TiledFile, slices: int | None = None, partial: bool = False,
                  report: Report = lambda line: None) -> TiledDecoder:
-    """Returns the decoder of a tiled file, which also decodes in strips. Arguments and errors as in `decode`."""
+    """Returns the decoder of a tiled file, which can also decode in strips. Arguments and errors as in `decode`."""
     check_slices(slices, file.content)
-    self.coder.check_content(file.content)   # before the halos of another model are measured
+    self.coder.check_content(file.content)   # fails before the halos of another model are measured
     return TiledDecoder(self.tiles, file, slices, partial, report, self.tile_progress)
 
   def decode_many(self, blobs: Iterable[Buffer], advance: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:

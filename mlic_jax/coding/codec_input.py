@@ -1,4 +1,4 @@
-"""The arguments of Codec that are files, or numbers of their slices."""
+"""Converts and checks arguments of Codec: files and numbers of slices."""
 import io
 import numbers
 import os
@@ -21,7 +21,7 @@ def as_bytes(blob: Buffer) -> bytes:
 
 
 def opened(source: Buffer | IO[bytes]) -> IO[bytes]:
-  """A buffer, or an open file, as a file at its beginning. BitstreamError for other types."""
+  """Returns a buffer or an open file as a file at position 0. BitstreamError for other types."""
   file: Any = source if isinstance(source, io.IOBase) else io.BytesIO(as_bytes(cast(Buffer, source)))
   file.seek(0)
   return file

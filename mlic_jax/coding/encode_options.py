@@ -31,8 +31,8 @@ class EncodeOptions:
     lmbda: weight of the distortion in latent optimization, in the scale of training. None uses that of the quality,
       interpolated geometrically between rate points.
 
-    tile: code the image in tiles of at most so many pixels a side, a multiple of those that the model pads to
-      (tiled_coder.py); 0 codes it as a whole. None codes in tiles if the memory for the whole image is not there.
+    tile: code the image in tiles of at most this many pixels per side, a multiple of the padding of the model
+      (tiled_coder.py); 0 codes it without tiles. None uses tiles if the image does not fit into memory.
 
   SkipError, RefineError and TilingError, in one line, for invalid values.
   """
@@ -60,7 +60,7 @@ class EncodeOptions:
       if isinstance(tile, bool) or not isinstance(tile, numbers.Integral) or tile < 0:
         raise TilingError(f"tile={tile!r}; wanted a number of pixels, or 0 for no tiles")
       if tile and self.refine is not None:
-        raise TilingError(f"tile={tile} came with refine={self.refine}, which is for whole images; wanted one of them")
+        raise TilingError(f"tile={tile} and refine={self.refine} exclude each other; wanted one of them")
 
   @property
   def skipped_rows(self) -> int:

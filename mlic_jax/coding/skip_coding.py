@@ -116,8 +116,9 @@ def _pass_coding(distribution: Distribution, prior: Prior, levels: np.ndarray, s
 
 
 def restrict(coding: PassCoding, inside: np.ndarray | None, anchors: bool) -> PassCoding:
-  """Skips the elements of a pass outside of `inside` (h, w) bool, the positions of y of an image in a tile that reaches
-  beyond it. None: nothing is skipped for that."""
+  """Skips the elements of a pass outside `inside` (h, w) bool, the positions of the image in a tile that exceeds it.
+
+  None: the pass is unchanged."""
   if inside is None:
     return coding
   h, w = inside.shape

@@ -1,4 +1,4 @@
-"""TileGrid: how an image is cut into tiles of one shape, and what the transforms of a tile read around it.
+"""TileGrid: the tiles of an image, which have one shape, and the windows that the transforms of a tile read.
 
          0         t         2t        3t     One axis: n tiles of t positions. The window of a tile is the tile and
          |---------|---------|---------|      its halo on each side, of one length everywhere: at the ends of the axis
@@ -17,7 +17,7 @@ class TilingError(ValueError):
 
 
 class Box(NamedTuple):
-  """A rectangle of pixels or of positions of y: rows top to bottom - 1, columns left to right - 1."""
+  """A rectangle of pixels or positions of y: rows top to bottom - 1, columns left to right - 1."""
   top: int
   left: int
   bottom: int
@@ -37,17 +37,17 @@ class Box(NamedTuple):
     return slice(self.top, self.bottom), slice(self.left, self.right)
 
   def times(self, factor: int) -> "Box":
-    """The same box in a grid that is `factor` times finer."""
+    """Returns the same box in a grid that is `factor` times finer."""
     return Box(*(factor * side for side in self))
 
   def within(self, outer: "Box") -> "Box":
-    """The part of the box that is in `outer`, in coordinates from the corner of `outer`; empty if there is none."""
+    """Returns the part of the box inside `outer`, possibly empty, in coordinates relative to the corner of `outer`."""
     top, left = max(self.top, outer.top), max(self.left, outer.left)
     bottom, right = max(min(self.bottom, outer.bottom), top), max(min(self.right, outer.right), left)
     return Box(top - outer.top, left - outer.left, bottom - outer.top, right - outer.left)
 
   def check_inside(self, height: int, width: int) -> None:
-    """TilingError for a box that is empty or not in an image of that size."""
+    """Raises TilingError for a box that is empty or not inside an image of this size."""
     if not (0 <= self.top < self.bottom <= height and 0 <= self.left < self.right <= width):
       raise TilingError(f"the region has {self.width}x{self.height} pixels at {self.left},{self.top}; the image has "
                         f"{width}x{height}")
@@ -59,8 +59,9 @@ class Box(NamedTuple):
 
 
 class TileGrid(NamedTuple):
-  """The tiles of an image, numbered row by row. The last row and column may reach beyond the image; all sizes are in
-  pixels, or all in positions of y."""
+  """The tiles of an image, numbered row by row. All sizes are in pixels, or all are in positions of y.
+
+  The last row and column may reach beyond the image."""
   height: int        # of the image
   width: int
   tile_height: int
@@ -80,38 +81,38 @@ class TileGrid(NamedTuple):
 
   @property
   def extent(self) -> Box:
-    """All tiles together: the image, extended to whole tiles."""
+    """The box of all tiles: the image, extended to whole tiles."""
     return Box(0, 0, self.rows * self.tile_height, self.columns * self.tile_width)
 
   def box(self, number: int) -> Box:
-    """The pixels of a tile."""
+    """Returns the box of a tile."""
     row, column = divmod(number, self.columns)
     top, left = row * self.tile_height, column * self.tile_width
     return Box(top, left, top + self.tile_height, left + self.tile_width)
 
   def window_size(self, halo: int) -> tuple[int, int]:
-    """Height and width of all windows."""
+    """Returns height and width of all windows."""
     return (min(self.tile_height + 2 * halo, self.extent.bottom), min(self.tile_width + 2 * halo, self.extent.right))
 
   def window(self, number: int, halo: int) -> Box:
-    """The tile with at least `halo` around it, or as much as there is inside of `extent`."""
+    """Returns the tile with at least `halo` on each side, or as much as `extent` has."""
     box, extent, (height, width) = self.box(number), self.extent, self.window_size(halo)
     top, left = _start(box.top, halo, height, extent.bottom), _start(box.left, halo, width, extent.right)
     return Box(top, left, top + height, left + width)
 
   def touching(self, area: Box) -> list[int]:
-    """The tiles that have a pixel in `area`, in their order; `area` lies in `extent`."""
+    """Returns the numbers of the tiles that touch `area`, in order; `area` is inside `extent`."""
     rows = range(area.top // self.tile_height, -(-area.bottom // self.tile_height))
     columns = range(area.left // self.tile_width, -(-area.right // self.tile_width))
     return [row * self.columns + column for row in rows for column in columns]
 
   def coarser(self, stride: int) -> "TileGrid":
-    """The grid in positions of y, which are `stride` pixels apart; the image is then `extent`."""
+    """Returns the grid in positions of y, which are `stride` pixels apart; its image is `extent`."""
     sides = self.extent.bottom, self.extent.right, self.tile_height, self.tile_width
     return TileGrid(*(side // stride for side in sides))
 
   def rows_of_tiles(self, area: Box) -> Iterator[list[int]]:
-    """The tiles that touch `area`, row after row."""
+    """Yields the numbers of the tiles that touch `area`, row by row."""
     numbers, columns = self.touching(area), len(range(area.left // self.tile_width, -(-area.right // self.tile_width)))
     for start in range(0, len(numbers), columns):
       yield numbers[start:start + columns]

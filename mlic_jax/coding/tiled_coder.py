@@ -1,11 +1,11 @@
-"""TiledCoder: images of any size, tile by tile, in the memory that a tile takes.
+"""TiledCoder: codes images of any size tile by tile, in the memory for one tile.
 
     encoder   window of pixels -> g_a -> y of the tile -> h_a, passes, range coder -> chunks of the tile
     decoder   chunks of a tile -> passes -> y_hat of the tile;  y_hat of a window -> g_s -> pixels of the tile
 
-h_a, h_s and the slices of a tile see the tile alone, so that it decodes without the others. g_a and g_s see the window
-around it, so that y and the reconstruction are those of the whole image but for rounding: there are no seams. This is
-the coding in blocks of Kim et al. ("Block-based Learned Image Compression without Blocking Artifacts", CVPR 2026).
+h_a, h_s and the slices of a tile read only the tile, so a tile decodes without the others. g_a and g_s read the window
+around it, so y and the reconstruction are those of the whole image up to rounding, without seams. This is the coding in
+blocks of Kim et al. ("Block-based Learned Image Compression without Blocking Artifacts", CVPR 2026).
 """
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -22,13 +22,13 @@ from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
 from mlic_jax.model import transforms
 from mlic_jax.model.mlic import side_multiple
 
-TileProgress = Callable[[int, int], None]   # is called with the number of tiles that are done, and of all
+TileProgress = Callable[[int, int], None]   # called with the number of finished tiles and of all tiles
 SILENT: TileProgress = lambda done, total: None
 AUTOMATIC_SIDES = (1024, 512, 256)          # pixels
 
 
 class TiledEncoded(NamedTuple):
-  """A tiled file, and what its encoder computed on the way."""
+  """A tiled file, with its estimated bits and its reconstruction."""
   blob: bytes
   bits: float                             # by the likelihoods of the model
   reconstruct: Callable[[], np.ndarray]   # returns the decoded image (H, W, 3) uint8, on this machine bit for bit
@@ -48,30 +48,31 @@ class TiledCoder:
   # --- encoding -------------------------------------------------------------------------
 
   def grid(self, height: int, width: int, tile: int) -> TileGrid:
-    """The tiles of an image, in pixels; TilingError for a side that is no multiple of the model's."""
+    """Returns the tiles of an image, in pixels. TilingError unless `tile` is a multiple of the padding of the model."""
     if tile < 1 or tile % self._multiple:
-      raise TilingError(f"tile={tile}; {self.coder.name} wants a multiple of {self._multiple} pixels")
+      raise TilingError(f"tile={tile}; wanted a multiple of {self._multiple} pixels for {self.coder.name}")
     return TileGrid(height, width, *tile_sides(height, width, tile, self._multiple))
 
   def grid_of(self, image: np.ndarray, tile: int) -> TileGrid:
-    """The tiles of an image (H, W, 3)."""
+    """Returns the tiles of an image (H, W, 3)."""
     return self.grid(image.shape[0], image.shape[1], tile)
 
   def inside(self, grid: TileGrid, number: int) -> np.ndarray | None:
-    """(h, w) bool, the positions of y of a tile that are coded: those of the image, extended as one without tiles is.
-    None if all are."""
+    """Returns which positions of y of a tile are coded, (h, w) bool; None if all are.
+
+    They are those of the image, padded as without tiles."""
     box = grid.box(number)
-    kept = [min(-(-side // self._multiple) * self._multiple - start, tile) // self._stride
-            for side, start, tile in zip(grid[:2], box[:2], grid[2:])]
+    rows, columns = (min(-(-side // self._multiple) * self._multiple - start, tile) // self._stride
+                     for side, start, tile in zip(grid[:2], box[:2], grid[2:]))
     h, w = (side // self._stride for side in grid[2:])
-    if kept == [h, w]:
+    if (rows, columns) == (h, w):
       return None
-    return (np.arange(h)[:, None] < kept[0]) & (np.arange(w) < kept[1])
+    return (np.arange(h)[:, None] < rows) & (np.arange(w) < columns)
 
   def latents(self, image: np.ndarray, quality: float | None, tile: int) -> Iterator[Latents]:
-    """The latents of each tile of an image (H, W, 3) uint8, as of an image of the size of a tile.
+    """Yields the latents of each tile of an image (H, W, 3) uint8, like those of an image with the size of a tile.
 
-    Errors as of LatentCoder.analyze, for the memory of a window."""
+    Errors as in LatentCoder.analyze, with the memory for a window."""
     height, width = image.shape[:2]
     bitstream.check_size(height, width, pixels_max=2**64)
     grid, quality = self.grid(height, width, tile), self.coder.choose_quality(quality)
@@ -88,8 +89,9 @@ class TiledCoder:
   def encode(self, image: np.ndarray, quality: float | None, options: EncodeOptions, tile: int,
              icc_profile: bytes | None = None, progress: TileProgress = SILENT,
              inspect: Callable[[int, CodedLatents], None] = lambda number, coded: None) -> bytes:
-    """The file of an image (H, W, 3) uint8; `inspect` is called with every tile. Errors as of `latents`, and
-    LatentError."""
+    """Encodes an image (H, W, 3) uint8 and returns the file; `inspect` is called with every tile.
+
+    Errors as in `latents`, and LatentError."""
     height, width = image.shape[:2]
     grid, tiles = self.grid(height, width, tile), list[bytes]()
     head, header = b"", None
@@ -102,12 +104,12 @@ class TiledCoder:
       tiles.append(tiled_format.pack_tile(head, number, coded.content))
       inspect(number, coded)
       progress(number + 1, grid.num_tiles)
-    assert header is not None  # as an image has a tile at least
+    assert header is not None  # an image has at least one tile
     return tiled_format.write(header, tiles)
 
   def encode_with_bits(self, image: np.ndarray, quality: float | None, options: EncodeOptions, tile: int,
                        icc_profile: bytes | None = None, progress: TileProgress = SILENT) -> TiledEncoded:
-    """The file with its estimated bits and its reconstruction, for which y_hat of all tiles is held."""
+    """Encodes an image and estimates its bits. It holds y_hat of all tiles for the reconstruction."""
     bits, decoded = list[float](), dict[int, np.ndarray]()
 
     def inspect(number, coded):
@@ -120,8 +122,9 @@ class TiledCoder:
 
   def estimate(self, image: np.ndarray, quality: float | None, options: EncodeOptions,
                tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bits by the likelihoods of the model, of y (h, w, M) and of z (h/4, w/4, N) of all tiles together, and the image
-    (H, W, 3) uint8 that `decode` would give, without coding."""
+    """Returns the bits of y (h, w, M) and z (h/4, w/4, N) over all tiles, and the decoded image (H, W, 3) uint8.
+
+    The bits are those of the likelihoods of the model, without range coding."""
     grid, decoded, bits = self.grid_of(image, tile), dict[int, np.ndarray](), []
     for number, latents in enumerate(self.latents(image, quality, tile)):
       z_symbols, passes, last_pass = self.coder.run_encoder(latents, options, self.inside(grid, number))
@@ -134,11 +137,11 @@ class TiledCoder:
   # --- synthesis ------------------------------------------------------------------------
 
   def y_hat(self, last_pass: tuple) -> np.ndarray:
-    """y_hat (h, w, M) of a tile, on the host, from the result of LatentCoder.run_passes."""
+    """Computes y_hat (h, w, M) of a tile, on the host, from the result of LatentCoder.run_passes."""
     return np.asarray(tile_functions.finish_tile(*self._apply, *last_pass))[0]
 
   def synthesize(self, grid: TileGrid, quality: float | None, y_hat: Mapping[int, np.ndarray]) -> np.ndarray:
-    """The image (H, W, 3) uint8, from y_hat of all tiles by their number."""
+    """Computes the image (H, W, 3) uint8 from y_hat of all tiles by number."""
     image = np.empty((grid.extent.bottom, grid.extent.right, 3), np.uint8)
     for number in range(grid.num_tiles):
       image[grid.box(number).slices] = self.synthesize_tile(grid, number, quality, y_hat.__getitem__)
@@ -146,10 +149,11 @@ class TiledCoder:
 
   def synthesize_tile(self, grid: TileGrid, number: int, quality: float | None,
                       y_hat: Callable[[int], np.ndarray | None], part: Box | None = None) -> np.ndarray:
-    """The pixels of a tile, or of a part of it, uint8.
+    """Computes the pixels of a tile, or of a part of it, uint8.
 
-    `y_hat` returns that of a tile; it is called for the tiles that the part and its halo touch. For None, a tile that
-    is missing, y_hat of the nearest position of this tile stands in, or zero where this tile is the missing one."""
+    `y_hat` returns y_hat of a tile, or None for a missing tile; it is called for the tiles that the part and its halo
+    touch. The nearest position of this tile replaces y_hat of a missing neighbor; y_hat is zero if this tile is
+    missing."""
     positions, halo, box = grid.coarser(self._stride), self.halos.synthesis, part or grid.box(number)
     tile, window = positions.box(number), positions.window(number, halo)
     seen = Box(box.top // self._stride - halo, box.left // self._stride - halo,
@@ -157,12 +161,12 @@ class TiledCoder:
     padded = np.zeros((window.height, window.width, self.coder.config.M), np.float32)
     own = y_hat(number)
     for other in positions.touching(window):
-      place = positions.box(other)
-      if not place.touches(seen):
+      other_box = positions.box(other)
+      if not other_box.touches(seen):
         continue
-      found, target = own if other == number else y_hat(other), place.within(window)
+      found, target = own if other == number else y_hat(other), other_box.within(window)
       if found is not None:
-        padded[target.slices] = found[window.within(place).slices]
+        padded[target.slices] = found[window.within(other_box).slices]
       elif own is not None:
         rows = np.clip(np.arange(target.top, target.bottom) + window.top - tile.top, 0, tile.height - 1)
         columns = np.clip(np.arange(target.left, target.right) + window.left - tile.left, 0, tile.width - 1)
@@ -171,17 +175,17 @@ class TiledCoder:
     return np.asarray(pixels)[0][box.within(window.times(self._stride)).slices]
 
   def first_row_of_window(self, grid: TileGrid, row: int) -> int:
-    """The first row of tiles that the synthesis of a row of tiles reads."""
+    """Returns the first row of tiles that the synthesis of a row of tiles reads."""
     positions = grid.coarser(self._stride)
     return positions.window(row * grid.columns, self.halos.synthesis).top // positions.tile_height
 
   def check_memory(self, grid: TileGrid) -> None:
-    """MemoryLimitError when a window will not fit."""
+    """Raises MemoryLimitError if a window does not fit into memory."""
     height, width = self._largest_window(grid)
     check_memory(self.coder.config, height, width, what="a tile with its surroundings")
 
   def automatic_side(self, height: int, width: int) -> int | None:
-    """The first of AUTOMATIC_SIDES for whose windows there is memory, and that is smaller than the image."""
+    """Returns the first of AUTOMATIC_SIDES that is smaller than the image and fits into memory, or None."""
     for side in AUTOMATIC_SIDES:
       window = self._largest_window(self.grid(height, width, side))
       if side < max(height, width) and is_enough_memory(self.coder.config, *window):
@@ -189,7 +193,7 @@ class TiledCoder:
     return None
 
   def has_compiled(self, grid: TileGrid) -> bool:
-    """Whether tiles of that shape were encoded and decoded recently, so that nothing is compiled for them."""
+    """Whether encoding and decoding tiles of this shape compiles nothing: they were coded recently."""
     (height, width), (h, w) = (grid.window_size(self._stride * self.halos.analysis),
                                grid.coarser(self._stride).window_size(self.halos.synthesis))
     module = self.coder.module
@@ -201,7 +205,7 @@ class TiledCoder:
 
 
 def cut(image: np.ndarray, box: Box) -> np.ndarray:
-  """The pixels of a box (box.height, box.width, 3) of an image, whose last row and column go on beyond it."""
+  """Returns the pixels of a box, (box.height, box.width, 3); the last row and column continue beyond the image."""
   height, width = image.shape[:2]
   rows = image[min(box.top, height - 1):min(box.bottom, height)]
   part = rows[:, min(box.left, width - 1):min(box.right, width)]

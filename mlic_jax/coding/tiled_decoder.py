@@ -1,6 +1,6 @@
-"""TiledDecoder: the pixels of a tiled file, or of a region of it, in strips from the top.
+"""TiledDecoder: decodes a tiled file, or a region of it, in strips from the top.
 
-y_hat of a tile is decoded once, when the first window needs it, and freed when no window below needs it any more.
+y_hat of a tile is decoded once, when the first window needs it, and freed after the last window that needs it.
 """
 from collections.abc import Callable, Iterator
 
@@ -17,14 +17,14 @@ class TiledDecoder:
   """Decodes one tiled file.
 
   Args:
-    coder: of the model that wrote it.
+    coder: the coder of the model that wrote the file.
     file: the file.
-    slices: decode only so many slices of each tile; None for all.
-    partial: decode a damaged tile from the slices before the damage, and fill one whose z is damaged.
-    report: called with a line for each tile that is incomplete, with `partial`.
+    slices: the number of slices to decode of each tile; None decodes all.
+    partial: decode a damaged tile from the slices before the damage, and fill in a tile with a damaged z.
+    report: called with a line about each incomplete tile, with `partial`.
     progress: called after each tile.
 
-  BitstreamError for a file of another model; MemoryLimitError when a window will not fit.
+  BitstreamError for a file of another model; MemoryLimitError if a window does not fit into memory.
   """
 
   def __init__(self, coder: TiledCoder, file: TiledFile, slices: int | None = None, partial: bool = False,
@@ -38,7 +38,7 @@ class TiledDecoder:
     coder.check_memory(file.grid)
 
   def decode(self, area: Box | None = None) -> np.ndarray:
-    """The pixels of an area, by default of the image, (rows, columns, 3) uint8. Errors as of `strips`."""
+    """Decodes an area, by default the whole image, to (rows, columns, 3) uint8. Errors as in `strips`."""
     content = self._file.content
     area = area or Box(0, 0, content.height, content.width)
     image, top = np.empty((area.height, area.width, 3), np.uint8), 0
@@ -48,10 +48,11 @@ class TiledDecoder:
     return image
 
   def strips(self, area: Box) -> Iterator[np.ndarray]:
-    """The pixels of an area, row of tiles after row of tiles: (rows, columns, 3) uint8 each.
+    """Yields the pixels of an area by rows of tiles, (rows, columns, 3) uint8 each.
 
-    Only the tiles that the area and its halo touch are read. TilingError for an area that is not in the image;
-    BitstreamError for a damaged tile, with `partial` if no tile can be decoded; PortabilityError."""
+    It reads only the tiles that the area and its halo touch. TilingError if the area is not inside the image;
+    BitstreamError for a damaged tile, or with `partial` if no tile can be decoded; PortabilityError as in `decode` of a
+    file without tiles."""
     grid, content, done = self._file.grid, self._file.content, 0
     area.check_inside(content.height, content.width)
     total = len(grid.touching(area))
@@ -70,13 +71,13 @@ class TiledDecoder:
       raise BitstreamError(f"no tile of the file can be decoded: {self._error}")
 
   def _find(self, number: int) -> np.ndarray | None:
-    """y_hat of a tile (h, w, M), None if it is missing."""
+    """Returns y_hat of a tile (h, w, M), None if it is missing."""
     if number not in self._y_hat:
       self._y_hat[number] = self._decode(number)
     return self._y_hat[number]
 
   def _forget(self, row: int) -> None:
-    """Frees the tiles above the windows of this row of tiles and of those below."""
+    """Frees the tiles above the windows of this row of tiles, which no later row needs."""
     grid = self._file.grid
     if row < grid.rows:
       first = self._coder.first_row_of_window(grid, row)
@@ -105,9 +106,9 @@ class TiledDecoder:
 
 
 def _check_tile(file: TiledFile, multiple: int) -> None:
-  """BitstreamError for tiles that the model cannot have written."""
+  """Raises BitstreamError for tiles that the model cannot have written."""
   content, tile = file.content, (file.grid.tile_height, file.grid.tile_width)
-  most = [-(-side // multiple) * multiple for side in (content.height, content.width)]
-  if any(side % multiple or side > limit for side, limit in zip(tile, most)):
+  limits = [-(-side // multiple) * multiple for side in (content.height, content.width)]
+  if any(side % multiple or side > limit for side, limit in zip(tile, limits)):
     raise BitstreamError(f"the file is damaged: it has tiles of {tile[0]}x{tile[1]} pixels; wanted multiples of "
-                         f"{multiple}, and at most {most[0]}x{most[1]} for this image")
+                         f"{multiple}, and at most {limits[0]}x{limits[1]} for this image")

@@ -1,12 +1,12 @@
-"""The .mlic file of an image in tiles: the header with the size of a tile, an index, and the chunks of every tile.
+"""The .mlic format of tiled images: the header with the size of the tiles, an index, and the chunks of each tile.
 
     header    version 5, with height and width of a tile        docs/format.md defines every byte
     profile   the block of the color profile (optional)
     index     the length of each tile in bytes, and a checksum
-    tiles     each has the blocks of a file of its own: z, slice 1, ..., slice S
+    tiles     each has the blocks of a file without tiles: z, slice 1, ..., slice S
 
-The checksums of a tile's blocks cover its number, so a tile in the place of another does not match. A reader of a
-region reads the header, the index and the tiles that it needs.
+The checksums of a tile's blocks cover its number, so a tile at the position of another one does not match. To decode a
+region, only the header, the index and the needed tiles are read.
 """
 import io
 import itertools
@@ -22,32 +22,33 @@ from mlic_jax.coding import bitstream, blocks
 from mlic_jax.coding.bitstream import PIXELS_MAX, PROFILE_MAX, Bitstream, BitstreamError
 from mlic_jax.coding.tile_grid import TileGrid
 
-NUMBER = struct.Struct(">I")           # of a tile, row by row from 0: what its checksums cover, behind the header
-LENGTH = np.dtype(">u4")               # of a tile, in bytes
+NUMBER = struct.Struct(">I")           # number of a tile, row by row from 0; its checksums cover header and number
+LENGTH = np.dtype(">u4")               # bytes of a tile
 INDEX_CHECKSUM = struct.Struct(">I")   # CRC-32 of the header and the lengths
 PREFIX = bitstream.HEADER_SIZE_MAX + 16   # bytes that hold the header and the length of the profile
 PROFILE_BLOCK_MAX = PROFILE_MAX + 2**16   # bytes of a compressed profile, with length and checksum
 
 
 def grid_of(content: Bitstream) -> TileGrid:
-  """The tiles of a file, in pixels."""
-  assert content.tile is not None  # as the caller has a tiled file
+  """Returns the tiles of a file, in pixels."""
+  assert content.tile is not None  # the file is tiled
   return TileGrid(content.height, content.width, *content.tile)
 
 
 def is_tiled(blob: bytes, pixels_max: int = PIXELS_MAX) -> bool:
-  """Whether a file has tiles, of which HEADER_SIZE_MAX bytes are here. BitstreamError unless they are a header."""
+  """Whether a file is tiled; HEADER_SIZE_MAX bytes of it are enough. BitstreamError for an invalid header."""
   return bitstream.check_header(blob, pixels_max).tile is not None
 
 
 def pack_tile(head: bytes, number: int, content: Bitstream) -> bytes:
-  """The bytes of a tile with the chunks of `content`, in a file with the header `head`."""
+  """Returns the bytes of a tile with the chunks of `content`, in a file with the header `head`."""
   return bitstream.pack_chunks(head + NUMBER.pack(number), content)
 
 
 def write(content: Bitstream, tiles: Sequence[bytes]) -> bytes:
-  """The bytes of a tiled file: `content` is that of its header, `tiles` are those of `pack_tile`, in their order.
-  BitstreamError when the format cannot hold them."""
+  """Returns the bytes of a tiled file with the header of `content` and the results of `pack_tile`, in order.
+
+  BitstreamError if the format cannot hold them."""
   head, lengths = bitstream.pack_header(content), [len(tile) for tile in tiles]
   if max(lengths) > bitstream.LENGTH_MAX:
     raise BitstreamError(f"a tile has {max(lengths)} bytes; the format allows {bitstream.LENGTH_MAX}, enough for "
@@ -61,18 +62,18 @@ class TiledFile:
   """A tiled file that is read tile by tile.
 
   Attributes:
-    content: what the header says, and the color profile.
+    content: the content of the header, and the color profile.
     grid: the tiles, in pixels.
-    num_bytes: of the file.
-    bytes_read: of them so far.
+    num_bytes: the size of the file.
+    bytes_read: the number of bytes read so far.
 
   Args:
-    source: the file, as bytes or as an open binary file that can seek.
+    source: the file, as bytes or as a seekable binary file.
     pixels_max: refuse larger images.
-    partial: accept a file that ends early; tiles that are not there are refused when they are read.
+    partial: accept a truncated file; reading a missing tile raises an error.
 
-  BitstreamError unless header, profile and index are complete, and, without `partial`, the file has the length that
-  the index says.
+  BitstreamError unless header, profile and index are complete and, without `partial`, the file has the length of the
+  index.
   """
 
   def __init__(self, source: bytes | IO[bytes], pixels_max: int = PIXELS_MAX, partial: bool = False):
@@ -108,8 +109,9 @@ class TiledFile:
                            "incomplete")
 
   def read_tile(self, number: int, partial: bool = False) -> Bitstream:
-    """The content of a tile, as of a file of its size. BitstreamError names a tile that is damaged or missing; with
-    `partial`, one whose z is."""
+    """Reads the content of a tile, like a file of its size.
+
+    BitstreamError names a tile that is damaged or missing; with `partial`, only if its z is."""
     start, end = self._offsets[number:number + 2]
     height, width = self.grid.tile_height, self.grid.tile_width
     content = self.content._replace(height=height, width=width, tile=None, icc_profile=None)
@@ -120,12 +122,12 @@ class TiledFile:
       raise BitstreamError(f"{self.name(number)}: {str(error).replace('the file', 'it')}") from None
 
   def name(self, number: int) -> str:
-    """A tile in messages."""
+    """Returns the name of a tile for messages."""
     row, column = divmod(number, self.grid.columns)
     return f"tile {number + 1} of {self.grid.num_tiles} (row {row + 1}, column {column + 1})"
 
   def _read(self, start: int, size: int) -> bytes:
-    """At most `size` bytes, all that there are."""
+    """Reads `size` bytes, or as many as there are."""
     self._file.seek(min(start, self.num_bytes))
     data = self._file.read(size)
     self.bytes_read += len(data)

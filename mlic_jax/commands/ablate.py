@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="Give each config the time that the first one needs for --steps, at the speeds in DIR, "
                       "the workdir of an earlier ablation with the same rows. Default: equal steps.")
   parser.add_argument("--latents", type=any_path, metavar="CKPT",
-                      help="Train the entropy models alone, on the latents of this model directory, and compare their "
+                      help="Train only the entropy models, on the latents of this model directory, and compare their "
                       "bits. Default: train whole codecs.")
   parser.add_argument("--configs", nargs="+", metavar="CONFIG",
                       help="Train these config files or names, and compare them with the first. "

@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--out", type=any_path, required=True, metavar="DIR",
                       help="Write this model directory, which must not exist yet. Required.")
   parser.add_argument("--crop-size", type=positive_integer, default=256, metavar="N",
-                      help="Take the NxN pixels in the middle of each image; smaller images are left out. "
+                      help="Use the NxN pixels in the middle of each image; smaller images are left out. "
                       "Default: %(default)s.")
   parser.add_argument("--limit", type=positive_integer, default=100, metavar="N",
-                      help="Fit to N images, spread evenly over all. Default: %(default)s.")
+                      help="Fit to N images, spread evenly over the folder. Default: %(default)s.")
   custom_modules_argument(parser)
 
 
@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> None:
   from mlic_jax.coding.checkpoint_io import CheckpointError, load_model, save_model
   from mlic_jax.runtime import compilation_cache
   if args.out.exists():
-    raise CheckpointError(f"{args.out}: already exists; a new directory is wanted")
+    raise CheckpointError(f"{args.out}: already exists; wanted a new directory")
   model = load_model(args.ckpt, allow_custom_modules=args.allow_custom_modules)
-  calibration.calibrated_config(model.config)   # refuses a model before the work
+  calibration.calibrated_config(model.config)   # refuses an unsuitable model before the work
   compilation_cache.enable()
   crops = center_crops(args.data, args.crop_size, args.limit)
   found = calibration.fit(model, crops)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
   save_model(args.out, config, variables, (model.training or {}) | {"calibration": record})
   for rate, (before, after) in enumerate(zip(found.before, found.after), 1):
     say(f"rate {rate}: {100 * (after / before - 1):+.2f} % bits of y on the {len(crops)} images of the fit")
-  say(f"wrote {args.out}; files need the model that wrote them")
+  say(f"wrote {args.out}; it does not decode files of {args.ckpt}")
 
 
 def center_crops(data, size: int, limit: int) -> list:
@@ -46,7 +46,7 @@ def center_crops(data, size: int, limit: int) -> list:
   from mlic_jax.data.image_io import list_images, load_image
   from mlic_jax.errors import ConfigError
   paths, crops = list_images(data), []
-  spread = sorted(range(len(paths)), key=lambda i: i * 0.6180339887 % 1)   # any first part of it is spread evenly
+  spread = sorted(range(len(paths)), key=lambda i: i * 0.6180339887 % 1)   # any prefix is spread evenly
   for i in spread:
     image = load_image(paths[i])
     top, left = ((side - size) // 2 for side in image.shape[:2])

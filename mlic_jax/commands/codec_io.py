@@ -18,7 +18,7 @@ def load_codecs(paths: list[Path], coder: str | None = None, allow_custom_module
 
 
 class MlicFile(NamedTuple):
-  """A .mlic file: its bytes, and what it holds; of a tiled file what its header says, and the tiles."""
+  """A .mlic file and its content; for a tiled file, the content of its header, and its tiles."""
   blob: bytes
   content: bitstream.Bitstream
   tiled: tiled_format.TiledFile | None
@@ -26,8 +26,9 @@ class MlicFile(NamedTuple):
 
 @contextlib.contextmanager
 def open_mlic(path: Path, pixels_max: int, partial: bool = False) -> Iterator[MlicFile]:
-  """A context with a file, or with stdin; BitstreamError names it. A tiled file is read as it is decoded, and its
-  `blob` is empty; where it cannot seek, as a pipe, all of it is read."""
+  """Opens a file or stdin, as a context manager. BitstreamError names the file.
+
+  A tiled file is read while it is decoded, and its `blob` is empty; a file that cannot seek is read completely."""
   with opened(path) as file:
     try:
       found = _read(file, pixels_max, partial)

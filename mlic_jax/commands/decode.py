@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="Decode the complete slices of a truncated file, and the complete tiles of a tiled "
                       "file. Default: off.")
   parser.add_argument("--region", type=_region, metavar="X,Y,W,H",
-                      help="Decode only the region of W x H pixels whose upper left corner is at column X and row Y, "
-                      "from the tiles that it needs. Default: the whole image.")
+                      help="Decode only the region of W x H pixels with its upper left corner at column X and row Y, "
+                      "and read only the tiles that it needs. Default: the whole image.")
   coder_argument(parser, "numba")
 
 
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _decode(codec, file: MlicFile, output: Path, args: argparse.Namespace,
             report: Callable[[str], None]) -> tuple[int, int]:
-  """Writes the image of a file, or the region of it that is asked for; returns its height and width.
+  """Decodes a file, or the region of --region, and writes the image; returns its height and width.
 
-  `report` is called with the tiles that are missing. The PNG of a tiled file is written in strips."""
+  `report` is called with a line about each incomplete tile. The PNG of a tiled file is written in strips."""
   content = file.content
   area = args.region or Box(0, 0, content.height, content.width)
   area.check_inside(content.height, content.width)

@@ -101,7 +101,7 @@ class FileProgress:
 
   @contextlib.contextmanager
   def bar_of_tiles(self, title: str):
-    """Shows a bar of the tiles of a single file from its first finished tile on, while the block runs."""
+    """Shows a bar over the tiles of a single file within the context, after its first finished tile."""
     with contextlib.ExitStack() as self._tiles:
       self._tiles_title = title
       yield

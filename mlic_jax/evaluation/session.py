@@ -132,8 +132,9 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
 
 
 def load_codec(path: Path, coder: str, arguments: argparse.Namespace) -> mlic_jax.Codec:
-  """The codec of a model directory. Where its distribution has no portable files, it writes others: they are decoded on
-  this machine. Such a distribution may also need another coder than the default."""
+  """Loads a codec. It writes files that are not portable if its distribution has no portable files.
+
+  Such a distribution may also need another coder than the default."""
   load = lambda coder: mlic_jax.Codec.load(path, coder, allow_custom_modules=arguments.allow_custom_modules)
   try:
     codec = load(coder)

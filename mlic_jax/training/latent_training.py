@@ -1,12 +1,12 @@
 """Training of entropy models on the latents of a frozen codec, for ablations.
 
-A checkpoint analyzes crops once: y without gain and the symbols of z at each rate are cached in memory. A step draws
-crops and rates from the cache, computes the hyper features, and trains the parameters of the slices alone, by the bits
-of y. The transforms and the hyperprior never run again, so neither images are read nor gradients taken through them.
+A checkpoint analyzes crops once, and caches y without gain and the symbols of z at each rate point in memory. A step
+draws crops and rate points from the cache, computes the hyper features, and trains only the parameters of the slices,
+by the bits of y. It reads no images and takes no gradients through transforms and hyperprior.
 
     WORKDIR/config.json    the config of the run
     WORKDIR/metrics.csv    bits and speed, as in runs of whole codecs
-    WORKDIR/latents.json   {"step", "eval"}, written at the end; rows of the table are made of it
+    WORKDIR/latents.json   {"step", "eval"}, written at the end; the rows of the table use it
 """
 
 import csv
@@ -38,8 +38,8 @@ from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import rate_weights
 
 RESULTS = "latents.json"
-NUM_CROPS = 1024       # of the training images, drawn as for whole codecs
-ANALYZED = 8           # crops that are analyzed at the same time
+NUM_CROPS = 1024       # number of crops of the training images, drawn as for whole codecs
+ANALYZED = 8           # batch size of the analysis
 
 
 class Latents(NamedTuple):
@@ -47,11 +47,11 @@ class Latents(NamedTuple):
   y: np.ndarray         # (n, h, w, M) float32, without gain
   z: np.ndarray         # (rates, n, h/4, w/4, N) int32 symbols
   z_bpp: np.ndarray     # (rates,) bits of z per pixel, mean over the crops
-  pixels: int           # of a crop
+  pixels: int           # pixels per crop
 
 
 class Cache(NamedTuple):
-  """The latents that all configurations of an ablation are trained and evaluated on."""
+  """The latents that all configs of an ablation are trained and evaluated on."""
   model: Model
   gains: np.ndarray     # (rates, M)
   train: Latents
@@ -59,7 +59,7 @@ class Cache(NamedTuple):
 
 
 def cache_latents(model: Model, config: Any) -> Cache:
-  """Analyzes crops of the data of a training config, as its training and its evaluation would read them."""
+  """Analyzes crops of the data of a training config, drawn as in its training and evaluation."""
   sizes = data.crop_sizes(config.crop_size, (), side_multiple(model.config))
   sources, others = split(config.data_dir, config.eval_dir, config.holdout_every, config.tfds_dir)
   batches = data.training_batches(
@@ -78,7 +78,7 @@ def cache_latents(model: Model, config: Any) -> Cache:
 
 
 def check_fits(config: CodecConfig, model: Model) -> None:
-  """ConfigError unless the entropy model of a config takes the latents of a model."""
+  """Raises ConfigError unless the entropy model of a config fits the latents of a model."""
   for field in ("M", "num_rates"):
     if getattr(config, field) != getattr(model.config, field):
       raise ConfigError(f"{field}={getattr(config, field)}; the latents of {model.name} have "
@@ -127,7 +127,7 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
       now = time.perf_counter()
       speed: float | str = "" if started is None else config.batch_size * (step - last) / (now - started)
       rows.append([step, float(bpp), speed])
-      started, last = now, step        # the first step compiles
+      started, last = now, step        # excludes the first step, which compiles
   with (workdir / "metrics.csv").open("w", newline="") as file:
     csv.writer(file, lineterminator="\n").writerows([["step", "bpp_y", "images_per_second"], *rows])
   rates = _evaluate(config, codec, cache, state[0]["slices"])
@@ -137,7 +137,7 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
 
 
 def _evaluate(config: Any, codec: CodecConfig, cache: Cache, params: Any) -> list[dict[str, Any]]:
-  """The results on the held-out crops, rate by rate: bits of files, of y and of z. The loss is the bits."""
+  """Returns the results on the held-out crops for each rate point: bpp, its parts y and z, and loss = bpp."""
   held_out, lmbdas = cache.held_out, config.lmbdas if codec.num_rates else [config.lmbda]
 
   @jax.jit
@@ -160,7 +160,7 @@ def _hyper(model: Model, variables: dict[str, Any], z_symbols: jax.Array) -> jax
 
 
 def _analyze(model: Model, batches: Iterator[np.ndarray]) -> Latents:
-  """The latents of batches of crops (b, H, W, 3) uint8."""
+  """Returns the latents of batches of crops (b, H, W, 3) uint8."""
   module, rates = build(model.config), model.config.num_rates
 
   @jax.jit

@@ -66,5 +66,5 @@ def test_a_calibrated_model_writes_smaller_files_of_the_same_images(tmp_path, ph
 
 @pytest.mark.parametrize("name", ["laplace", "three Gaussians"])
 def test_what_is_no_gaussian_is_refused(name, tmp_path):
-  with pytest.raises(ValueError, match="wanted 'gaussian', to be calibrated"):
+  with pytest.raises(ValueError, match="wanted 'gaussian' for calibration"):
     choose(CONFIGS[name], [])

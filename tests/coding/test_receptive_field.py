@@ -92,7 +92,7 @@ def test_a_transform_in_blocks_moves_by_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("analysis, message", [
-    (Mean, "look farther than 32 positions of y"), (Positions, "another result where their input is moved")])
+    (Mean, "reach farther than 32 positions of y"), (Positions, "change if their input is shifted")])
 def test_a_transform_that_does_not_look_everywhere_alike_or_looks_everywhere_is_refused(monkeypatch, analysis, message):
   with pytest.raises(TilingError, match=message):
     halos_of(monkeypatch, analysis)

@@ -247,8 +247,8 @@ def test_tiles_that_the_model_cannot_have_written_are_refused(codec, image, tile
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(tile=100), "tile=100; tiny wants a multiple of 64 pixels"), (dict(tile=-64), "tile=-64; wanted a number"),
-    (dict(tile=64, refine=5, lmbda=1.0), "tile=64 came with refine=5")])
+    (dict(tile=100), "tile=100; wanted a multiple of 64 pixels"), (dict(tile=-64), "tile=-64; wanted a number"),
+    (dict(tile=64, refine=5, lmbda=1.0), "tile=64 and refine=5 exclude each other")])
 def test_tiles_that_cannot_be_are_refused(whole, image, options, message):
   with pytest.raises(TilingError, match=message):
     whole.encode(image, 2, **options)

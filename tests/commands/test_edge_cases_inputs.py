@@ -102,8 +102,8 @@ def test_a_damaged_configuration_of_a_run_is_one_line_that_names_it(content, tmp
 def test_a_model_of_no_training_is_no_row_of_an_ablation(tmp_path):
   for training in None, {}, {"step": 1}:
     (tmp_path / "config.json").write_text(json.dumps({"training": training}))
-    with pytest.raises(ConfigError, match="a model without results of an evaluation"):
-      ablation._row("x", tmp_path, [])
+    with pytest.raises(ConfigError, match="the model has no evaluation results"):
+      ablation._results(tmp_path)
 
 
 def test_a_table_of_an_ablation_holds_any_name():
