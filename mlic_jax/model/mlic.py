@@ -52,6 +52,8 @@ class MLIC(nn.Module):
     entropy_precision: matmul precision of the entropy path in `code`, as in jax.default_matmul_precision.
     scan_unroll: slices per iteration of the scan over slices. 0 means all of them for gradients on CPU, where the
       gradient of a rolled loop is slow, and 1 otherwise. Results differ by rounding only.
+    packed: the scan over slices reads and writes a few vectors in place of many arrays, for training on GPUs
+      (kernels/packed_scan.py). Results differ by rounding only.
 
   The defaults are those of coding and evaluation. Training on accelerators chooses others.
   """
@@ -61,6 +63,7 @@ class MLIC(nn.Module):
   transform_precision: str | None = PRECISION
   entropy_precision: str = PRECISION
   scan_unroll: int = 0
+  packed: bool = False
 
   def setup(self):
     config = self.config
@@ -68,7 +71,7 @@ class MLIC(nn.Module):
     self.g_a, self.g_s = chosen.Analysis(config, self.remat), chosen.Synthesis(config, self.remat)
     self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
     self.z_prior = FactorizedPrior(config.N)
-    self.slices = Slices(config, self.scan_unroll)
+    self.slices = Slices(config, self.scan_unroll, self.packed)
     if config.num_rates:
       # The initial gains cover a range around 1. Training learns the rates themselves.
       spread = lambda _: jnp.tile(jnp.linspace(-0.8, 0.8, config.num_rates)[:, None], (1, config.M))

@@ -18,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.kernels.packed_scan import packed_scan
 from mlic_jax.model import contexts, distributions, selection_map
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
 from mlic_jax.model.layers import ConvStack
@@ -226,9 +227,10 @@ def _numpy_if_known(k):
 class Slices(nn.Module):
   """Steps of all slices: their stacked parameters, the scan of training, and single passes for the codec.
 
-  `scan_unroll` is as in MLIC."""
+  `scan_unroll` and `packed` are as in MLIC."""
   config: CodecConfig
   scan_unroll: int = 0
+  packed: bool = False
 
   def setup(self):
     self.step = SliceStep(self.config, parent=None)
@@ -255,11 +257,15 @@ class Slices(nn.Module):
     count, unroll = self.config.num_slices, self.scan_unroll or 1
     split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
 
-    def body(decoded, inputs):
+    def body(decoded, inputs, hyper=hyper):
       params, k, y_slice, draws, arrived = inputs
       return self.step.apply({"params": params}, k, hyper, decoded, y_slice, quantizer, draws, arrived)
 
     def rolled(start, inputs):
+      if self.packed:
+        params, *others = inputs
+        each = lambda hyper, decoded, params, others: body(decoded, (params, *others), hyper)
+        return packed_scan(jax.checkpoint(each) if remat else each, hyper, start, params, others)
       return jax.lax.scan(jax.checkpoint(body) if remat else body, start, inputs, unroll=unroll)
 
     def unrolled(y_hat, inputs):

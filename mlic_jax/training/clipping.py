@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 NUM_ROWS = 16      # rows of the matrix that an array is reshaped to for its norm
 ELEMENTS_MIN = 4096    # smaller arrays use a dot product
@@ -26,6 +27,23 @@ def _norm_by_products(tree: Any) -> jax.Array:
     rows = x.reshape(NUM_ROWS, -1)
     return jnp.trace(rows @ rows.T)
   return jnp.sqrt(sum(map(square, jax.tree.leaves(tree))))
+
+
+def norms_array_by_array(*trees: Any) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
+  """The trees as they came, and the global_norm of each."""
+  return trees, tuple(map(global_norm, trees))
+
+
+def norms_in_one_vector(*trees: Any) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
+  """The trees, as parts of one vector that is computed before they are used, and the norm of each; for GPUs.
+
+  Array by array a norm takes two kernels. And a gradient of a kernel comes with cuDNN's order of axes: read in that
+  order, the step of the optimizer could not be written in place, and each of its results would be copied."""
+  vector, unflatten = ravel_pytree(trees)
+  vector = jax.lax.optimization_barrier(vector)
+  sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
+  norms = tuple(jnp.sqrt(jnp.sum(jnp.square(part))) for part in jax.lax.split(vector, sizes))
+  return unflatten(vector), norms
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:

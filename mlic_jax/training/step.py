@@ -12,7 +12,7 @@ from mlic_jax.model import transforms
 from mlic_jax.model.initializers import initial_variables
 from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
 from mlic_jax.runtime.executable_cache import kept
-from mlic_jax.training.clipping import global_norm
+from mlic_jax.training.clipping import norms_array_by_array, norms_in_one_vector
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_frozen, is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
@@ -153,6 +153,8 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   # On CPU a gradient in a rolled loop is slow. The platform is chosen around the gradient and not inside the loop:
   # tracing the gradient of a choice takes three times as long.
   unrolled, rolled = unrolled_and_rolled(model)
+  if platform == "gpu" and rolled.scan_unroll == 1:
+    rolled = rolled.clone(packed=True)
   if unrolled is rolled and steps == 1:
     gradient = gradient_of(model, 1)
   else:
@@ -174,15 +176,19 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     if stop is not None:
       metrics["stop"] = stop
     grads, metrics = mean_over_devices((grads, metrics))
-    paths_and_grads = jax.tree_util.tree_leaves_with_path(grads)
-    metrics["grad_norm"] = norm = global_norm([g for path, g in paths_and_grads if not is_quantiles(path)])
-    aux_norm = global_norm([g for path, g in paths_and_grads if is_quantiles(path)])
+    paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(grads)
+    main, aux = ({i: g for i, (path, g) in enumerate(paths_and_grads) if is_quantiles(path) == kind}
+                 for kind in (False, True))
+    norms = norms_in_one_vector if platform == "gpu" else norms_array_by_array
+    (main, aux), (norm, aux_norm) = norms(main, aux)
+    grads = jax.tree.unflatten(treedef, [g for _, g in sorted((main | aux).items())])
+    metrics["grad_norm"] = norm
     metrics["learning_rate"] = schedule(state.step)
 
     @jax.named_scope("optimizer")
     def update(grads, params, opt_state, ema_params):
       updates, opt_state = optimizer.update(grads, opt_state, params, norm=norm)
-      params = optax.apply_updates(params, updates)
+      params = optax.apply_updates(params, jax.tree.map(lambda update, p: update.reshape(p.shape), updates, params))
       if ema_params is not None:  # a smaller decay in the first steps, as in TensorFlow's ExponentialMovingAverage
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = jax.tree.map(lambda ema, p: ema + (1 - decay) * (p - ema), ema_params, params)
@@ -192,7 +198,17 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     # On CPU one conditional for all arrays: for a choice array by array, XLA first copies most of the old arrays.
     whole = lambda grads, *old: jax.lax.cond(finite, update, lambda _, *old: old, grads, *old)
     by_array = lambda grads, *old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(grads, *old), old)
-    update_if_finite = _by_platform(platform, cpu=whole, default=by_array)
+
+    def in_vectors(grads, params, opt_state, ema_params):
+      """On GPUs convolutions have kernels in another order of axes, and what is computed from a kernel follows, copies
+      of it into its old memory included. Vectors have one order."""
+      flat = lambda tree: jax.tree.map(jnp.ravel, tree)
+      shaped = lambda tree, like: jax.tree.map(lambda a, b: a.reshape(b.shape), tree, like)
+      new_params, opt_state, new_ema = by_array(grads, flat(params), opt_state, flat(ema_params))
+      return shaped(new_params, params), opt_state, shaped(new_ema, ema_params)
+
+    on_accelerators = in_vectors if platform == "gpu" else by_array
+    update_if_finite = _by_platform(platform, cpu=whole, default=on_accelerators)
     params, opt_state, ema_params = update_if_finite(grads, state.params, state.opt_state, state.ema_params)
     metrics["finite"] = finite.astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics

@@ -158,20 +158,22 @@ def test_the_rate_of_training_is_that_of_the_latent_with_its_noise():
   np.testing.assert_allclose(coded.bits, gaussian_bits(noisy, coded.mean, coded.scale), atol=1e-3)
 
 
-def test_leaving_out_what_is_not_decoded_yet_changes_neither_the_scan_nor_its_gradient():
+def test_neither_leaving_out_what_is_not_decoded_yet_nor_packing_changes_the_scan_or_its_gradient():
   config = CodecConfig(M=8, num_slices=2, **SMALL)
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
 
-  def scan_and_gradient(unroll):
-    model = build(config, scan_unroll=unroll)
+  def scan_and_gradient(unroll, **options):
+    model = build(config, scan_unroll=unroll, **options)
     run = lambda m, *args: m.slices.scan(*args)
     scan = lambda params: model.apply({"params": params}, hyper, y, NOISE, noise, method=run)
     bits = lambda params: ((coded := scan(params)).bits.sum() + coded.y_hat.sum(), coded)
     return jax.jit(jax.value_and_grad(bits, has_aux=True), compiler_options=COMPILE_QUICKLY)(variables["params"])
 
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
-  jax.tree.map(close, scan_and_gradient(0), scan_and_gradient(1))
+  expected = scan_and_gradient(0)
+  jax.tree.map(close, expected, scan_and_gradient(1))
+  jax.tree.map(close, expected, scan_and_gradient(1, packed=True))
 
 
 def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():

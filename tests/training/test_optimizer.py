@@ -7,7 +7,7 @@ import optax.contrib
 import pytest
 
 from configs import mlic_plus_plus, nano
-from mlic_jax.training.clipping import clip_by_norm, global_norm
+from mlic_jax.training.clipping import clip_by_norm, global_norm, norms_array_by_array, norms_in_one_vector
 from mlic_jax.training.muon import COEFFICIENTS, REPETITIONS, orthogonalize, scale_by_muon
 from mlic_jax.training.optimizer import SCHEDULES, learning_rate_schedule, make_optimizer
 from mlic_jax.training.soap import scale_by_soap
@@ -95,6 +95,16 @@ def test_the_norm_of_a_gradient_and_what_it_is_clipped_to_are_those_of_optax(sha
       jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-6), clipped, expected)
   bad = [*tree, jnp.asarray([1.0, np.nan])]
   assert np.isnan(global_norm(bad)) and np.isinf(global_norm([*tree, jnp.full(3, np.inf)]))
+
+
+def test_norms_in_one_vector_are_those_array_by_array_and_gradients_stay_as_they_are():
+  rng = np.random.default_rng(0)
+  draw = lambda *shapes: {i: jnp.asarray(rng.normal(size=shape), jnp.float32) for i, shape in enumerate(shapes)}
+  main, aux = draw((3, 3, 8, 5), (5,), ()), draw((4, 3))
+  expected, norms = norms_array_by_array(main, aux)
+  found, found_norms = jax.jit(norms_in_one_vector)(main, aux)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  np.testing.assert_allclose(found_norms, norms, rtol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 72), (1, 24, 30)])

@@ -1,0 +1,75 @@
+"""A scan through vectors gives what jax.lax.scan gives, and so does its gradient."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlic_jax.kernels.packed_scan import Vectors, packed_scan
+
+COUNT = 4
+
+
+@pytest.fixture(scope="module")
+def arrays():
+  """(shared, carry, params, inputs): convolutions, biases and matrices; inputs of floats, integers and flags."""
+  draw = lambda i, *shape: 0.3 * jax.random.normal(jax.random.key(i), shape)
+  params = dict(kernel=draw(0, COUNT, 3, 3, 5, 5), bias=draw(1, COUNT, 5), matrix=draw(2, COUNT, 5, 5))
+  arrived = jnp.arange(COUNT)[:, None] < jnp.array([2, 3])
+  inputs = jnp.arange(COUNT), draw(5, COUNT, 2, 4, 4, 5), None, arrived
+  return draw(3, 2, 4, 4, 5), draw(4, 2, 4, 4, 5), params, inputs
+
+
+def body(shared, carry, params, inputs):
+  k, y, _, arrived = inputs
+  conv = jax.lax.conv_general_dilated(carry, params["kernel"], (1, 1), "SAME",
+                                      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  out = jnp.tanh(conv + params["bias"]) + jnp.where(k > 1, shared, 0) * y
+  out = jnp.where(arrived[:, None, None, None], out @ params["matrix"], y)
+  return out, (out * shared, y * y)
+
+
+def plain(shared, carry, params, inputs):
+  return jax.lax.scan(lambda carry, each: body(shared, carry, *each), carry, (params, inputs))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_results_and_gradients_are_those_of_a_scan(arrays, remat):
+  shared, carry, params, inputs = arrays
+  each = jax.checkpoint(body) if remat else body
+
+  def loss(scan):
+    def of_floats(shared, carry, params, y):
+      done = scan(shared, carry, params, (inputs[0], y, *inputs[2:]))
+      return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(done)), done
+    return jax.jit(jax.value_and_grad(of_floats, argnums=(0, 1, 2, 3), has_aux=True))(shared, carry, params, inputs[1])
+
+  expected, found = loss(plain), loss(lambda *args: packed_scan(each, *args))
+  assert jax.tree.structure(expected) == jax.tree.structure(found)
+  for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found)):
+    np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-5)
+  without_gradient = jax.jit(lambda *args: packed_scan(each, *args))(*arrays)
+  jax.tree.map(np.testing.assert_array_equal, without_gradient, found[0][1])
+
+
+def test_the_gradient_keeps_no_array_that_an_iteration_reads_anyway():
+  matrices, carry, shared = jnp.ones((COUNT, 64, 64)), jnp.ones((2, 64)), jnp.ones((99, 64))
+  body = lambda shared, carry, matrix, _: (jnp.tanh(carry @ matrix) + (shared @ matrix)[:2], None)
+  run = lambda shared, matrices: packed_scan(body, shared, carry, matrices, jnp.arange(COUNT))[0].sum()
+  trace = jax.make_jaxpr(jax.grad(run, argnums=(0, 1)))(shared, matrices)
+  forward, backward = (each for each in trace.eqns if each.primitive.name == "scan")
+  # The last carry, and for each iteration its first one and what tanh gave.
+  assert sum(np.prod(each.aval.shape) for each in forward.outvars) <= carry.size + COUNT * 3 * carry.size
+  assert {each.aval.shape for each in backward.outvars} == {carry.shape, shared.shape, (COUNT, 64 * 64)}
+
+
+def test_a_tree_is_one_vector_for_each_dtype_and_comes_back():
+  tree = dict(kernel=jnp.arange(24.0).reshape(1, 2, 3, 4), flags=jnp.array([True, False]), k=jnp.int32(3),
+              bias=jnp.arange(4.0))
+  vectors = Vectors.of(tree, outputs_first=True)
+  packed = vectors.pack(tree)
+  assert {dtype: len(vector) for dtype, vector in packed.items()} == {"float32": 28, "bool": 2, "int32": 1}
+  jax.tree.map(np.testing.assert_array_equal, vectors.unpack(packed), tree)
+  stacked = jax.tree.map(lambda vector: jnp.stack([jnp.zeros_like(vector), vector]), packed)
+  jax.tree.map(np.testing.assert_array_equal, vectors.unpack_row(stacked, jnp.int32(1)), tree)
+  # The kernel lies as cuDNN reads it, with the outputs first.
+  np.testing.assert_array_equal(packed["float32"][4:10], tree["kernel"][..., 0].reshape(-1))
