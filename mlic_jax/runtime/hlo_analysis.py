@@ -30,6 +30,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   found: dict[str, tuple[int, int]] = {}
   for name, times in runs(text).items():
     for result, kind, _ in COLLECTIVE.findall(parts[name]):
+      result = result.partition("), ")[2] if result.startswith("((") else result  # without the operands of a start
       count, size = found.get(kind, (0, 0))
       found[kind] = count + times, size + times * sum(map(_size, ARRAY.findall(result)))
   return found

@@ -1,5 +1,6 @@
 """The global norm of a gradient, and clipping by it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,13 +35,20 @@ def norms_array_by_array(*trees: Any) -> tuple[tuple[Any, ...], tuple[jax.Array,
   return trees, tuple(map(global_norm, trees))
 
 
-def norms_in_one_vector(*trees: Any) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
+def norms_in_one_vector(*trees: Any, mean: Callable = lambda vector: vector) -> (
+    tuple[tuple[Any, ...], tuple[jax.Array, ...]]):
   """The trees, as parts of one vector that is computed before they are used, and the norm of each; for GPUs.
 
   Array by array a norm takes two kernels. And a gradient of a kernel comes with cuDNN's order of axes: read in that
-  order, the step of the optimizer could not be written in place, and each of its results would be copied."""
+  order, the step of the optimizer could not be written in place, and each of its results would be copied.
+
+  Args:
+    trees: trees of arrays.
+    mean: what the vector goes through, such as a mean over devices. XLA joins arrays for each reduction, and takes
+      them apart again; the vector is one reduction as it is.
+  """
   vector, unflatten = ravel_pytree(trees)
-  vector = jax.lax.optimization_barrier(vector)
+  vector = jax.lax.optimization_barrier(mean(vector))
   sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
   norms = tuple(jnp.sqrt(jnp.sum(jnp.square(part))) for part in jax.lax.split(vector, sizes))
   return unflatten(vector), norms

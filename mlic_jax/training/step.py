@@ -1,5 +1,6 @@
 """The training step and the evaluation step, as pure functions of (state, batch)."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -175,11 +176,14 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     grads, metrics = gradient(state.params, x, sample, noise_key, teacher_variables)
     if stop is not None:
       metrics["stop"] = stop
-    grads, metrics = mean_over_devices((grads, metrics))
+    norms: Callable = norms_array_by_array
+    if platform == "gpu":
+      metrics, norms = mean_over_devices(metrics), functools.partial(norms_in_one_vector, mean=mean_over_devices)
+    else:
+      grads, metrics = mean_over_devices((grads, metrics))
     paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(grads)
     main, aux = ({i: g for i, (path, g) in enumerate(paths_and_grads) if is_quantiles(path) == kind}
                  for kind in (False, True))
-    norms = norms_in_one_vector if platform == "gpu" else norms_array_by_array
     (main, aux), (norm, aux_norm) = norms(main, aux)
     grads = jax.tree.unflatten(treedef, [g for _, g in sorted((main | aux).items())])
     metrics["grad_norm"] = norm

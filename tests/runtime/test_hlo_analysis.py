@@ -61,5 +61,11 @@ def test_cycles_are_those_of_every_turn():
   assert hlo_analysis.cycles(TEXT) == 5 * 10 + 15 * 100 + 2 * 7 + 2 * 3
 
 
+def test_the_start_of_a_collective_on_gpus_counts_without_its_operands():
+  start = "  %all-reduce-start.1 = ((f32[8]{0}, f32[4]{0}), f32[8]{0}, f32[4]{0}) all-reduce-start(%c, %d)\n"
+  found = hlo_analysis.collectives(f"ENTRY %main (x: f32[8]) -> f32[8] {{\n{start}}}\n")
+  assert found == {"all-reduce": (1, 8 * 4 + 4 * 4)}
+
+
 def test_collectives_are_counted_with_their_bytes():
   assert hlo_analysis.collectives(TEXT) == {"all-reduce": (2, 8 * 128 * 4 + 4 * 2 + 2 * 4), "all-gather": (5, 5 * 3)}

@@ -105,6 +105,9 @@ def test_norms_in_one_vector_are_those_array_by_array_and_gradients_stay_as_they
   found, found_norms = jax.jit(norms_in_one_vector)(main, aux)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   np.testing.assert_allclose(found_norms, norms, rtol=2e-6)
+  found, found_norms = norms_in_one_vector(main, aux, mean=lambda vector: vector / 2)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b / 2), found, expected)
+  np.testing.assert_allclose(found_norms, np.array(norms) / 2, rtol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 72), (1, 24, 30)])
