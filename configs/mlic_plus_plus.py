@@ -22,7 +22,7 @@ def objective(name: str) -> tuple[str, float]:
   distortion, _, index = name.partition(":")
   if distortion not in LAMBDAS or index not in list("012345"):
     raise ValueError(f"no objective {name!r}; wanted mse:0 to mse:5 or ms_ssim:0 to ms_ssim:5, as in "
-                     "configs/mlic_plus_plus.py:mse:3")
+                     "--config mlic_plus_plus:mse:3")
   return distortion, LAMBDAS[distortion][int(index)]
 
 

@@ -169,7 +169,11 @@ def parse(blob: bytes, pixels_max: int = PIXELS_MAX, partial: bool = False) -> B
   content, start = parse_head(blob, pixels_max)
   if content.tile:
     raise BitstreamError("the file has tiles, wanted a file without tiles; mlic_jax.coding.tiled_format reads it")
-  return parse_chunks(blob, content, blob[:header_size(blob)], start, partial)
+  try:
+    return parse_chunks(blob, content, blob[:header_size(blob)], start, partial)
+  except BitstreamError as error:
+    hint = "" if partial or content.single_chunk else "; --partial (in Python partial=True) decodes the slices before"
+    raise BitstreamError(f"{error}{hint}") from None
 
 
 def parse_head(blob: bytes, pixels_max: int = PIXELS_MAX) -> tuple[Bitstream, int]:
