@@ -1,4 +1,4 @@
-"""The check for accelerators runs, here on CPU and small, and writes what it found."""
+"""Tests that the check for accelerators runs on CPU with small sizes and writes its results."""
 import json
 
 import jax

@@ -1,5 +1,4 @@
-"""The file format: what is written is read back, what was cut is read as far as it goes, and everything else is refused
-in one line."""
+"""Tests of the file format: round trips, truncated files, and refusals of other files in one line."""
 import struct
 import zlib
 
@@ -21,7 +20,7 @@ PROFILE = b"a color profile " * 100
 
 
 def with_header(blob, **fields):
-  """The file with other values in its header, whose checksum then fits; those of the chunks do not.
+  """Replaces values in the header of a file, with its checksum; the checksums of the chunks do not match.
 
   With the flag of portable files it gets the six bytes of such a header; the file itself has to be none.
   """
@@ -102,12 +101,12 @@ def test_every_shorter_file_is_cut_short_or_not_a_file(content):
       parse(blob[:length])
 
 
-@pytest.mark.parametrize("arrived, missing", [
+@pytest.mark.parametrize("received, missing", [
     (0, r"the hyperprior \(z\) and all slices are"), (1, "slices 1 to 3 of 3 are"), (2, "slices 2 to 3 of 3 are"),
     (3, "slice 3 of 3 is")])
-def test_a_cut_file_names_what_is_missing(arrived, missing):
+def test_a_cut_file_names_what_is_missing(received, missing):
   blob = write(CONTENT)
-  end = [HEADER_SIZE, *bitstream.chunk_ends(blob)][arrived]
+  end = [HEADER_SIZE, *bitstream.chunk_ends(blob)][received]
   for length in (end, end + 1, end + 2):
     with pytest.raises(BitstreamError, match=f"truncated: it has {length} bytes, and {missing} missing"):
       parse(blob[:length])
@@ -119,14 +118,15 @@ def test_of_a_cut_file_partial_reads_the_chunks_that_are_whole(content):
   ends = bitstream.chunk_ends(blob)
   assert len(ends) == 4 and ends[-1] == len(blob)
   for length in range(len(blob) + 1):
-    arrived = sum(end <= length for end in ends)
-    if not arrived:
+    received = sum(end <= length for end in ends)
+    if not received:
       with pytest.raises(BitstreamError):
         parse(blob[:length], partial=True)
     else:
       part = parse(blob[:length], partial=True)
-      assert part == content._replace(chunks=CHUNKS[:arrived], symbol_checksums=content.symbol_checksums[:arrived - 1])
-      assert part.num_received == arrived - 1
+      checksums = content.symbol_checksums[:received - 1]
+      assert part == content._replace(chunks=CHUNKS[:received], symbol_checksums=checksums)
+      assert part.num_received == received - 1
 
 
 def test_partial_reads_up_to_the_slice_that_is_damaged_but_wants_z_and_the_profile():
@@ -168,7 +168,7 @@ def test_every_altered_bit_is_noticed(content):
       parse(bytes(altered))
 
 
-def test_a_chunk_in_another_place_or_of_another_picture_is_noticed():
+def test_a_chunk_at_another_position_or_of_another_image_is_detected():
   same = CONTENT._replace(chunks=(b"twin",) * 4)
   blob = write(same)
   ends = [HEADER_SIZE, *bitstream.chunk_ends(blob)]
@@ -272,7 +272,7 @@ def test_quality_is_rounded_to_what_a_file_holds():
 # --- hostile files ------------------------------------------------------------------
 
 def outcome(blob, partial):
-  """None, or the one line that refuses the file; anything else fails the test."""
+  """Returns None, or the line that refuses the file; any other outcome fails the test."""
   try:
     content = parse(blob, partial=partial)
   except BitstreamError as error:
@@ -292,7 +292,7 @@ CONTENTS = st.builds(
 
 
 def damaged(content, data):
-  """A file of `content`, with some of it flipped, cut out, put in, or in another order."""
+  """Returns a file of `content` with flipped, removed, inserted or reordered parts."""
   blob = bytearray(write(content))
   for _ in range(data.draw(st.integers(1, 4))):
     place, size = data.draw(st.integers(0, len(blob))), data.draw(st.integers(1, 40))
@@ -313,7 +313,7 @@ def damaged(content, data):
 
 
 def check_damaged(content, data):
-  """16 bits let one damaged chunk in 65536 pass, so nothing is said of how often a file is refused."""
+  """16 bits accept one damaged chunk in 65536, so the test does not count refusals."""
   blob = damaged(content, data)
   outcome(blob, partial=False)
   outcome(blob, partial=True)

@@ -1,4 +1,4 @@
-"""Calibration: shapes and factors that make files smaller, and change nothing else."""
+"""Tests of calibration: fitted shapes and factors make files smaller and change nothing else."""
 import json
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Coding tables: valid integers, close to the densities, and those of CompressAI but for its rounding."""
+"""Tests of CDF tables: valid integers, close to the densities, and equal to those of CompressAI up to its rounding."""
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ TOTAL = 2**PRECISION
 
 
 def rows_of(table):
-  """The counts of each row's cells, after checks of the form that the range coder wants."""
+  """Checks the format of a table for range coding, and returns the counts of the cells of each row."""
   rows = np.split(table.lookup, np.flatnonzero(table.lookup == TOTAL) + 1)
   assert rows.pop().size == 0
   for row in rows:
@@ -36,7 +36,7 @@ def gaussian():
 
 @pytest.fixture(scope="module")
 def compressai():
-  """Tables that CompressAI 1.2.8 made for the same scales: the counts of each row, and the offsets."""
+  """Returns the tables of CompressAI 1.2.8 for the same scales: the counts of each row, and the offsets."""
   with np.load(Path(__file__).parents[1] / "fixtures" / "compressai_gaussian_tables.npz") as golden:
     cdfs = np.split(golden["cdf"], np.cumsum(golden["length"])[:-1])
     return [np.diff(cdf) for cdf in cdfs], golden["offset"]
@@ -49,7 +49,7 @@ def test_gaussian_rows_begin_and_end_where_compressai_s_do(gaussian, compressai)
 
 
 def test_gaussian_rows_differ_from_compressai_s_only_in_how_the_sum_is_mended(gaussian, compressai):
-  """CompressAI takes the counts that its empty cells need from the smallest cells, we from where it costs least."""
+  """CompressAI takes counts for empty cells from the smallest cells; we take them where they cost the least."""
   for scale, ours, theirs in zip(scale_table().astype(float), rows_of(gaussian), compressai[0]):
     edges = np.arange(len(ours)) - (len(ours) - 1) / 2
     pmf = np.diff(scipy.stats.norm.cdf(edges, scale=scale))
@@ -66,7 +66,7 @@ def test_a_row_is_within_half_a_level_of_every_scale_that_takes_it():
   row = row_scales()[np.asarray(scale_index(scales))]
   half = (np.log(256 / 0.11) / 63) / 2
   assert np.abs(np.log(scales / row)).max() <= half + 1e-5
-  assert row[0] == pytest.approx(0.11)  # where most elements of an easy picture are
+  assert row[0] == pytest.approx(0.11)  # where most elements of an easy image are
 
 
 def z_params(channels=3, **changes):

@@ -1,4 +1,4 @@
-"""Model directories: what is saved is loaded, and what is none is refused in one line."""
+"""Tests of model directories: round trips, and refusals of invalid directories in one line."""
 import dataclasses
 import json
 import shutil
@@ -20,12 +20,12 @@ def variables():
 
 @pytest.fixture
 def damaged(tiny_checkpoint, tmp_path):
-  """A copy to damage."""
+  """A copy of a model directory, to damage."""
   return shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
 
 
 def edit(path, **changes):
-  """Changes entries of config.json; a dict is merged into what was there."""
+  """Changes entries of config.json; a dict is merged into the existing entry."""
   settings = json.loads((path / "config.json").read_text())
   for name, value in changes.items():
     settings[name] = {**settings[name], **value} if isinstance(value, dict) else value
@@ -65,7 +65,7 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path, variables):
 
 
 class Killed(BaseException):
-  """What stands for SIGKILL: nothing that handles errors handles it."""
+  """Simulates SIGKILL: no error handler catches it."""
 
 
 @pytest.mark.parametrize("renames_done, found", [(1, 1), (2, 2)])
@@ -126,7 +126,7 @@ def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_che
 
 
 def test_the_unrolling_of_the_scan_is_no_part_of_the_fingerprint(tiny_checkpoint, tmp_path, variables):
-  """It decides how the model is compiled. Older programs wrote it into config.json, and counted its value."""
+  """scan_unroll changes only compilation. Older versions wrote it into config.json and the fingerprint."""
   fingerprint = load_model(tiny_checkpoint).fingerprint
   save_model(tmp_path / "model", TINY, variables)
   assert "scan_unroll" not in json.loads((tmp_path / "model" / "config.json").read_text())["model"]
@@ -139,7 +139,7 @@ def test_the_unrolling_of_the_scan_is_no_part_of_the_fingerprint(tiny_checkpoint
 
 
 def test_a_model_of_an_older_program_keeps_the_fingerprint_that_counted_its_unrolling(tmp_path, variables):
-  """It is in every file of such a model."""
+  """Every file of such a model has this fingerprint."""
   save_model(tmp_path / "model", TINY, variables)
   model, fields = load_model(tmp_path / "model"), TINY.to_dict()
   written = _fingerprint(fields | {"scan_unroll": 2}, model.variables["params"], model.table)

@@ -1,4 +1,4 @@
-"""A model directory of somebody else is data: nothing outside of it is read, and nothing in it fills the memory."""
+"""Tests of untrusted model directories: nothing outside is read, and nothing inside exhausts the memory."""
 import errno
 import json
 import os
@@ -14,7 +14,7 @@ from mlic_jax.coding.checkpoint_io import CheckpointError, load_model
 
 @pytest.fixture
 def model(tiny_checkpoint, tmp_path):
-  """A copy to forge."""
+  """A copy of a model directory, to forge."""
   return shutil.copytree(tiny_checkpoint, tmp_path / "model")
 
 

@@ -1,5 +1,4 @@
-"""The codec: bit for bit, near its estimate, for every size, as far as a file arrived, and closed to files that
-are not its own."""
+"""Tests of the codec: bit-exact round trips, estimates, all sizes, truncated files, and refusals of other files."""
 import jax
 import numpy as np
 import pytest
@@ -40,7 +39,7 @@ def test_any_size_round_trips(codec, photograph, height, width):
   np.testing.assert_array_equal(image, predicted)
 
 
-def test_latents_that_are_given_make_the_file_that_the_picture_makes(codec, photograph):
+def test_latents_that_are_given_make_the_file_that_the_image_makes(codec, photograph):
   latents = codec.latents(photograph, 2)
   assert codec.encode_latents(latents) == codec.encode(photograph, 2)
   other = latents._replace(y=np.asarray(latents.y) * 0.5)
@@ -109,12 +108,12 @@ def test_qualities_are_those_of_the_checkpoint(codec, photograph):
 
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), int)])
-def test_what_is_no_rgb_picture_is_refused_with_its_shape(codec, image):
+def test_what_is_no_rgb_image_is_refused_with_its_shape(codec, image):
   with pytest.raises(ValueError, match=r"wanted \(H, W, 3\), uint8"):
     codec.encode(image)
 
 
-def test_an_empty_picture_is_refused(codec):
+def test_an_empty_image_is_refused(codec):
   with pytest.raises(BitstreamError, match="0x8"):
     codec.encode(np.zeros((0, 8, 3), np.uint8))
 
@@ -150,7 +149,7 @@ def test_every_cut_and_altered_file_is_refused(codec, photograph):
       codec.decode(blob[:length] + bytes([blob[length] ^ 0x10]) + blob[length + 1:])
 
 
-def test_a_picture_beyond_the_caller_s_limit_is_refused(codec, photograph):
+def test_an_image_beyond_the_caller_s_limit_is_refused(codec, photograph):
   blob = codec.encode(photograph)
   with pytest.raises(BitstreamError, match="65x130"):
     codec.decode(blob, pixels_max=65 * 130 - 1)
@@ -158,19 +157,19 @@ def test_a_picture_beyond_the_caller_s_limit_is_refused(codec, photograph):
 
 # --- chunks and progressive decoding -----------------------------------------------------
 
-def test_a_single_chunk_decodes_to_the_same_picture(codec, photograph):
+def test_a_single_chunk_decodes_to_the_same_image(codec, photograph):
   blob, predicted = codec.encode_with_reconstruction(photograph, 2)
   single = codec.encode(photograph, 2, chunked=False)
   np.testing.assert_array_equal(codec.decode(single), predicted)
   np.testing.assert_array_equal(codec.decode(single, slices=1), codec.decode(blob, slices=1))
   assert len(single) < len(blob)
-  (received, picture), = codec.decode_progressively(single)
+  (received, decoded), = codec.decode_progressively(single)
   assert received == len(single)
-  np.testing.assert_array_equal(picture, predicted)
+  np.testing.assert_array_equal(decoded, predicted)
 
 
 def test_chunks_cost_at_most_half_a_percent_at_a_fifth_of_a_bit_per_pixel():
-  """10 slices of a 768x512 picture, with as many symbols as the largest models have and 9830 bytes for all of them."""
+  """10 slices of a 768x512 image, with as many symbols as the largest models have and 9830 bytes for all of them."""
   table, rng = gaussian_table(np.array([0.11, 0.16, 1.0])), np.random.default_rng(0)
   z = np.round(rng.normal(0, 1.0, (8, 12, 16))).astype(np.int32)
   sizes = 24 * 16 * 32 * np.linspace(1.0, 0.1, 10)                # later slices have less to say
@@ -190,37 +189,37 @@ def test_chunks_cost_at_most_half_a_percent_at_a_fifth_of_a_bit_per_pixel():
   assert file(chunked=True) - file(chunked=False) <= 0.005 * 0.2 * 768 * 512 / 8
 
 
-def test_slices_that_did_not_arrive_are_what_their_prior_predicts(codec, photograph, tiny_checkpoint):
-  """Held to the scan that training runs, with its own way of leaving slices out."""
+def test_slices_that_are_missing_are_what_their_prior_predicts(codec, photograph, tiny_checkpoint):
+  """The reference is the scan of training, which omits slices in another way."""
   model = load_model(tiny_checkpoint)
   image = np.ascontiguousarray(photograph[:64, :64])
   blob, x = codec.encode(image, 2), np.stack([image] * 3) / np.float32(255)
-  run = jax.jit(lambda x, arrived: build(model.config).apply(model.variables, x, 2.0, arrived).x_hat,
+  run = jax.jit(lambda x, received: build(model.config).apply(model.variables, x, 2.0, received).x_hat,
                 compiler_options=COMPILE_QUICKLY)
   for slices, x_hat in enumerate(run(x, np.arange(3))):
     expected = np.round(np.clip(x_hat, 0, 1) * 255)
     assert np.abs(codec.decode(blob, slices=slices) - expected).mean() < 0.2
 
 
-def test_progressive_decoding_gives_every_prefix_and_ends_with_the_picture(codec, photograph):
+def test_progressive_decoding_gives_every_prefix_and_ends_with_the_image(codec, photograph):
   blob, predicted = codec.encode_with_reconstruction(photograph, 2)
   steps = list(codec.decode_progressively(blob))
   assert [received for received, _ in steps] == bitstream.chunk_ends(blob) and steps[-1][0] == len(blob)
-  for slices, (received, picture) in enumerate(steps):
-    np.testing.assert_array_equal(codec.decode(blob, slices=slices), picture)
-    np.testing.assert_array_equal(codec.decode(blob[:received], partial=True), picture)
+  for slices, (received, decoded) in enumerate(steps):
+    np.testing.assert_array_equal(codec.decode(blob, slices=slices), decoded)
+    np.testing.assert_array_equal(codec.decode(blob[:received], partial=True), decoded)
   np.testing.assert_array_equal(steps[-1][1], predicted)
-  assert len({picture.tobytes() for _, picture in steps}) == 3
+  assert len({decoded.tobytes() for _, decoded in steps}) == 3
 
 
-def test_partial_decodes_what_arrived_of_a_file_that_was_cut_anywhere(codec, photograph):
+def test_partial_decodes_the_received_slices_of_a_truncated_file(codec, photograph):
   blob = codec.encode(photograph, 2)
   ends = bitstream.chunk_ends(blob)
   for place in (ends[0] + 1, ends[1] - 1, len(blob) - 1):
     with pytest.raises(BitstreamError, match="missing"):
       codec.decode(blob[:place])
-    arrived = sum(end <= place for end in ends) - 1
-    np.testing.assert_array_equal(codec.decode(blob[:place], partial=True), codec.decode(blob, slices=arrived))
+    received = sum(end <= place for end in ends) - 1
+    np.testing.assert_array_equal(codec.decode(blob[:place], partial=True), codec.decode(blob, slices=received))
   np.testing.assert_array_equal(codec.decode(blob[:-1], slices=0, partial=True), codec.decode(blob, slices=0))
   with pytest.raises(BitstreamError, match="hyperprior"):
     codec.decode(blob[:ends[0] - 1], partial=True)
@@ -243,7 +242,7 @@ def test_a_profile_travels_in_the_file_and_changes_nothing_else(codec, photograp
 # --- hostile files -----------------------------------------------------------------------
 
 def decode_forged(codec, content, shape):
-  """Behind checksums that fit, any bytes may stand: the decoder neither hangs nor crashes."""
+  """With matching checksums, any bytes may follow: the decoder neither hangs nor crashes."""
   for each in (content, content._replace(origin=None, symbol_checksums=())):  # which says no other symbols
     try:
       assert codec.decode(bitstream.write(each)).shape == shape
@@ -253,7 +252,7 @@ def decode_forged(codec, content, shape):
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_forged_stream_gives_some_picture_or_one_clear_error(codec, photograph, chunked):
+def test_a_forged_stream_gives_some_image_or_one_clear_error(codec, photograph, chunked):
   content = bitstream.parse(codec.encode(photograph, chunked=chunked))
   rng = np.random.default_rng(0)
   for place, chunk in enumerate(content.chunks):
@@ -276,7 +275,7 @@ def test_ten_thousand_forged_files_decode_or_are_refused(codec, photograph, data
 
 
 def check_shuffled(codec, photograph, data):
-  """A small picture, so that the compiled functions are those of other tests."""
+  """A small image, so that the compiled functions are those of other tests."""
   content = bitstream.parse(codec.encode(np.ascontiguousarray(photograph[:64, :64]), 2))
   chunk = st.sampled_from(content.chunks) | st.binary(max_size=200)
   altered = lambda data, place, put: data[:place] + put + data[place + 1:]
@@ -286,7 +285,7 @@ def check_shuffled(codec, photograph, data):
   decode_forged(codec, content._replace(chunks=chunks, quality=quality), (64, 64, 3))
 
 
-def test_a_picture_of_pillow_and_floats_are_coded_as_their_pixels_and_many_as_one(codec, photograph):
+def test_an_image_of_pillow_and_floats_are_coded_as_their_pixels_and_many_as_one(codec, photograph):
   wanted = codec.encode(photograph, 2)
   image = Image.fromarray(photograph)
   counted = []
@@ -298,6 +297,6 @@ def test_a_picture_of_pillow_and_floats_are_coded_as_their_pixels_and_many_as_on
   blob = codec.encode(image, 2)
   assert bitstream.parse(blob).icc_profile == profile
   assert codec.encode_with_reconstruction(image, 2)[0] == blob
-  pictures = list(codec.decode_many(iter([blob, wanted]), advance=lambda: counted.append(1)))
-  np.testing.assert_array_equal(pictures[0], pictures[1])
+  images = list(codec.decode_many(iter([blob, wanted]), advance=lambda: counted.append(1)))
+  np.testing.assert_array_equal(images[0], images[1])
   assert len(counted) == 4

@@ -1,4 +1,4 @@
-"""Every distribution of y from its table to files and back; damaged streams give other symbols or one line."""
+"""Tests of the distributions of y: tables, round trips of files, and damaged streams."""
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Options of an encoder: every combination, made in any order, is one codec, and rate control searches that one."""
+"""Tests of encoder options: combinations in any order give the same codec, and rate control uses them."""
 import itertools
 
 import numpy as np

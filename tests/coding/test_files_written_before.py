@@ -1,4 +1,4 @@
-"""Model directories and .mlic files of an earlier commit stay valid: they load, decode, and are written the same."""
+"""Tests that model directories and .mlic files of an earlier commit load, decode and are written identically."""
 import json
 
 import numpy as np

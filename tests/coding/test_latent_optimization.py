@@ -1,4 +1,4 @@
-"""Refined latents: what is gained, what never gets worse, and what is refused."""
+"""Tests of latent optimization: gains, guarantees and refusals."""
 import collections
 import json
 import time
@@ -40,7 +40,7 @@ def codec(checkpoint):
 
 
 def trained(codec, training):
-  """The same codec, of another training."""
+  """The same codec with the record of another training."""
   return Codec(Model("other", SMALL, codec.variables, codec.coder.table, b"12345678", training))
 
 
@@ -149,7 +149,7 @@ def test_a_refined_file_decodes_as_any_other_and_its_loss_is_lower(codec, photog
 @pytest.mark.parametrize("lmbda", [1e-7, 0.05])   # nearly all of it bits, nearly all of it distortion
 @pytest.mark.parametrize("height, width", [(50, 70), (64, 128)])
 def test_the_loss_is_that_of_the_image_and_not_of_its_padding(codec, height, width, lmbda):
-  """Bits by pixel of the image, and the squared error of its pixels in 0 to 255, for a size that is padded, too."""
+  """The loss has bits per pixel of the image and the MSE of its pixels in 0 to 255, also for a padded size."""
   rng, optimizer = np.random.default_rng(0), codec.with_options(refine=1, lmbda=lmbda).optimizer
   image = rng.integers(0, 256, (height, width, 3), np.uint8)
   latents = codec.latents(image, 2)
@@ -166,8 +166,8 @@ def test_its_estimate_and_its_bits_are_those_of_the_file_without_another_refinem
   refined = codec.with_options(refine=5)
   blob, predicted = refined.encode_with_reconstruction(photograph, 2)
   monkeypatch.setattr(latent_optimizer, "refine", lambda *args: pytest.fail("refined again"))
-  bits, picture = refined.estimate(photograph, 2)
-  np.testing.assert_array_equal(picture, predicted)
+  bits, decoded = refined.estimate(photograph, 2)
+  np.testing.assert_array_equal(decoded, predicted)
   assert 0.8 * bits < 8 * len(blob) < 1.01 * bits + 8 * 80 and bits < codec.estimate(photograph, 2)[0]
   assert sum(each.sum() for each in refined.element_bits(photograph, 2)) == pytest.approx(bits, rel=1e-4)
 
@@ -179,7 +179,7 @@ def test_refining_that_makes_it_worse_gives_the_plain_file(codec, photograph, mo
     assert codec.encode(photograph, 1, refine=1, **options) == codec.encode(photograph, 1, **options)
 
 
-def test_all_pictures_and_qualities_of_a_size_share_one_compiled_step(codec, photograph, monkeypatch):
+def test_all_images_and_qualities_of_a_size_share_one_compiled_step(codec, photograph, monkeypatch):
   traced, step = [], latent_optimization._step._function
   monkeypatch.setattr(latent_optimization._step, "_function", lambda *args: (traced.append(1), step(*args))[1])
   monkeypatch.setattr(latent_optimization._step, "_kept", collections.OrderedDict())
@@ -197,14 +197,14 @@ def test_lambda_is_that_of_the_quality_and_geometric_between_two_rates(codec):
 
 def test_a_codec_of_ms_ssim_refines_for_ms_ssim_and_refuses_what_is_too_small_for_it(codec, photograph):
   refined = trained(codec, {"config": {"distortion": "ms_ssim", "lmbdas": [2.0, 60.0]}}).with_options(refine=10)
-  picture = np.tile(photograph, (3, 2, 1))[:180, :180]
-  start, loss = codec.latents(picture, 2), refined.optimizer.loss_of_latents(picture, 2)
+  image = np.tile(photograph, (3, 2, 1))[:180, :180]
+  start, loss = codec.latents(image, 2), refined.optimizer.loss_of_latents(image, 2)
   losses = []
   refine((start.y, start.z), loss, jax.random.key(0), refined.options.refine, lambda done, loss: losses.append(loss))
   assert min(losses) < losses[0]
-  worse = picture // 2 + 60
-  loss = refined.optimizer.loss_of_file(picture, 2, bytes(405), worse)
-  assert loss == pytest.approx(0.1 + 60 * (1 - ms_ssim_8bit(picture, worse)))
+  worse = image // 2 + 60
+  loss = refined.optimizer.loss_of_file(image, 2, bytes(405), worse)
+  assert loss == pytest.approx(0.1 + 60 * (1 - ms_ssim_8bit(image, worse)))
   with pytest.raises(RefineError, match="65x130; other was trained for ms_ssim, which needs at least 176 pixels"):
     refined.encode(photograph, 2)
 
@@ -239,7 +239,7 @@ def test_a_model_that_does_not_say_its_lambda_wants_one(codec, photograph):
     codec.with_options(refine=3, lmbda=-1)
 
 
-def test_a_picture_that_fits_only_without_refining_is_refused_before_the_work(codec, photograph, monkeypatch):
+def test_an_image_that_fits_only_without_refining_is_refused_before_the_work(codec, photograph, monkeypatch):
   needed = [memory_estimate.bytes_needed(SMALL, 65, 130, refining) for refining in (False, True)]
   assert needed[0] < needed[1]
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed[1] - 1)
@@ -268,8 +268,8 @@ def test_the_command_refines_and_refuses_in_one_line(codec, checkpoint, photogra
                           (["--refine", "5", "--lmbda", "0"], "'0'; wanted a number above 0")):
     status = encode(*arguments)
     said = capsys.readouterr().err
-    told = [each for each in said.splitlines() if not each.startswith("compiling for")]
-    assert status == 2 and line in said and len(told) == 1 and not (tmp_path / "a.mlic").exists()
+    lines = [each for each in said.splitlines() if not each.startswith("compiling for")]
+    assert status == 2 and line in said and len(lines) == 1 and not (tmp_path / "a.mlic").exists()
   assert encode("--refine", "5") == 0
   assert (tmp_path / "a.mlic").read_bytes() == codec.encode(photograph, 2, refine=5)
 

@@ -1,4 +1,4 @@
-"""Memory: the estimate grows with picture and model, is near what XLA reports, and refuses before the work."""
+"""Tests of the memory estimate: growth with image and model, agreement with XLA, and refusals before the work."""
 import dataclasses
 
 import jax
@@ -16,7 +16,7 @@ from mlic_jax.model import transforms
 from mlic_jax.model.mlic import build
 
 
-def test_it_grows_with_the_padded_picture_and_the_widest_layer():
+def test_it_grows_with_the_padded_image_and_the_widest_layer():
   assert bytes_needed(TINY, 1, 1) == bytes_needed(TINY, 64, 64)
   assert bytes_needed(TINY, 640, 64) == 10 * bytes_needed(TINY, 64, 64)
   wider = dataclasses.replace(TINY, widths=(32, 16, 16))
@@ -25,7 +25,7 @@ def test_it_grows_with_the_padded_picture_and_the_widest_layer():
 
 
 @pytest.mark.parametrize("name", PAPER_MODELS)
-def test_a_kodak_picture_takes_less_than_a_gigabyte_in_the_models_of_the_papers_and_a_half_more_in_mlic_v2(name):
+def test_a_kodak_image_takes_less_than_a_gigabyte_in_the_models_of_the_papers_and_a_half_more_in_mlic_v2(name):
   most = 1.5e9 if name == "mlic_v2" else 1e9  # its blocks are twice as wide inside
   assert 0.3e9 < bytes_needed(PAPER_MODELS[name], 512, 768) < most
 
@@ -46,7 +46,7 @@ def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-  """2 GB free in the machine, and no control group; a folder for their files."""
+  """Simulates 2 GB of free memory without control groups; returns a folder for files of control groups."""
   (tmp_path / "meminfo").write_text("MemTotal:  24000000 kB\nMemAvailable:   2000000 kB\nHugePages_Total:       0\n")
   for name, path in ("MEMINFO", str(tmp_path / "meminfo")), ("PROC_CGROUP", tmp_path / "cgroup"), ("CGROUPS", tmp_path):
     monkeypatch.setattr(memory_estimate, name, path)
@@ -94,7 +94,7 @@ def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
     assert memory_estimate.bytes_available() is None
 
 
-def test_a_picture_that_does_not_fit_is_refused_before_any_work(tiny_checkpoint, photograph, monkeypatch):
+def test_an_image_that_does_not_fit_is_refused_before_any_work(tiny_checkpoint, photograph, monkeypatch):
   codec = Codec.load(tiny_checkpoint)
   needed = bytes_needed(codec.config, 65, 130)
   for name in ("analyze", "start"):

@@ -1,4 +1,4 @@
-"""Portable files: their rows are equal across machines, they cost little, and larger differences are a clear error."""
+"""Tests of portable files: equal rows across machines, small overhead, and errors for larger differences."""
 import re
 
 import jax
@@ -47,18 +47,18 @@ def noise(shape, size, seed=0):
 
 
 def random_positions(seed, size, spread=8.0, at_minimum=0.8):
-  """Table positions as trained models have them: most scales are the smallest there is."""
+  """Returns table positions like those of trained models: most scales are the smallest one."""
   rng = np.random.default_rng(seed)
   return (rng.exponential(spread, size) * (rng.uniform(size=size) > at_minimum)).astype(np.float32)
 
 
 def spread(positions, epsilon):
-  """Margins as those of a pass with scales of all sizes: epsilon at the large ones, and up to the largest below."""
+  """Returns margins like those of a pass with all scales: epsilon for large scales, and more for small ones."""
   return np.minimum(epsilon * np.exp2(np.maximum(20 - np.minimum(positions, 63), 0) / 3), MARGIN_MAX)
 
 
 def margin_left(positions, margins, grid):
-  """How many times its margin the worst element has in a grid."""
+  """Returns the smallest ratio of distance to margin over the elements, in a grid."""
   shifted = np.minimum(positions, 63) + SHIFTS[grid]
   return (np.abs(shifted - np.rint(shifted)) / margins).min()
 
@@ -204,7 +204,7 @@ def test_the_first_safe_grid_is_taken_and_without_any_the_one_with_most_of_the_m
 
 
 def bits_of(grids, elements):
-  """Bits that the grids of a pass cost."""
+  """Returns the bits of the grids of a pass."""
   counts = CHOICE_COUNTS[SAFE_SHARES.index(grids.share)]
   halved = max_size_index(elements) - BLOCK_SIZES.index(grids.size)
   bits = (16 - np.log2(counts[grids.choices])).sum() + 16 - np.log2(HALVED_COUNTS[halved])
@@ -235,7 +235,7 @@ def test_the_largest_size_is_the_smallest_that_holds_the_pass(elements, size):
 
 
 def test_no_position_is_near_an_edge_of_two_grids():
-  """`choose_grids` relies on it: it looks at the nearest edge alone."""
+  """`choose_grids` relies on this, because it checks only the nearest edge."""
   positions = np.linspace(0, 2, 100_001, dtype=np.float32)[:, None]
   assert (np.abs(positions + SHIFTS - np.rint(positions + SHIFTS)) <= MARGIN_MAX).sum(axis=1).max() == 1
 
@@ -248,7 +248,7 @@ def codec(tiny_checkpoint):
 
 
 def disturb(monkeypatch, size):
-  """From now on this machine computes table positions that are off by `size`, up or down."""
+  """Perturbs the table positions of this machine by `size`, up or down."""
   monkeypatch.setattr(portable_cdf, "rows",
                       lambda positions, choices: rows(positions + noise(positions.shape, size), choices))
 
@@ -311,10 +311,10 @@ def test_an_error_of_the_second_slice_comes_after_the_first_was_found_whole(code
   np.testing.assert_array_equal(codec.decode(blob, slices=1), codec.decode(bitstream.write(content), slices=1))
   with pytest.raises(PortabilityError, match="slice 2 of 2"):
     codec.decode(blob)
-  pictures = codec.decode_progressively(blob)
-  assert [next(pictures)[1].shape for _ in range(2)] == [photograph.shape] * 2
+  images = codec.decode_progressively(blob)
+  assert [next(images)[1].shape for _ in range(2)] == [photograph.shape] * 2
   with pytest.raises(PortabilityError, match="slice 2 of 2"):
-    next(pictures)
+    next(images)
 
 
 def test_both_kinds_of_file_decode_to_the_same_image_and_being_portable_costs_little(codec, photograph):
@@ -334,7 +334,7 @@ def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photogra
 
 
 def as_version_2(codec, image, monkeypatch):
-  """The file that programs wrote before blocks had sizes of their own; of version 3 where elements are skipped."""
+  """Returns a file of version 2, before blocks had sizes of their own, or of version 3 with skipped elements."""
   def choose_fixed(positions, margins):
     positions, margins = positions.ravel(), margins.ravel()
     shares = [[margin_left(positions[at:at + 2048], margins[at:at + 2048], grid) for grid in range(GRIDS)]
@@ -379,7 +379,7 @@ def test_info_says_where_a_file_was_written_and_no_portable_leaves_it_out(
     assert main(["decode", str(coded), str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 0
 
 
-def test_another_machine_is_one_line_on_stderr_and_leaves_no_picture(
+def test_another_machine_is_one_line_on_stderr_and_leaves_no_image(
     codec, tmp_path, photograph, tiny_checkpoint, monkeypatch, capsys):
   (tmp_path / "photo.mlic").write_bytes(codec.encode(photograph))
   disturb(monkeypatch, 20 * EPSILON)

@@ -1,4 +1,4 @@
-"""The Python API takes what is natural to hand it, and refuses the rest in one line that says what came."""
+"""Tests of the Python API: natural inputs are accepted, and others are refused in one line."""
 from pathlib import Path
 
 import numpy as np

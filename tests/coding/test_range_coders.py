@@ -1,4 +1,4 @@
-"""The two range coders: one format, so that each reads what the other wrote, and bytes that are equal."""
+"""Tests of the two range coders: they write equal bytes, and each reads those of the other."""
 import os
 import subprocess
 import sys
@@ -20,7 +20,7 @@ TABLE = gaussian_table(np.array([0.11, 0.5, 2.0, 9.0, 60.0]))
 
 @st.composite
 def tables(draw):
-  """Rows of any counts, from those with nothing but an escape on."""
+  """Returns a table with rows of random counts, some with only an escape."""
   inner = draw(st.lists(st.lists(st.integers(1, 2**16 - 1), unique=True, max_size=12), min_size=1, max_size=6))
   rows = [[16, 0, *sorted(counts), 2**16] for counts in inner]
   offset = draw(st.lists(st.integers(-2**20, 2**20), min_size=len(rows), max_size=len(rows)))
@@ -115,8 +115,8 @@ def test_a_file_of_one_coder_is_that_of_the_other(tfc, tiny_checkpoint, photogra
   assert Codec.load(tiny_checkpoint).coder.range_coder == "numba"
   blobs = [codec.encode(photograph, 2.0) for codec in codecs]
   assert blobs[0] == blobs[1]
-  pictures = [codec.decode(blobs[0]) for codec in codecs]
-  np.testing.assert_array_equal(*pictures)
+  images = [codec.decode(blobs[0]) for codec in codecs]
+  np.testing.assert_array_equal(*images)
 
 
 def test_the_first_of_those_that_are_installed_is_taken_and_a_name_is_checked(monkeypatch):
@@ -197,7 +197,7 @@ def test_machine_code_is_kept_beside_what_jax_compiled_and_numba_is_left_as_it_w
   run = lambda folder: subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True,
                                       timeout=300, env=os.environ | {"MLIC_JAX_CACHE": folder}).stdout.split()
   assert run(str(tmp_path)) == ["0", "0"]
-  kept = sorted(path.suffix for path in tmp_path.rglob("rangecoder_numba.*"))
-  assert kept == [".nbc", ".nbc", ".nbi", ".nbi"]
+  cached = sorted(path.suffix for path in tmp_path.rglob("rangecoder_numba.*"))
+  assert cached == [".nbc", ".nbc", ".nbi", ".nbi"]
   assert run(str(tmp_path)) == ["1", "1"]
-  assert run("") == ["0", "0"]  # nothing is kept, and it works
+  assert run("") == ["0", "0"]  # nothing is cached, and it works

@@ -1,4 +1,4 @@
-"""The range coder: exact for every integer, near the Shannon bound, and unmoved by damaged streams."""
+"""Tests of the range coder: exact for every integer, near the Shannon bound, and robust to damaged streams."""
 import hashlib
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ FORMAT = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 
 @pytest.fixture(params=["numba", "tfc"])
 def coder(request):
-  """Each of the two, for all tests here."""
+  """Runs each test with both range coders."""
   if request.param == "tfc":
     request.getfixturevalue("tfc")
   return request.param
@@ -80,7 +80,7 @@ def test_streams_are_within_a_thousandth_of_the_shannon_bound(coder):
 
 
 def test_any_bytes_decode_to_some_symbols(coder):
-  """An endless loop here is how the escape of the ops themselves fails."""
+  """The escape mode of the ops fails here with an endless loop."""
   rng = np.random.default_rng(2)
   streams = [b"", b"\0" * 40, b"\xff" * 40, b"\xff\xff", b"\xff\xff\xc0"] + [rng.bytes(n) for n in range(40)]
   for stream in streams:
@@ -97,7 +97,7 @@ def test_a_stream_with_bytes_left_over_is_noticed(coder):
 
 
 def test_a_stream_ends_within_a_byte_of_its_information(coder):
-  """Which is what a chunk of its own costs a slice, beside length and checksum."""
+  """This is the overhead of a chunk for a slice, in addition to length and checksum."""
   rng = np.random.default_rng(3)
   ends = np.flatnonzero(TABLE.lookup == 2**16)
   start = ends[1] + 2                                    # row 2: behind its precision

@@ -1,4 +1,4 @@
-"""Rate control: the best file within a target in few encodes; errors for targets out of reach name the range.
+"""Tests of rate control: the best file for a target in few encodes, and errors that name the range.
 
 The codecs are stand-ins whose files grow with the quality by a known rule.
 """

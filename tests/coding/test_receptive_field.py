@@ -1,4 +1,4 @@
-"""The halo of a transform is as far as it looks, for any transform; one that looks everywhere is refused."""
+"""Tests of halos: they are the reach of a transform, and a transform with unlimited reach is refused."""
 import dataclasses
 import sys
 import types
@@ -37,7 +37,7 @@ def test_a_perturbation_reaches_as_far_as_the_halo_and_no_farther():
 
 
 class Mean(nn.Module):
-  """A transform that looks at the whole image."""
+  """A transform that depends on the whole image."""
   config: object
   remat: bool = False
 

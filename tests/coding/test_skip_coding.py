@@ -1,4 +1,4 @@
-"""Skip coding: files without elements of small scale, their estimate, and scales that are refused."""
+"""Tests of skip coding: files, estimates, and scales that are refused."""
 import re
 
 import numpy as np
@@ -29,8 +29,8 @@ def test_a_file_without_elements_of_small_scale_decodes_to_the_predicted_image(c
 def test_skipped_elements_cost_nothing_in_the_estimate_and_the_file_is_as_long_as_estimated(codec, photograph):
   skipping = codec.with_options(skip=0.8)
   blob, predicted, bits = skipping.encode_with_bits(photograph, 2)
-  estimated, picture = skipping.estimate(photograph, 2)
-  np.testing.assert_array_equal(picture, predicted)
+  estimated, decoded = skipping.estimate(photograph, 2)
+  np.testing.assert_array_equal(decoded, predicted)
   assert bits() == pytest.approx(estimated, rel=1e-6)
   assert 0.98 * estimated <= 8 * len(blob) <= 1.02 * estimated + 8 * 70
   y_bits, _ = skipping.element_bits(photograph, 2)

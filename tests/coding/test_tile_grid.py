@@ -1,4 +1,4 @@
-"""Tiles cover an image once, and every window holds its tile with the halo, or as much of it as there is."""
+"""Tests of tile grids: tiles cover an image once, and a window has its tile and halo, as far as the image goes."""
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st

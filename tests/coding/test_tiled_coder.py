@@ -1,4 +1,4 @@
-"""Tiles: the latents and pixels of the whole image, any region of it, and as much of a damaged file as is there."""
+"""Tests of tiles: equality with whole images, regions, and damaged files."""
 import io
 from pathlib import Path
 

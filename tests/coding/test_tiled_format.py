@@ -1,4 +1,4 @@
-"""The format of tiled files: every byte comes back, a reader reads what it needs, and hostile files end in one line."""
+"""Tests of the format of tiled files: round trips, partial reads, and refusals of hostile files in one line."""
 import struct
 import zlib
 

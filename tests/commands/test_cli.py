@@ -1,4 +1,4 @@
-"""The command line: a round trip, and one line with exit status 2 for everything that a user can get wrong."""
+"""Tests of the command line: round trips, and one line with exit status 2 for user errors."""
 import re
 import subprocess
 import sys
@@ -18,7 +18,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, photograph, tiny_checkpoint):
-  """photo.png, photo.mlic at quality 2, and what else may be lying about."""
+  """A folder with photo.png, photo.mlic at quality 2, and other files."""
   folder = tmp_path_factory.mktemp("cli")
   save_image(folder / "photo.png", photograph)
   assert run("encode", folder / "photo.png", folder / "photo.mlic", "--ckpt", tiny_checkpoint) == 0

@@ -1,4 +1,4 @@
-"""Commands where stdin, stdout or stderr are closed, as cron leaves them, or cannot be written to."""
+"""Tests of commands with closed standard streams, as under cron, or streams that cannot be written to."""
 import os
 import subprocess
 import sys
@@ -25,7 +25,7 @@ sys.exit(main())
 
 @pytest.fixture(name="run")
 def run_in_shell(tmp_path):
-  """run(arguments, redirections): exit status, stdout and stderr of a command that a shell starts so."""
+  """run(arguments, redirections) runs a command in a shell and returns exit status, stdout and stderr."""
   save_image(tmp_path / "a.png", IMAGE)
   path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (2, 1, 0))
 

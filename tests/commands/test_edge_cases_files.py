@@ -1,4 +1,4 @@
-"""The command line with files of users: their names, existing outputs, pipes and devices, closed terminals.
+"""Tests of the command line with unusual files: names, existing outputs, pipes, devices, closed terminals.
 
 The codec is a stand-in that stores the size of an image, so that nothing is compiled.
 """
@@ -44,7 +44,7 @@ def run(*arguments):
 
 
 def refused(message, capsys, *arguments):
-  """Whether a command says so in one line, with status 2."""
+  """Whether a command reports `message` in one line, with exit status 2."""
   capsys.readouterr()
   assert run(*arguments) == 2
   out, err = capsys.readouterr()

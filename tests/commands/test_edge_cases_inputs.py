@@ -1,4 +1,4 @@
-"""Other inputs of users: weights of other shapes and types, damaged datasets and runs, names in tables, locales."""
+"""Tests of unusual inputs: weights of other shapes and types, damaged datasets and runs, names, locales."""
 import json
 import os
 import re

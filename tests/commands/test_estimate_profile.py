@@ -1,4 +1,4 @@
-"""The profile of `estimate`, and its options; what needs the compiler for TPUs is in runtime/test_tpu_compiler.py."""
+"""Tests of the profile of `estimate` and its options; runtime/test_tpu_compiler.py has those with the TPU compiler."""
 import re
 
 import jax

@@ -1,4 +1,4 @@
-"""One program, mlic-jax: its commands, their options, and what their help says."""
+"""Tests of the program mlic-jax: its commands, their options and help texts."""
 import argparse
 import os
 import re

@@ -1,4 +1,4 @@
-"""A smaller copy of a model: rounded parameters, and a codec of its own."""
+"""Tests of round-weights: rounded parameters, and a fingerprint of its own."""
 import jax
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The ablation runner, with a model that trains in seconds."""
+"""Tests of ablations, with a model that trains in seconds."""
 import json
 import os
 
@@ -108,7 +108,7 @@ def assert_one_line(command, capsys, message, prints=False):
 
 
 def finished(folder, num_steps, **figures):
-  """A run that is at its end, with a model of these figures at both rates."""
+  """Writes a finished run, with a model of these figures at both rates."""
   (folder / "checkpoints" / str(num_steps)).mkdir(parents=True)
   (folder / "model").mkdir()
   training = {"step": num_steps, "eval": [figures, figures]}

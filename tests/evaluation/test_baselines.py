@@ -1,4 +1,4 @@
-"""Conventional codecs as files: complete, in the promised format, better and larger as the quality rises."""
+"""Tests of baselines: complete files in the right format, better and larger at higher quality."""
 import io
 import sys
 
@@ -18,7 +18,7 @@ FORMATS = {"jpeg": "JPEG", "jpeg444": "JPEG", "webp": "WEBP", "avif": "AVIF", "j
 
 @pytest.fixture(params=BASELINES)
 def name(request):
-  """Every baseline that can run here."""
+  """Runs a test for each baseline that can run here."""
   try:
     BASELINES[request.param].check()
   except BaselineError as error:

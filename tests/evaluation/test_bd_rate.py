@@ -1,4 +1,4 @@
-"""Curves, the distances between them, those that were published, and the plot."""
+"""Tests of rate-distortion curves, BD-rates, published curves and plots."""
 import math
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Bit maps add up to the estimate of the same image."""
+"""Tests that bit maps sum to the estimate of the same image."""
 import pytest
 
 from mlic_jax.coding.codec import Codec

@@ -1,4 +1,4 @@
-"""The images of an evaluation: sample images, a folder, TFDS."""
+"""Tests of the images of an evaluation: sample images, folders and TFDS."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Evaluations of folders as they are: names of all kinds, links, images that a codec cannot hold, old results."""
+"""Tests of evaluations with unusual folders: names, links, images that a codec cannot encode, old results."""
 import csv
 import json
 import os
@@ -193,9 +193,9 @@ def test_old_measurements_stay_until_the_first_new_one_is_whole(tmp_path):
   assert not fresh.results("old", "pixels") and results_cache.ResultsCache(path, resume=True).results("old", "pixels")
   fresh.add("new", "pixels", {1: RESULT})
   fresh.add("new", "others", {1: RESULT})
-  kept = results_cache.ResultsCache(path, resume=True)
-  assert not kept.results("old", "pixels") and kept.results("new", "pixels") and kept.results("new", "others")
-  kept.add("third", "pixels", {1: RESULT})
+  cache = results_cache.ResultsCache(path, resume=True)
+  assert not cache.results("old", "pixels") and cache.results("new", "pixels") and cache.results("new", "others")
+  cache.add("third", "pixels", {1: RESULT})
   assert results_cache.ResultsCache(path, resume=True).results("new", "pixels")
 
 

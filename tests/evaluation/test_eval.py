@@ -1,4 +1,4 @@
-"""The program eval.py: its tables and files, user errors, and --resume.
+"""Tests of eval.py: tables and files, user errors, and --resume.
 
 The codec here is a stand-in with the interface of mlic_jax.Codec that stores JPEG, so that results can be checked by
 hand.
@@ -132,7 +132,7 @@ def test_published_curves_stand_beside_the_others_and_can_be_the_anchor(run, res
 
 
 def without_times(results):
-  """results.json without what no two runs have in common."""
+  """results.json without fields that differ between runs."""
   if isinstance(results, dict):
     return {key: without_times(value) for key, value in results.items()
             if key not in ("encode_s", "decode_s", "first_run", "peak_memory_bytes")}

@@ -1,4 +1,4 @@
-"""eval.py --refine and --skip: each checkpoint twice, as curves, in the page, and in the cache apart."""
+"""Tests of eval.py with --refine and --skip: separate curves, report entries and cached results."""
 import json
 import re
 

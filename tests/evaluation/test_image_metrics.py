@@ -1,4 +1,4 @@
-"""Results of one image and of many, with a stand-in that stores JPEG; cached results are not measured again."""
+"""Tests of results of one image and of many, with a fake codec that stores JPEG, and of cached results."""
 import json
 
 import numpy as np

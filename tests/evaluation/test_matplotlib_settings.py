@@ -1,4 +1,4 @@
-"""Plots are the same whatever the environment and the user tell matplotlib."""
+"""Tests that plots do not depend on the environment and the user settings of matplotlib."""
 import os
 import subprocess
 import sys
@@ -23,7 +23,7 @@ for extension in "png", "svg":
 
 
 def plots(folder: Path, name: str, **environment) -> tuple[bytes, bytes]:
-  """The PNG and the SVG that a process makes in `folder` with this environment; it prints nothing."""
+  """Returns the PNG and SVG that a process writes to `folder` with this environment; it prints nothing."""
   usual = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "MATPLOTLIB"))}
   done = subprocess.run([sys.executable, "-c", PLOT, str(folder / name)], cwd=folder, capture_output=True, text=True,
                         env=usual | {"PYTHONPATH": str(ROOT)} | environment, timeout=300)

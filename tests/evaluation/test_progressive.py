@@ -1,4 +1,4 @@
-"""eval.py --progressive: what a receiver sees while a file arrives.
+"""Tests of eval.py --progressive.
 
 With the stand-in of test_eval.py, and with a real codec.
 """
@@ -23,7 +23,7 @@ NUM_SLICES = FakeCodec.config.num_slices
 
 
 def without_progressive(results):
-  """results.json without what --progressive adds."""
+  """results.json without the fields of --progressive."""
   if isinstance(results, dict):
     return {key: without_progressive(value) for key, value in results.items() if not key.startswith("progressive")}
   return [without_progressive(each) for each in results] if isinstance(results, list) else results
@@ -159,7 +159,7 @@ def test_another_image_or_size_at_the_end_ends_the_run_with_status_1(run, tmp_pa
   assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_a_journal_without_a_field_of_what_arrived_is_measured_again(tmp_path):
+def test_a_cached_result_without_a_field_is_measured_again(tmp_path):
   cache = ResultsCache(tmp_path / "journal")
   cache.add_progressive("codec", "pixels", 1, [ProgressiveResult(0, 10, 0.5, 20.0, None)])
   again = ResultsCache(tmp_path / "journal", resume=True)

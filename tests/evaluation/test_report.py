@@ -1,4 +1,4 @@
-"""The page: one file that needs no network, whose every number is in results.json."""
+"""Tests of the report: one file that needs no network, with numbers of results.json only."""
 import base64
 import io
 import json
@@ -22,7 +22,7 @@ IMAGE = np.uint8(127 + 100 * np.sin(rows + [0, 1, 2]) * np.cos(columns * [1, 0.7
 
 
 class Page(HTMLParser):
-  """The elements of a page, and the text inside each tag name; fails when tags do not close in order."""
+  """Collects the elements of a page and the text by tag; fails if tags do not close in order."""
 
   def __init__(self, text):
     super().__init__()

@@ -1,4 +1,4 @@
-"""Nothing in a name becomes markup of the report, of a plot, or of a table of an ablation."""
+"""Tests that names never become markup of reports, plots and tables."""
 import base64
 import hashlib
 import json
@@ -77,7 +77,7 @@ def test_a_table_of_an_ablation_has_no_markup():
     {"original": "../../../secret.png"}, {"bits": "/etc/secret.png"}, {"width": '1"><script>'}, {"original": None},
     {"baseline": {"picture": "a/../../b.png"}}, {"bits_of_slices": ["<b>"]}, {"bits_of_slices": None}])
 def test_a_record_that_is_not_of_this_program_is_drawn_again(tmp_path, changes):
-  """--resume reads what lies in the folder, which may be somebody else's."""
+  """--resume reads files from the folder, which may come from an untrusted source."""
   sweep = {("JPEG 4:2:0", "a"): dict(zip((10, 50), measure_baseline(baselines.JPEG, "a", IMAGE, (10, 50))))}
   images = lambda: report_images.ReportImages(tmp_path, {"a": "digest"}, [baselines.JPEG], sweep, resume=True)
   images().draw("codec", "a", IMAGE, 1, Coded(IMAGE, b"x" * 2000, 15000.0, 0.1, 0.1), bits_of)

@@ -1,4 +1,4 @@
-"""Worker processes of an evaluation live no longer than the process that started them."""
+"""Tests that worker processes of an evaluation end with the process that started them."""
 import os
 import signal
 import subprocess

@@ -1,5 +1,6 @@
-"""Parity with CompressAI's MLIC models, whose state dicts are converted; tests/fixtures/compressai/README.md says how
-the arrays were recorded. Nothing here needs PyTorch."""
+"""Tests of parity with CompressAI's MLIC models, after conversion of their state dicts, without PyTorch.
+
+tests/fixtures/compressai/README.md describes how the arrays were recorded."""
 
 import functools
 import hashlib

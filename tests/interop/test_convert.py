@@ -1,4 +1,4 @@
-"""The command `convert`: files of torch.save and NPZ to model directories, and back."""
+"""Tests of the command `convert`: files of torch.save and NPZ to model directories, and back."""
 
 import json
 import pickle
@@ -42,7 +42,7 @@ def ckpt(weights, tmp_path_factory):
 
 
 def refused(argv, capsys) -> str:
-  """The one line on stderr of a command that fails with exit status 2."""
+  """Returns the line on stderr of a command that fails with exit status 2."""
   assert main(["convert", *map(str, argv)]) == 2
   out, err = capsys.readouterr()
   assert not out and err.count("\n") == 1

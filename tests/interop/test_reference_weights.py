@@ -1,4 +1,4 @@
-"""State dicts of the authors' release and of CompressAI: what is read, what is written back, and what is refused."""
+"""Tests of state dicts of the authors' release and of CompressAI: reading, writing and refusals."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The link check of the site, on a site of two pages."""
+"""Tests of the link checker, on a site with two pages."""
 import sys
 from pathlib import Path
 

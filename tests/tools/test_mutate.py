@@ -1,4 +1,4 @@
-"""The tool that holds the tests to deliberate faults, on a package of one function, and the list that it reads."""
+"""Tests of the mutation tool, on a package with one function, and of the list of mutations."""
 import re
 import subprocess
 import sys

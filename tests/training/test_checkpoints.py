@@ -1,4 +1,4 @@
-"""Claims about the checkpoints of a run: nothing unfinished stays, and Orbax is closed however a run ends."""
+"""Tests of the checkpoints of a run: unfinished ones are removed, and Orbax is closed however a run ends."""
 import os
 import shutil
 
@@ -32,7 +32,7 @@ def initial_state(config):
 # --- what a killed process leaves ------------------------------------------------------
 
 def test_what_a_killed_process_left_unfinished_is_removed_when_the_run_goes_on(config, standin, tmp_path):
-  """Also if the number of the killed process is that of this one, as in containers."""
+  """Also if the killed process had the PID of this one, as in containers."""
   workdir, config.num_steps = tmp_path / "run", 5
   loop.train_and_evaluate(config, workdir)
   for name in ("7.orbax-checkpoint-tmp", "8.orbax-checkpoint-tmp-1764000000000000"):
@@ -55,7 +55,7 @@ def test_what_a_killed_process_left_unfinished_is_removed_when_the_run_goes_on(c
 
 
 def test_an_unfinished_checkpoint_of_a_bucket_is_removed_as_well(config, standin, tmp_path):
-  """A folder of a bucket has no other name while it is written: a file in it says that it is complete."""
+  """A folder in a bucket has no temporary name while it is written; a file in it marks it as complete."""
   config.num_steps = 5
   with fake_bucket.bucket() as url:
     loop.train_and_evaluate(config, f"{url}/run")
@@ -82,7 +82,7 @@ def test_reading_a_run_does_not_remove_what_it_is_saving(config, state, tmp_path
 
 @pytest.fixture(name="open_managers")
 def managers_that_are_open(monkeypatch):
-  """The managers of Orbax that were made and not closed."""
+  """Returns the managers of Orbax that were created and not closed."""
   opened = []
 
   class Manager(ocp.CheckpointManager):
@@ -104,7 +104,7 @@ def raise_error():
 
 @pytest.mark.parametrize("step", [None, 7])
 def test_a_training_closes_its_manager_also_when_it_raises(config, standin, tmp_path, monkeypatch, open_managers, step):
-  """And what it had begun to save before is whole."""
+  """The save before it is complete as well."""
   if step:
     stop_at(monkeypatch, step, raise_error)
     with pytest.raises(RuntimeError, match="a bug"):

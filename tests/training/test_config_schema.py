@@ -1,4 +1,4 @@
-"""One reader of configurations: what train.py refuses in a line, `describe` and `ablate` refuse in a line too."""
+"""Tests of configs: train.py, `describe` and `ablate` refuse invalid configs in one line."""
 import pytest
 
 from mlic_jax.__main__ import main
@@ -15,7 +15,7 @@ READERS = {
 
 
 def refused(reader, file, rest, tmp_path, capsys) -> str:
-  """The one line that the command prints."""
+  """Returns the line that the command prints."""
   assert READERS[reader](file, rest, tmp_path / "out") == 2
   out, err = capsys.readouterr()
   assert not out and err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Claims about the held-out images of a run that is continued on a folder that has changed."""
+"""Tests of the held-out images of a run that continues on a changed folder."""
 import json
 import os
 
@@ -49,7 +49,7 @@ def test_a_better_model_is_exported_after_harder_images_were_added(config, stand
 
 
 def test_the_best_loss_and_the_exported_model_belong_together_on_the_images_of_now(config, tmp_path):
-  """Easier images alone do not make a worse model the best one, nor harder ones the best one for ever."""
+  """Easier images do not make a worse model the best one, and harder ones do not keep the old one forever."""
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   good = create_state(config, model, optimizer)
   brighter = lambda offset: good.replace(ema_params=None, params=dict(good.params, g_s=dict(
@@ -72,7 +72,7 @@ def test_the_best_loss_and_the_exported_model_belong_together_on_the_images_of_n
 
 
 def test_an_interrupted_run_evaluates_the_exported_model_when_it_goes_on(config, standin, tmp_path, monkeypatch):
-  """And a run whose images are those of before does not, nor one that has exported no model yet."""
+  """A run with unchanged images does not evaluate it, nor one that has not exported a model."""
   evaluated = []
   usual = Validation.evaluate_exported_model
   monkeypatch.setattr(Validation, "evaluate_exported_model",
@@ -95,7 +95,7 @@ def test_an_interrupted_run_evaluates_the_exported_model_when_it_goes_on(config,
 
 
 def test_a_run_whose_data_folder_moves_up_trains_on_the_same_images(config, standin, tmp_path):
-  """To the very bits: neither a held-out image is trained on, nor a trained one held out."""
+  """The runs agree bit for bit: no held-out image is trained on, and no trained image is held out."""
   config.num_steps, config.eval_every = 4, 100
   for name in ("whole", "moved"):
     loop.train_and_evaluate(config, tmp_path / name)

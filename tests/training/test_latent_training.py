@@ -1,4 +1,4 @@
-"""Entropy models that are trained on the latents of a frozen codec, by `ablate --latents`."""
+"""Tests of entropy models trained on the latents of a frozen codec, by `ablate --latents`."""
 import json
 import shutil
 

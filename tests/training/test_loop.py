@@ -1,4 +1,4 @@
-"""Claims about a training run: what it leaves, when it stops, and how it refuses what it cannot do."""
+"""Tests of training runs: their files, when they stop, and refusals."""
 import csv
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Claims about the objective, against numbers worked out by hand."""
+"""Tests of the objective, against numbers computed by hand."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +57,7 @@ def test_ms_ssim_is_a_distortion_too():
   np.testing.assert_allclose(metrics["loss"] - metrics["bpp"], 8.73 * (1 - ms_ssim(x_hat, x)), rtol=1e-4)
 
 
-def test_a_target_takes_the_place_of_the_picture_in_the_loss_alone():
+def test_a_target_takes_the_place_of_the_image_in_the_loss_alone():
   x = jnp.zeros((1, 64, 64, 3))
   _, metrics = rd_loss(output(x + 0.1), x, 0.01, target=x + 0.3)
   np.testing.assert_allclose(metrics["mse"], 0.01, rtol=1e-5)

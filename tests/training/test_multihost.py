@@ -1,4 +1,4 @@
-"""Claims about the processes of a run, in single ones; test_multiprocess.py starts several."""
+"""Tests of the code for several processes, in one process; test_multiprocess.py starts several."""
 import os
 import socket
 import subprocess
@@ -25,7 +25,7 @@ assert [tuple(each) for each in state.client.key_value_dir_get("a/")] == [("a/0"
 
 
 def test_the_installed_jax_has_the_private_key_value_store_that_multihost_uses():
-  """No release of JAX documents it. This names the first one without it: multihost.py then needs another store."""
+  """JAX does not document the store. This test fails with the first release without it."""
   with socket.create_server(("localhost", 0)) as server:
     port = server.getsockname()[1]
   done = subprocess.run([sys.executable, "-c", STORE.format(port=port)], capture_output=True, text=True,
@@ -34,7 +34,7 @@ def test_the_installed_jax_has_the_private_key_value_store_that_multihost_uses()
 
 
 class Store:
-  """A key-value store in which the other process, number 1, has said `value` on whatever is asked."""
+  """A fake key-value store in which the other process, number 1, has set every key to `value`."""
 
   def __init__(self, value):
     self.value, self.own = value, {}
@@ -48,7 +48,7 @@ class Store:
 
 @pytest.fixture(name="processes")
 def first_of_two(monkeypatch):
-  """Two processes, of which this one is the first; `said` sets what the other one says."""
+  """Two processes, of which this one is the first; `said` sets the message of the other one."""
   monkeypatch.setattr(multihost.distributed, "global_state", type("State", (), dict(
       process_id=0, num_processes=2, client=Store("null"))))
   processes = Processes(timeout=10.0)

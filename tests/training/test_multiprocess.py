@@ -1,4 +1,4 @@
-"""Claims about a training in several processes: two of them over loopback, started as a user starts them.
+"""Tests of training in two processes over loopback, which are started as a user starts them.
 
 The compilation cache is on, and empty for the first start only, so that every later one runs what was compiled before.
 """
@@ -43,7 +43,7 @@ def arguments(workdir, photographs, **changes):
 
 
 class Pod:
-  """Starts of two processes, whose compiled functions lie in `cache`."""
+  """Starts two processes with the compilation cache `cache`."""
 
   def __init__(self, folder: Path):
     self.folder, self.cache, self.photographs = folder, folder / "cache", folder / "photographs"
@@ -73,7 +73,7 @@ class Pod:
     return started
 
   def run(self, workdir, signals=("", "")) -> tuple[list[int], list[str]]:
-    """(exit statuses, what each said on stderr) of two processes on one workdir."""
+    """Returns (exit statuses, stderr of each) of two processes with one workdir."""
     return end(self.start([arguments(workdir, self.photographs)] * 2, signals))
 
 
@@ -150,7 +150,7 @@ def test_a_pod_has_the_loss_curve_the_evaluation_and_the_model_of_one_process(po
 
 
 def test_processes_that_cannot_start_together_say_why_and_end(pod):
-  """A pod with a worker that sees another workdir, and one with a host that cannot read a held-out picture."""
+  """A pod with a worker that sees another workdir, and one with a host that cannot read a held-out image."""
   other = shutil.copytree(pod.photographs, pod.folder / "other")
   (other / "f04.png").write_bytes((other / "f04.png").read_bytes()[:-40])  # the header is whole
   apart = pod.start([arguments(pod.folder / name, pod.photographs) for name in ("here", "there")], by_slurm=True)
@@ -166,7 +166,7 @@ def test_processes_that_cannot_start_together_say_why_and_end(pod):
 
 @pytest.mark.slow
 def test_when_the_first_process_is_killed_the_other_ends_too(pod):
-  """By jax, whose service the first one holds, or by a line of ours: whoever notices first."""
+  """JAX reports it, whose service runs in process 0, or our heartbeat, whichever is first."""
   status, said = pod.run(pod.folder / "headless", ("SIGKILL@8", ""))
   assert status[0] == -signal.SIGKILL and status[1] not in (0, 2)
   assert "process 0 " in said[1] or "another task died" in said[1]

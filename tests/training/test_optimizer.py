@@ -1,4 +1,4 @@
-"""Claims about optimizers and schedules, against those of optax and against formulas that are written out here."""
+"""Tests of optimizers and schedules, against optax and explicit formulas."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Programs over all devices that are compiled with options."""
+"""Tests of programs over all devices with compiler options."""
 import jax
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Claims about stopping on a signal: the state is saved first, whatever else comes."""
+"""Tests of stopping on a signal: the state is saved first, whatever signals follow."""
 import os
 import signal
 

@@ -1,4 +1,4 @@
-"""Claims about stopping and going on: an interrupted run ends in the very bits of an uninterrupted one."""
+"""Tests of resuming: an interrupted run ends with the same bits as an uninterrupted one."""
 import contextlib
 import json
 import os
@@ -90,7 +90,7 @@ def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, tmp_pat
 
 @pytest.mark.slow
 def test_the_command_killed_ten_times_at_random_ends_in_the_same_bits(config, tmp_path):
-  """The real model and process: SIGTERM once and kill -9 ten times, wherever it comes, against one run in peace."""
+  """A real run with one SIGTERM and ten kill -9 at random times, against an uninterrupted run."""
   changes = dict(num_steps=60, checkpoint_every=4, eval_every=30, log_every=5, data_dir=config.data_dir,
                  crop_size=64, eval_crop_size=64, eval_images=2, eval_batch_size=2, batch_size=2, holdout_every=4,
                  **{"model.M": 32, "model.num_slices": 2, "model.N": 16, "model.contexts": ()})
@@ -202,7 +202,7 @@ def test_only_complete_checkpoints_count(config, tmp_path):
 
 
 def test_a_run_whose_unrolling_is_a_field_of_the_model_goes_on_with_any_other(config, standin, tmp_path):
-  """As older programs had it, in their configuration files and in config.json."""
+  """As older versions wrote it, in config files and in config.json."""
   config.num_steps = 2
   config.model.scan_unroll = 2
   loop.train_and_evaluate(config, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The workdir of a run of an earlier commit is continued to the figures that the earlier commit reached."""
+"""Tests that a run of an earlier commit continues to the same figures."""
 import csv
 import json
 

@@ -1,4 +1,4 @@
-"""SOAP: the step of its paper, for kernels of any size, and Adam's where there is no basis to turn into."""
+"""Tests of SOAP: the step of its paper for kernels of any size, and that of Adam without bases."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ def gradients(shape, steps, seed=0):
 
 
 def steps_of(transformation, of_steps):
-  """What the transformation makes of the gradients, step after step."""
+  """Returns the updates of the transformation for the gradients of each step."""
   state, found = transformation.init(jax.tree.map(lambda g: g[0], of_steps)), []
   update = jax.jit(transformation.update)
   for i in range(len(jax.tree.leaves(of_steps)[0])):

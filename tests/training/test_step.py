@@ -1,4 +1,4 @@
-"""Claims about one training step: how a batch is split over devices and over time changes nothing."""
+"""Tests of a training step: splitting a batch over devices and over time changes nothing."""
 import json
 import os
 import subprocess
@@ -75,11 +75,11 @@ def test_a_sample_counts_by_its_rate_in_the_gradient_and_not_in_the_figures(conf
   np.testing.assert_allclose(norms[1] / norms[0], weight, rtol=1e-3)
 
 
-def test_slices_fail_to_arrive_with_the_given_probability():
+def test_slices_are_missing_with_the_given_probability():
   draw = jax.pmap(lambda key: draw_num_received(key, 4000, 10, 0.25), axis_name=parallel.AXIS)
-  arrived = np.asarray(draw(jax.random.split(jax.random.PRNGKey(0), 1)))[0]
-  assert 0.22 < np.mean(arrived < 10) < 0.28
-  assert set(arrived[arrived < 10]) == set(range(10)) and arrived.max() == 10
+  received = np.asarray(draw(jax.random.split(jax.random.PRNGKey(0), 1)))[0]
+  assert 0.22 < np.mean(received < 10) < 0.28
+  assert set(received[received < 10]) == set(range(10)) and received.max() == 10
 
 
 def test_a_teacher_moves_the_target_and_not_the_measured_distortion(config, x):
@@ -116,7 +116,7 @@ def losses_on(devices: int) -> list[float]:
 
 
 def test_the_loss_curve_does_not_depend_on_the_number_of_devices():
-  """Nor on that of processes, which tests/training/test_multiprocess.py starts."""
+  """tests/training/test_multiprocess.py has the same test for processes."""
   one = losses_on(1)
   assert one[-1] < 0.9 * one[0]
   np.testing.assert_allclose(losses_on(8), one, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Claims about what one training step computes, against an objective and optimizers that are written out here."""
+"""Tests of the result of a training step, against an explicit objective and explicit optimizers."""
 import functools
 
 import jax
@@ -70,7 +70,7 @@ def test_the_same_seed_draws_something_else_in_each_step_and_the_same_in_the_sam
 
 
 def test_no_random_key_is_used_twice(config):
-  """Rates, noise and lost slices are drawn from keys of their own: jax checks it for the keys of a whole step."""
+  """Rates, noise and missing slices use different keys: JAX checks the key reuse of a whole step."""
   config.model, config.partial_probability = dict(LINEAR), 0.5
   state, step = prepared(config, StandIn)
   state = state.replace(rng=jax.random.wrap_key_data(state.rng))
@@ -92,7 +92,7 @@ def test_every_sample_has_the_lambda_of_its_quality_and_all_are_drawn(config, x)
 
 
 def test_the_noise_of_a_sample_goes_with_its_place_in_the_global_batch(config, x):
-  """The same images everywhere: devices differ by their noise alone, and the batch is split in any way."""
+  """All devices have the same images, so they differ only by their noise, for any split of the batch."""
   config.batch_size = 8
   state, step = prepared(config, noisy=True)
   same = np.repeat(x[:1], 8, axis=0)
@@ -175,7 +175,7 @@ def test_distillation_is_the_exact_loss_against_a_target_between_the_image_and_t
   config.distillation_weight, config.learning_rate = weight, 1e-4
 
   class Teacher(ExactModel):
-    """Its reconstruction is one gray, which is its quality over 4, or 0.9."""
+    """Its reconstruction is a constant gray: quality / 4, or 0.9."""
     def __call__(self, x, quality=None, *_):
       out = super().__call__(x)
       return out._replace(x_hat=jnp.zeros_like(x) + (0.9 if quality is None else quality / 4.0))
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_leaves_everything_but_the_count(config, x, br
 # --- the evaluation --------------------------------------------------------------------
 
 def test_an_evaluation_measures_what_a_decoder_writes_clipped_and_in_8_bits(config, x):
-  """Reconstructions outside of 0 and 1 have the error of the clipped ones; images that pad a batch count nothing."""
+  """Reconstructions outside [0, 1] have the error of clipped ones; images that pad a batch have no weight."""
   config.model = dict(VARIABLE_RATE)
   model = ExactModel(CodecConfig(**config.model))
   params = dict(create_state(config, model, make_optimizer(config)).params, kernel=jnp.eye(3).reshape(1, 1, 3, 3) * 3,

@@ -1,4 +1,4 @@
-"""The speed that a run prints is that of steps alone."""
+"""Tests that the speed of a run covers only its steps."""
 import time
 from pathlib import Path
 
