@@ -42,6 +42,7 @@ class Codec:
     options: the settings of the encoder.
     progress: called during latent optimization with the completed fraction (0 to 1) and the loss.
     tile_progress: called after each tile of a tiled file with the number of finished tiles and of all tiles.
+    tile_batch: the number of tiles that are computed at a time; see TiledCoder.
 
   RefineError if `options` ask for latent optimization and the model directory has no objective.
   """
@@ -49,9 +50,9 @@ class Codec:
   def __init__(self, model: Model | LatentCoder, range_coder: str | None = None,
                options: EncodeOptions = DEFAULT_OPTIONS,
                progress: Callable[[float, float], None] = lambda done, loss: None,
-               tile_progress: TileProgress = SILENT):
+               tile_progress: TileProgress = SILENT, tile_batch: int = 1):
     self.coder = model if isinstance(model, LatentCoder) else LatentCoder(model, range_coder)
-    self.options, self.progress, self.tile_progress = options, progress, tile_progress
+    self.options, self.progress, self.tile_progress, self.tile_batch = options, progress, tile_progress, tile_batch
     if options.refine is not None:
       self.objective(self.qualities[0])
 
@@ -68,7 +69,8 @@ class Codec:
     """Returns a codec with changed EncodeOptions, such as with_options(skip=0.2, refine=100).
 
     The order of changes does not matter. Both codecs share compiled functions."""
-    return Codec(self.coder, None, self.options.replace(**changes), self.progress, self.tile_progress)
+    options = self.options.replace(**changes)
+    return Codec(self.coder, None, options, self.progress, self.tile_progress, self.tile_batch)
 
   @property
   def config(self) -> CodecConfig:
@@ -219,7 +221,7 @@ class Codec:
   @functools.cached_property
   def tiles(self) -> TiledCoder:
     """The TiledCoder of the model. TilingError if its transforms cannot be computed tile by tile."""
-    return TiledCoder(self.coder)
+    return TiledCoder(self.coder, self.tile_batch)
 
   def tile_side(self, height: int, width: int) -> int | None:
     """Returns the maximum side of the tiles of an image, by the option `tile` or the memory; None for no tiles."""

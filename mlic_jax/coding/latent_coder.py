@@ -12,7 +12,7 @@ A missing slice is decoded like any other, with zeros for symbols. It becomes th
 """
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,6 +49,13 @@ class CodedLatents(NamedTuple):
   z_symbols: np.ndarray                  # (1, h/4, w/4, N) int32
   passes: list[Pass]
   last_pass: tuple                       # the result of `run_passes`
+
+
+class Job(NamedTuple):
+  """The coding of one image or tile, which `run_jobs` runs."""
+  z_symbols: np.ndarray                  # (1, h/4, w/4, N) int32
+  code_pass: CodePass
+  finish: Callable[[tuple], Any]         # is called with the result of `run_passes`, and returns that of the job
 
 
 class LatentCoder:
@@ -119,6 +126,10 @@ class LatentCoder:
 
   def code(self, latents: Latents, options: EncodeOptions, inside: np.ndarray | None = None) -> CodedLatents:
     """Encodes latents to the content of a file; `inside` as of skip_coding.restrict. LatentError as in `encode`."""
+    return self.run_jobs([self.encoding(latents, options, inside)])[0]
+
+  def encoding(self, latents: Latents, options: EncodeOptions, inside: np.ndarray | None = None) -> Job:
+    """Returns the job whose result is that of `code`. LatentError as in `encode`."""
     y, _, height, width, quality = latents
     origin, use_map = self._origin(options), options.use_map and self.has_map
     z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self._rows, self.range_coder)]
@@ -140,13 +151,15 @@ class LatentCoder:
       skip_coding.encode(encoders[-1], symbols, coding)
       return skip_coding.mark_skipped(symbols, coding, self.config)
 
-    last_pass = self.run_passes(z_symbols, encode_pass)
-    stored_quality = None if quality is None else float(quality)
-    content = Bitstream(
-        self.fingerprint, height, width, stored_quality, self.config.num_slices,
-        tuple(encoder.finish() for encoder in encoders), not options.chunked, None, origin, tuple(checksums),
-        options.skipped_rows, use_map)
-    return CodedLatents(content, z_symbols, passes, last_pass)
+    def finish(last_pass):
+      stored_quality = None if quality is None else float(quality)
+      content = Bitstream(
+          self.fingerprint, height, width, stored_quality, self.config.num_slices,
+          tuple(encoder.finish() for encoder in encoders), not options.chunked, None, origin, tuple(checksums),
+          options.skipped_rows, use_map)
+      return CodedLatents(content, z_symbols, passes, last_pass)
+
+    return Job(z_symbols, encode_pass, finish)
 
   def run_encoder(self, latents: Latents, options: EncodeOptions,
                   inside: np.ndarray | None = None) -> tuple[np.ndarray, list[Pass], tuple]:
@@ -195,12 +208,12 @@ class LatentCoder:
     machine differs too much from that of the encoder; MemoryLimitError if the image needs more memory than is free."""
     quality = self.check_content(content)
     check_memory(self.config, content.height, content.width)
-    return self.synthesize(self.decode_passes(content, num_slices), content.height, content.width, quality)
+    last_pass, = self.run_jobs([self.decoding(content, num_slices)])
+    return self.synthesize(last_pass, content.height, content.width, quality)
 
-  def decode_passes(self, content: Bitstream, num_slices: int, inside: np.ndarray | None = None) -> tuple:
-    """Decodes the passes of a file that `check_content` has accepted. Returns the first argument of `synthesize`.
-
-    `inside` as of skip_coding.restrict. Errors as in `decode`."""
+  def decoding(self, content: Bitstream, num_slices: int, inside: np.ndarray | None = None) -> Job:
+    """Returns the job that decodes the passes of a file that `check_content` has accepted, whose result `synthesize`
+    takes. `inside` as of skip_coding.restrict. Errors as in `decode`."""
     decoders = [Decoder(self._rows, chunk, self.range_coder) for chunk in content.chunks[:1 + num_slices]]
     z_symbols = decoders[0].decode(self._z_rows(*self.z_size(content.height, content.width)))
     slice_symbols = []
@@ -217,11 +230,13 @@ class LatentCoder:
         portable_cdf.check_symbols(content, k, slice_symbols[-2:])
       return skip_coding.mark_skipped(symbols, coding, self.config)
 
-    last_pass = self.run_passes(z_symbols, decode_pass)
-    if num_slices == content.num_slices or not content.single_chunk:
-      for decoder in decoders:
-        decoder.finish()
-    return last_pass
+    def finish(last_pass):
+      if num_slices == content.num_slices or not content.single_chunk:
+        for decoder in decoders:
+          decoder.finish()
+      return last_pass
+
+    return Job(z_symbols, decode_pass, finish)
 
   def synthesize(self, last_pass: tuple, height: int, width: int, quality: float | None) -> np.ndarray:
     """Computes the image (height, width, 3) uint8 from the result of `run_passes`. The array is writable."""
@@ -240,6 +255,22 @@ class LatentCoder:
       if k < self.config.num_slices - 1:
         positions, prior, state = jit_functions.advance(*model, k, hyper, state, symbols)
     return k, hyper, state, symbols
+
+  def run_jobs(self, jobs: Sequence[Job]) -> list:
+    """Runs jobs of one size as a batch, and returns their results.
+
+    The floats of a batch differ in the last bits from those of a single job, as those of another machine do. Only the
+    rows of portable files agree then."""
+    if len(jobs) == 1:
+      return [jobs[0].finish(self.run_passes(*jobs[0][:2]))]
+    part = lambda arrays, i: jax.tree.map(lambda each: each[i:i + 1], arrays)
+
+    def code_pass(k, anchors, positions, prior):
+      of_job = lambda i: jobs[i].code_pass(k, anchors, positions[i:i + 1], part(prior, i))
+      return np.concatenate(list(map(of_job, range(len(jobs)))))
+
+    k, *last_pass = self.run_passes(np.concatenate([job.z_symbols for job in jobs]), code_pass)
+    return [job.finish((k, *part(last_pass, i))) for i, job in enumerate(jobs)]
 
   def check_content(self, content: Bitstream) -> float | None:
     """Returns the quality of a file. BitstreamError unless the file can have been written with this model."""

@@ -4,6 +4,7 @@ They differ from those of whole images (jit_functions.py), because g_a and g_s r
 while h_a and the entropy model read only the tile. All tiles of an image share them.
 """
 import jax
+import jax.numpy as jnp
 
 from mlic_jax.coding.jit_functions import to_uint8
 from mlic_jax.model import registry
@@ -12,12 +13,13 @@ from mlic_jax.runtime.shape_cache import shape_cached
 
 @shape_cached(size=2, module=0, static=4, describe=registry.description)
 def analyze_window(module, variables, window, corner, size, quality):
-  """Maps a window (1, H, W, 3) uint8 to y (1, h, w, M) and z (1, h/4, w/4, N) of its tile. Encoder only.
+  """Maps windows (B, H, W, 3) uint8 to y (B, h, w, M) and z (B, h/4, w/4, N) of their tiles. Encoder only.
 
-  `size` is (h, w), and `corner`, int32 (2,), is row and column of the tile in the window, in positions of y."""
+  `size` is (h, w), and `corner`, int32 (B, 2), is row and column of each tile in its window, in positions of y."""
   def analyze(model):
     y = model.latent(window / 255, quality)
-    y = jax.lax.dynamic_slice(y, (0, *corner, 0), (1, *size, y.shape[-1]))
+    tiles = [jax.lax.dynamic_slice(y, (i, *corner[i], 0), (1, *size, y.shape[-1])) for i in range(len(window))]
+    y = jnp.concatenate(tiles)
     return y, model.hyper_latent(y)
   return module.apply(variables, method=analyze)
 
@@ -30,5 +32,5 @@ def finish_tile(module, variables, k, hyper, state, symbols):
 
 @shape_cached(size=2, module=0, describe=registry.description)
 def synthesize_window(module, variables, y_hat, quality):
-  """Maps y_hat (1, h, w, M) of a window to its pixels (1, H, W, 3) uint8."""
+  """Maps y_hat (B, h, w, M) of windows to their pixels (B, H, W, 3) uint8."""
   return to_uint8(module.apply(variables, y_hat, quality, method="synthesize"))

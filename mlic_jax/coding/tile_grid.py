@@ -52,6 +52,11 @@ class Box(NamedTuple):
       raise TilingError(f"the region has {self.width}x{self.height} pixels at {self.left},{self.top}; the image has "
                         f"{width}x{height}")
 
+  def shared(self, other: "Box") -> "Box":
+    """The part of the box that is in `other`, in the same coordinates."""
+    part = self.within(other)
+    return Box(part.top + other.top, part.left + other.left, part.bottom + other.top, part.right + other.left)
+
   def touches(self, other: "Box") -> bool:
     """Whether the boxes have a pixel in common."""
     part = self.within(other)

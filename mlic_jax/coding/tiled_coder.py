@@ -7,14 +7,14 @@ h_a, h_s and the slices of a tile read only the tile, so a tile decodes without 
 around it, so y and the reconstruction are those of the whole image up to rounding, without seams. This is the coding in
 blocks of Kim et al. ("Block-based Learned Image Compression without Blocking Artifacts", CVPR 2026).
 """
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mlic_jax.coding import bitstream, tile_functions, tiled_format
 from mlic_jax.coding.encode_options import EncodeOptions
-from mlic_jax.coding.latent_coder import CodedLatents, LatentCoder
+from mlic_jax.coding.latent_coder import CodedLatents, Job, LatentCoder
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.memory_estimate import check_memory, is_enough_memory
 from mlic_jax.coding.receptive_field import halos
@@ -37,11 +37,12 @@ class TiledEncoded(NamedTuple):
 class TiledCoder:
   """Codes images in tiles with the entropy coder of one model.
 
-  TilingError if the transforms of the model cannot be computed tile by tile (receptive_field.py).
+  `batch` tiles are computed at a time, which fills an accelerator. Portable files decode with any batch; others are
+  coded tile by tile. TilingError if the transforms of the model cannot be computed tile by tile (receptive_field.py).
   """
 
-  def __init__(self, coder: LatentCoder):
-    self.coder, self._apply = coder, (coder.module, coder.variables)
+  def __init__(self, coder: LatentCoder, batch: int = 1):
+    self.coder, self.batch, self._apply = coder, batch, (coder.module, coder.variables)
     self._stride, self._multiple = transforms.find(coder.config.transforms).STRIDE, side_multiple(coder.config)
     self.halos = halos(*self._apply)
 
@@ -69,8 +70,8 @@ class TiledCoder:
       return None
     return (np.arange(h)[:, None] < rows) & (np.arange(w) < columns)
 
-  def latents(self, image: np.ndarray, quality: float | None, tile: int) -> Iterator[Latents]:
-    """Yields the latents of each tile of an image (H, W, 3) uint8, like those of an image with the size of a tile.
+  def latents(self, image: np.ndarray, quality: float | None, tile: int, batch: int = 1) -> Iterator[list[Latents]]:
+    """Yields batches of the latents of the tiles of an image (H, W, 3) uint8, like those of images of a tile's size.
 
     Errors as in LatentCoder.analyze, with the memory for a window."""
     height, width = image.shape[:2]
@@ -78,13 +79,14 @@ class TiledCoder:
     grid, quality = self.grid(height, width, tile), self.coder.choose_quality(quality)
     positions = grid.coarser(self._stride)
     self.check_memory(grid)
-    for number in range(grid.num_tiles):
-      window = positions.window(number, self.halos.analysis)
-      box = positions.box(number)
-      corner = np.array([box.top - window.top, box.left - window.left], np.int32)
-      pixels = cut(image, window.times(self._stride))
-      y, z = tile_functions.analyze_window(*self._apply, pixels[None], corner, (box.height, box.width), quality)
-      yield Latents(y, z, grid.tile_height, grid.tile_width, quality)
+    for numbers in batches(range(grid.num_tiles), batch):
+      boxes = [positions.box(number) for number in numbers]
+      windows = [positions.window(number, self.halos.analysis) for number in numbers]
+      corners = np.array([box.within(window)[:2] for box, window in zip(boxes, windows)], np.int32)
+      pixels = np.stack([cut(image, window.times(self._stride)) for window in windows])
+      size = boxes[0].height, boxes[0].width
+      y, z = tile_functions.analyze_window(*self._apply, *filled([pixels, corners], batch), size, quality)
+      yield [Latents(y[i:i + 1], z[i:i + 1], grid.tile_height, grid.tile_width, quality) for i in range(len(numbers))]
 
   def encode(self, image: np.ndarray, quality: float | None, options: EncodeOptions, tile: int,
              icc_profile: bytes | None = None, progress: TileProgress = SILENT,
@@ -95,15 +97,18 @@ class TiledCoder:
     height, width = image.shape[:2]
     grid, tiles = self.grid(height, width, tile), list[bytes]()
     head, header = b"", None
-    for number, latents in enumerate(self.latents(image, quality, tile)):
-      coded = self.coder.code(latents, options, self.inside(grid, number))
-      if header is None:
-        header = coded.content._replace(height=height, width=width, tile=(grid.tile_height, grid.tile_width),
-                                        icc_profile=icc_profile, chunks=(), symbol_checksums=())
-        head = bitstream.pack_header(header)
-      tiles.append(tiled_format.pack_tile(head, number, coded.content))
-      inspect(number, coded)
-      progress(number + 1, grid.num_tiles)
+    batch = self.batch_of(grid, options.portable)
+    for latents in self.latents(image, quality, tile, batch):
+      numbers = range(len(tiles), len(tiles) + len(latents))
+      jobs = [self.coder.encoding(each, options, self.inside(grid, n)) for n, each in zip(numbers, latents)]
+      for coded in self.run_jobs(jobs, batch):
+        if header is None:
+          header = coded.content._replace(height=height, width=width, tile=(grid.tile_height, grid.tile_width),
+                                          icc_profile=icc_profile, chunks=(), symbol_checksums=())
+          head = bitstream.pack_header(header)
+        tiles.append(tiled_format.pack_tile(head, len(tiles), coded.content))
+        inspect(len(tiles) - 1, coded)
+        progress(len(tiles), grid.num_tiles)
     assert header is not None  # an image has at least one tile
     return tiled_format.write(header, tiles)
 
@@ -126,13 +131,24 @@ class TiledCoder:
 
     The bits are those of the likelihoods of the model, without range coding."""
     grid, decoded, bits = self.grid_of(image, tile), dict[int, np.ndarray](), []
-    for number, latents in enumerate(self.latents(image, quality, tile)):
+    for number, (latents,) in enumerate(self.latents(image, quality, tile)):
       z_symbols, passes, last_pass = self.coder.run_encoder(latents, options, self.inside(grid, number))
       bits.append(self.coder.bits(z_symbols, passes))
       decoded[number] = self.y_hat(last_pass)
     y_bits, z_bits = (np.concatenate([np.concatenate(each[i:i + grid.columns], 1)
                                       for i in range(0, grid.num_tiles, grid.columns)]) for each in zip(*bits))
     return y_bits, z_bits, self.synthesize(grid, self.coder.choose_quality(quality), decoded)
+
+  def batch_of(self, grid: TileGrid, portable: bool) -> int:
+    """How many tiles of a file are computed at a time."""
+    return min(self.batch, grid.num_tiles) if portable else 1
+
+  def run_jobs(self, jobs: list[Job], batch: int) -> list:
+    """The results of jobs, at most `batch` of them; the last one is repeated where they are fewer, as the functions are
+    compiled for a batch."""
+    idle = lambda k, anchors, positions, prior: np.zeros(positions.shape, np.int32)
+    missing = [Job(jobs[-1].z_symbols, idle, lambda last_pass: None)] * (batch - len(jobs))
+    return self.coder.run_jobs([*jobs, *missing])[:len(jobs)]
 
   # --- synthesis ------------------------------------------------------------------------
 
@@ -143,36 +159,49 @@ class TiledCoder:
   def synthesize(self, grid: TileGrid, quality: float | None, y_hat: Mapping[int, np.ndarray]) -> np.ndarray:
     """Computes the image (H, W, 3) uint8 from y_hat of all tiles by number."""
     image = np.empty((grid.extent.bottom, grid.extent.right, 3), np.uint8)
-    for number in range(grid.num_tiles):
-      image[grid.box(number).slices] = self.synthesize_tile(grid, number, quality, y_hat.__getitem__)
+    boxes = {number: grid.box(number) for number in range(grid.num_tiles)}
+    for box, pixels in zip(boxes.values(), self.synthesize_tiles(grid, boxes, quality, y_hat.__getitem__)):
+      image[box.slices] = pixels
     return image[:grid.height, :grid.width]
 
-  def synthesize_tile(self, grid: TileGrid, number: int, quality: float | None,
-                      y_hat: Callable[[int], np.ndarray | None], part: Box | None = None) -> np.ndarray:
-    """Computes the pixels of a tile, or of a part of it, uint8.
+  def synthesize_tiles(self, grid: TileGrid, parts: Mapping[int, Box], quality: float | None,
+                       y_hat: Callable[[int], np.ndarray | None], batch: int = 1) -> Iterator[np.ndarray]:
+    """Yields the pixels of tiles, or of parts of them, uint8, in their order.
 
-    `y_hat` returns y_hat of a tile, or None for a missing tile; it is called for the tiles that the part and its halo
-    touch. The nearest position of this tile replaces y_hat of a missing neighbor; y_hat is zero if this tile is
-    missing."""
-    positions, halo, box = grid.coarser(self._stride), self.halos.synthesis, part or grid.box(number)
-    tile, window = positions.box(number), positions.window(number, halo)
-    seen = Box(box.top // self._stride - halo, box.left // self._stride - halo,
-               -(-box.bottom // self._stride) + halo, -(-box.right // self._stride) + halo)
+    `parts` maps the number of a tile to its box in pixels. `y_hat` returns y_hat of a tile, or None for a missing tile;
+    it is called for the tiles of `tiles_seen`. The nearest position of a tile replaces y_hat of a missing neighbor;
+    y_hat is zero in a tile that is missing itself."""
+    for numbers in batches(list(parts), batch):
+      windows = [self._window_of_y_hat(grid, number, parts[number], y_hat) for number in numbers]
+      pixels = np.asarray(tile_functions.synthesize_window(*self._apply, *filled([np.stack(windows)], batch), quality))
+      for each, number in zip(pixels, numbers):
+        window = grid.coarser(self._stride).window(number, self.halos.synthesis).times(self._stride)
+        yield each[parts[number].within(window).slices]
+
+  def _window_of_y_hat(self, grid: TileGrid, number: int, part: Box,
+                       y_hat: Callable[[int], np.ndarray | None]) -> np.ndarray:
+    positions = grid.coarser(self._stride)
+    tile, window = positions.box(number), positions.window(number, self.halos.synthesis)
     padded = np.zeros((window.height, window.width, self.coder.config.M), np.float32)
     own = y_hat(number)
-    for other in positions.touching(window):
-      other_box = positions.box(other)
-      if not other_box.touches(seen):
-        continue
-      found, target = own if other == number else y_hat(other), other_box.within(window)
+    for other in self.tiles_seen(grid, number, part):
+      place, found = positions.box(other), own if other == number else y_hat(other)
+      target = place.within(window)
       if found is not None:
-        padded[target.slices] = found[window.within(other_box).slices]
+        padded[target.slices] = found[window.within(place).slices]
       elif own is not None:
         rows = np.clip(np.arange(target.top, target.bottom) + window.top - tile.top, 0, tile.height - 1)
         columns = np.clip(np.arange(target.left, target.right) + window.left - tile.left, 0, tile.width - 1)
         padded[target.slices] = own[rows[:, None], columns]
-    pixels = tile_functions.synthesize_window(*self._apply, padded[None], quality)
-    return np.asarray(pixels)[0][box.within(window.times(self._stride)).slices]
+    return padded
+
+  def tiles_seen(self, grid: TileGrid, number: int, part: Box) -> list[int]:
+    """The tiles that the pixels of a part of a tile depend on."""
+    positions, halo, stride = grid.coarser(self._stride), self.halos.synthesis, self._stride
+    seen = Box(part.top // stride - halo, part.left // stride - halo, -(-part.bottom // stride) + halo,
+               -(-part.right // stride) + halo)
+    near = positions.touching(positions.window(number, halo))
+    return [other for other in near if positions.box(other).touches(seen)]
 
   def first_row_of_window(self, grid: TileGrid, row: int) -> int:
     """Returns the first row of tiles that the synthesis of a row of tiles reads."""
@@ -182,7 +211,9 @@ class TiledCoder:
   def check_memory(self, grid: TileGrid) -> None:
     """Raises MemoryLimitError if a window does not fit into memory."""
     height, width = self._largest_window(grid)
-    check_memory(self.coder.config, height, width, what="a tile with its surroundings")
+    batch = min(self.batch, grid.num_tiles)
+    check_memory(self.coder.config, height * batch, width, what=f"{batch} tiles with their surroundings" if batch > 1
+                 else "a tile with its surroundings")
 
   def automatic_side(self, height: int, width: int) -> int | None:
     """Returns the first of AUTOMATIC_SIDES that is smaller than the image and fits into memory, or None."""
@@ -202,6 +233,17 @@ class TiledCoder:
 
   def _largest_window(self, grid: TileGrid) -> tuple[int, int]:
     return grid.window_size(self._stride * max(self.halos.analysis, self.halos.synthesis))
+
+
+def batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+  """`size` numbers at a time; the last time what is left."""
+  for start in range(0, len(numbers), size):
+    yield numbers[start:start + size]
+
+
+def filled(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+  """The arrays with their last element repeated up to `size` along the first axis."""
+  return [np.concatenate([each, *[each[-1:]] * (size - len(each))]) for each in arrays]
 
 
 def cut(image: np.ndarray, box: Box) -> np.ndarray:

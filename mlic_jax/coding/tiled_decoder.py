@@ -2,13 +2,14 @@
 
 y_hat of a tile is decoded once, when the first window needs it, and freed after the last window that needs it.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from mlic_jax.coding.bitstream import BitstreamError, PortabilityError
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError, PortabilityError
+from mlic_jax.coding.latent_coder import Job
 from mlic_jax.coding.tile_grid import Box
-from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress
+from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress, batches
 from mlic_jax.coding.tiled_format import TiledFile
 from mlic_jax.model.mlic import side_multiple
 
@@ -32,6 +33,7 @@ class TiledDecoder:
     self._coder, self._file, self._slices, self._partial = coder, file, slices, partial
     self._report, self._progress = report, progress
     self._quality = coder.coder.check_content(file.content)
+    self._batch = coder.batch_of(file.grid, file.content.origin is not None)
     self._y_hat: dict[int, np.ndarray | None] = {}
     self._num_decoded, self._error = 0, ""
     _check_tile(file, side_multiple(coder.coder.config))
@@ -57,24 +59,30 @@ class TiledDecoder:
     area.check_inside(content.height, content.width)
     total = len(grid.touching(area))
     for numbers in grid.rows_of_tiles(area):
-      parts = []
-      for number in numbers:
-        box = grid.box(number)
-        inside = area.within(box)
-        part = Box(inside.top + box.top, inside.left + box.left, inside.bottom + box.top, inside.right + box.left)
-        parts.append(self._coder.synthesize_tile(grid, number, self._quality, self._find, part))
+      parts, strip = {number: grid.box(number).shared(area) for number in numbers}, []
+      self._decode_ahead(parts)
+      for pixels in self._coder.synthesize_tiles(grid, parts, self._quality, self._find, self._batch):
+        strip.append(pixels)
         done += 1
         self._progress(done, total)
       self._forget(numbers[0] // grid.columns + 1)
-      yield np.concatenate(parts, axis=1)
+      yield np.concatenate(strip, axis=1)
     if not self._num_decoded:
       raise BitstreamError(f"no tile of the file can be decoded: {self._error}")
 
   def _find(self, number: int) -> np.ndarray | None:
     """Returns y_hat of a tile (h, w, M), None if it is missing."""
     if number not in self._y_hat:
-      self._y_hat[number] = self._decode(number)
+      self._decode([number], 1)
     return self._y_hat[number]
+
+  def _decode_ahead(self, parts: dict[int, Box]) -> None:
+    """Decodes the tiles that parts of tiles need, where that is done in batches."""
+    if self._batch > 1:
+      seen = (self._coder.tiles_seen(self._file.grid, *each) for each in parts.items())
+      needed = sorted({number for numbers in seen for number in numbers}.difference(self._y_hat))
+      for numbers in batches(needed, self._batch):
+        self._decode(numbers, self._batch)
 
   def _forget(self, row: int) -> None:
     """Frees the tiles above the windows of this row of tiles, which no later row needs."""
@@ -83,26 +91,61 @@ class TiledDecoder:
       first = self._coder.first_row_of_window(grid, row)
       self._y_hat = {number: each for number, each in self._y_hat.items() if number // grid.columns >= first}
 
-  def _decode(self, number: int) -> np.ndarray | None:
+  def _decode(self, numbers: Sequence[int], batch: int) -> None:
+    """Decodes tiles, at most `batch` of them, as a batch."""
+    contents = {number: self._read(number) for number in numbers}
+    found = {number: each for number, each in contents.items() if isinstance(each, Bitstream)}
+    jobs = [self._job(number, content) for number, content in found.items()]
+    results = dict(zip(found, self._coder.run_jobs(jobs, batch))) if jobs else {}
+    for number in numbers:
+      result = results.get(number, contents[number])
+      self._y_hat[number] = None
+      if isinstance(result, BitstreamError):
+        self._refuse(number, result)
+        continue
+      self._y_hat[number] = self._coder.y_hat(result)
+      self._num_decoded += 1
+      if found[number].num_received < found[number].num_slices:
+        self._report(f"{self._file.name(number)}: {found[number].num_received} of {found[number].num_slices} slices "
+                     "are complete")
+
+  def _read(self, number: int) -> Bitstream | BitstreamError:
     try:
-      content = self._file.read_tile(number, self._partial)
-      received = content.num_received
-      num_slices = received if self._slices is None else min(received, self._slices)
-      inside = self._coder.inside(self._file.grid, number)
-      last_pass = self._coder.coder.decode_passes(content, num_slices, inside)
-    except PortabilityError:
-      raise
+      return self._file.read_tile(number, self._partial)
     except BitstreamError as error:
-      name = self._file.name(number)
-      self._error = str(error) if str(error).startswith(name) else f"{name}: {error}"
-      if not self._partial:
-        raise BitstreamError(self._error) from None
-      self._report(self._error)
-      return None
-    self._num_decoded += 1
-    if received < content.num_slices:
-      self._report(f"{self._file.name(number)}: {received} of {content.num_slices} slices are complete")
-    return self._coder.y_hat(last_pass)
+      return error
+
+  def _job(self, number: int, content: Bitstream) -> Job:
+    """The job of a tile, whose result is the error where there is one: other tiles of its batch go on."""
+    num_slices = content.num_received if self._slices is None else min(content.num_received, self._slices)
+    job = self._coder.coder.decoding(content, num_slices, self._coder.inside(self._file.grid, number))
+    errors: list[BitstreamError] = []
+
+    def code_pass(k, anchors, positions, prior):
+      if not errors:
+        try:
+          return job.code_pass(k, anchors, positions, prior)
+        except PortabilityError:
+          raise
+        except BitstreamError as error:
+          errors.append(error)
+      return np.zeros(positions.shape, np.int32)
+
+    def finish(last_pass):
+      try:
+        return errors[0] if errors else job.finish(last_pass)
+      except BitstreamError as error:
+        return error
+
+    return Job(job.z_symbols, code_pass, finish)
+
+  def _refuse(self, number: int, error: BitstreamError) -> None:
+    """Raises the error of a tile, or reports it."""
+    name = self._file.name(number)
+    self._error = str(error) if str(error).startswith(name) else f"{name}: {error}"
+    if not self._partial:
+      raise BitstreamError(self._error)
+    self._report(self._error)
 
 
 def _check_tile(file: TiledFile, multiple: int) -> None:

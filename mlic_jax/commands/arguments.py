@@ -109,6 +109,12 @@ def tile_argument(parser: argparse.ArgumentParser, help: str) -> None:
   parser.add_argument("--tile", type=nonnegative_integer, metavar="PIXELS", help=help)
 
 
+def tile_batch_argument(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--tile-batch", type=positive_integer, metavar="N", default=1,
+                      help="Compute N tiles at a time, which fills an accelerator; any decoder reads the file. "
+                      "Default: %(default)s.")
+
+
 def skip_argument(parser: argparse.ArgumentParser, help: str) -> None:
   parser.add_argument("--skip", type=positive_number, metavar="SCALE", help=help)
 

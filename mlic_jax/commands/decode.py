@@ -11,7 +11,13 @@ import numpy as np
 from mlic_jax.atomic_io import whole_file
 from mlic_jax.coding.tile_grid import Box
 from mlic_jax.commands import multi_file
-from mlic_jax.commands.arguments import checkpoint_argument, coder_argument, file_arguments, nonnegative_integer
+from mlic_jax.commands.arguments import (
+  checkpoint_argument,
+  coder_argument,
+  file_arguments,
+  nonnegative_integer,
+  tile_batch_argument,
+)
 from mlic_jax.commands.codec_io import CompilationNotice, MlicFile, load_codecs, open_mlic
 from mlic_jax.commands.stdio import displayed, is_stdio, is_stream, write
 from mlic_jax.console import complain, say
@@ -37,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--region", type=_region, metavar="X,Y,W,H",
                       help="Decode only the region of W x H pixels with its upper left corner at column X and row Y, "
                       "and read only the tiles that it needs. Default: the whole image.")
+  tile_batch_argument(parser)
   coder_argument(parser, "numba")
 
 
@@ -53,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     with open_mlic(source, pixels_max, args.partial) as file:
       content = file.content
       codec = next((each for each in codecs() if each.fingerprint == content.fingerprint), codecs()[0])
-      codec.tile_progress = progress.advance_tile
+      codec.tile_progress, codec.tile_batch = progress.advance_tile, args.tile_batch
       start = time.perf_counter()
       refused = codec.fingerprint != content.fingerprint   # decode refuses the file before it compiles anything
       with contextlib.nullcontext() if refused else compilation_notice(codec, content.height, content.width):

@@ -18,6 +18,7 @@ from mlic_jax.commands.arguments import (
   positive_number,
   skip_argument,
   tile_argument,
+  tile_batch_argument,
 )
 from mlic_jax.commands.codec_io import CompilationNotice, load_codecs
 from mlic_jax.commands.stdio import displayed, image_source, is_stream, refuse_another_ending, write
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   tile_argument(parser, "Code images in tiles of at most PIXELS pixels per side, a multiple of 64, which needs only "
                         "the memory for a tile; 0 never uses tiles. Default: tiles for images that do not fit into "
                         "memory.")
+  tile_batch_argument(parser)
   parser.add_argument("--no-icc", action="store_true", help="Leave out the color profile of the image. Default: off.")
   coder_argument(parser, "numba")
 
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
              for each in load_codecs(args.ckpt, args.coder, args.allow_custom_modules)]
     for codec in found:
       codec.progress, codec.tile_progress = progress.advance_file, progress.advance_tile
+      codec.tile_batch = args.tile_batch
     return found
   compilation_notice: Callable[..., contextlib.AbstractContextManager]
   if args.refine is None:

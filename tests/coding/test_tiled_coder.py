@@ -58,7 +58,7 @@ def test_y_of_the_tiles_is_y_of_the_whole_image(codec, image):
   tiles, grid = codec.tiles, codec.tiles.grid(310, 380, TILE)
   padded = np.pad(image, ((0, 10), (0, 4), (0, 0)), mode="edge")
   y = np.asarray(codec.coder.analyze(padded, 2).y)[0]
-  for number, latents in enumerate(tiles.latents(image, 2, TILE)):
+  for number, latents in enumerate(each for batch in tiles.latents(image, 2, TILE) for each in batch):
     expected = y[grid.coarser(16).box(number).slices]
     np.testing.assert_allclose(np.asarray(latents.y)[0], expected, atol=1e-5 * np.abs(y).max())
 
@@ -160,6 +160,31 @@ def test_slices_decode_in_every_tile(codec, coded, image):
   (received, decoded), = codec.decode_progressively(blob)
   assert received == len(blob)
   np.testing.assert_array_equal(decoded, predicted)
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_file_decodes_with_any_batch_of_tiles(whole, codec, image, batch):
+  """As on another machine: the symbols are the same, and pixels within one level."""
+  part = np.ascontiguousarray(image[:128, :170])         # 6 tiles
+  together = Codec(whole.coder, options=codec.options, tile_batch=batch)
+  blob, predicted = codec.encode_with_reconstruction(part, 2)
+  other, predicted_together = together.encode_with_reconstruction(part, 2)
+  assert abs(len(blob) - len(other)) <= 0.01 * len(blob)
+  for file, expected in (blob, predicted), (other, predicted_together):
+    for decoder in codec, together:
+      assert levels(decoder.decode(file), expected) <= 1
+  lines = []
+  damaged = with_damage(other, 4, 3)
+  assert levels(together.decode(damaged, partial=True, report=lines.append), codec.decode(damaged, partial=True)) <= 1
+  assert len(lines) == 1 and lines[0].startswith("tile 5 of 6 ")
+
+
+def test_a_file_that_is_not_portable_is_coded_tile_by_tile_whatever_the_batch(whole, codec, image):
+  together = Codec(whole.coder, options=codec.options.replace(portable=False), tile_batch=4)
+  part = np.ascontiguousarray(image[:128, :128])
+  blob = together.encode(part, 2)
+  assert blob == codec.encode(part, 2, portable=False)
+  np.testing.assert_array_equal(together.decode(blob), codec.decode(blob))
 
 
 # --- damaged and hostile files ------------------------------------------------------------

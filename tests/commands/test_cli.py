@@ -293,6 +293,15 @@ def test_a_region_that_is_not_there_is_one_line(folder, tiny_checkpoint, tiled, 
   assert message in line and not (folder / "no.png").exists()
 
 
+def test_a_batch_of_tiles_makes_a_file_that_any_decoder_reads(folder, tiny_checkpoint, tiled):
+  path, image = tiled
+  batched, out = folder / "batched.mlic", folder / "batched.png"
+  arguments = "--ckpt", tiny_checkpoint, "--tile-batch"
+  assert run("encode", folder / "photo.png", batched, *arguments, 4, "--tile", 64) == 0
+  assert run("decode", batched, out, *arguments, 1) == 0
+  assert np.abs(load_image(out).astype(int) - image).max() <= 1
+
+
 def test_partial_names_the_missing_tiles_of_a_file_and_decodes_the_others(folder, tiny_checkpoint, tiled, capsys):
   path, image = tiled
   cut, out = folder / "cut_tiles.mlic", folder / "partial.png"
