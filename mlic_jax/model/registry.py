@@ -22,7 +22,7 @@ def available(package: str) -> list[str]:
 
 
 def find(name: str, package: str, required: tuple[str, ...]) -> ModuleType:
-  """Import the module of a transform or context.
+  """Import the module of a transform, context or distribution.
 
   Args:
     name: a module of `package`; with a dot, an import path, which may be relative to the current directory.

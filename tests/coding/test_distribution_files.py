@@ -1,4 +1,5 @@
 """Tests of the distributions of y: tables, round trips of files, and damaged streams."""
+import argparse
 import dataclasses
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from mlic_jax.coding.cdf_tables import TAIL_MASS, build_table, check_table, row_
 from mlic_jax.coding.checkpoint_io import load_model, save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.rangecoder import CoderMissingError, Decoder, Encoder
+from mlic_jax.evaluation.session import load_codec
 from mlic_jax.model.distributions import make_distribution
 from mlic_jax.model.likelihoods import scale_level
 from mlic_jax.model.scale_table import SCALE_LEVELS, SCALE_MIN
@@ -191,6 +193,16 @@ def test_a_mixture_refuses_portable_files_and_the_coder_with_one_table(codecs, p
   save_model(tmp_path / "mixture", CONFIGS["two Gaussians"], variables_of(CONFIGS["two Gaussians"]))
   with pytest.raises(CoderMissingError, match="the distribution gaussian_mixture a row for each element; wanted numba"):
     Codec.load(tmp_path / "mixture", "tfc")
+
+
+def test_an_evaluation_writes_the_files_that_a_mixture_has(tmp_path):
+  save_model(tmp_path / "mixture", CONFIGS["two Gaussians"], variables_of(CONFIGS["two Gaussians"]))
+  arguments = argparse.Namespace(coder=None, allow_custom_modules=False)
+  codec = load_codec(tmp_path / "mixture", "tfc", arguments)    # the default of an evaluation
+  assert not codec.options.portable and codec.coder.range_coder == "numba"
+  arguments.coder = "tfc"
+  with pytest.raises(CoderMissingError):
+    load_codec(tmp_path / "mixture", "tfc", arguments)
 
 
 def test_a_file_of_another_distribution_is_refused_with_the_distribution(codecs, photograph):

@@ -70,6 +70,9 @@ def test_every_field_of_a_config_file_is_in_the_one_list_and_can_be_changed():
 def test_a_field_that_a_file_does_not_name_is_taken_where_something_reads_it(tmp_path):
   model = model_config(load_config("mlic_plus_plus:mse:3", ["--config.model.options.rotary", "True"]))
   assert dict(model.options) == {"rotary": True}
+  assert model_config(load_config("nano", ["--config.model.distribution=laplace"])).distribution == "laplace"
+  with pytest.raises(ConfigError, match="no distribution 'laplac' in mlic_jax/model/distributions/"):
+    model_config(load_config("nano", ["--config.model.distribution", "laplac"]))
   adam = load_config("configs/optimizers/adam.py")
   assert "muon_learning_rate" not in adam
   changes = ["--config.muon_learning_rate=1e-3", "--config.optimizer=muon"]
