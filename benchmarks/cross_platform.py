@@ -240,7 +240,7 @@ def record(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
   if args.plain:
-    winograd.suits = lambda *_: False
+    winograd.is_suitable = lambda *_: False
   codec, found = load_codec(args), []
   paths = sorted(args.recorded.glob("*.npz"))
   if not paths:

@@ -1,7 +1,7 @@
 """mlic_jax: the MLIC family of learned image codecs in JAX and Flax.
 
     codec = mlic_jax.Codec.load("checkpoints/nano")
-    blob = codec.encode(image, quality=3)            # what PIL.Image.open gives, or (H, W, 3) uint8 -> bytes
+    blob = codec.encode(image, quality=3)            # a PIL image, or an array (H, W, 3) uint8 -> bytes
     image = codec.decode(blob)
 
     model = mlic_jax.build(mlic_jax.CodecConfig())   # MLIC++ as in the paper
@@ -25,7 +25,7 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str):
-  """Loads what is asked for: `import mlic_jax` alone stays quick, and training never meets the range coder."""
+  """Import public names on first use, so that `import mlic_jax` is fast and training imports no range coder."""
   if name not in _PUBLIC:
     raise AttributeError(f"mlic_jax has no {name!r}; it has {__all__}")
   module = importlib.import_module(_PUBLIC[name])

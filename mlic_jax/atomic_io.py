@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever they are called."""
+"""Atomic writes: files appear complete or not at all."""
 import contextlib
 import errno
 import itertools
@@ -16,10 +16,10 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-  """A name to write to: what is there becomes the local `path` when the block ends well, and is removed otherwise.
+  """Context manager with a temporary path, whose file replaces the local `path` after the block.
 
-  A link is followed, and stays. What is no file (a pipe, a device) is written to, at the end, and stays what it is.
-  Errors name `path`.
+  If the block raises, the file is removed. Links are followed. Pipes and devices are written to after the block. Errors
+  name `path`.
   """
   path = Path(path)
   with naming(path):
@@ -33,20 +33,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
           shutil.copyfileobj(content, stream)
       return
     target = Path(os.path.realpath(path))
-    # Not made of the name, which may be as long as a name can be.
+    # Not derived from the name, which may have the maximal length already.
     partial = target.with_name(f".{os.getpid()}-{next(_numbers)}.partial")
     try:
       with naming(path, partial):
         yield partial
         if old is not None:
-          partial.chmod(stat.S_IMODE(old.st_mode))    # who may read it does not change by writing it again
+          partial.chmod(stat.S_IMODE(old.st_mode))    # the mode of the old file stays
         os.replace(partial, target)
     finally:
       partial.unlink(missing_ok=True)
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-  """Writes a file, whole or not at all; a remote one appears when it is closed, a pipe or a device is written to."""
+  """Write a file atomically. A remote file appears when it is closed; pipes and devices are written to."""
   content = content.encode() if isinstance(content, str) else content
   if is_remote(path):
     as_path(path).write_bytes(content)
@@ -56,7 +56,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def check_output(path: str | os.PathLike) -> None:
-  """OSError, before the work, for a folder, a name that is too long, and a file in a folder that is not there."""
+  """Raise an OSError if `path` is a folder, has too long a name, or lies in a folder that does not exist."""
   path = Path(path)
   with naming(path):
     old = _status(path)
@@ -67,17 +67,17 @@ def check_output(path: str | os.PathLike) -> None:
 
 
 def is_special(path: str | os.PathLike) -> bool:
-  """Whether it is there, and neither a file nor a folder: a pipe, a device, a socket."""
+  """Return whether `path` exists and is neither a file nor a folder, such as a pipe, a device or a socket."""
   try:
     mode = os.stat(path).st_mode
-  except OSError:                                     # not there, or not to be looked at: who opens it will say so
+  except OSError:                                     # missing or not accessible; opening it will report that
     return False
   return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 @contextlib.contextmanager
 def naming(path: Path, *instead_of: Path) -> Iterator[None]:
-  """OSErrors that name no file, or one that the user does not know, name `path`."""
+  """Context manager in which OSErrors without a file name, or with one of `instead_of`, name `path`."""
   try:
     yield
   except OSError as error:
@@ -87,7 +87,7 @@ def naming(path: Path, *instead_of: Path) -> Iterator[None]:
 
 
 def _status(path: Path) -> os.stat_result | None:
-  """Of what a link leads to; None when there is nothing."""
+  """Return the status of the target of a link; None if it does not exist."""
   try:
     return os.stat(path)
   except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Output of the commands to stdout and stderr: any name can be printed, and no command ends because nobody reads."""
+"""Output of the commands to stdout and stderr, for any file name and for closed streams."""
 import contextlib
 import logging
 import os
@@ -7,34 +7,34 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-WIDTH_MIN = 20                            # columns of a terminal that can show a table
+WIDTH_MIN = 20                            # minimum of columns for a table
 _STREAMS = ("stdin", "stdout", "stderr")  # by their file descriptors
-_closed: set[str] = set()                 # of _STREAMS, when this process was started
-_lost_output = False                      # a line for stdout could not be written, as on a full disk
+_closed: set[str] = set()                 # streams that were closed when this process started
+_lost_output = False                      # whether a write to stdout failed, as on a full disk
 
 
 def prepare() -> None:
-  """Called by every command first: output may contain any file name, and libraries add no lines to it."""
+  """Set up the streams for any file name, and silence warnings of libraries. Every command calls it first."""
   _open_closed_streams()
   for stream in sys.stdout, sys.stderr:
-    if hasattr(stream, "reconfigure"):                  # not what stands in for a terminal in notebooks
+    if hasattr(stream, "reconfigure"):                  # the streams of notebooks have no such method
       stream.reconfigure(errors="backslashreplace")
-  warnings.filterwarnings("ignore", module=r"PIL\.")    # about metadata of images that are read all the same
-  for library in "PIL", "matplotlib":                   # whose settings files are not used (matplotlib_settings.py)
+  warnings.filterwarnings("ignore", module=r"PIL\.")    # about metadata of images that can be read
+  for library in "PIL", "matplotlib":                   # its settings files are not used (matplotlib_settings.py)
     logging.getLogger(library).addHandler(logging.NullHandler())
 
 
 def _open_closed_streams() -> None:
-  """Opens the null device in the place of closed streams, as cron and some service managers leave them.
+  """Open the null device for streams that are closed, as under cron and some service managers.
 
-  Otherwise a file that is opened later would have the number of stdout or stderr, and what is printed would go into it.
+  Otherwise a file that is opened later has the file descriptor of stdout or stderr, and output is written into it.
   """
   for number, name in enumerate(_STREAMS):
     if getattr(sys, name) is not None:
       continue
     _closed.add(name)
     mode = "r" if name == "stdin" else "w"
-    with contextlib.suppress(OSError):                  # where even the null device is missing, all stays as it is
+    with contextlib.suppress(OSError):                  # without a null device nothing changes
       try:
         os.fstat(number)
       except OSError:
@@ -46,37 +46,37 @@ def _open_closed_streams() -> None:
 
 
 def was_closed(name: str) -> bool:
-  """Whether "stdin", "stdout" or "stderr" was closed when this process was started."""
+  """Return whether "stdin", "stdout" or "stderr" was closed when this process started."""
   return name in _closed
 
 
 def has_lost_output() -> bool:
-  """Whether `say` failed to write a line for another reason than a reader that went, since the process began."""
+  """Return whether a write to stdout has failed in this process, for another reason than a closed pipe."""
   return _lost_output
 
 
 def printable(text: str) -> str:
-  """One line that any terminal and any text file can hold: "\\\\n" for a new line, "\\\\udce9" for a byte 0xe9."""
+  """Return `text` in one line of printable characters: "\\\\n" for a new line, "\\\\udce9" for a byte 0xe9."""
   return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def say(line: str) -> None:
-  """Prints a line to stdout. When the reader has gone (`| head -1`), the work goes on without it.
+  """Print a line to stdout. If the pipe is closed (`| head -1`), the program continues without output.
 
-  When the line cannot be written, as on a full disk, stderr says so once, and the work goes on, too."""
-  with _going_on_without_stdout():
+  If the write fails, as on a full disk, stderr reports it once, and the program continues."""
+  with _ignoring_failed_writes():
     print(printable(line), flush=True)
 
 
 def show(*renderables: Any, width: int | None = None) -> None:
-  """Prints tables of rich, and lines of text that may be wrapped, to stdout; like `say` where that fails."""
-  with _going_on_without_stdout():
+  """Print tables of rich and wrapped text to stdout. Failed writes are handled as in `say`."""
+  with _ignoring_failed_writes():
     rich_console(width=width).print(*renderables, sep="\n")
 
 
 @contextlib.contextmanager
-def _going_on_without_stdout() -> Iterator[None]:
-  """Around a write to stdout: discards stdout when it fails, with what is still in its buffer."""
+def _ignoring_failed_writes() -> Iterator[None]:
+  """Context manager around a write to stdout, which discards stdout and its buffer if the write fails."""
   global _lost_output
   try:
     yield
@@ -89,27 +89,27 @@ def _going_on_without_stdout() -> Iterator[None]:
 
 
 def complain(*lines: str) -> None:
-  """Prints lines to stderr, if they can be written."""
+  """Print lines to stderr; failed writes are ignored."""
   with contextlib.suppress(OSError):
     print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def rich_console(**options):
-  """A console of rich for names from users: no "[...]" in them is markup, and no ":...:" an emoji."""
+  """Return a console of rich without markup and emoji, so that file names are printed as they are."""
   from rich.console import Console
 
   class QuietConsole(Console):
-    def on_broken_pipe(self):                            # rich's own ends the program
+    def on_broken_pipe(self):                            # rich's method ends the program
       self.quiet = True
       if not self.stderr:
         _discard_stdout()
 
   console = QuietConsole(markup=False, emoji=False, highlight=False, **options)
-  if console.width < WIDTH_MIN:                          # COLUMNS=0, and terminals that do not know their size
+  if console.width < WIDTH_MIN:                          # COLUMNS=0, and terminals of unknown size
     console.width = 80
   return console
 
 
 def _discard_stdout() -> None:
-  """Sends what is written to stdout from now on to the null device."""
+  """Redirect stdout to the null device."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

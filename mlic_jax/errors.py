@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the line that reports them."""
+"""User errors, and the line that reports them."""
 import errno
 import os
 
@@ -16,14 +16,14 @@ EXTRAS = {"grain": "train", "tensorboardX": "train", "skimage": "eval", "matplot
 
 
 class ConfigError(ValueError):
-  """A configuration or argument that cannot be used; one line with what came and what was wanted."""
+  """An invalid configuration or argument; one line with the value and the wanted values."""
 
 
 def for_the_user(error: BaseException) -> str | None:
-  """One line for a user error; None for a bug or a failure of the machine, which deserves its traceback.
+  """Return one line for a user error; None for bugs and failures of the machine, which get a traceback.
 
-  User errors are those that mlic_jax defines (ConfigError, ImageError, BitstreamError, ...), those of files and
-  folders, and extras of the package that are not installed.
+  User errors are the errors of mlic_jax (ConfigError, ImageError, BitstreamError, ...), errors of files and folders,
+  and extras of the package that are not installed.
   """
   if type(error).__module__.startswith("mlic_jax."):
     return str(error)
@@ -38,7 +38,7 @@ def for_the_user(error: BaseException) -> str | None:
 
 
 def system_problem(error: BaseException) -> str | None:
-  """What kept the machine from reading a file, in a few words; None when the content of the file is at fault.
+  """Return why the machine could not read a file, in a few words; None if the content of the file is invalid.
 
   Libraries wrap the error of the system in their own, and TensorStore has only its text."""
   seen: BaseException | None = error
@@ -54,10 +54,10 @@ def system_problem(error: BaseException) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-  """The message of an error of a library, without line breaks and at most 200 characters; its type if it has none."""
+  """Return the message of an error in one line of at most 200 characters; its type without a message."""
   return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def exit_status(error: BaseException) -> int:
-  """The exit status after such an error: 2, unless the error has a `status` of its own."""
+  """Return the exit status after a user error: its attribute `status`, or 2."""
   return getattr(error, "status", 2)

@@ -1,8 +1,8 @@
-"""One process writes to a folder at a time: a file in the folder says which.
+"""Lock files that let one process at a time write to a folder.
 
-The lock is a small file that its holder writes again and again, so that it works on network and cloud storage, which
-have no locks, or none that can be trusted. On the machine that wrote it the process is looked for; from elsewhere the
-file is watched. A lock that nobody writes any more was left by a process that was killed, and is taken over.
+The holder writes the lock file at regular intervals, which also works on network and cloud storage, where locks are
+missing or unreliable. On the same machine the process of the holder is looked up. On other machines the file is
+watched: if it no longer changes, the holder was killed, and the lock is taken over.
 """
 
 import datetime
@@ -21,23 +21,25 @@ from mlic_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-BEAT = 5.0      # seconds between two writes
-SILENCE = 20.0  # after which a holder on another machine counts as killed
-SETTLE = 0.2    # between writing a lock and believing it: two may have found the folder free at once
+HEARTBEAT = 5.0  # seconds between two writes
+TIMEOUT = 20.0   # seconds without a write after which a holder on another machine counts as killed
+SETTLE = 0.2     # seconds between writing a lock and checking it, as two processes may write it at once
 
 
 class FolderInUse(ConfigError):
-  """Another process writes to the folder; one line that names its host and process, and since when."""
+  """Another process holds the lock; one line with its host, process and start time."""
 
 
 class FolderLock:
-  """A context that holds the lock of `folder`, which it creates; entering raises FolderInUse. `run` names the holder.
+  """Context manager that holds the lock of `folder`, which it creates. Entering raises FolderInUse.
+
+  The attribute `run` is the unique name of the holder.
 
   Args:
     folder: local or remote.
-    name: of the file; locks of different names do not exclude each other.
-    what: holds it, for the error, such as "run".
-    option: the argument that names the folder, for the error.
+    name: file name of the lock; locks of different names do not exclude each other.
+    what: kind of the holder in the error message, such as "run".
+    option: name of the argument with the folder in the error message.
   """
 
   def __init__(self, folder: Path, name: str, what: str, option: str):
@@ -45,30 +47,30 @@ class FolderLock:
     self._mine = dict(_this_process(), since=datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
                       run=self.run)
     self._done = threading.Event()
-    self._beating = threading.Thread(target=self._beat, daemon=True, name="lock")
+    self._heartbeat = threading.Thread(target=self._write_heartbeats, daemon=True, name="lock")
 
   def __enter__(self) -> "FolderLock":
-    there = read_lock(self.path)
-    if there is not None and _is_alive(there, self.path):
-      raise self._in_use(there)
+    lock = read_lock(self.path)
+    if lock is not None and _is_alive(lock, self.path):
+      raise self._in_use(lock)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self._write(0)
     time.sleep(SETTLE)
     self.check()
-    self._beating.start()
+    self._heartbeat.start()
     return self
 
   def __exit__(self, *_) -> None:
     self._done.set()
-    self._beating.join()
+    self._heartbeat.join()
     if self._holds():
       self.path.unlink(missing_ok=True)
 
   def check(self) -> None:
-    """FolderInUse when another process has taken the folder, as after this one was suspended for long."""
-    there = read_lock(self.path)
-    if there is not None and there["run"] != self.run:
-      raise self._in_use(there)
+    """Raise FolderInUse if another process has taken the lock, as after a long suspension of this one."""
+    lock = read_lock(self.path)
+    if lock is not None and lock["run"] != self.run:
+      raise self._in_use(lock)
 
   def _holds(self) -> bool:
     return (read_lock(self.path) or {}).get("run") == self.run
@@ -76,33 +78,33 @@ class FolderLock:
   def _write(self, beat: int) -> None:
     write_whole(self.path, json.dumps(dict(self._mine, beat=beat)) + "\n")
 
-  def _beat(self) -> None:
+  def _write_heartbeats(self) -> None:
     beat = 0
-    while not self._done.wait(BEAT):
+    while not self._done.wait(HEARTBEAT):
       beat += 1
       try:
         if self._holds():
           self._write(beat)
-      except Exception as error:  # a storage that fails is said by what has more to write
+      except Exception as error:  # the caller reports a failing storage, as it writes to the same folder
         log.debug("%s: %s", self.path, error)
 
-  def _in_use(self, there: dict[str, Any]) -> FolderInUse:
-    return FolderInUse(f"{self.path.parent} is in use by another {self._what} (host {there['host']}, process "
-                       f"{there['process']}, since {there['since']}); wanted another {self._option}, or that "
+  def _in_use(self, lock: dict[str, Any]) -> FolderInUse:
+    return FolderInUse(f"{self.path.parent} is in use by another {self._what} (host {lock['host']}, process "
+                       f"{lock['process']}, since {lock['since']}); wanted another {self._option}, or that "
                        f"{self._what} to end")
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
-  """What the lock at `path` says; None when there is none."""
+  """Return the content of the lock at `path`; None without a lock."""
   try:
-    there = json.loads(path.read_text())
+    lock = json.loads(path.read_text())
   except (OSError, ValueError):
     return None
-  return there if isinstance(there, dict) and "run" in there else None
+  return lock if isinstance(lock, dict) and "run" in lock else None
 
 
 def _this_process() -> dict[str, Any]:
-  """Who a process is: `machine` tells boots and containers apart, `started` processes that got the same number."""
+  """Return the identity of this process. `machine` differs by boot and container, `started` by reuse of a number."""
   return dict(host=socket.gethostname(), machine=_machine(), process=os.getpid(), started=_started(os.getpid()))
 
 
@@ -115,7 +117,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str | None:
-  """When a process was started, in ticks since boot; None where that cannot be told, or when it does not run."""
+  """Return the start time of a process in ticks since boot; None if it is unknown, or if the process does not run."""
   try:
     state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
   except OSError:
@@ -123,21 +125,21 @@ def _started(process: int) -> str | None:
   return None if state == "Z" else fields[18]
 
 
-def _is_alive(there: dict[str, Any], path: Path) -> bool:
-  if there.get("machine") == _machine():
-    if there["started"] is not None:
-      return _started(there["process"]) == there["started"]
+def _is_alive(lock: dict[str, Any], path: Path) -> bool:
+  if lock.get("machine") == _machine():
+    if lock["started"] is not None:
+      return _started(lock["process"]) == lock["started"]
     try:
-      os.kill(there["process"], 0)
+      os.kill(lock["process"], 0)
     except OSError as error:
-      return isinstance(error, PermissionError)  # then it is another user's
+      return isinstance(error, PermissionError)  # the process of another user
     return True
-  log.warning("%s: looking for %g s whether its process on host %s is alive", path, SILENCE, there["host"])
-  for _ in range(round(SILENCE / BEAT)):
-    time.sleep(BEAT)
+  log.warning("%s: waiting up to %g s for a write of its process on host %s", path, TIMEOUT, lock["host"])
+  for _ in range(round(TIMEOUT / HEARTBEAT)):
+    time.sleep(HEARTBEAT)
     now = read_lock(path)
     if now is None:
       return False
-    if now != there:
+    if now != lock:
       return True
   return False

@@ -1,7 +1,7 @@
-"""Paths that users name: local ones, and those that etils.epath knows, such as gs://BUCKET/NAME.
+"""Local paths, and remote paths of etils.epath such as gs://BUCKET/NAME.
 
-A remote path is an epath.Path, which reads like a pathlib.Path. Remote files appear whole when they are closed, and
-folders are only the beginnings of their names: nothing can be renamed at once, and nothing locked.
+A remote path is an epath.Path with the interface of pathlib.Path. Remote files appear when they are closed, and folders
+are prefixes of names, so renames are not atomic and locks do not exist.
 """
 
 import contextlib
@@ -13,21 +13,21 @@ from pathlib import Path
 
 from mlic_jax.errors import ConfigError
 
-# Read at the first use of a path. Otherwise etils reads remote files with TensorFlow where that is installed, which
-# takes seconds to import and keeps out of training.
+# etils reads it at the first use of a path. By default it reads remote files with TensorFlow, if installed, which takes
+# seconds to import.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 class PathError(ConfigError):
-  """A path that nothing here can read, or write to; one line."""
+  """A path that cannot be read or written; one line."""
 
 
 def as_path(text: str | os.PathLike) -> Path:
-  """The path that `text` names; PathError for a kind of storage that is not known, or whose package is missing."""
+  """Return the path of `text`. PathError for unknown storage, or if the package for this storage is missing."""
   text = _not_empty(text)
   if not is_remote(text):
     return Path(text)
-  import fsspec  # a fifth of a second to import, and not for local paths
+  import fsspec  # takes 0.2 s to import, and local paths do not need it
   from etils import epath
   scheme = text.partition("://")[0]
   try:
@@ -42,19 +42,19 @@ def as_path(text: str | os.PathLike) -> Path:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether a path, or the text of one, is not on a file system of this machine."""
+  """Return whether a path is in remote storage."""
   return "://" in os.fspath(path)
 
 
 def local_path(text: str | os.PathLike) -> Path:
-  """The path of what can only be written or read locally; PathError for a remote one."""
+  """Return a path that has to be local. PathError for a remote one."""
   if is_remote(text):
     raise PathError(f"{os.fspath(text)}: cannot lie in remote storage; wanted a local path")
   return Path(_not_empty(text))
 
 
 def check_utf8(path: Path) -> None:
-  """PathError for a path whose bytes are not UTF-8: Orbax reads and writes no others."""
+  """Raise a PathError for a path that is not UTF-8, because Orbax does not support it."""
   try:
     os.path.abspath(path).encode()
   except UnicodeEncodeError:
@@ -63,19 +63,19 @@ def check_utf8(path: Path) -> None:
 
 
 def _not_empty(text: str | os.PathLike) -> str:
-  """The text of a path; PathError for an empty one, which comes from a variable that is not set, and would be "."."""
+  """Return the text of a path. PathError for an empty one, as from an unset variable, which would mean "."."""
   if not os.fspath(text):
-    raise PathError("an empty path came; wanted that of a file or a folder")
+    raise PathError("got an empty path; wanted a file or a folder")
   return os.fspath(text)
 
 
 def readable(path: Path) -> "Path | NamedBytes":
-  """What Pillow and NumPy open: a local path as it is, a remote file as its content, with its name."""
+  """Return an argument for Pillow and NumPy: a local path itself, or the content of a remote file with its name."""
   return NamedBytes(path.read_bytes(), str(path)) if is_remote(path) else path
 
 
 class NamedBytes(io.BytesIO):
-  """A file in memory that errors can name."""
+  """A file in memory with a name for error messages."""
 
   def __init__(self, content: bytes, name: str):
     super().__init__(content)
@@ -86,9 +86,9 @@ class NamedBytes(io.BytesIO):
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-  """All files in a folder and below it, in no order."""
+  """Yield all files in a folder and its subfolders, in no order."""
   if is_remote(folder):
-    import fsspec  # one listing, where epath asks for every folder (and its walk() loses the gs://)
+    import fsspec  # one request, where epath has one per folder (and its walk() loses the gs://)
     scheme = str(folder).partition("://")[0]
     yield from (as_path(f"{scheme}://{name.lstrip('/')}") for name in fsspec.filesystem(scheme).find(str(folder)))
   else:
@@ -97,7 +97,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_copy(folder: Path) -> Iterator[Path]:
-  """A local folder with the files of `folder`, which is that folder itself unless it is remote."""
+  """Context manager with a local folder of the files of `folder`: a copy of a remote one, otherwise itself."""
   if not is_remote(folder):
     yield folder
     return
@@ -107,7 +107,7 @@ def local_copy(folder: Path) -> Iterator[Path]:
 
 
 def copy_files(source: Path, target: Path) -> None:
-  """Copies all files below `source` to the same names below `target`, each of which appears whole."""
+  """Copy all files below `source` to the same names below `target`."""
   for path in files_below(source):
     copy = target / str(path).removeprefix(f"{source}/")
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +115,6 @@ def copy_files(source: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-  """Removes a folder with all that is in it, if it is there."""
+  """Remove a folder and its content, if it exists."""
   from etils import epath
   epath.Path(folder).rmtree(missing_ok=True)

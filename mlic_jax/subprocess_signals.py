@@ -1,4 +1,4 @@
-"""Processes that are started, and what a terminal sends them."""
+"""Signals of child processes."""
 import contextlib
 import signal
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def ignore_signals_in_children() -> Iterator[None]:
-  """What is started here does not hear Ctrl-C, which a terminal sends to a program and to all that it has started.
+  """Context manager in which new child processes ignore Ctrl-C, which a terminal sends to all of them.
 
-  The program then ends its workers in its own time, and none of them prints a traceback. A Ctrl-C of this moment is not
-  lost: it is delivered at the end.
+  The program then ends its workers itself, and none of them prints a traceback. A Ctrl-C inside the block is delivered
+  at its end.
   """
-  if not hasattr(signal, "pthread_sigmask"):             # no signals of this kind, as on Windows
+  if not hasattr(signal, "pthread_sigmask"):             # Windows has no such signals
     yield
     return
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})   # which a new process inherits
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})   # new processes inherit the mask
   try:
     yield
   finally:

@@ -108,5 +108,5 @@ def test_a_picture_too_small_for_five_scales_has_no_ms_ssim():
   enough = photograph_like(MS_SSIM_MIN_SIDE, MS_SSIM_MIN_SIDE)
   assert ms_ssim_8bit(enough, enough) == pytest.approx(1, abs=1e-6)
   assert ms_ssim_8bit(enough[1:], enough[1:]) is None
-  with pytest.raises(ValueError, match="175x176 pixels; wanted at least 176"):
+  with pytest.raises(ValueError, match="175x176 pixels for MS-SSIM; wanted at least 176"):
     ms_ssim(enough[None, 1:] / 255, enough[None, 1:] / 255)

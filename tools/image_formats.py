@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlic_jax.data.image_io import ImageError, load_picture  # noqa: E402
+from mlic_jax.data.image_io import ImageError, load_image_with_profile  # noqa: E402
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "coding.md"
 BEGIN, END = "<!-- image_formats.py: begin -->\n", "<!-- image_formats.py: end -->\n"
@@ -209,7 +209,7 @@ def png_cases() -> Iterator[Case]:
 def outcome(case: Case) -> str:
   """Returns "read", "refused", or "WRONG: " and the problem."""
   try:
-    image = load_picture(io.BytesIO(case.content)).image
+    image = load_image_with_profile(io.BytesIO(case.content)).image
   except ImageError:
     return "refused"
   if case.image is None:

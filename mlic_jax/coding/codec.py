@@ -22,7 +22,7 @@ from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress
 from mlic_jax.coding.tiled_decoder import TiledDecoder
 from mlic_jax.coding.tiled_format import TiledFile
 from mlic_jax.config import CodecConfig
-from mlic_jax.data.image_io import AnyPicture, as_picture
+from mlic_jax.data.image_io import ImageLike, to_loaded_image
 from mlic_jax.runtime import compilation_cache
 
 DEFAULT_OPTIONS = EncodeOptions()
@@ -112,13 +112,13 @@ class Codec:
 
   # --- encoding -------------------------------------------------------------------------
 
-  def encode(self, image: AnyPicture, quality: float | None = None, icc_profile: bytes | None = None, *,
+  def encode(self, image: ImageLike, quality: float | None = None, icc_profile: bytes | None = None, *,
              chunked: bool | None = None, portable: bool | None = None, skip: float | None = None,
              refine: Schedule | int | str | None = None, lmbda: float | None = None, tile: int | None = None) -> bytes:
     """Encodes an image of any size and returns the bytes of the .mlic file.
 
     Args:
-      image: (H, W, 3) uint8, floats in [0, 1], or a PIL image. data.image_io.as_picture describes the rounding of
+      image: (H, W, 3) uint8, floats in [0, 1], or a PIL image. data.image_io.to_loaded_image describes the rounding of
         floats and the conversion of other color spaces to RGB.
       quality: the quality of a variable-rate checkpoint; see the class.
       icc_profile: the color profile to store in the file; it does not change the coded samples. None stores the profile
@@ -132,13 +132,13 @@ class Codec:
     given = dict(chunked=chunked, portable=portable, skip=skip, refine=refine, lmbda=lmbda, tile=tile)
     changes = {name: value for name, value in given.items() if value is not None}
     codec = self.with_options(**changes) if changes else self
-    image, own_profile, _ = as_picture(image)
+    image, own_profile, _ = to_loaded_image(image)
     profile = icc_profile or own_profile
     if side := codec.tile_side(*image.shape[:2]):
       return codec.tiles.encode(image, quality, codec.options, side, profile, codec.tile_progress)
     return codec._encode(image, quality, profile).blob
 
-  def encode_many(self, images: Iterable[AnyPicture], quality: float | None = None,
+  def encode_many(self, images: Iterable[ImageLike], quality: float | None = None,
                   advance: Callable[[], None] = lambda: None) -> Iterator[bytes]:
     """Lazily yields the file of each image, in order, and calls `advance` after each.
 
@@ -150,19 +150,19 @@ class Codec:
       yield self.encode(image, quality)
       advance()
 
-  def encode_with_reconstruction(self, image: AnyPicture, quality: float | None = None,
+  def encode_with_reconstruction(self, image: ImageLike, quality: float | None = None,
                                  icc_profile: bytes | None = None) -> tuple[bytes, np.ndarray]:
     """Encodes an image; returns the file and the decoded image (H, W, 3) uint8.
 
     On this machine `decode` returns the same image bit for bit. Arguments and errors as in `encode`."""
     return self.encode_with_bits(image, quality, icc_profile)[:2]
 
-  def encode_with_bits(self, image: AnyPicture, quality: float | None = None, icc_profile: bytes | None = None,
+  def encode_with_bits(self, image: ImageLike, quality: float | None = None, icc_profile: bytes | None = None,
                        ) -> tuple[bytes, np.ndarray, Callable[[], float]]:
     """Encodes an image; returns the file, the decoded image and a function that returns the bits of `estimate`.
 
     The function computes the bits from the passes of the encoder. Arguments and errors as in `encode`."""
-    image, own_profile, _ = as_picture(image)
+    image, own_profile, _ = to_loaded_image(image)
     profile = icc_profile or own_profile
     if side := self.tile_side(*image.shape[:2]):
       tiled = self.tiles.encode_with_bits(image, quality, self.options, side, profile, self.tile_progress)
@@ -170,12 +170,12 @@ class Codec:
     encoded = self._encode(image, quality, profile)
     return encoded.blob, encoded.reconstruct(), lambda: _sum(*self.coder.bits(encoded.z_symbols, encoded.passes))
 
-  def latents(self, image: AnyPicture, quality: float | None = None) -> Latents:
+  def latents(self, image: ImageLike, quality: float | None = None) -> Latents:
     """Returns the latents that `encode` codes for an image without tiles.
 
     They are those of the analysis transform, or optimized ones if their file has a lower loss. Arguments and errors as
     in `encode`."""
-    return self._latents_and_file(as_picture(image).image, quality)[0]
+    return self._latents_and_file(to_loaded_image(image).image, quality)[0]
 
   def encode_latents(self, latents: Latents, icc_profile: bytes | None = None) -> bytes:
     """Encodes given latents, for example modified ones of `latents`, and returns the bytes of the .mlic file.
@@ -189,11 +189,11 @@ class Codec:
     encoded = self.coder.encode(latents, self.options, icc_profile)
     return encoded.blob, encoded.reconstruct()
 
-  def estimate(self, image: AnyPicture, quality: float | None = None) -> tuple[float, np.ndarray]:
+  def estimate(self, image: ImageLike, quality: float | None = None) -> tuple[float, np.ndarray]:
     """Returns the bits by the likelihoods of the model and the decoded image (H, W, 3) uint8, without range coding.
 
     Arguments and errors as in `encode`."""
-    image = as_picture(image).image
+    image = to_loaded_image(image).image
     if side := self.tile_side(*image.shape[:2]):
       *bits, decoded = self.tiles.estimate(image, quality, self.options, side)
       return _sum(*bits), decoded
@@ -201,9 +201,9 @@ class Codec:
     z_symbols, passes, last_pass = self.coder.run_encoder(latents, self.options)
     return _sum(*self.coder.bits(z_symbols, passes)), self.coder.synthesize(last_pass, *latents[2:])
 
-  def element_bits(self, image: AnyPicture, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+  def element_bits(self, image: ImageLike, quality: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the bits of `estimate` for each element of y (h, w, M) and of z (h/4, w/4, N), over all tiles."""
-    image = as_picture(image).image
+    image = to_loaded_image(image).image
     if side := self.tile_side(*image.shape[:2]):
       return self.tiles.estimate(image, quality, self.options, side)[:2]
     z_symbols, passes, _ = self.coder.run_encoder(self.latents(image, quality), self.options)

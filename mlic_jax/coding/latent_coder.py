@@ -113,8 +113,8 @@ class LatentCoder:
     """Whether encoding and decoding an image of this size compiles nothing: its padded size was coded recently."""
     h, w = self.z_size(height, width)
     side = self._side_multiple
-    return (jit_functions.analyze.is_kept((1, h * side, w * side, 3), self.module)
-            and jit_functions.finish.is_kept((1, 4 * h, 4 * w, 2 * self.config.M), self.module))
+    return (jit_functions.analyze.is_cached((1, h * side, w * side, 3), self.module)
+            and jit_functions.finish.is_cached((1, 4 * h, 4 * w, 2 * self.config.M), self.module))
 
   # --- latents to files -----------------------------------------------------------------
 

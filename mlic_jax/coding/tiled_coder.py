@@ -228,8 +228,8 @@ class TiledCoder:
     (height, width), (h, w) = (grid.window_size(self._stride * self.halos.analysis),
                                grid.coarser(self._stride).window_size(self.halos.synthesis))
     module = self.coder.module
-    return (tile_functions.analyze_window.is_kept((1, height, width, 3), module)
-            and tile_functions.synthesize_window.is_kept((1, h, w, self.coder.config.M), module))
+    return (tile_functions.analyze_window.is_cached((1, height, width, 3), module)
+            and tile_functions.synthesize_window.is_cached((1, h, w, self.coder.config.M), module))
 
   def _largest_window(self, grid: TileGrid) -> tuple[int, int]:
     return grid.window_size(self._stride * max(self.halos.analysis, self.halos.synthesis))

@@ -22,7 +22,7 @@ from mlic_jax.commands.codec_io import CompilationNotice, MlicFile, load_codecs,
 from mlic_jax.commands.stdio import displayed, is_stdio, is_stream, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.file_listing import list_files
-from mlic_jax.data.image_io import check_lossless, picture_file
+from mlic_jax.data.image_io import check_lossless, encode_lossless
 from mlic_jax.data.png_writer import PngWriter
 
 SUMMARY = "Decode .mlic files to images."
@@ -105,7 +105,7 @@ def _decode(codec, file: MlicFile, output: Path, args: argparse.Namespace,
         writer.finish()
       return area.height, area.width
     image = decoder.decode(area)
-  write(output, picture_file(_name(output), image, content.icc_profile))
+  write(output, encode_lossless(_name(output), image, content.icc_profile))
   return area.height, area.width
 
 

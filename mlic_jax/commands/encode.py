@@ -23,7 +23,7 @@ from mlic_jax.commands.arguments import (
 from mlic_jax.commands.codec_io import CompilationNotice, load_codecs
 from mlic_jax.commands.stdio import displayed, image_source, is_stream, refuse_another_ending, write
 from mlic_jax.console import complain, say
-from mlic_jax.data.image_io import list_images, load_picture
+from mlic_jax.data.image_io import list_images, load_image_with_profile
 
 SUMMARY = "Compress images to .mlic files."
 
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     compilation_notice = lambda *_: contextlib.nullcontext()
 
   def work(source: Path, output: Path) -> str:
-    image, profile, other_colors = load_picture(image_source(source), args.max_megapixels * 10**6)
+    image, profile, other_colors = load_image_with_profile(image_source(source), args.max_megapixels * 10**6)
     if other_colors and not args.no_icc:
       complain(f"{displayed(source, 'stdin')}: left out: {other_colors}; the only color description in a .mlic file "
                "is an ICC profile of RGB")

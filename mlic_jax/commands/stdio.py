@@ -67,7 +67,7 @@ def opened(path: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
 
 
 def image_source(path: Path) -> Path | NamedBytes:
-  """Returns the argument of load_picture: a path, or all bytes of a stream, which cannot be read twice."""
+  """Returns the argument of load_image_with_profile: a path, or all bytes of a stream, which cannot be read twice."""
   if not is_stream(path):
     return path
   with opened(path) as stream:

@@ -1,25 +1,25 @@
-"""Crops of photographs, as in the papers: at random places, some made smaller first, some mirrored."""
+"""Crops of training images as in the papers: random positions, with optional downscaling and mirroring."""
 
 import numpy as np
 from PIL import Image
 
-from mlic_jax.data.image_source import REDUCTIONS, Photograph
+from mlic_jax.data.image_source import REDUCTIONS, LazyImage
 
 
-def random_crop(photograph: Photograph, rng: np.random.Generator, crop_size: int, *, downscale_probability: float,
+def random_crop(lazy_image: LazyImage, rng: np.random.Generator, crop_size: int, *, downscale_probability: float,
                 downscale: str, flip: bool) -> np.ndarray:
-  """A photograph with both sides at least crop_size -> (crop_size, crop_size, 3) uint8.
+  """Return a random crop (crop_size, crop_size, 3) uint8 of an image whose sides are at least crop_size.
 
-  With `downscale_probability` the photograph is first made smaller by a factor drawn uniformly between 1 and the
-  one that leaves its short side at crop_size (Lanczos, antialiased; only the region of the crop is computed).
-  Downscaling hides the traces of earlier lossy compression; `downscale` is "all", or "lossy" for the photographs that
-  have any. A JPEG is decoded at half its size, or less, where that leaves pixels enough: in about half the time, and
-  hardly softer. `flip` mirrors half of the crops left to right."""
-  header, scale = photograph.header, 1.0
+  With `downscale_probability` the image is first downscaled (Lanczos, antialiased; only the region of the crop is
+  computed). The factor is uniform between 1 and the one at which the short side is crop_size. Downscaling hides
+  artifacts of earlier lossy compression. `downscale` is "all", or "lossy" for images of lossy formats only. JPEG files
+  are decoded at a reduced size if it is large enough, in about half the time and hardly softer. `flip` mirrors half of
+  the crops left to right."""
+  header, scale = lazy_image.header, 1.0
   if rng.random() < downscale_probability and (downscale == "all" or header.lossy):
     scale = rng.uniform(crop_size / header.short_side, 1.0)
   reduction = max(r for r in REDUCTIONS if r == 1 or header.reducible and r * scale <= 1)
-  image = photograph.decode(reduction)
+  image = lazy_image.decode(reduction)
   height, width, _ = image.shape
   side = min(round(crop_size / (scale * reduction)), height, width)
   top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -32,6 +32,6 @@ def random_crop(photograph: Photograph, rng: np.random.Generator, crop_size: int
 
 
 def center_crop(image: np.ndarray, crop_size: int) -> np.ndarray:
-  """The middle (crop_size, crop_size, 3) of (H, W, 3)."""
+  """Return the center crop (crop_size, crop_size, 3) of an image (H, W, 3)."""
   top, left = ((side - crop_size) // 2 for side in image.shape[:2])
   return image[top:top + crop_size, left:left + crop_size]

@@ -1,4 +1,4 @@
-"""The files in a folder and below, and what was left out of them."""
+"""Lists of the files in a folder and its subfolders, and of the files that were left out."""
 import os
 import stat
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from typing import NamedTuple
 from mlic_jax.console import printable
 from mlic_jax.paths import as_path, files_below, is_remote
 
-# An evaluation writes it to its folder, beside plots and images that are no data: see below.
+# File in the folders of evaluations. Such folders have plots and images that are no data, and are skipped.
 MEASUREMENTS = "measurements.jsonl"
-BROKEN_LINK, NO_FILE = "links that lead nowhere", "pipes, sockets or devices"
+BROKEN_LINK, NO_FILE = "broken links", "pipes, sockets or devices"
 NAMES_SHOWN = 3
 
 
 class Listing(NamedTuple):
-  """Files, and what may be missing among them."""
+  """Files of a folder, and files that were left out."""
   files: list[Path]
   left_out: dict[str, list[str]]   # reason -> names below the folder
 
   def summary(self) -> str:
-    """What was left out and why, as "3 files (links that lead nowhere: a, b; .gif: c.gif)"; "" for nothing."""
+    """Return a summary of left-out files, such as "3 files (broken links: a, b; .gif: c.gif)", or ""."""
     if not self.left_out:
       return ""
     count = sum(map(len, self.left_out.values()))
@@ -28,17 +28,17 @@ class Listing(NamedTuple):
 
 
 def list_files(folder: str | os.PathLike, wanted: Callable[[str], bool | str]) -> Listing:
-  """The files in `folder` and below, sorted, whose names are `wanted`.
+  """Return the sorted files in `folder` and its subfolders whose names are `wanted`.
 
-  Links are followed; a folder that is reached in several ways counts once, by its own place before that of a link.
-  Hidden files are no part of it, nor are folders below `folder` that an evaluation wrote.
+  Links are followed. A folder that is reached in several ways is listed once, preferably by its own path. Hidden files
+  and results folders of evaluations are skipped.
 
   Args:
     folder: local or remote.
-    wanted: is called with each name; returns whether the file is wanted, or a reason why it is left out.
+    wanted: function of a file name; returns whether the file is wanted, or the reason why it is left out.
 
-  Broken links are listed among what is left out, since they may have been wanted, and so are wanted names of pipes and
-  devices. OSError for a folder that cannot be read: its files would be missing without a word.
+  Broken links, and pipes and devices of wanted names, are in the list of left-out files. OSError if a folder cannot be
+  read, because its files would be missing silently.
   """
   files, left_out = [], dict[str, list[str]]()
 
@@ -74,12 +74,12 @@ def list_files(folder: str | os.PathLike, wanted: Callable[[str], bool | str]) -
       name = path.relative_to(folder).as_posix()
       if entry.is_dir(follow_symlinks=False):
         folders.append(path)
-      elif entry.is_file(follow_symlinks=False):         # without a call to the file system, on most
+      elif entry.is_file(follow_symlinks=False):         # needs no system call on most file systems
         consider(path, name)
       else:
         try:
           mode = os.stat(path).st_mode
-        except OSError:                                  # nowhere, in a circle, or where nobody may look
+        except OSError:                                  # a missing target, a cycle, or no permission
           consider(path, name, BROKEN_LINK)
           continue
         if stat.S_ISDIR(mode):

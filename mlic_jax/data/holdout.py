@@ -1,8 +1,8 @@
-"""Held-out images: which images of a source are for evaluation, and that a run never trains on them later.
+"""Held-out images: the split of a source into training and evaluation, which is stable over restarts of a run.
 
-A hash of an image's name below its folder decides, so that images keep their side when others are added. When a folder
-is given by another path, the names change; a run therefore records its held-out images with a digest of their content,
-and keeps to this record as long as it finds them.
+A hash of the relative path of an image decides, so that the split stays when images are added. If a folder is given by
+another path, the names change. A run therefore records its held-out images with a digest of their content, and uses
+this record as long as it finds the images.
 """
 
 import collections
@@ -20,7 +20,7 @@ from mlic_jax.data.sources import Folder, Source, WeightedSource, open_sources
 
 log = logging.getLogger(__name__)
 
-BLOCK = 32768  # bytes at the beginning, in the middle and at the end of a file that its digest reads
+BLOCK = 32768  # bytes that a digest reads at the beginning, in the middle and at the end of a file
 
 
 class HeldOut(NamedTuple):
@@ -34,7 +34,7 @@ def split(data_dir: str, eval_dir: str, holdout_every: int, tfds_dir: str = "",
   """Returns the sources for training and the held-out sources; sources.py says what `data_dir` and `eval_dir` may be.
 
   The held-out images are those of `eval_dir`, or, if that is "", one in `holdout_every` of each source of `data_dir`.
-  `recorded` are the held-out images of earlier starts of the run: those that have another name now stay held out.
+  `recorded` are the held-out images of earlier starts of the run. They stay held out under new names.
   ImageError or ConfigError if a source is missing or empty, or if no image is left for training or for evaluation."""
   if not data_dir:
     raise ImageError("data_dir is empty; wanted a folder of images: --config.data_dir=FOLDER, or =tfds:NAME")
@@ -46,12 +46,12 @@ def split(data_dir: str, eval_dir: str, holdout_every: int, tfds_dir: str = "",
     if holdout_every < 2:
       raise ImageError(f"holdout_every={holdout_every}; wanted at least 2, or a folder in eval_dir")
     is_held_out = [_by_name(source, holdout_every) for source, _ in sources]
-    held_out = _taken(sources, is_held_out)
+    held_out = _select(sources, is_held_out)
   if missing := _missing(recorded, held_out):
-    rest = _taken(sources, [~each for each in is_held_out])
+    rest = _select(sources, [~each for each in is_held_out])
     if sum(each.sum() for each in _found(missing, rest)):
       is_held_out = _found(recorded, [source for source, _ in sources])
-      held_out = held_out if eval_dir else _taken(sources, is_held_out)
+      held_out = held_out if eval_dir else _select(sources, is_held_out)
       log.warning("%s: images that were held out have other names than before; the same ones stay held out", data_dir)
   train = [WeightedSource(source.take(np.flatnonzero(~each).tolist()), weight)
            for (source, weight), each in zip(sources, is_held_out)]
@@ -69,7 +69,7 @@ def names(sources: Sequence[Source]) -> list[str]:
 
 
 def described(sources: Sequence[Source]) -> list[HeldOut]:
-  """Returns the images of `sources` as a run records them."""
+  """Returns the records of all images of `sources`."""
   return [HeldOut(_name(source, i), _digest(source, i)) for source in sources for i in range(len(source))]
 
 
@@ -85,12 +85,12 @@ def _hash(name: str) -> int:
   return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
-def _taken(sources: Sequence[WeightedSource], chosen: Sequence[np.ndarray]) -> list[Source]:
+def _select(sources: Sequence[WeightedSource], chosen: Sequence[np.ndarray]) -> list[Source]:
   return [source.take(np.flatnonzero(each).tolist()) for (source, _), each in zip(sources, chosen) if each.any()]
 
 
 def _missing(recorded: Sequence[HeldOut], held_out: Sequence[Source]) -> list[HeldOut]:
-  """The recorded images that are not among `held_out` any more."""
+  """Returns the recorded images that are not in `held_out` now."""
   if not recorded:
     return []
   now = described(held_out)
@@ -99,7 +99,7 @@ def _missing(recorded: Sequence[HeldOut], held_out: Sequence[Source]) -> list[He
 
 
 def _found(wanted: Sequence[HeldOut], sources: Sequence[Source]) -> list[np.ndarray]:
-  """For each source (n,) bool: whether an image is a wanted one, by its content, or by its name if that is all."""
+  """Returns masks (n,) bool of the wanted images in each source, found by content, or by name without a digest."""
   digests = {image.digest for image in wanted if image.digest}
   sizes = {int(digest.partition("-")[0]) for digest in digests}
   named = collections.defaultdict(list)  # {name without folders: names}
@@ -107,7 +107,7 @@ def _found(wanted: Sequence[HeldOut], sources: Sequence[Source]) -> list[np.ndar
     if not image.digest:
       named[image.name.rpartition("/")[2]].append(image.name)
 
-  def is_wanted(source: Source, index: int) -> bool:
+  def matches(source: Source, index: int) -> bool:
     if isinstance(source, Folder) and source.headers_are_cheap and _size(source, index) in sizes and (
         _digest(source, index) in digests):
       return True
@@ -115,7 +115,7 @@ def _found(wanted: Sequence[HeldOut], sources: Sequence[Source]) -> list[np.ndar
     ends = lambda long, short: long == short or long.endswith(f"/{short}")
     return any(ends(name, each) or ends(each, name) for each in named.get(name.rpartition("/")[2], ()))
 
-  return [np.array([is_wanted(source, i) for i in range(len(source))], bool) for source in sources]
+  return [np.array([matches(source, i) for i in range(len(source))], bool) for source in sources]
 
 
 def _size(source: Folder, index: int) -> int:
@@ -123,7 +123,7 @@ def _size(source: Folder, index: int) -> int:
 
 
 def _digest(source: Source, index: int) -> str:
-  """"SIZE-HASH" of a local file; "" for others, which are not read for this."""
+  """Returns "SIZE-HASH" of a local file; "" for other files, which would have to be read in full."""
   return _read(source, index, _content, "") if isinstance(source, Folder) and source.headers_are_cheap else ""
 
 
@@ -139,5 +139,5 @@ def _content(path: Path) -> str:
 def _read(source: Folder, index: int, read: Callable, otherwise):
   try:
     return read(source.paths[index])
-  except OSError:  # the reader of images names it
+  except OSError:  # the error is reported when the image is read
     return otherwise

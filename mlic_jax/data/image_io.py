@@ -1,9 +1,9 @@
-"""Photographs from and to disk: (H, W, 3) uint8, RGB, and nothing else inside the project.
+"""Image files to arrays (H, W, 3) uint8 of RGB, and back.
 
-What a file holds is brought to RGB where that loses nothing: grayscale, 1-bit and palette images become RGB,
-transparency (RGBA, LA, a transparent palette entry) is composited on white, and the EXIF orientation is
-applied. What 8-bit RGB cannot hold (16 bits a channel, floats, CMYK, Lab) is refused, so that nobody measures a codec
-on silently changed pixels. Of a file with several frames or pages the first is read.
+Files are converted to RGB if this loses nothing: grayscale, 1-bit and palette images become RGB, transparency (RGBA,
+LA, a transparent palette entry) is composited on white, and the EXIF orientation is applied. Contents that 8-bit RGB
+cannot represent (16 bits per channel, floats, CMYK, Lab) are refused, so that a codec is not evaluated on changed
+pixels. The first frame or page of a file is read.
 """
 import contextlib
 import io
@@ -26,97 +26,99 @@ from mlic_jax.data.pillow_decode import (
   MODES,
   PIXELS_MAX,
   ImageError,
+  apply_orientation,
+  check_8bit_rgb,
   check_pixels,
-  color_beside_the_profile,
-  is_of_rgb,
-  on_white,
-  open_picture,
+  composite_on_white,
+  describe_other_color,
+  is_rgb_profile,
+  open_image,
   reads_heic,
   reason,
-  refuse_what_rgb_cannot_hold,
   scale_transparent_gray,
-  upright,
 )
 from mlic_jax.paths import as_path
 
 log = logging.getLogger(__name__)
 
-__all__ = ["AnyPicture", "EXTENSIONS", "FORMATS", "LOSSLESS", "MODES", "PIXELS_MAX", "ImageError", "Picture",
-           "as_picture", "check_lossless", "list_images", "load_image", "load_picture", "picture_file", "save_image"]
+__all__ = ["EXTENSIONS", "FORMATS", "LOSSLESS", "MODES", "PIXELS_MAX", "ImageError", "ImageLike", "LoadedImage",
+           "check_lossless", "encode_lossless", "list_images", "load_image", "load_image_with_profile", "save_image",
+           "to_loaded_image"]
 
-HALF_A_LEVEL = 1 / 510  # of the 256 levels of uint8
+HALF_LEVEL = 1 / 510  # half of a uint8 level, for images in [0, 1]
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# Image files that are left out of folders, and named: what nobody reads here, and cameras and phones write.
+# Extensions of image files that are not supported, and reported if they are in a folder.
 NOT_READ = (".gif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".psd", ".tga", ".ppm", ".pgm", ".pnm", ".exr",
             ".hdr", ".svg", ".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw")
 
-# The formats save_image writes, all of them without loss.
+# Lossless formats of save_image.
 DEFLATED_TIFF = ("TIFF", {"compression": "tiff_deflate"})
 LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".bmp": ("BMP", {}),
     ".tif": DEFLATED_TIFF, ".tiff": DEFLATED_TIFF}
 
 
-AnyPicture = Image.Image | np.ndarray  # or an array of jax; see as_picture
+ImageLike = Image.Image | np.ndarray  # JAX arrays, too; see to_loaded_image
 
 
-class Picture(NamedTuple):
-  """What a codec is given, and gives back."""
+class LoadedImage(NamedTuple):
+  """An image and its color information."""
   image: np.ndarray            # (H, W, 3) uint8
-  icc_profile: bytes | None    # the color space of its RGB values, as the file had it; None is sRGB for most programs
-  other_color: str = ""       # what else the file says of its colors, in words: "gAMA and cHRM"
+  icc_profile: bytes | None    # profile of the file; most programs assume sRGB for None
+  other_color: str = ""        # color information besides a profile, such as "gAMA and cHRM"
 
 
 def load_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
-  """The picture at `path`, (H, W, 3) uint8; ImageError when it is broken or holds more than 8-bit RGB."""
-  return load_picture(path).image
+  """Return the image at `path`, (H, W, 3) uint8. ImageError if it is broken, or more than 8-bit RGB."""
+  return load_image_with_profile(path).image
 
 
-def load_picture(path: str | os.PathLike | IO[bytes], pixels_max: int = PIXELS_MAX) -> Picture:
-  """The picture at `path` (or in a file object) and its color; ImageError as in `load_image`, and above `pixels_max`.
+def load_image_with_profile(path: str | os.PathLike | IO[bytes], pixels_max: int = PIXELS_MAX) -> LoadedImage:
+  """Return the image at `path` (or in a file object) with its color information.
 
-  The profile of a grayscale picture does not describe the RGB that the picture becomes, and is left out.
+  The profile of a grayscale image is left out, because it does not describe RGB values. ImageError as in `load_image`,
+  and for more than `pixels_max` pixels.
   """
-  with _one_line_errors(path), open_picture(path) as image:
-    return _picture(str(path), image, pixels_max)
+  with _one_line_errors(path), open_image(path) as image:
+    return _from_pil(str(path), image, pixels_max)
 
 
-def as_picture(image: AnyPicture) -> Picture:
-  """A picture in memory: what PIL.Image.open gives, or an array (H, W, 3), uint8 or floats in [0, 1].
+def to_loaded_image(image: ImageLike) -> LoadedImage:
+  """Convert a PIL image, or an array (H, W, 3) of uint8 or of floats in [0, 1].
 
-  Pillow's are brought to RGB as those of files are, and keep their color profile. Floats become the nearest of the 256
-  levels, round(255 x) with halves to even: an array of image / 255 becomes image again. Floats that miss [0, 1] by less
-  than half a level, as rounding errors do, become the nearest level too. ImageError for anything else, also for a
-  masked array in which something is masked.
+  PIL images are converted to RGB as files are, and their color profile stays. Floats become the nearest of the 256
+  levels, round(255 x) with halves to even, so image / 255 becomes image again. Floats outside [0, 1] by less than half
+  a level, as from rounding errors, become the nearest level. ImageError for other arrays, and for masked values.
   """
   if isinstance(image, Image.Image):
-    with _one_line_errors("the picture"):
-      return _picture("the picture", image, PIXELS_MAX)
+    with _one_line_errors("the image"):
+      return _from_pil("the image", image, PIXELS_MAX)
   if np.ma.is_masked(image):
     raise ImageError(f"got an image with {np.ma.count_masked(image)} masked values; wanted none, as in "
                      "image.filled(0)")
   array = np.asarray(image)
   if array.ndim != 3 or array.shape[2] != 3 or not (array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)):
-    raise ImageError(f"got an image {array.shape} {array.dtype}; wanted (H, W, 3), uint8 or floats in [0, 1], or one "
-                     "of Pillow's")
+    raise ImageError(f"got an image {array.shape} {array.dtype}; wanted (H, W, 3), uint8 or floats in [0, 1], or a PIL "
+                     "image")
   if array.dtype != np.uint8:
-    if array.size and not (-HALF_A_LEVEL < array.min() and array.max() < 1 + HALF_A_LEVEL):
+    if array.size and not (-HALF_LEVEL < array.min() and array.max() < 1 + HALF_LEVEL):
       raise ImageError(f"got an image of floats from {array.min():g} to {array.max():g}; wanted floats in [0, 1]")
     array = np.rint(np.clip(array.astype(np.promote_types(array.dtype, np.float32)), 0, 1) * 255).astype(np.uint8)
-  return Picture(array, None)
+  return LoadedImage(array, None)
 
 
-def _picture(name: str, image: Image.Image, pixels_max: int) -> Picture:
-  refuse_what_rgb_cannot_hold(name, image)
+def _from_pil(name: str, image: Image.Image, pixels_max: int) -> LoadedImage:
+  check_8bit_rgb(name, image)
   check_pixels(name, image, pixels_max)
-  profile, other = image.info.get("icc_profile"), color_beside_the_profile(image)
+  profile, other = image.info.get("icc_profile"), describe_other_color(image)
   scale_transparent_gray(image)
-  return Picture(np.array(on_white(upright(image))), profile if is_of_rgb(profile) else None, other)
+  pixels = np.array(composite_on_white(apply_orientation(image)))
+  return LoadedImage(pixels, profile if is_rgb_profile(profile) else None, other)
 
 
 @contextlib.contextmanager
 def _one_line_errors(name):
-  """Whatever goes wrong becomes an ImageError of that name."""
+  """Context manager that converts all errors to an ImageError with that name."""
   try:
     yield
   except ImageError:
@@ -128,9 +130,10 @@ def _one_line_errors(name):
 
 
 def list_images(folder: str | os.PathLike, warn: Callable[[str], None] = log.warning) -> list[Path]:
-  """The images in `folder` and below (by extension, see list_files), sorted; ImageError if there is none.
+  """Return the sorted images in `folder` and its subfolders, found by extension, see list_files.
 
-  `warn` is called with a line when files were left out that are images, or may be: how many, and why.
+  `warn` is called with a line if image files were left out, with their number and the reasons. ImageError if there is
+  no image.
   """
   folder = as_path(folder)
   if not folder.is_dir():
@@ -147,7 +150,7 @@ def list_images(folder: str | os.PathLike, warn: Callable[[str], None] = log.war
 
 
 def _is_image_name(name: str) -> bool | str:
-  """Whether files of this name are read, or why they are not."""
+  """Return whether files of this name are read, or the reason why they are not."""
   suffix = Path(name).suffix.lower()
   if suffix in HEIC_EXTENSIONS:
     return reads_heic() or HEIC_NOT_READ
@@ -155,7 +158,7 @@ def _is_image_name(name: str) -> bool | str:
 
 
 def check_lossless(path: str | os.PathLike) -> None:
-  """ImageError unless `save_image` can write a file of this name; to be asked before the work."""
+  """Raise an ImageError if `save_image` does not support the extension of `path`."""
   suffix = Path(path).suffix
   if suffix.lower() not in LOSSLESS:
     raise ImageError(f"{path}: cannot write {suffix or 'a file without extension'} without loss; "
@@ -163,18 +166,18 @@ def check_lossless(path: str | os.PathLike) -> None:
 
 
 def save_image(path: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> None:
-  """Writes (H, W, 3) uint8 without loss, in the format of the extension, whole or not at all; see `picture_file`."""
-  content = picture_file(path, image, icc_profile)
+  """Write an image (H, W, 3) uint8 atomically and losslessly, in the format of the extension; see `encode_lossless`."""
+  content = encode_lossless(path, image, icc_profile)
   try:
     write_whole(path, content)
   except OSError as error:
     raise ImageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def picture_file(name: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> bytes:
-  """The file of (H, W, 3) uint8, without loss, in the format of the extension of `name`.
+def encode_lossless(name: str | os.PathLike, image: np.ndarray, icc_profile: bytes | None = None) -> bytes:
+  """Return the content of a lossless file of an image (H, W, 3) uint8, in the format of the extension of `name`.
 
-  The color profile goes into the file, except into a BMP. ImageError for a picture that the format cannot hold.
+  All formats but BMP store the color profile. ImageError for an image that the format does not support.
   """
   check_lossless(name)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -182,7 +185,7 @@ def picture_file(name: str | os.PathLike, image: np.ndarray, icc_profile: bytes 
   image_format, options = LOSSLESS[Path(name).suffix.lower()]
   if icc_profile is not None and image_format != "BMP":
     options = options | {"icc_profile": icc_profile}
-  content = io.BytesIO()       # in memory, so that a full disk is met by write_whole, and by no plugin
+  content = io.BytesIO()       # in memory, so that errors of the disk occur in write_whole, and not in a plugin
   try:
     Image.fromarray(image).save(content, format=image_format, **options)
   except (OSError, ValueError, struct.error) as error:

@@ -54,7 +54,7 @@ _usual_limits: dict[tuple[Any, str], Any] = {}
 
 
 @contextlib.contextmanager
-def own_limits() -> Iterator[None]:
+def raised_limits() -> Iterator[None]:
   """Sets LIMITS while the block runs.
 
   They are globals of Pillow. Other code that uses Pillow has the usual ones again when the last thread has left.
@@ -79,11 +79,11 @@ def _set(limits: dict[tuple[ModuleType, str], int | None]) -> None:
     setattr(module, name, value)
 
 
-def open_picture(file, formats: tuple[str, ...] | None = FORMATS) -> ImageFile.ImageFile:
+def open_image(file, formats: tuple[str, ...] | None = FORMATS) -> ImageFile.ImageFile:
   """Image.open within LIMITS, of a path or of a file object; `load` decodes the pixels.
 
   HEIC is read where pillow-heif is installed."""
-  with own_limits():
+  with raised_limits():
     try:
       return Image.open(file, formats=formats)
     except UnidentifiedImageError:
@@ -114,7 +114,7 @@ def _is_heic(file) -> bool:
 
 def load(image: Image.Image) -> None:
   """Decodes the pixels. TIFF checks the limits again, and PNG may have texts behind the pixels."""
-  with own_limits():
+  with raised_limits():
     image.load()
 
 
@@ -127,7 +127,7 @@ def reason(file, error: Exception) -> str:
   return " ".join(str(error).replace(repr(str(file)), "the file").split()) or type(error).__name__
 
 
-def refuse_what_rgb_cannot_hold(name, image: Image.Image) -> None:
+def check_8bit_rgb(name, image: Image.Image) -> None:
   """ImageError for more than 8 bits, other colors than RGB, and layouts that Pillow gets wrong."""
   wanted = "wanted an 8-bit RGB or grayscale image"
   depth = _bits_per_channel(image)
@@ -180,7 +180,7 @@ def _doubtful_in_tiff(mode: str, tags) -> str | None:
   return "a plane of alpha beside a single one" if mode in ("LA", "La", "PA") else None
 
 
-def upright(image: Image.Image) -> Image.Image:
+def apply_orientation(image: Image.Image) -> Image.Image:
   """The picture as its EXIF orientation wants it seen; 1 where EXIF cannot be read, for nothing else is wanted of it.
 
   Not ImageOps.exif_transpose, which writes EXIF anew and fails on values that it cannot write.
@@ -193,7 +193,7 @@ def upright(image: Image.Image) -> Image.Image:
   return image.transpose(TURN[orientation]) if orientation in TURN else image
 
 
-def on_white(image: Image.Image) -> Image.Image:
+def composite_on_white(image: Image.Image) -> Image.Image:
   """RGB, with what is transparent on white."""
   if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
     return image.convert("RGB")                      # a fourth byte that nobody filled, and every viewer ignores
@@ -214,18 +214,18 @@ def scale_transparent_gray(image: Image.Image) -> None:
 
 # --- color --------------------------------------------------------------------------
 
-def is_of_rgb(profile: bytes | None) -> bool:
+def is_rgb_profile(profile: bytes | None) -> bool:
   """Whether the header of an ICC profile says that it is one, and of RGB (ICC.1:2022, 7.2)."""
   return profile is not None and profile[36:40] == b"acsp" and profile[16:20] == b"RGB "
 
 
-def color_beside_the_profile(image: Image.Image) -> str:
+def describe_other_color(image: Image.Image) -> str:
   """What an opened file says of its colors that no ICC profile of RGB says, in words; "" if they are taken for sRGB.
 
   A picture that says nothing is taken for sRGB by most programs, so nothing is lost of one that says sRGB.
   """
   profile = image.info.get("icc_profile")
-  said = [] if profile is None or is_of_rgb(profile) else ["a color profile that is not of RGB"]
+  said = [] if profile is None or is_rgb_profile(profile) else ["a color profile that is not of RGB"]
   if hasattr(image, "tag_v2") and profile is None:
     said = [name for tag, name in TIFF_COLOUR.items() if tag in image.tag_v2]
   nclx = image.info.get("nclx_profile") if image.format == HEIC and profile is None else None

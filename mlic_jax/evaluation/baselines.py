@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, features
 
-from mlic_jax.data.pillow_decode import open_picture
+from mlic_jax.data.pillow_decode import open_image
 
 
 class BaselineError(ValueError):
@@ -68,7 +68,7 @@ def encode_heic(image: np.ndarray, quality: int) -> bytes:
 
 def decode(blob: bytes) -> np.ndarray:
   """Decodes a file of any of these codecs to an (H, W, 3) uint8 image."""
-  return np.array(open_picture(io.BytesIO(blob), formats=None).convert("RGB"))
+  return np.array(open_image(io.BytesIO(blob), formats=None).convert("RGB"))
 
 
 def _save(image: np.ndarray, image_format: str, **options) -> bytes:

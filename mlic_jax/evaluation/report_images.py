@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mlic_jax.atomic_io import write_whole
-from mlic_jax.data.pillow_decode import open_picture
+from mlic_jax.data.pillow_decode import open_image
 from mlic_jax.evaluation.baselines import Baseline
 from mlic_jax.evaluation.bit_maps import BitsMap
 from mlic_jax.evaluation.image_metrics import Coded, ImageResult, code_baseline, compare
@@ -122,7 +122,7 @@ class ReportImages:
     baseline = baselines[best]
     quality, coded = _largest_within(baseline, sweeps[best], name, image, size)
     result = compare(name, image, coded)
-    image_format = open_picture(io.BytesIO(coded.file), formats=None).format
+    image_format = open_image(io.BytesIO(coded.file), formats=None).format
     if image_format in BROWSERS_SHOW and image[window].shape == image.shape:
       path = self._write(folder / f"{stem}-baseline.{BROWSERS_SHOW[image_format]}", coded.file)
     else:

@@ -1,1 +1,1 @@
-"""Convolutions that XLA computes slowly on CPU, computed in faster ways."""
+"""Fast convolutions on CPU, where those of XLA are slow."""

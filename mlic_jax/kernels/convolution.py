@@ -1,12 +1,12 @@
-"""2-D convolutions that are faster on CPU than XLA's own; other platforms use XLA's.
+"""2-D convolutions that are faster on CPU than those of XLA; other platforms use the convolutions of XLA.
 
-On CPU a 3x3 convolution takes half the multiplications (winograd.py). XLA computes the gradient of a kernel as one
-convolution whose window is as large as the image, at 90 GFLOP/s where the forward pass reaches 210 (3x3, 192 to 192
-channels, two cores). In the gradient of the input of a strided convolution, it multiplies the zeros between
-the strides. Both gradients are matrix products here.
+On CPU a 3x3 convolution has half the multiplications (winograd.py). XLA computes the gradient of a kernel as a
+convolution with a window as large as the image, at 90 GFLOP/s where the forward pass reaches 210 (3x3, 192 to 192
+channels, two cores). In the gradient of the input of a strided convolution XLA multiplies the zeros between the
+strides. Both gradients are matrix products here.
 
-A convolution is linear in its input and in its kernel, so it is a `Form` (multilinear.py): `jax.grad`, `jax.jvp` and
-their compositions all use these gradients. The platform that a program is lowered for decides how it computes them.
+A convolution is linear in its input and in its kernel, so it is a `Form` (multilinear.py). `jax.grad`, `jax.jvp` and
+their compositions therefore use these gradients. The implementation depends on the platform of the lowered program.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from mlic_jax.kernels import winograd
 from mlic_jax.kernels.multilinear import Form
 from mlic_jax.kernels.padding import zero_pad
 
-SETTINGS: Any = jax.config  # which declares no attributes
+SETTINGS: Any = jax.config  # its attributes are unknown to type checkers
 
-# One matrix product sums over this many positions: its operands then stay in the cache of a core.
+# Positions per matrix product, so that its operands fit into the cache of a core.
 BLOCK = 1024
-INPUT, KERNEL, OUTPUT = range(3)  # arguments of the forms of convolutions
+INPUT, KERNEL, OUTPUT = range(3)  # argument indices of the forms of convolutions
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) -> jax.Array:
   """Convolves x (B, H, W, C) with kernel (size, size, C, features) -> (B, H/stride, W/stride, features).
 
-  The padding is (size - 1) // 2 on each side, as in PyTorch: "SAME" would pad a 3x3 convolution of stride 2 on the
-  right and at the bottom only. A kernel of even size is for stride 2, with which it halves the image exactly.
-  The bias is (features,).
+  The padding is (size - 1) // 2 on each side, as in PyTorch. "SAME" would pad a 3x3 convolution of stride 2 on the
+  right and at the bottom only. Kernels of even size are for stride 2, where they halve an even side exactly. The bias
+  is (features,).
   """
   batch, *sides, _ = x.shape
   pad, size = padding(kernel.shape[0]), kernel.shape[0]
@@ -42,18 +42,18 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) ->
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Convolves each channel of x (B, H, W, C) with its own kernel (size, size, 1, C), to the same height and width."""
+  """Convolves each channel of x (B, H, W, C) with its own channel of kernel (size, size, 1, C) -> (B, H, W, C)."""
   return DepthwiseConvolution((x.shape, kernel.shape, x.shape), SETTINGS.jax_default_matmul_precision)(x, kernel)
 
 
 def padding(size: int) -> int:
-  """Zeros on each side of an image for a kernel of `size` taps."""
+  """Returns the number of zeros on each side of an image for a kernel of `size` taps."""
   return (size - 1) // 2
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionForm(Form):
-  """A form that multiplies in the precision of its forward pass, also where a gradient is traced outside its context.
+  """A form with a fixed matmul precision, because gradients are traced outside the context of the forward pass.
 
   Attributes:
     precision: as in jax.default_matmul_precision.
@@ -62,29 +62,29 @@ class PrecisionForm(Form):
 
   def derivative(self, index: int, on_cpu: bool, *others: jax.Array) -> jax.Array:
     with jax.default_matmul_precision(self.precision):
-      return (self.on_cpu if on_cpu else self.elsewhere)(index, *others)
+      return (self.on_cpu if on_cpu else self.on_other_platforms)(index, *others)
 
   def on_cpu(self, index: int, *others: jax.Array) -> jax.Array:
     raise NotImplementedError
 
-  def elsewhere(self, index: int, *others: jax.Array) -> jax.Array:
+  def on_other_platforms(self, index: int, *others: jax.Array) -> jax.Array:
     raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Convolution(PrecisionForm):
-  """<conv(x, kernel), y> for x (B, H, W, C), kernel (size, size, C / groups, features) and
-  y (B, H/stride, W/stride, features)."""
+  """<conv(x, kernel), y> of x (B, H, W, C), kernel (size, size, C / groups, features), y (B, H/stride, W/stride,
+  features)."""
   stride: int = 1
 
-  def enlarged(self, batched, count):
+  def merged_batch(self, batched, count):
     if batched != (True, False, True):
       return None
     longer = lambda shape: (count * shape[0], *shape[1:])
     x, kernel, y = self.shapes
     return dataclasses.replace(self, shapes=(longer(x), kernel, longer(y)))
 
-  def elsewhere(self, index, *others):
+  def on_other_platforms(self, index, *others):
     if index == OUTPUT:
       x, kernel = others
       return conv_by_xla(x, kernel, self.stride)
@@ -100,15 +100,15 @@ class Convolution(PrecisionForm):
   def on_cpu(self, index, *others):
     if index == OUTPUT:
       x, kernel = others
-      return _unit_stride_conv(x, kernel) if self.stride == 1 else conv_by_xla(x, kernel, self.stride)
+      return _conv_of_stride_1(x, kernel) if self.stride == 1 else conv_by_xla(x, kernel, self.stride)
     if index == INPUT:
       kernel, dy = others
       if self.stride > 1:
         return _strided_input_gradient(self.shapes[INPUT], kernel, dy, self.stride)
-      return _unit_stride_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3))
+      return _conv_of_stride_1(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     x, dy = others
     rows, columns, *_ = self.shapes[KERNEL]
-    if self.stride > 1 or not winograd.suits(x, self.shapes[KERNEL]):
+    if self.stride > 1 or not winograd.is_suitable(x, self.shapes[KERNEL]):
       return _kernel_gradient(x, (rows, columns), dy, self.stride)
     pairs = zip(winograd.input_rows(x), winograd.product_gradients(dy))
     return winograd.kernel_gradient([_kernel_gradient(each, (1, 3), d, 1) for each, d in pairs])
@@ -116,12 +116,12 @@ class Convolution(PrecisionForm):
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseConvolution(Convolution):
-  """The same for one kernel per channel, (size, size, 1, C), and stride 1.
+  """`Convolution` with one kernel per channel, (size, size, 1, C), and stride 1.
 
-  On CPU it is a sum of shifted products, since XLA's grouped convolution computes one channel at a time there. The
-  gradient of the input is such a sum as well. The taps of the kernel's gradient follow in a loop: without it, 5x5 taps
-  take five times as long to compile and three times as long to run (8 x 16 x 16 positions, 192 channels, one core). A
-  TPU would read the image again for every tap of such a sum, and has grouped convolutions of its own."""
+  On CPU it is a sum of shifted products, because XLA's grouped convolution computes one channel at a time there. The
+  gradient of the input is such a sum, too. The gradient of the kernel is a loop over its taps. Unrolled, 5x5 taps take
+  five times as long to compile and three times as long to run (8 x 16 x 16 positions, 192 channels, one core). On TPUs
+  such a sum would read the image once per tap, and grouped convolutions are fast."""
 
   def on_cpu(self, index, *others):
     if index == OUTPUT:
@@ -144,25 +144,25 @@ class BiasBroadcast(PrecisionForm):
     other, = others
     if index == 1:
       return jnp.broadcast_to(other, self.shapes[1])
-    # A matrix product sums over positions six times as fast as XLA's reduction.
+    # A matrix product sums over positions six times faster than XLA's reduction.
     rows = other.reshape(-1, other.shape[-1])
     return jnp.ones(len(rows), other.dtype) @ rows
 
-  def elsewhere(self, index, *others):
+  def on_other_platforms(self, index, *others):
     other, = others
     return jnp.broadcast_to(other, self.shapes[1]) if index == 1 else other.sum((0, 1, 2))
 
 
 def conv_by_xla(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-  """The convolution of `conv2d` without bias, as XLA computes it; grouped where the kernel has fewer input channels."""
+  """Convolves as `conv2d` without bias, by XLA. Grouped if the kernel has fewer input channels than x."""
   pad, groups = padding(kernel.shape[0]), x.shape[-1] // kernel.shape[2]
   return jax.lax.conv_general_dilated(
       x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"),
       feature_group_count=groups)
 
 
-def _unit_stride_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return winograd.conv3x3(x, kernel) if winograd.suits(x, kernel.shape) else conv_by_xla(x, kernel)
+def _conv_of_stride_1(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return winograd.conv3x3(x, kernel) if winograd.is_suitable(x, kernel.shape) else conv_by_xla(x, kernel)
 
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -176,30 +176,30 @@ def _padded(x: jax.Array, size: int) -> jax.Array:
 
 
 def _strided_input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
-  """The gradient of the input (of that shape): every tap sends dy back to the positions that it has read."""
+  """Returns the gradient of the input, of `shape`: each tap adds its product with dy at the positions that it read."""
   size, pad = kernel.shape[0], padding(kernel.shape[0])
   contributions = []
   for i in range(size):
     for j in range(size):
-      sent = jax.lax.dot_general(dy, kernel[i, j], (((3,), (1,)), ((), ())))
+      product = jax.lax.dot_general(dy, kernel[i, j], (((3,), (1,)), ((), ())))
       spread = [(start - pad, side + pad - start - (count - 1) * stride - 1, stride - 1)
                 for start, side, count in zip((i, j), shape[1:3], dy.shape[1:3])]
-      contributions.append(jax.lax.pad(sent, jnp.zeros((), sent.dtype), ((0, 0, 0), *spread, (0, 0, 0))))
+      contributions.append(jax.lax.pad(product, jnp.zeros((), product.dtype), ((0, 0, 0), *spread, (0, 0, 0))))
   return jnp.asarray(sum(contributions))
 
 
 def _kernel_gradient(x: jax.Array, size: tuple[int, int], dy: jax.Array, stride: int) -> jax.Array:
-  """The gradient of the kernel: every tap correlates the positions that it has read with dy, summed block by block."""
+  """Returns the gradient of the kernel, a sum over blocks: each tap correlates the positions that it read with dy."""
   batch, h, w, features = dy.shape
   rows = _divisor(h, BLOCK // w)
   images = _divisor(batch, BLOCK // (h * w)) if rows == h else 1
-  read = [(count - 1) * stride + 1 for count in (rows, w)]  # by one tap
+  extent = [(count - 1) * stride + 1 for count in (rows, w)]  # rows and columns that one tap reads
   x = zero_pad(x, *((padding(side),) * 2 for side in size))
 
   def products(image, row):
     of_y = jax.lax.dynamic_slice(dy, (image, row, 0, 0), (images, rows, w, features)).reshape(-1, features)
-    of_x = jax.lax.dynamic_slice(x, (image, row * stride, 0, 0), (images, read[0] + size[0] - 1, *x.shape[2:]))
-    taps = [of_x[:, i:i + read[0]:stride, j:j + read[1]:stride] for i in range(size[0]) for j in range(size[1])]
+    of_x = jax.lax.dynamic_slice(x, (image, row * stride, 0, 0), (images, extent[0] + size[0] - 1, *x.shape[2:]))
+    taps = [of_x[:, i:i + extent[0]:stride, j:j + extent[1]:stride] for i in range(size[0]) for j in range(size[1])]
     sums = [jax.lax.dot_general(tap.reshape(-1, x.shape[-1]), of_y, (((0,), (0,)), ((), ()))) for tap in taps]
     return jnp.stack(sums)
 
@@ -207,11 +207,11 @@ def _kernel_gradient(x: jax.Array, size: tuple[int, int], dy: jax.Array, stride:
     total = products(0, 0)
   else:
     starts = jnp.stack(jnp.meshgrid(jnp.arange(0, batch, images), jnp.arange(0, h, rows)), -1).reshape(-1, 2)
-    nothing = jnp.zeros((size[0] * size[1], x.shape[-1], features), dy.dtype)
-    total, _ = jax.lax.scan(lambda total, start: (total + products(*start), None), nothing, starts)
+    zeros = jnp.zeros((size[0] * size[1], x.shape[-1], features), dy.dtype)
+    total, _ = jax.lax.scan(lambda total, start: (total + products(*start), None), zeros, starts)
   return total.reshape(*size, x.shape[-1], features)
 
 
 def _divisor(number: int, most: int) -> int:
-  """The largest divisor of `number` that is at most `most`, and at least 1."""
+  """Returns the largest divisor of `number` up to `most`, at least 1."""
   return max(d for d in range(1, max(1, min(number, most)) + 1) if number % d == 0)

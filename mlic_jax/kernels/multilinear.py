@@ -1,17 +1,17 @@
-"""Multilinear maps with hand-written derivatives, for reverse mode and forward mode.
+"""Multilinear maps with custom derivatives, for reverse mode and forward mode.
 
-`jax.custom_vjp` replaces the backward pass of a function, but forbids `jax.jvp` through it. A map that is linear in
-each of its arguments does not need it: one scalar function describes the map and all of its transposes.
+`jax.custom_vjp` defines the backward pass of a function, but does not support `jax.jvp`. A multilinear map does not
+need it, because one scalar function describes the map and all its transposes:
 
-    form(a_0, ..., a_n) = <map(a_0, ..., a_{n-1}), a_n>        a_n is a cotangent of the map's result
+    form(a_0, ..., a_n) = <map(a_0, ..., a_{n-1}), a_n>        a_n is a cotangent of the result of the map
 
-The derivative of this form by a_n is the map itself. Its derivative by another argument is the transpose of the map by
-that argument. A form implements these derivatives, each as a function of all arguments but one, and may compute each of
-them in another way on CPU. They are one JAX primitive, whose rules follow from linearity:
+The derivative of the form by a_n is the map itself. The derivative by another argument is the transpose of the map by
+this argument. A form implements these derivatives, each as a function of all arguments but one, and may have another
+implementation on CPU. All are one JAX primitive, whose rules follow from linearity:
 
-    JVP         the sum over the arguments, each of them replaced by its tangent in turn
-    transpose   by argument i: the derivative of the form by a_i, where the cotangent takes the place of the result
-    vmap        the same form for a larger batch, or else `BatchedForm`
+    JVP         sum over the arguments, each replaced by its tangent in turn
+    transpose   by argument i: the derivative of the form by a_i, with the cotangent in place of the result
+    vmap        the same form for a larger batch, or `BatchedForm`
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jax.interpreters import ad, batching, mlir
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """A scalar function that is linear in each argument. Hashable, since it is a parameter of a primitive.
+  """A scalar function that is linear in each argument. It is hashable, as a parameter of a primitive.
 
   Attributes:
     shapes: the shapes of a_0, ..., a_n. All arguments have the same dtype.
@@ -33,25 +33,25 @@ class Form:
   shapes: tuple[tuple[int, ...], ...]
 
   def __call__(self, *args: jax.Array) -> jax.Array:
-    """The map: a_0, ..., a_{n-1} -> an array of the shape of a_n."""
+    """Applies the map: a_0, ..., a_{n-1} -> an array of the shape of a_n."""
     return _derivative_p.bind(*args, form=self, index=len(self.shapes) - 1)
 
   def derivative(self, index: int, on_cpu: bool, *others: jax.Array) -> jax.Array:
-    """The derivative of the form by a_index, given all other arguments in their order.
+    """Returns the derivative of the form by a_index, given all other arguments in their order.
 
-    `on_cpu` says whether the program is lowered for a CPU."""
+    `on_cpu` is True if the program is lowered for CPU."""
     raise NotImplementedError
 
-  def enlarged(self, batched: tuple[bool, ...], count: int) -> "Form | None":
-    """The form whose `batched` arguments are `count` times as long on their first axis, example by example.
+  def merged_batch(self, batched: tuple[bool, ...], count: int) -> "Form | None":
+    """Returns the form with `count` examples merged into the first axis of the `batched` arguments.
 
-    None where there is no such form. By default there is none."""
+    None if there is no such form, which is the default."""
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchedForm(Form):
-  """The sum of a form over examples. `batched` arguments have a leading axis of examples, the others are shared."""
+  """Sum of a form over examples. `batched` arguments have a leading axis of examples; the others are shared."""
   form: Form
   batched: tuple[bool, ...]
 
@@ -64,9 +64,9 @@ class BatchedForm(Form):
 _derivative_p = Primitive("multilinear_derivative")
 
 
-@functools.partial(jax.jit, static_argnames=("form", "index", "on_cpu"))  # traced once for each shape
+@functools.partial(jax.jit, static_argnames=("form", "index", "on_cpu"))  # to trace it once for each shape
 def traced_derivative(*others: jax.Array, form: Form, index: int, on_cpu: bool) -> jax.Array:
-  """What the primitive is lowered to."""
+  """Implements the primitive in a lowered program."""
   return form.derivative(index, on_cpu, *others)
 
 
@@ -92,14 +92,14 @@ def _jvp(primals, tangents, *, form: Form, index: int):
 
 
 def _transpose(cotangent, *others, form: Form, index: int):
-  (place,) = (i for i, each in enumerate(others) if ad.is_undefined_primal(each))
+  (position,) = (i for i, each in enumerate(others) if ad.is_undefined_primal(each))
   if type(cotangent) is ad.Zero:
     return (None,) * len(others)
   arguments = [*others[:index], cotangent, *others[index:]]
-  wanted = place + (place >= index)
-  del arguments[wanted]
-  found = _derivative_p.bind(*arguments, form=form, index=wanted)
-  return tuple(found if i == place else None for i in range(len(others)))
+  argument = position + (position >= index)
+  del arguments[argument]
+  gradient = _derivative_p.bind(*arguments, form=form, index=argument)
+  return tuple(gradient if i == position else None for i in range(len(others)))
 
 
 def _batch(others, axes, *, form: Form, index: int):
@@ -107,9 +107,9 @@ def _batch(others, axes, *, form: Form, index: int):
   others = [each if axis is None else jnp.moveaxis(each, axis, 0) for each, axis in zip(others, axes)]
   batched = [axis is not None for axis in axes]
   batched.insert(index, True)
-  if (enlarged := form.enlarged(tuple(batched), count)) is not None:
+  if (merged_batch := form.merged_batch(tuple(batched), count)) is not None:
     merged = [each if axis is None else each.reshape(-1, *each.shape[2:]) for each, axis in zip(others, axes)]
-    out = _derivative_p.bind(*merged, form=enlarged, index=index)
+    out = _derivative_p.bind(*merged, form=merged_batch, index=index)
     return out.reshape(count, *form.shapes[index]), 0
   shapes = tuple((count, *shape) if each else shape for each, shape in zip(batched, form.shapes))
   return _derivative_p.bind(*others, form=BatchedForm(shapes, form, tuple(batched)), index=index), 0

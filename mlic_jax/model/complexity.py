@@ -29,7 +29,7 @@ from mlic_jax.model import registry
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.model.quantizers import NOISE
 from mlic_jax.model.slices import SliceStep
-from mlic_jax.runtime.executable_cache import kept
+from mlic_jax.runtime.executable_cache import with_executable_cache
 
 ENCODER_ONLY = ("g_a", "h_a")    # parts that run in the encoder only
 KERNEL, BIAS = "kernel", "bias"  # of convolutions and linear layers, in this code and in flax
@@ -95,7 +95,7 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
     return {path: mask.sum() for path, mask in live.items()}
 
   # It runs a few times on small arrays, so that optimization in the compiler takes longer than it saves.
-  count = kept(count, f"{__name__}.count", registry.description(build(config)),
+  count = with_executable_cache(count, f"{__name__}.count", registry.description(build(config)),
                compiler_options={"xla_backend_optimization_level": 0})
   counts = [count(params, k) for k in np.arange(config.num_slices, dtype=np.int32)]
   return [{path: int(size) for path, size in each.items()} for each in counts]

@@ -1,1 +1,1 @@
-"""Compilation, its caches on disk, and the devices that programs are compiled for."""
+"""Compilation, caches of compiled programs, and topologies of devices."""

@@ -1,13 +1,13 @@
-"""The folder on disk that caches compiled functions, so that the second start of a program takes seconds.
+"""The folder of compiled functions on disk, with which the second start of a program takes seconds.
 
-    xla/          written by jax: executables, found by the lowered program
-    numba/        written by numba: the range coder
-    programs/     whole programs (executable_cache.py)
+    xla/          cache of JAX: executables, found by the lowered program
+    numba/        cache of numba: the range coder
+    programs/     executables, found by the function (executable_cache.py)
     seconds.json  compile times (compile_progress.py)
 
-Cached files run code when they are loaded, so the folder counts only if nobody but the user can have written to it
-(trusted_files.py). A cache only saves time: one that cannot be used is reported in one line, and everything is
-compiled; a file that cannot be read is written again.
+Cached files run code when they are loaded. The folder is used only if no other user can write to it (trusted_files.py).
+If it cannot be used, this is reported in one line, and all functions are compiled. Files that cannot be read are
+written again.
 """
 import contextlib
 import glob
@@ -22,26 +22,26 @@ import jax
 
 from mlic_jax.runtime.trusted_files import WRITABLE, distrust, matching, remove_matching
 
-SETTINGS: Any = jax.config  # which declares no attributes
+SETTINGS: Any = jax.config  # its attributes are unknown to type checkers
 log = logging.getLogger(__name__)
 
 VARIABLE = "MLIC_JAX_CACHE"
-MIN_COMPILE_SECONDS = 0.1  # what compiles faster is not worth a file
-# jax's warning, which names the function. It never overwrites an entry that exists.
+MIN_COMPILE_SECONDS = 0.1  # functions that compile faster are not cached
+# Warning of JAX, which names the function. JAX does not overwrite existing entries.
 ENTRY_ERROR = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([^']*)': (.*)", re.DOTALL)
 
 _reported: set[str] = set()
 
 
 def folder(part: str = "") -> str | None:
-  """The cache folder or its subfolder `part`: $MLIC_JAX_CACHE, by default ~/.cache/mlic_jax.
+  """Return the cache folder or its subfolder `part`: $MLIC_JAX_CACHE, by default ~/.cache/mlic_jax.
 
-  None where the variable is empty, where there is no home, and where the folder cannot be used. The last is logged
+  None if the variable is empty, if there is no home directory, or if the folder cannot be used. The last case is logged
   once, except for a default folder that cannot be created or written to.
   """
   named = os.environ.get(VARIABLE)
   path = os.path.expanduser(os.path.join("~", ".cache", "mlic_jax") if named is None else named)
-  if not path or named is None and path.startswith("~"):   # expanduser leaves the "~" where there is no home
+  if not path or named is None and path.startswith("~"):   # expanduser leaves the "~" without a home directory
     return None
   path = os.path.abspath(path)
   for each in (path, os.path.join(path, part)) if part else (path,):
@@ -61,10 +61,10 @@ def folder(part: str = "") -> str | None:
 
 
 def enable() -> None:
-  """Caches what jax compiles in `folder("xla")`.
+  """Set `folder("xla")` as compilation cache of JAX.
 
-  To be called before anything is compiled: jax decides at the first compilation. A directory that jax was already
-  given (JAX_COMPILATION_CACHE_DIR) is left alone.
+  Call it before the first compilation, when JAX opens the cache. A directory that is already set
+  (JAX_COMPILATION_CACHE_DIR) stays.
   """
   if SETTINGS.jax_compilation_cache_dir or not (path := folder("xla")):
     return
@@ -81,9 +81,9 @@ def _report(problem: str) -> None:
 
 
 def _remove_untrusted_entries(path: str) -> None:
-  """Removes jax's entries that other users can have written.
+  """Remove entries of JAX that other users may have written.
 
-  jax leaves their mode to the umask, which does not matter in a folder that other users cannot enter."""
+  JAX leaves their mode to the umask, which does not matter in folders that other users cannot enter."""
   is_closed = not os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO)
   for entry in matching(path, "*-cache"):
     with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def _remove_untrusted_entries(path: str) -> None:
 
 
 def _remove_entries_with_errors(path: str) -> None:
-  """From now on, removes an entry that jax could not read, or not write to its end, so that it is written again."""
+  """Remove entries that JAX fails to read or write from now on, so that it writes them again."""
   show = warnings.showwarning
 
   def remove_or_show(message, category, filename, lineno, file=None, line=None):

@@ -1,4 +1,4 @@
-"""Says what is being compiled before it is, and how long that took before."""
+"""Messages before a compilation, with the time that it took before."""
 import contextlib
 import hashlib
 import json
@@ -12,20 +12,20 @@ import jax
 from mlic_jax.atomic_io import write_whole
 from mlic_jax.runtime import compilation_cache
 
-NAME = "seconds.json"   # beside what was compiled: seconds of the first call and of the last one, by digests
-ENTRIES = 1000          # in the file, the newest
-WORTH_SAYING = 5        # seconds
+NAME = "seconds.json"   # in the cache folder: seconds of the first call and of the last one, by digest
+ENTRIES = 1000          # newest entries in the file
+WORTH_SAYING = 5        # minimum of seconds for a message
 
 
 @contextlib.contextmanager
 def compiling(what: str, of: Any, say: Callable[[str], None], expected: str) -> Iterator[None]:
-  """Around the call that compiles, or that reads what was compiled from the disk.
+  """Context manager around a call that compiles, or that reads a compiled program from disk.
 
   Args:
-    what: is compiled, in words.
-    of: what the time depends on besides, as JSON can hold it.
-    say: is given the line, unless the last time was too short for one.
-    expected: how long it takes, in words, for the first time.
+    what: name of the compiled program.
+    of: other inputs that the time depends on, as JSON.
+    say: is called with the message, unless the last time was short.
+    expected: description of the expected time of the first call.
   """
   described = [what, of, jax.__version__, jax.devices()[0].device_kind, jax.device_count()]
   key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -48,7 +48,7 @@ def _path() -> str | None:
 
 
 def _read() -> dict[str, float]:
-  """Nothing where there is no such file, or another one."""
+  """Return the entries; none if the file is missing or invalid."""
   try:
     with open(_path() or os.devnull, encoding="utf-8") as file:
       found = json.load(file)
@@ -62,5 +62,5 @@ def _note(key: str, seconds: float) -> None:
   if path is None:
     return
   newest = [*[each for each in _read().items() if each[0] != key], (key, seconds)][-ENTRIES:]
-  with contextlib.suppress(OSError):   # a full disk: the next line says what is expected, and no more is lost
+  with contextlib.suppress(OSError):   # a full disk costs the entry only
     write_whole(path, json.dumps(dict(newest)) + "\n")

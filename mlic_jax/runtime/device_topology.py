@@ -78,8 +78,7 @@ def chip_of(topology: str) -> Chip:
   """By the name before the colon; TopologyError for a kind whose peak is not known here."""
   kind = topology.partition(":")[0]
   if kind not in CHIPS:
-    raise TopologyError(f"--topology={topology}: no chip {kind!r}; wanted one of {', '.join(CHIPS)}, as in v5e:2x4, or "
-                        "GPUs, as in h100:8")
+    raise TopologyError(f"--topology={topology}: no chip {kind!r}; wanted one of {', '.join(CHIPS)}, as in v5e:2x4")
   return CHIPS[kind]
 
 

@@ -1,15 +1,12 @@
-"""Whole programs on disk: what is found there is neither traced, nor lowered, nor compiled.
+"""Executables on disk that are found without tracing, lowering or compiling.
 
-jax's own cache (compilation_cache.py) finds what a compiler made by what the compiler was given, so that a program is
-traced and lowered first, and that takes most of a second start. Here it is found by what it would be traced from: its
-name and its static arguments, the shapes of the others, the code of this package, the releases of jax and of what else
-is called while tracing, the settings of jax, and the processor. When the code has changed, it is found by what it was
-lowered to, as there.
+The cache of JAX (compilation_cache.py) finds an executable by its lowered program. Tracing and lowering are then most
+of the time of a second start. Here the key is made of the inputs of tracing: name and static arguments of the function,
+shapes of the other arguments, the code of this package, versions of JAX and of the other packages that are traced,
+settings of JAX, and the processor. If the code has changed, the executable is found by its lowered program.
 
-Nothing in that tells what somebody's own code changes in this package before it calls it. So programs are kept in the
-programs of the command line (program_start.py) alone: the same functions called from anywhere else are traced in every
-process. (A configuration file is code as well, and has no business with changing the package.) And on CPUs, in single
-processes: it was tried nowhere else.
+The key does not see changes that other code makes to this package at run time. Executables are therefore cached in the
+commands only (startup.py), and on CPU in single processes only, where this is tested.
 """
 import contextlib
 import functools
@@ -32,49 +29,51 @@ from jax.experimental import serialize_executable
 from mlic_jax.runtime import compilation_cache, startup
 from mlic_jax.runtime.trusted_files import read_trusted, write_trusted
 
-SETTINGS: Any = jax.config  # which declares no attributes
-CALLED_WHILE_TRACING = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "ml_dtypes")
-MOST_BYTES = 2**30   # in the folder; what was not used for longest goes first
+SETTINGS: Any = jax.config  # its attributes are unknown to type checkers
+TRACED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "ml_dtypes")
+MAX_BYTES = 2**30   # size of the folder; the least recently used files are evicted
 
 
-def kept(function: Callable, name: str, described: str | None, jit: Callable = jax.jit, **options: Any) -> Callable:
-  """jit(function, **options), whose programs are found on disk where that can be; arguments are given by position.
+def with_executable_cache(function: Callable, name: str, description: str | None, jit: Callable = jax.jit,
+                          **options: Any) -> Callable:
+  """Return jit(function, **options) with executables cached on disk where possible.
 
   Args:
-    function: what is compiled.
-    name: no other function has it.
-    described: what it is traced from besides its arguments and the code of this package; None when that cannot be said.
+    function: a function of positional arguments.
+    name: unique name of the function.
+    description: all inputs of tracing besides the arguments and the code of this package; None if they are unknown,
+      which turns the cache off.
     jit: jax.jit, or parallel.pmap_over_batch.
-    options: of `jit`. Static arguments are told apart by what they print as.
+    options: options of `jit`. Static arguments are distinguished by their repr.
   """
-  if described is None or startup.code is None or not SETTINGS.jax_enable_compilation_cache:
+  if description is None or startup.code is None or not SETTINGS.jax_enable_compilation_cache:
     return jit(function, **options)
   if jax.default_backend() != "cpu" or jax.process_count() > 1:
     return jit(function, **options)
-  if jit is jax.jit and jax.device_count() > 1:   # jax 0.10 reads such a program for all devices
+  if jit is jax.jit and jax.device_count() > 1:   # jax 0.10 loads such an executable on all devices
     return jit(function, **options)
-  if SETTINGS.jax_disable_jit or SETTINGS.jax_debug_nans or SETTINGS.jax_debug_infs:  # of single operations
+  if SETTINGS.jax_disable_jit or SETTINGS.jax_debug_nans or SETTINGS.jax_debug_infs:  # these run single operations
     return jit(function, **options)
   folder = compilation_cache.folder("programs")
-  return _Kept(function, name, described, jit, options, folder) if folder else jit(function, **options)
+  return _CachedFunction(function, name, description, jit, options, folder) if folder else jit(function, **options)
 
 
-class _Kept:
-  """A compiled program for every signature of the arguments."""
+class _CachedFunction:
+  """A function with an executable for each signature of its arguments."""
 
-  def __init__(self, function: Callable, name: str, described: str, jit: Callable, options: dict[str, Any],
+  def __init__(self, function: Callable, name: str, description: str, jit: Callable, options: dict[str, Any],
                folder: str):
-    def of_its_own(*args):
+    def renamed(*args):
       return function(*args)
-    # Another name, so that jax's cache does not have it from a process that keeps no programs: see _compiled.
-    of_its_own.__name__ = of_its_own.__qualname__ = f"kept_{name.rpartition('.')[2]}"
-    self._jitted, self._described, self._options = jit(of_its_own, **options), (name, described), options
+    # Another name than without this cache, so that the cache of JAX has no entry from other processes: see _compiled.
+    renamed.__name__ = renamed.__qualname__ = f"cached_{name.rpartition('.')[2]}"
+    self._jitted, self._description, self._options = jit(renamed, **options), (name, description), options
     self._folder, self._static = folder, options.get("static_argnums", ())
     self._programs: dict[Any, Callable] = {}
 
   def __call__(self, *args):
-    dynamic, leaves, signature = self._taken_apart(args)
-    if any(isinstance(each, jax.core.Tracer) for each in leaves):   # a part of another program
+    dynamic, leaves, signature = self._split_arguments(args)
+    if any(isinstance(each, jax.core.Tracer) for each in leaves):   # called while another program is traced
       return self._jitted(*args)
     program = self._programs.get(signature)
     if program is None:
@@ -82,30 +81,30 @@ class _Kept:
     return program(*dynamic)
 
   def prepare(self, *args) -> Any:
-    """Has the program for such arguments, before there are any: jax.ShapeDtypeStruct stands for an array.
+    """Load or compile the executable for arguments of these shapes; jax.ShapeDtypeStruct stands for an array.
 
     Returns:
-      What the function makes of them, in shapes; None when the program was there already, here or on disk.
+      The shapes of the results; None if the executable was loaded or in memory.
     """
-    *_, signature = self._taken_apart(args)
+    *_, signature = self._split_arguments(args)
     if signature in self._programs:
       return None
     _, lowered = self._find(args, signature)
     return lowered and jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), lowered.out_info)
 
-  def _taken_apart(self, args: tuple) -> tuple[list, list, tuple]:
-    """The arguments that are not static, their arrays, and what a program is known by."""
-    dynamic = [each for place, each in enumerate(args) if place not in self._static]
+  def _split_arguments(self, args: tuple) -> tuple[list, list, tuple]:
+    """Return the arguments that are not static, their arrays, and the signature."""
+    dynamic = [each for index, each in enumerate(args) if index not in self._static]
     leaves, tree = jax.tree.flatten(dynamic)
     shapes = tuple((np.shape(each), getattr(each, "dtype", type(each))) for each in leaves)
-    return dynamic, leaves, (tree, shapes, tuple(args[place] for place in self._static))
+    return dynamic, leaves, (tree, shapes, tuple(args[index] for index in self._static))
 
   def _find(self, args: tuple, signature: tuple) -> tuple[Callable, jax.stages.Lowered | None]:
-    """The program, which is there from now on, and what it was compiled from unless it was on disk."""
-    link = self._path(self._described, self._options, signature, _surroundings(), startup.code)
+    """Return the executable, and its lowered program unless it was on disk."""
+    link = self._path(self._description, self._options, signature, _environment(), startup.code)
     program, lowered = _read(link) if link else None, None
     if program is None:
-      with _uncollected():
+      with _no_garbage_collection():
         lowered = self._jitted.lower(*args)
       program = self._compiled(lowered, signature, link)
     self._programs[signature] = program
@@ -114,34 +113,33 @@ class _Kept:
   def _compiled(self, lowered: jax.stages.Lowered, signature: tuple, link: str | None) -> Callable:
     if link is None:
       return lowered.compile()
-    file = self._path(self._options, signature, lowered.out_tree, _used(lowered), lowered.as_text(), _surroundings())
+    file = self._path(self._options, signature, lowered.out_tree, _used_arguments(lowered), lowered.as_text(),
+                      _environment())
     if file is None:
       return lowered.compile()
     program = _read(file)
     if program is None:
-      _listen()
-      before = _num_taken()
+      _count_cache_hits()
+      before = _num_cache_hits()
       program = lowered.compile()
-      # XLA for CPUs cannot write out once more what it has read: parts of it are missing then (jaxlib 0.5.3, large
-      # programs).
-      if _num_taken() == before:
+      # XLA for CPU cannot serialize an executable from the cache of JAX: large ones lack kernels (jaxlib 0.5.3).
+      if _num_cache_hits() == before:
         _write(file, program)
-    if startup.digest_of_code() == startup.code:   # else it was edited since, perhaps before the import
+    if startup.digest_of_code() == startup.code:   # otherwise the code on disk differs from the imported code
       _link(link, file)
     return program
 
-  def _path(self, *of: Any) -> str | None:
-    """The file of something, by its digest; None when it prints with an address, which is another in every process."""
-    text = repr(of)
+  def _path(self, *key: Any) -> str | None:
+    """Return the file of a key, by its digest; None if its repr has an address, which differs between processes."""
+    text = repr(key)
     if re.search(r" at 0x[0-9a-f]+", text, re.IGNORECASE):
       return None
     return os.path.join(self._folder, hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-  """Python's collector rests. Tracing a model makes millions of objects that are needed until its end, and a fifth of
-  its time is the search among them for some that are not."""
+def _no_garbage_collection() -> Iterator[None]:
+  """Disable the garbage collector, which takes a fifth of the time of tracing and finds almost no garbage."""
   was_on = gc.isenabled()
   gc.disable()
   try:
@@ -151,38 +149,39 @@ def _uncollected() -> Iterator[None]:
       gc.enable()
 
 
-def _used(lowered: jax.stages.Lowered) -> list[int] | None:
-  """Which arguments the text of a program has: jax leaves out those that nothing depends on, and says so nowhere else.
-  (keep_unused would have them stay, and jax 0.12 then holds every such program for ever.)"""
+def _used_arguments(lowered: jax.stages.Lowered) -> list[int] | None:
+  """Return the indices of arguments in the text of a program, from which JAX removes unused arguments.
+
+  The option keep_unused would keep them, but jax 0.12 then never frees such programs."""
   used = lowered._lowering.compile_args.get("kept_var_idx")
   return None if used is None else sorted(used)
 
 
-_taken = threading.local()  # .count: programs that jax took from its own cache in this thread
+_cache_hits = threading.local()  # .count: executables that JAX loaded from its cache in this thread
 
 
 @functools.cache
-def _listen() -> None:
-  def hear(event: str, **_) -> None:
+def _count_cache_hits() -> None:
+  def on_event(event: str, **_) -> None:
     if event == "/jax/compilation_cache/cache_hits":
-      _taken.count = _num_taken() + 1
-  jax.monitoring.register_event_listener(hear)
+      _cache_hits.count = _num_cache_hits() + 1
+  jax.monitoring.register_event_listener(on_event)
 
 
-def _num_taken() -> int:
-  return getattr(_taken, "count", 0)
+def _num_cache_hits() -> int:
+  return getattr(_cache_hits, "count", 0)
 
 
 def _read(path: str) -> Callable | None:
-  """The program in a file; None when there is none, or it is damaged, or this jax or this code does not take it.
+  """Return the executable in a file; None if it is missing, damaged, or not supported by this version of JAX.
 
-  Unpickling runs what the file says, so a file that another user can have written is not read."""
+  Unpickling runs code in the file, so files that other users can write are not read."""
   content = read_trusted(path)
   if content is None:
     return None
   try:
     program = serialize_executable.deserialize_and_load(*pickle.loads(zlib.decompress(content)))
-  except Exception:  # what a pickle raises, of classes that are not there any more, is anything; it is compiled instead
+  except Exception:  # unpickling can raise any exception; the program is then compiled
     return None
   with contextlib.suppress(OSError):
     os.utime(path)
@@ -190,18 +189,18 @@ def _read(path: str) -> Callable | None:
 
 
 def _write(path: str, program: jax.stages.Compiled) -> None:
-  """What cannot be written out is compiled in every process, and so is what a full disk does not take."""
+  """Write an executable. If it cannot be serialized, or the disk is full, it is compiled in each process."""
   try:
     content = pickle.dumps(serialize_executable.serialize(program))
   except Exception:  # as above
     return
   with contextlib.suppress(OSError):
     write_trusted(path, zlib.compress(content, 1))
-    _make_room(os.path.dirname(path))
+    _evict(os.path.dirname(path))
 
 
 def _link(path: str, program: str) -> None:
-  """Makes `path` a link to the file of a program that is there."""
+  """Make `path` a link to an existing file of an executable."""
   with contextlib.suppress(OSError):
     if os.path.exists(program):
       temporary = f"{path}-{os.getpid()}"
@@ -209,21 +208,21 @@ def _link(path: str, program: str) -> None:
       os.replace(temporary, path)
 
 
-def _make_room(folder: str) -> None:
-  """Removes what was not used for longest, until the rest has MOST_BYTES; and links to what is not there any more."""
+def _evict(folder: str) -> None:
+  """Remove the least recently used files above MAX_BYTES in total, and dangling links."""
   links = [each.path for each in os.scandir(folder) if each.is_symlink()]
   files, total = [(each.stat(), each.path) for each in os.scandir(folder) if not each.is_symlink()], 0
   for status, path in sorted(files, key=lambda each: each[0].st_mtime, reverse=True):
     total += status.st_size
-    if total > MOST_BYTES:
+    if total > MAX_BYTES:
       os.unlink(path)
   for path in links:
     if not os.path.exists(path):
       os.unlink(path)
 
 
-def _surroundings() -> tuple:
-  """What a program depends on besides what it is traced from."""
+def _environment() -> tuple:
+  """Return the part of the key that is not an input of tracing: versions, settings and hardware."""
   settings = [(name, getattr(jax.config, name, value)) for name, value in sorted(jax.config.values.items())
               if "cache" not in name]
   return _releases(), settings, os.environ.get("XLA_FLAGS"), jax.device_count(), _processor()
@@ -231,12 +230,12 @@ def _surroundings() -> tuple:
 
 @functools.cache
 def _releases() -> tuple[str, ...]:
-  return platform.python_version(), *map(importlib.metadata.version, CALLED_WHILE_TRACING)
+  return platform.python_version(), *map(importlib.metadata.version, TRACED_PACKAGES)
 
 
 @functools.cache
 def _processor() -> tuple[str, ...]:
-  """What it is called, what it can do, and how many of it there are."""
+  """Return model, instruction sets and number of cores of the processor."""
   lines = []
   with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
     first = file.read().split("\n\n")[0]

@@ -1,7 +1,7 @@
-"""Huge pages for programs that compute on the host: on CPU a fifth of the time goes into touching fresh memory.
+"""Huge pages for programs on CPU, where a fifth of the time is page faults of new memory.
 
-XLA asks for the memory of its intermediate results anew at every call, and gives it back afterwards. Page by page of
-4 KiB that costs more than some layers do; with pages of 2 MiB next to nothing.
+XLA allocates its intermediate results in each call and frees them afterwards. With pages of 4 KiB this takes longer
+than some layers; with pages of 2 MiB it takes next to no time.
 """
 import contextlib
 import os
@@ -12,14 +12,14 @@ TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 def use_huge_pages() -> None:
-  """Starts the running program again, once, with glibc's switch for huge pages; it is read at the start only.
+  """Restart the running program once with huge pages of glibc, which reads this setting at its start only.
 
-  To be called first in a program, before anything slow is imported. Does nothing where the switch is set already, to
-  whatever value, and without glibc. The kernel has to offer huge pages on request (the default); else nothing changes.
+  Call it first in a program, before slow imports. It does nothing if the setting has a value, or without glibc. The
+  kernel has to offer huge pages on request, which is its default; otherwise nothing changes.
   """
   tunables = os.environ.get(TUNABLES, "")
   if HUGE_PAGES in tunables or platform.libc_ver()[0] != "glibc":
     return
   os.environ[TUNABLES] = ":".join(filter(None, (tunables, f"{HUGE_PAGES}=1")))
-  with contextlib.suppress(OSError):                   # where the interpreter cannot be started again, it goes on
+  with contextlib.suppress(OSError):                   # if the interpreter cannot be restarted, it continues
     os.execv(sys.executable, sys.orig_argv)

@@ -1,4 +1,4 @@
-"""The platforms that jax computes on: whether those that JAX_PLATFORMS names are there."""
+"""Check that the platforms in JAX_PLATFORMS are available."""
 from typing import Any
 
 import jax
@@ -6,21 +6,21 @@ import jax.extend
 
 from mlic_jax.errors import ConfigError
 
-CONFIG: Any = jax.config  # which declares no attributes
+CONFIG: Any = jax.config  # its attributes are unknown to type checkers
 
 
 class PlatformError(ConfigError):
-  """A platform that JAX_PLATFORMS names and that has no device here; one line with the platforms that are there."""
+  """JAX_PLATFORMS names a platform without devices; one line with the available platforms."""
 
 
 def check_platforms() -> None:
-  """Raises PlatformError unless jax finds a device of a platform in JAX_PLATFORMS.
+  """Raise a PlatformError unless JAX finds a device of a platform in JAX_PLATFORMS.
 
-  Starts jax's backends; with several processes, to be called after jax.distributed.initialize.
+  It starts the backends of JAX. With several processes, call it after jax.distributed.initialize.
   """
   try:
     jax.devices()
-  except (RuntimeError, AssertionError) as error:   # AssertionError: a platform for which jax has no plugin
+  except (RuntimeError, AssertionError) as error:   # AssertionError: a platform without plugin
     wanted = CONFIG.jax_platforms
     if not wanted:
       raise
@@ -29,12 +29,12 @@ def check_platforms() -> None:
 
 
 def _reason(message: str) -> str:
-  """The first sentence of what jax says, without its advice."""
+  """Return the first sentence of the message of JAX, without its advice."""
   return " ".join(message.partition(" (set JAX_PLATFORMS")[0].split()) or "no such device was found"
 
 
 def _platforms_there(wanted: str) -> list[str]:
-  """The platforms that jax finds on its own, the preferred one first. Leaves the setting as it was."""
+  """Return the platforms that JAX finds by default, the preferred one first. It restores the setting."""
   try:
     jax.config.update("jax_platforms", None)
     return sorted(jax.extend.backend.backends(), key=lambda name: name == "cpu")

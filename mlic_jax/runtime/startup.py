@@ -1,4 +1,4 @@
-"""What a program of the command line does first, before anything slow is imported."""
+"""First steps of a program of the command line, before slow imports."""
 import contextlib
 import hashlib
 from pathlib import Path
@@ -7,11 +7,11 @@ from mlic_jax.runtime.huge_pages import use_huge_pages
 
 PACKAGE = Path(__file__).parents[1]
 
-code = None  # digest of the sources that this process imports, in a program that began here
+code = None  # digest of the sources that this process imports, after `begin`
 
 
 def begin() -> None:
-  """Huge pages, and the digest of the code as it is imported now."""
+  """Set up huge pages, and compute the digest of the imported code."""
   global code
   use_huge_pages()
   with contextlib.suppress(OSError):
@@ -19,7 +19,7 @@ def begin() -> None:
 
 
 def digest_of_code() -> str | None:
-  """Of all source files of this package, as they are on the disk; None where there are none."""
+  """Return the digest of all source files of this package on disk; None without source files."""
   digest, paths = hashlib.sha256(), [path for path in PACKAGE.rglob("*.py") if not path.name.startswith(".")]
   for path in sorted(paths):
     digest.update(f"{path.relative_to(PACKAGE)}\0".encode())

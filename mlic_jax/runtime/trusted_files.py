@@ -1,7 +1,6 @@
 """Cached files that run code when they are loaded: machine code and pickles.
 
-Such a file counts only if nobody but the user can have written it: it belongs to the user, and other users may not
-write to it. Otherwise it is treated as missing.
+Such a file is used only if it belongs to the user and no other user can write to it. Otherwise it counts as missing.
 """
 import contextlib
 import glob
@@ -13,12 +12,12 @@ from collections.abc import Iterator
 from mlic_jax.atomic_io import whole_file
 
 FOREIGN, WRITABLE = "belongs to another user", "can be written to by other users"
-CHECKSUM = "sha256"  # the file with the checksum of the others
+CHECKSUM = "sha256"  # name of the file with the checksum of the other files
 
 
 def distrust(status: os.stat_result) -> str | None:
-  """The reason not to trust a file or folder; None where it can be trusted."""
-  if not hasattr(os, "geteuid"):                 # Windows, where the folders of a user are closed to others
+  """Return the reason not to trust a file or folder; None if it is trusted."""
+  if not hasattr(os, "geteuid"):                 # Windows, where other users cannot enter the folders of a user
     return None
   if status.st_uid != os.geteuid():
     return FOREIGN
@@ -26,15 +25,15 @@ def distrust(status: os.stat_result) -> str | None:
 
 
 def read_trusted(path: str) -> bytes | None:
-  """The content of a file; None unless it can be read and trusted."""
+  """Return the content of a file; None unless it is readable and trusted."""
   with contextlib.suppress(OSError), open(path, "rb") as file:
-    if not distrust(os.fstat(file.fileno())):    # of the file that is open: the name may lead elsewhere by now
+    if not distrust(os.fstat(file.fileno())):    # of the open file, because the path may point to another file now
       return file.read()
   return None
 
 
 def write_trusted(path: str, content: bytes) -> None:
-  """Writes a file, whole or not at all, which `read_trusted` reads whatever the umask is."""
+  """Write a file atomically, with a mode that `read_trusted` accepts for any umask."""
   with contextlib.suppress(FileNotFoundError):
     os.unlink(path)                              # whole_file keeps the mode of the file that it replaces
   with whole_file(path) as partial:
@@ -44,10 +43,10 @@ def write_trusted(path: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def checksummed(folder: str, pattern: str) -> Iterator[None]:
-  """Around the use of the files `pattern` in `folder` by a library that loads them without a check of its own.
+  """Context manager around the use of files `pattern` in `folder` by a library that loads them without checks.
 
-  Before, they are removed unless they are trusted and the same, byte for byte, as after the last use. They are also
-  removed when the block raises. OSError for a folder that cannot be written to.
+  On entry the files are removed unless they are trusted and have not changed since the last use. They are also removed
+  if the block raises. OSError if the folder cannot be written to.
   """
   record = os.path.join(folder, CHECKSUM)
   if _recorded(record) != _checksum(folder, pattern):
@@ -58,19 +57,19 @@ def checksummed(folder: str, pattern: str) -> Iterator[None]:
     remove_matching(folder, pattern)
     raise
   for path in matching(folder, pattern):
-    os.chmod(path, 0o600)                        # the library leaves it to the umask
+    os.chmod(path, 0o600)                        # the library leaves the mode to the umask
   checksum = _checksum(folder, pattern)
   if checksum and checksum != _recorded(record):
     write_trusted(record, checksum.encode())
 
 
 def matching(folder: str, pattern: str) -> list[str]:
-  """The files in `folder` whose paths below it match `pattern`, sorted."""
+  """Return the sorted paths of files in `folder` whose relative paths match `pattern`."""
   return sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
 
 
 def remove_matching(folder: str, pattern: str) -> None:
-  """Removes `matching(folder, pattern)`; another process may do the same."""
+  """Remove `matching(folder, pattern)`. Another process may remove them at the same time."""
   for path in matching(folder, pattern):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(path)
@@ -82,7 +81,7 @@ def _recorded(path: str) -> str | None:
 
 
 def _checksum(folder: str, pattern: str) -> str | None:
-  """Of names and contents; None unless there are such files and all of them can be trusted."""
+  """Return the checksum of names and contents; None if there are no files, or if one is not trusted."""
   digest, paths = hashlib.sha256(), matching(folder, pattern)
   for path in paths:
     content = read_trusted(path)

@@ -15,7 +15,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model import registry
 from mlic_jax.model.mlic import build
 from mlic_jax.runtime import tpu_options
-from mlic_jax.runtime.executable_cache import kept
+from mlic_jax.runtime.executable_cache import with_executable_cache
 from mlic_jax.training import parallel
 from mlic_jax.training.checkpoints import config_to_dict, flatten
 from mlic_jax.training.metrics_buffer import pack_metrics
@@ -55,15 +55,17 @@ def training(train_step: Callable, devices: Sequence[jax.Device] | None = None,
 
   The metrics are packed (metrics_buffer.py), and the new state reuses the memory of the old one. With a `key` the
   program is cached on disk."""
-  return kept(pack_metrics(train_step), f"{__name__}.training", key, parallel.pmap_over_batch, donate_state=True,
-              in_axes=(0, 0, 0, None), devices=devices, compiler_options=_batch_options(devices))
+  return with_executable_cache(
+      pack_metrics(train_step), f"{__name__}.training", key, parallel.pmap_over_batch, donate_state=True,
+      in_axes=(0, 0, 0, None), devices=devices, compiler_options=_batch_options(devices))
 
 
 def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
                key: str | None = None) -> Callable:
   """Returns the evaluation step on all devices. With a `key` the program is cached on disk."""
-  return kept(eval_step, f"{__name__}.evaluation", key, parallel.pmap_over_batch,
-              in_axes=(0, 0, 0, None, None, None), devices=devices, compiler_options=_batch_options(devices))
+  return with_executable_cache(
+      eval_step, f"{__name__}.evaluation", key, parallel.pmap_over_batch,
+      in_axes=(0, 0, 0, None, None, None), devices=devices, compiler_options=_batch_options(devices))
 
 
 def _batch_options(devices: Sequence[jax.Device] | None) -> Callable[..., dict] | None:

@@ -8,7 +8,7 @@ from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.latents import QualityError
-from mlic_jax.data.image_io import ImageError, as_picture
+from mlic_jax.data.image_io import ImageError, to_loaded_image
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +70,19 @@ def test_rounding_errors_of_floats_are_clipped_and_larger_ones_are_refused(image
   levels = image / 255
   for dtype in (np.float32, np.float64):
     near = np.where(levels == levels.max(), 1 + 1e-6, np.where(levels == levels.min(), -1e-6, levels)).astype(dtype)
-    found = as_picture(near).image
+    found = to_loaded_image(near).image
     assert found[levels == levels.max()].min() == 255 and found[levels == levels.min()].max() == 0
   for wrong in (1.01, -0.01, np.nan, np.inf):
     with pytest.raises(ImageError, match="wanted floats in .0, 1."):
-      as_picture(np.where(levels == levels.max(), wrong, levels))
+      to_loaded_image(np.where(levels == levels.max(), wrong, levels))
 
 
 def test_a_masked_array_is_refused_unless_nothing_is_masked(image):
   masked = np.ma.array(image, mask=np.zeros(image.shape, bool))
-  np.testing.assert_array_equal(as_picture(masked).image, image)
+  np.testing.assert_array_equal(to_loaded_image(masked).image, image)
   masked[0, :2] = np.ma.masked
   with pytest.raises(ImageError, match="got an image with 6 masked values; wanted none, as in image.filled.0."):
-    as_picture(masked)
+    to_loaded_image(masked)
 
 
 @pytest.mark.parametrize("height, width", [(1, 512_000_000), (512_000_000, 1), (3, 10**8)])

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.codec import Codec
-from mlic_jax.data.image_io import load_image, load_picture, save_image
+from mlic_jax.data.image_io import load_image, load_image_with_profile, save_image
 from mlic_jax.runtime import compile_progress
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -127,8 +127,8 @@ def test_folders_and_files_are_coded_into_a_folder(images, tmp_path, photograph,
   assert (here / "c.mlic").read_bytes() == (here / "a.mlic").read_bytes()
   assert run("decode", tmp_path / "coded", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "decoded") == 0
   assert sorted(path.name for path in (tmp_path / "decoded").iterdir()) == ["a.png", "b.png", "c.png"]
-  assert load_picture(tmp_path / "decoded/b.png").icc_profile == SRGB
-  assert load_picture(tmp_path / "decoded/a.png").icc_profile is None
+  assert load_image_with_profile(tmp_path / "decoded/b.png").icc_profile == SRGB
+  assert load_image_with_profile(tmp_path / "decoded/a.png").icc_profile is None
 
 
 def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(images, tmp_path, tiny_checkpoint, capsys):
@@ -251,7 +251,7 @@ def test_a_profile_is_carried_to_the_image_unless_it_is_left_out(images, tmp_pat
     assert run("info", coded) == 0
     assert line in capsys.readouterr().out
     assert run("decode", coded, decoded, "--ckpt", tiny_checkpoint) == 0
-    assert load_picture(decoded).icc_profile == profile
+    assert load_image_with_profile(decoded).icc_profile == profile
 
 
 def test_the_limit_of_pixels_is_that_of_the_flag(tmp_path, capsys):

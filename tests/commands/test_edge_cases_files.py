@@ -22,7 +22,7 @@ from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream
 from mlic_jax.commands import decode, encode
 from mlic_jax.console import printable
-from mlic_jax.data.image_io import load_image, picture_file, save_image
+from mlic_jax.data.image_io import encode_lossless, load_image, save_image
 
 IMAGE = np.uint8(np.mgrid[:12, :20].sum(0)[..., None] * np.array([8, 4, 2]))
 
@@ -193,7 +193,7 @@ ODD_NAMES = [b"caf\xe9.png", "猫.png".encode(), b"new\nline.png", b"it's \"quot
 def test_files_are_coded_and_decoded_whatever_they_are_called(tmp_path, capsysbinary):
   (tmp_path / "pictures").mkdir()
   for name in ODD_NAMES:
-    (tmp_path / "pictures" / os.fsdecode(name)).write_bytes(picture_file("a.png", IMAGE))
+    (tmp_path / "pictures" / os.fsdecode(name)).write_bytes(encode_lossless("a.png", IMAGE))
   assert run("encode", tmp_path / "pictures", "--out-dir", tmp_path / "coded") == 0
   out, err = capsysbinary.readouterr()
   assert len(out.splitlines()) == len(ODD_NAMES) and not err

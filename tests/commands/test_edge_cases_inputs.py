@@ -16,7 +16,7 @@ from helpers import golden_fill
 import mlic_jax
 from mlic_jax.__main__ import main
 from mlic_jax.data import sources
-from mlic_jax.data.image_io import ImageError, picture_file
+from mlic_jax.data.image_io import ImageError, encode_lossless
 from mlic_jax.errors import ConfigError
 from mlic_jax.evaluation import ablation
 from mlic_jax.interop.reference_weights import WeightsError, from_state_dict
@@ -131,7 +131,7 @@ def test_texts_of_the_package_are_read_as_what_they_are_whatever_the_locale():
 
 
 def test_a_locale_without_the_letters_of_a_name_ends_nothing(tmp_path):
-  (tmp_path / "猫.png").write_bytes(picture_file("a.png", np.zeros((5, 6, 3), np.uint8)))
+  (tmp_path / "猫.png").write_bytes(encode_lossless("a.png", np.zeros((5, 6, 3), np.uint8)))
   program = """if True:
     import sys
     from mlic_jax.commands import encode

@@ -118,7 +118,7 @@ def test_an_empty_path_is_refused_and_is_not_the_current_folder(arguments, tmp_p
   monkeypatch.chdir(tmp_path)
   assert main(arguments) == 2
   out, err = capsys.readouterr()
-  assert not out and err.count("\n") == 1 and "an empty path came" in err
+  assert not out and err.count("\n") == 1 and "got an empty path" in err
   assert not list(tmp_path.iterdir())
 
 

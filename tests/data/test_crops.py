@@ -6,14 +6,14 @@ from test_loader import batches, flat, ten_photographs  # noqa: F401 (a fixture 
 
 from mlic_jax.data.augment import random_crop
 from mlic_jax.data.image_io import load_image
-from mlic_jax.data.image_source import Header, Photograph, Photographs, read_header
+from mlic_jax.data.image_source import Header, LazyImage, LazyImages, read_header
 from mlic_jax.data.sources import Folder
 from mlic_jax.errors import ConfigError
 
 
 def crop_of(image, rng, downscale_probability=0.0, downscale="all", flip=False, lossy=False):
   """random_crop of 64 pixels from an array."""
-  photograph = Photograph(Header(min(image.shape[:2]), lossy, False), lambda reduction: image)
+  photograph = LazyImage(Header(min(image.shape[:2]), lossy, False), lambda reduction: image)
   return random_crop(photograph, rng, 64, downscale_probability=downscale_probability, downscale=downscale, flip=flip)
 
 
@@ -77,7 +77,7 @@ def test_a_jpeg_decoded_smaller_is_the_photograph_made_smaller(tmp_path, orienta
   exif[0x0112] = orientation
   Image.fromarray(image).save(tmp_path / "0.jpg", quality=95, exif=exif)
   Image.fromarray(image[:101, :157]).save(tmp_path / "1.jpg")
-  photographs = Photographs(Folder("photos", [tmp_path / "0.jpg", tmp_path / "1.jpg"]))
+  photographs = LazyImages(Folder("photos", [tmp_path / "0.jpg", tmp_path / "1.jpg"]))
   whole = Image.fromarray(load_image(tmp_path / "0.jpg"))
   for reduction in (2, 4, 8):
     wanted = np.asarray(whole.resize([side // reduction for side in whole.size], Image.Resampling.BOX)).astype(int)
@@ -88,7 +88,7 @@ def test_a_jpeg_decoded_smaller_is_the_photograph_made_smaller(tmp_path, orienta
 def test_crops_of_a_jpeg_made_smaller_cover_what_they_would_without_the_shortcut(tmp_path):
   Image.fromarray(np.repeat(np.repeat(ramp(256), 2, 0), 2, 1)).save(tmp_path / "ramp.jpg", quality=95)
   Image.fromarray(np.repeat(np.repeat(ramp(256), 2, 0), 2, 1)).save(tmp_path / "ramp.png")
-  short, whole = (Photographs(Folder("photos", [tmp_path / f"ramp.{kind}"]))[0] for kind in ("jpg", "png"))
+  short, whole = (LazyImages(Folder("photos", [tmp_path / f"ramp.{kind}"]))[0] for kind in ("jpg", "png"))
   for seed in range(20):
     crops = [random_crop(photograph, np.random.default_rng(seed), 64, downscale_probability=1.0, downscale="all",
                          flip=False)[32, :, 0].astype(int) for photograph in (short, whole)]

@@ -19,7 +19,7 @@ from mlic_jax.__main__ import main, main_of_one_command
 from mlic_jax.coding import bitstream
 from mlic_jax.commands import encode
 from mlic_jax.data.image_io import ImageError
-from mlic_jax.data.image_source import Photographs
+from mlic_jax.data.image_source import LazyImages
 from mlic_jax.data.sources import Folder
 from tools.image_formats import png, png_cases, tiff, tiff_cases
 
@@ -135,7 +135,7 @@ def test_odd_files_are_read_rightly_or_refused_in_one_line_by_encode_eval_and_tr
       good.append(file)
     check(file, image)
 
-  photographs = Photographs(Folder("all", list(paths.values())))
+  photographs = LazyImages(Folder("all", list(paths.values())))
   for i, file in enumerate(files):
     try:
       image = photographs[i].decode()

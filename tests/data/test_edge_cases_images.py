@@ -10,9 +10,9 @@ import PIL
 import pytest
 from PIL import Image, PngImagePlugin
 
-from mlic_jax.data.image_io import ImageError, load_image, load_picture
+from mlic_jax.data.image_io import ImageError, load_image, load_image_with_profile
 from mlic_jax.data.image_source import decode, read_header
-from mlic_jax.data.pillow_decode import TEXT_MAX, open_picture, own_limits
+from mlic_jax.data.pillow_decode import TEXT_MAX, open_image, raised_limits
 from tools import image_formats
 from tools.image_formats import png, tiff
 
@@ -155,18 +155,18 @@ CHRM = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
     ([(b"cICP", bytes([1, 13, 0, 1]))], ""),
 ])
 def test_the_color_that_a_png_has_beside_a_profile_is_known(chunks, said):
-  picture = load_picture(io.BytesIO(png(SMOOTH, 2, 8, chunks=chunks)))
+  picture = load_image_with_profile(io.BytesIO(png(SMOOTH, 2, 8, chunks=chunks)))
   np.testing.assert_array_equal(picture.image, SMOOTH)
   assert picture.other_color == said
 
 
 def test_color_tags_of_a_tiff_and_profiles_of_gray_are_known():
   whites = {318: (4, [1, 1])}
-  assert load_picture(io.BytesIO(tiff(SMOOTH, 2, tags=whites))).other_color == "WhitePoint"
+  assert load_image_with_profile(io.BytesIO(tiff(SMOOTH, 2, tags=whites))).other_color == "WhitePoint"
   content = io.BytesIO()
   gray_profile = bytes(16) + b"GRAY" + bytes(16) + b"acsp" + bytes(100)
   Image.fromarray(SMOOTH[..., 0]).save(content, "PNG", icc_profile=gray_profile)
-  assert load_picture(content).other_color == "a color profile that is not of RGB"
+  assert load_image_with_profile(content).other_color == "a color profile that is not of RGB"
 
 
 # --- Pillow's limits -----------------------------------------------------------------
@@ -206,7 +206,8 @@ def test_a_text_that_would_fill_the_memory_is_refused_before_it_does(before):
 
 def test_a_png_with_megabytes_of_profile_is_read_with_it():
   profile = bytes(16) + b"RGB " + bytes(16) + b"acsp" + bytes(2 * 2**20)
-  picture = load_picture(io.BytesIO(png(SMOOTH, 2, 8, chunks=[(b"iCCP", b"icc\0\0" + zlib.compress(profile))])))
+  chunk = (b"iCCP", b"icc\0\0" + zlib.compress(profile))
+  picture = load_image_with_profile(io.BytesIO(png(SMOOTH, 2, 8, chunks=[chunk])))
   np.testing.assert_array_equal(picture.image, SMOOTH)
   assert picture.icc_profile == profile
 
@@ -215,7 +216,7 @@ def test_pillow_s_limits_are_its_own_again_after_an_image_was_read():
   usual = usual_limits()
   assert all(usual)
   load_image(io.BytesIO(png(SMOOTH, 2, 8)))
-  open_picture(io.BytesIO(tiff(SMOOTH, 2))).load()
+  open_image(io.BytesIO(tiff(SMOOTH, 2))).load()
   with pytest.raises(ImageError):
     load_image(io.BytesIO(b"none"))
   assert usual_limits() == usual
@@ -225,14 +226,14 @@ def test_the_limits_come_back_with_the_last_of_several_threads():
   usual, inside, leave = usual_limits(), threading.Event(), threading.Event()
 
   def stay():
-    with own_limits():
+    with raised_limits():
       inside.set()
       leave.wait()
 
   thread = threading.Thread(target=stay)
   thread.start()
   inside.wait()
-  with own_limits():
+  with raised_limits():
     assert usual_limits() == (None, TEXT_MAX, TEXT_MAX)
   assert usual_limits() == (None, TEXT_MAX, TEXT_MAX)   # the other thread is still reading
   leave.set()

@@ -11,7 +11,7 @@ from mlic_jax.__main__ import main
 from mlic_jax.commands import decode, encode
 from mlic_jax.data import sources
 from mlic_jax.data.file_listing import list_files
-from mlic_jax.data.image_io import HEIC_NOT_READ, ImageError, list_images, load_image, picture_file
+from mlic_jax.data.image_io import HEIC_NOT_READ, ImageError, encode_lossless, list_images, load_image
 from mlic_jax.evaluation import dataset
 
 IMAGE = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
@@ -22,7 +22,7 @@ def album_with_gaps(tmp_path):
   """An image, and beside it two links of a disk that is not mounted, a GIF, a pipe, and a text."""
   album = tmp_path / "album"
   (album / "below").mkdir(parents=True)
-  (album / "below" / "a.png").write_bytes(picture_file("a.png", IMAGE))
+  (album / "below" / "a.png").write_bytes(encode_lossless("a.png", IMAGE))
   (album / "b.png").symlink_to("/mnt/not_mounted/b.png")
   (album / "below" / "2019").symlink_to("/mnt/not_mounted")
   (album / "c.gif").touch()
@@ -32,7 +32,7 @@ def album_with_gaps(tmp_path):
   return album
 
 
-SUMMARY = ("left out 4 files (.gif, which is not read: c.gif; links that lead nowhere: b.png, below/2019; "
+SUMMARY = ("left out 4 files (.gif, which is not read: c.gif; broken links: b.png, below/2019; "
            "pipes, sockets or devices: pipe.png)")
 
 
@@ -49,7 +49,7 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named_with_the_reasons(albu
 
 def test_a_link_in_a_circle_leads_nowhere(tmp_path):
   (tmp_path / "self.png").symlink_to("self.png")
-  assert list_files(tmp_path, lambda name: True).left_out == {"links that lead nowhere": ["self.png"]}
+  assert list_files(tmp_path, lambda name: True).left_out == {"broken links": ["self.png"]}
 
 
 def test_a_complete_folder_is_listed_without_a_word(tmp_path):
@@ -74,14 +74,14 @@ def test_encoding_a_folder_with_gaps_names_them_and_ends_with_status_1(album, tm
   assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.mlic"]
   (tmp_path / "out" / "gone.mlic").symlink_to("/mnt/not_mounted/gone.mlic")
   assert main(["decode", str(tmp_path / "out"), "--ckpt", "x", "--out-dir", str(tmp_path / "decoded")]) == 1
-  assert capsys.readouterr().err == (f"error: {tmp_path / 'out'}: left out 1 file (links that lead nowhere: "
+  assert capsys.readouterr().err == (f"error: {tmp_path / 'out'}: left out 1 file (broken links: "
                                      "gone.mlic)\n")
 
 
 def test_a_folder_with_nothing_but_gaps_is_refused_with_them(tmp_path, capsys):
   (tmp_path / "a.png").symlink_to("/mnt/not_mounted/a.png")
   assert main(["encode", str(tmp_path), "--ckpt", "x", "--out-dir", str(tmp_path / "out")]) == 2
-  assert "holds no image, left out 1 file (links that lead nowhere: a.png); wanted files" in capsys.readouterr().err
+  assert "holds no image, left out 1 file (broken links: a.png); wanted files" in capsys.readouterr().err
 
 
 def test_evaluation_and_training_name_the_gaps(album, caplog):
@@ -136,8 +136,8 @@ def test_heic_of_10_bits_is_refused_and_other_colors_are_named(tmp_path):
   with pytest.raises(ImageError, match="10 bits per channel"):
     load_image(tmp_path / "deep.heic")
   for primaries, said in ((1, ""), (12, "nclx")):         # 12: Display P3
-    with pillow_decode.open_picture(_written(tmp_path, primaries)) as image:
-      assert pillow_decode.color_beside_the_profile(image) == said
+    with pillow_decode.open_image(_written(tmp_path, primaries)) as image:
+      assert pillow_decode.describe_other_color(image) == said
 
 
 def _written(folder, primaries):

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from mlic_jax.data.image_io import ImageError, as_picture, list_images, load_image, load_picture, save_image
+from mlic_jax.data.image_io import (
+  ImageError,
+  list_images,
+  load_image,
+  load_image_with_profile,
+  save_image,
+  to_loaded_image,
+)
 from mlic_jax.data.image_source import decode, read_header
 
 rng = np.random.default_rng(0)
@@ -219,16 +226,16 @@ def test_a_format_that_is_not_listed_is_refused_whatever_its_extension(tmp_path)
 
 def test_a_picture_beyond_the_limit_is_refused_by_its_size_alone(tmp_path):
   path = saved(tmp_path, Image.fromarray(RGB))
-  assert load_picture(path, pixels_max=35).image.shape == RGB.shape
+  assert load_image_with_profile(path, pixels_max=35).image.shape == RGB.shape
   with pytest.raises(ImageError, match="photo.png: 7x5, 0 megapixels; the limit is 0"):
-    load_picture(path, pixels_max=34)
+    load_image_with_profile(path, pixels_max=34)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_picture_of_more_than_pillow_s_own_limit_is_read(tmp_path):
   path = saved(tmp_path, Image.new("1", (20_000, 9_500)))
   with pytest.raises(ImageError, match="190 megapixels; the limit is 189"):
-    load_picture(path, pixels_max=189 * 10**6)
+    load_image_with_profile(path, pixels_max=189 * 10**6)
 
 
 def test_an_image_that_claims_more_pixels_than_the_limit_is_refused_before_it_is_decoded(monkeypatch):
@@ -251,22 +258,23 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 @pytest.mark.parametrize("extension", ["png", "webp", "tif"])
 def test_a_profile_is_saved_and_loaded_again_byte_for_byte(tmp_path, extension):
   save_image(tmp_path / f"out.{extension}", RGB, SRGB)
-  photograph = load_picture(tmp_path / f"out.{extension}")
+  photograph = load_image_with_profile(tmp_path / f"out.{extension}")
   np.testing.assert_array_equal(photograph.image, RGB)
   assert photograph.icc_profile == SRGB
 
 
 def test_a_jpeg_has_its_profile_read_and_a_bmp_is_written_without(tmp_path):
-  assert load_picture(saved(tmp_path, Image.fromarray(RGB), "photo.jpg", icc_profile=SRGB)).icc_profile == SRGB
+  photo = saved(tmp_path, Image.fromarray(RGB), "photo.jpg", icc_profile=SRGB)
+  assert load_image_with_profile(photo).icc_profile == SRGB
   save_image(tmp_path / "out.bmp", RGB, SRGB)
-  assert load_picture(tmp_path / "out.bmp").icc_profile is None
+  assert load_image_with_profile(tmp_path / "out.bmp").icc_profile is None
 
 
 def test_a_profile_that_is_none_or_not_of_rgb_is_left_out(tmp_path):
   gray = SRGB[:16] + b"GRAY" + SRGB[20:]
-  assert load_picture(saved(tmp_path, Image.fromarray(GRAY), icc_profile=gray)).icc_profile is None
-  assert load_picture(saved(tmp_path, Image.fromarray(RGB), icc_profile=b"nonsense")).icc_profile is None
-  assert load_picture(saved(tmp_path, Image.fromarray(RGB))).icc_profile is None
+  assert load_image_with_profile(saved(tmp_path, Image.fromarray(GRAY), icc_profile=gray)).icc_profile is None
+  assert load_image_with_profile(saved(tmp_path, Image.fromarray(RGB), icc_profile=b"nonsense")).icc_profile is None
+  assert load_image_with_profile(saved(tmp_path, Image.fromarray(RGB))).icc_profile is None
 
 
 # --- in memory ----------------------------------------------------------------------------
@@ -274,18 +282,18 @@ def test_a_profile_that_is_none_or_not_of_rgb_is_left_out(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_floats_are_rounded_to_the_nearest_level_and_255ths_come_back(dtype):
   levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-  np.testing.assert_array_equal(as_picture((levels / 255).astype(dtype)).image, levels)
-  nearest = as_picture(np.array([[[0.4, 0.6, 0.5]]]) / 255).image
+  np.testing.assert_array_equal(to_loaded_image((levels / 255).astype(dtype)).image, levels)
+  nearest = to_loaded_image(np.array([[[0.4, 0.6, 0.5]]]) / 255).image
   assert nearest.tolist() == [[[0, 1, 0]]] and nearest.dtype == np.uint8
 
 
 @pytest.mark.parametrize("image, message", [
     (GRAY, r"got an image \(5, 7\) uint8; wanted \(H, W, 3\), uint8 or floats in \[0, 1\]"),
     (RGB.astype(int), "int64"), (RGB[..., :2], r"\(5, 7, 2\) uint8"), (RGB / 100, r"floats from 0\S* to 2\.\d+"),
-    (np.full((2, 2, 3), np.nan), "floats from nan"), (Image.new("CMYK", (2, 2)), "^the picture: color mode CMYK")])
+    (np.full((2, 2, 3), np.nan), "floats from nan"), (Image.new("CMYK", (2, 2)), "^the image: color mode CMYK")])
 def test_what_is_no_picture_is_refused_in_one_line(image, message):
   with pytest.raises(ImageError, match=message) as error:
-    as_picture(image)
+    to_loaded_image(image)
   assert "\n" not in str(error.value)
 
 
@@ -294,11 +302,11 @@ def test_what_pillow_opens_is_what_the_file_is_read_as(tmp_path):
   clear = Image.fromarray(np.dstack([RGB, GRAY]))
   for path in (saved(tmp_path, clear, icc_profile=profile), saved(tmp_path, Image.fromarray(GRAY), "gray.png")):
     with Image.open(path) as image:
-      picture = as_picture(image)
-    wanted = load_picture(path)
+      picture = to_loaded_image(image)
+    wanted = load_image_with_profile(path)
     np.testing.assert_array_equal(picture.image, wanted.image)
     assert picture.icc_profile == wanted.icc_profile
   cut = tmp_path / "cut.png"
   cut.write_bytes(path.read_bytes()[:60])
-  with pytest.raises(ImageError, match="^the picture: cannot be read as an image"):
-    as_picture(Image.open(cut))
+  with pytest.raises(ImageError, match="^the image: cannot be read as an image"):
+    to_loaded_image(Image.open(cut))

@@ -14,7 +14,7 @@ from PIL import Image
 from mlic_jax.data import image_source
 from mlic_jax.data.augment import center_crop
 from mlic_jax.data.image_io import ImageError, load_image
-from mlic_jax.data.image_source import Photographs
+from mlic_jax.data.image_source import LazyImages
 from mlic_jax.data.loader import (
   Mixture,
   crop_size_at,
@@ -126,7 +126,7 @@ def test_an_image_that_two_threads_decode_at_once_takes_its_place_in_the_cache_o
     return decode(file, reduction)
 
   monkeypatch.setattr(image_source, "decode", noted)
-  images = Photographs(Folder("photos", [tmp_path / "0.png", tmp_path / "1.png"]), cache_bytes=2 * 64 * 64 * 3)
+  images = LazyImages(Folder("photos", [tmp_path / "0.png", tmp_path / "1.png"]), cache_bytes=2 * 64 * 64 * 3)
   with ThreadPoolExecutor(2) as threads:
     list(threads.map(lambda _: images[0].decode(), range(2)))
   for index in 1, 0, 1:

@@ -8,7 +8,7 @@ from test_loader import batches, flat, ten_photographs  # noqa: F401 (a fixture 
 
 from mlic_jax.data.holdout import split
 from mlic_jax.data.image_io import ImageError
-from mlic_jax.data.image_source import Photographs
+from mlic_jax.data.image_source import LazyImages
 from mlic_jax.data.loader import Mixture, eval_images, training_batches
 from mlic_jax.data.sources import Records, open_sources
 
@@ -120,9 +120,9 @@ def test_the_default_format_of_tfds_gives_the_same_images(tensorflow, tiny_photo
 def test_a_broken_record_is_a_broken_photograph(tfds_dir):
   [(source, _)] = open_sources("tfds:tiny_photos", tfds_dir)
   records = Records("tfds:broken", [source.examples[0], b"not an example"], "image", range(2))
-  assert Photographs(records)[0].header.short_side >= 64
+  assert LazyImages(records)[0].header.short_side >= 64
   with pytest.raises(ImageError, match="tfds:broken: image 1: broken record"):
-    Photographs(records)[1]
+    LazyImages(records)[1]
 
 
 def test_tensorflow_is_not_imported_to_read_a_tfds_dataset(tfds_dir):

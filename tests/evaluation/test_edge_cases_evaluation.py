@@ -12,7 +12,7 @@ from test_eval import IMAGE, read_results, run_eval, two_photographs  # noqa: F4
 
 from mlic_jax.coding import memory_estimate
 from mlic_jax.data.file_listing import list_files
-from mlic_jax.data.image_io import list_images, picture_file, save_image
+from mlic_jax.data.image_io import encode_lossless, list_images, save_image
 from mlic_jax.evaluation import (
   baselines,
   bd_rate,
@@ -41,7 +41,7 @@ def test_images_whose_names_are_alike_in_ascii_are_evaluated_and_found_again(run
   for i, name in enumerate([b"\xe7\x8c\xab.png", b"\xe7\x8b\x97.png", b"a/b.png", b"a-b.png", b"A.png", b"caf\xe9.png",
                             b"new\nline.png", b"\"quoted'.png"]):
     path = folder / os.fsdecode(name)
-    path.write_bytes(picture_file("a.png", np.roll(IMAGE, i, axis=1)))
+    path.write_bytes(encode_lossless("a.png", np.roll(IMAGE, i, axis=1)))
   status, _, err = run(*FEW, "--report-images", "20")
   assert (status, err) == (0, "")
   names = evaluated(results)

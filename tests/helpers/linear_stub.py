@@ -17,7 +17,6 @@ class StandIn(nn.Module):
   transform_precision: str | None = "highest"
   entropy_precision: str = "highest"
   scan_unroll: int = 0
-  packed: bool = False
 
   def setup(self):
     self.g_a, self.g_s = nn.Dense(self.config.M), nn.Dense(16 * 16 * 3)

@@ -73,5 +73,5 @@ def test_half_the_multiplications_cost_less_than_threefold_rounding_errors():
   padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
   exact = sum(padded[:, i:i + 64, j:j + 16] @ kernel[i, j].astype(np.float64) for i in range(3) for j in range(3))
   error = lambda conv: np.sqrt(np.mean((conv(x, kernel, np.zeros(64, np.float32), 1) - exact)**2))
-  assert winograd.suits(x, kernel.shape)
+  assert winograd.is_suitable(x, kernel.shape)
   assert 0 < error(conv2d) < 3 * error(plain)

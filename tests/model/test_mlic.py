@@ -198,8 +198,8 @@ def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(variables,
 @pytest.mark.parametrize("fields, message", [
     (dict(M=10, num_slices=3), "M=10 does not divide into num_slices=3"),
     (dict(window_size=4), "odd number"),
-    (dict(num_rates=-1), "num_rates=-1, 0 or more"),
-    (dict(N="64"), "N='64', an integer is wanted")])
+    (dict(num_rates=-1), "num_rates=-1; wanted 0 or more"),
+    (dict(N="64"), "got N='64'; wanted an integer")])
 def test_a_bad_config_is_refused_with_what_came_and_what_was_wanted(fields, message):
   with pytest.raises(ValueError, match=message):
     CodecConfig(**fields)

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(name="folder")
-def of_programs(tmp_path, monkeypatch):
+def program_folder(tmp_path, monkeypatch):
   """The folder of the programs, in a process as of the command line, in which jax has none in a cache of its own."""
   monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path))
   set_code(monkeypatch, "as it is now")
@@ -62,7 +62,7 @@ def as_in_a_new_process():
     def multiply(x):
       traced.append(by)
       return by * x
-    return executable_cache.kept(multiply, "multiply", described, **options)(x)
+    return executable_cache.with_executable_cache(multiply, "multiply", described, **options)(x)
   return scaled, traced
 
 
@@ -78,7 +78,7 @@ def test_a_program_that_is_found_is_not_traced(folder, scaled):
 
 
 def test_a_part_of_another_program_is_traced_there(folder):
-  tripled = executable_cache.kept(lambda x: 3 * x, "triple", "")
+  tripled = executable_cache.with_executable_cache(lambda x: 3 * x, "triple", "")
   assert tripled(np.float32(2)) == 6          # whose program is at hand now
   assert jax.eval_shape(tripled, np.float32(2)).shape == () and jax.jit(lambda x: tripled(x) + 1)(np.float32(3)) == 10
 
@@ -114,16 +114,16 @@ def test_changed_code_is_traced_and_compiled_only_where_it_lowers_to_something_e
 def test_programs_that_read_the_same_are_told_apart_by_what_they_leave_out(folder, monkeypatch):
   """Arguments that nothing depends on, and how the results are put together."""
   x, y = np.ones(2, np.float32), np.full(2, 10, np.float32)
-  kept = lambda function, *args: executable_cache.kept(function, "chosen", "")(*args)
-  np.testing.assert_array_equal(kept(lambda x, y: 2 * x, x, y), 2 * x)
+  cached = lambda function, *args: executable_cache.with_executable_cache(function, "chosen", "")(*args)
+  np.testing.assert_array_equal(cached(lambda x, y: 2 * x, x, y), 2 * x)
   set_code(monkeypatch, "which takes the other one")
-  np.testing.assert_array_equal(kept(lambda x, y: 2 * y, x, y), 2 * y)
+  np.testing.assert_array_equal(cached(lambda x, y: 2 * y, x, y), 2 * y)
   set_code(monkeypatch, "with more in a tree that it does not use")
-  np.testing.assert_array_equal(kept(lambda x, y: 2 * y[0], x, (y, x[:1])), 2 * y)
-  np.testing.assert_array_equal(kept(lambda x, y: 2 * y[0], x, (y, x)), 2 * y)
-  assert set(kept(lambda x, y: {"a": x}, x, y)) == {"a"}
+  np.testing.assert_array_equal(cached(lambda x, y: 2 * y[0], x, (y, x[:1])), 2 * y)
+  np.testing.assert_array_equal(cached(lambda x, y: 2 * y[0], x, (y, x)), 2 * y)
+  assert set(cached(lambda x, y: {"a": x}, x, y)) == {"a"}
   set_code(monkeypatch, "with a field more")
-  assert set(kept(lambda x, y: {"a": x, "b": None}, x, y)) == {"a", "b"}
+  assert set(cached(lambda x, y: {"a": x, "b": None}, x, y)) == {"a", "b"}
 
 
 def test_two_models_of_which_a_program_takes_the_same_parameters(folder, monkeypatch):
@@ -142,7 +142,8 @@ def test_a_file_with_a_class_that_is_gone_is_compiled_again(folder, monkeypatch)
   pair = collections.namedtuple("Pair", "a b")
   pair.__module__ = __name__
   monkeypatch.setattr(module, "Pair", pair, raising=False)
-  double = lambda: executable_cache.kept(lambda x: pair(2 * x, x), "double", "")(np.ones(2, np.float32))
+  def double():
+    return executable_cache.with_executable_cache(lambda x: pair(2 * x, x), "double", "")(np.ones(2, np.float32))
   double()
   monkeypatch.delattr(module, "Pair")
   np.testing.assert_array_equal(double().a, [2, 2])
@@ -172,7 +173,7 @@ def test_nothing_is_kept_outside_of_the_command_line_or_of_what_cannot_be_descri
   x = np.ones(4, np.float32)
   scaled(x, described=None)
   partial = jax.tree_util.Partial(lambda: 1)      # prints with an address
-  executable_cache.kept(lambda x, partial: x * partial(), "called", "")(x, partial)
+  executable_cache.with_executable_cache(lambda x, partial: x * partial(), "called", "")(x, partial)
   for setting in ("jax_debug_nans", "jax_disable_jit"):
     jax.config.update(setting, True)
     try:
@@ -215,7 +216,7 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(folder, scaled, monk
       os.utime(each, (0, 0), follow_symlinks=False)   # a link is as old as its making
   size = max(each.stat().st_size for each in programs(folder))
   scaled(np.ones(1, np.float32))                    # which is read, and so the newest
-  monkeypatch.setattr(executable_cache, "MOST_BYTES", 3 * size + 500)
+  monkeypatch.setattr(executable_cache, "MAX_BYTES", 3 * size + 500)
   scaled(np.ones(6, np.float32))
   assert len(programs(folder)) <= 3
   del traced[:]
@@ -257,7 +258,7 @@ def test_a_decoder_is_compiled_in_a_thread_and_not_again(folder, tiny_checkpoint
   def as_in_a_new_process():
     for function in vars(jit_functions).values():
       if isinstance(function, shape_cache.ShapeCache):
-        monkeypatch.setattr(function, "_kept", collections.OrderedDict())
+        monkeypatch.setattr(function, "_cache", collections.OrderedDict())
 
   for name, function in functions.items():
     monkeypatch.setattr(function, "_function", noted(name, function._function))
@@ -286,7 +287,7 @@ def test_what_fails_in_that_thread_is_said_of_the_picture():
 
 
 def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monkeypatch):
-  monkeypatch.setattr(shape_cache, "SIZES", 2)
+  monkeypatch.setattr(shape_cache, "MAX_SIZES", 2)
   traced = []
 
   def again():
@@ -298,7 +299,7 @@ def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monke
       np.testing.assert_array_equal(doubled_again(np.ones(side, np.float32)), np.full(side, 2.0))
     gc.collect()
     held = [each.hlo_modules()[0].name for each in jax.devices()[0].client.live_executables()]
-    return held.count("jit_kept_doubled_again")
+    return held.count("jit_cached_doubled_again")
 
   compiled = again()
   assert compiled == 2 and len(traced) == 6
@@ -346,24 +347,24 @@ def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_pat
   Image.effect_noise((64, 64), 40).convert("RGB").save(tmp_path / "photo.png")
 
   def encode():
-    """The file, and whether anything that is kept was compiled."""
+    """The file, and whether anything that is cached was compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment |= dict(MLIC_JAX_CACHE=str(tmp_path / "cache"), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu")
     command = [sys.executable, "-m", "mlic_jax", "encode", tmp_path / "photo.png", tmp_path / "photo.mlic",
                "--ckpt", tiny_checkpoint]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if "kept_" in line]
+    said = [line for line in done.stderr.splitlines() if "cached_" in line]
     return (tmp_path / "photo.mlic").read_bytes(), any("Compiling" in line for line in said)
 
   first, compiled = encode()
-  kept = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
-  assert compiled and len(kept) >= 2 * 6
+  cached = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
+  assert compiled and len(cached) >= 2 * 6
   assert encode() == (first, False)
   shutil.rmtree(tmp_path / "cache" / "programs")   # jax has them; what it has read cannot be written out once more
   assert encode() == (first, True)
   taken = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
-  assert taken < kept
+  assert taken < cached
 
 
 def test_the_collector_of_python_rests_while_a_program_is_traced_and_no_longer(folder):
@@ -373,7 +374,7 @@ def test_the_collector_of_python_rests_while_a_program_is_traced_and_no_longer(f
     seen.append(gc.isenabled())
     return x.no_such_attribute if fails else x / 2
 
-  assert executable_cache.kept(lambda x: traced(x, False), "works", "")(np.float32(2)) == 1
+  assert executable_cache.with_executable_cache(lambda x: traced(x, False), "works", "")(np.float32(2)) == 1
   with pytest.raises(AttributeError):
-    executable_cache.kept(lambda x: traced(x, True), "fails", "")(np.float32(2))
+    executable_cache.with_executable_cache(lambda x: traced(x, True), "fails", "")(np.float32(2))
   assert seen == [False, False] and gc.isenabled()

@@ -41,13 +41,13 @@ def doubled():
 
 
 def test_the_sizes_used_last_are_kept_and_no_others(monkeypatch):
-  monkeypatch.setattr(shape_cache, "SIZES", 2)
+  monkeypatch.setattr(shape_cache, "MAX_SIZES", 2)
   double, traced = doubled()
   call = lambda side: np.testing.assert_array_equal(double("a", np.ones(side)), np.full(side, 2.0))
   for side in (3, 4, 3, 5, 3):                           # 5 takes the place of 4, which was used before 3
     call(side)
   assert traced == [("a", (3,)), ("a", (4,)), ("a", (5,))]
-  assert double.is_kept((3,), "a") and double.is_kept((5,), "a") and not double.is_kept((4,), "a")
+  assert double.is_cached((3,), "a") and double.is_cached((5,), "a") and not double.is_cached((4,), "a")
   for side in range(6, 12):
     call(side)
   assert executables(double) == {"jit_double": 2}
@@ -57,11 +57,11 @@ def test_another_module_has_sizes_of_its_own(monkeypatch):
   double, traced = doubled()
   for module in ("a", "b", "a", "b"):
     double(module, np.ones(3))
-  assert traced == [("a", (3,)), ("b", (3,))] and not double.is_kept((3,), "c")
+  assert traced == [("a", (3,)), ("b", (3,))] and not double.is_cached((3,), "c")
 
 
 def test_what_another_thread_is_using_is_not_taken_from_it(monkeypatch):
-  monkeypatch.setattr(shape_cache, "SIZES", 1)
+  monkeypatch.setattr(shape_cache, "MAX_SIZES", 1)
   double, _ = doubled()
   wrong = []
 
@@ -77,7 +77,7 @@ def test_what_another_thread_is_using_is_not_taken_from_it(monkeypatch):
 
 
 def test_a_codec_holds_what_is_compiled_for_a_few_sizes_however_many_come(tiny_checkpoint, photograph, monkeypatch):
-  monkeypatch.setattr(shape_cache, "SIZES", 1)
+  monkeypatch.setattr(shape_cache, "MAX_SIZES", 1)
   codec, held, blobs = Codec.load(tiny_checkpoint), [], []
   functions = [each for each in vars(jit_functions).values() if isinstance(each, shape_cache.ShapeCache)]
   for width in (64, 128, 64):

@@ -45,7 +45,7 @@ def test_a_program_that_another_user_can_have_written_is_not_unpickled(tmp_path,
   monkeypatch.setenv("MLIC_JAX_CACHE", str(tmp_path / "cache"))
   monkeypatch.setattr(startup, "code", "as it is now")
   monkeypatch.setattr(startup, "digest_of_code", lambda: "as it is now")
-  triple = lambda: executable_cache.kept(lambda x: 3 * x, "triple", "")(np.float32(2))
+  triple = lambda: executable_cache.with_executable_cache(lambda x: 3 * x, "triple", "")(np.float32(2))
   assert triple() == 6
   path, = [each for each in (tmp_path / "cache" / "programs").iterdir() if not each.is_symlink()]
   forged = zlib.compress(pickle.dumps(Forged(tmp_path / "it ran")))
@@ -67,7 +67,7 @@ def test_a_folder_of_programs_that_others_can_write_to_is_not_read(tmp_path, mon
   monkeypatch.setattr(executable_cache, "_read", lambda path: pytest.fail("a program was read"))
   (tmp_path / "programs").mkdir()
   (tmp_path / "programs").chmod(0o770)
-  assert executable_cache.kept(lambda x: 3 * x, "triple", "")(np.float32(2)) == 6
+  assert executable_cache.with_executable_cache(lambda x: 3 * x, "triple", "")(np.float32(2)) == 6
   assert not list((tmp_path / "programs").iterdir())
 
 

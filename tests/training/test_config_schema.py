@@ -26,7 +26,7 @@ def refused(reader, file, rest, tmp_path, capsys) -> str:
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("lines, message", [
     ("c.model.contexts = ('foo',)", "no context 'foo'"),
-    ("c.model.contexts = ('channel', 'channel')", "different names are wanted"),
+    ("c.model.contexts = ('channel', 'channel')", "wanted different names"),
     ("c.model.transforms = 'foo'", "no transform 'foo'"),
     ("c.model.widths = (1, 2, 3, 4)", "wanted two widths"),
     ("c = None + 1", "TypeError"),

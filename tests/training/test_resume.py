@@ -170,8 +170,8 @@ def test_a_second_run_in_a_workdir_is_refused_and_names_the_first(config, standi
 
 
 def test_the_lock_of_a_killed_run_is_taken_over(tmp_path, monkeypatch):
-  monkeypatch.setattr(folder_lock, "BEAT", 0.1)
-  monkeypatch.setattr(folder_lock, "SILENCE", 0.5)
+  monkeypatch.setattr(folder_lock, "HEARTBEAT", 0.1)
+  monkeypatch.setattr(folder_lock, "TIMEOUT", 0.5)
   gone = subprocess.Popen([sys.executable, "-c", ""])
   gone.wait()
   killed = dict(host="here", process=gone.pid, started="1", since="then", run="x")
@@ -184,7 +184,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path, monkeypatch):
 
 
 def test_the_lock_of_a_run_on_another_machine_holds_while_it_is_written(tmp_path, monkeypatch):
-  monkeypatch.setattr(folder_lock, "BEAT", 0.1)
+  monkeypatch.setattr(folder_lock, "HEARTBEAT", 0.1)
   with workdir_lock(tmp_path):
     monkeypatch.setattr(folder_lock, "_machine", lambda: "elsewhere")
     with pytest.raises(FolderInUse):

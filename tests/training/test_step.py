@@ -21,10 +21,10 @@ from mlic_jax.training.step import TrainState, create_state, draw_num_received, 
 WORKER = Path(__file__).parents[1] / "helpers" / "training_worker.py"
 
 
-def one_step(config, x, teacher=None, teacher_variables=None, platform="cpu"):
+def one_step(config, x, teacher=None, teacher_variables=None):
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   state = create_state(config, model, optimizer)
-  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, teacher, platform))
+  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, teacher, "cpu"))
   state, metrics = step(parallel.replicate(state), parallel.shard(x), parallel.replicate(teacher_variables))
   return parallel.unreplicate(state), parallel.unreplicate(metrics)
 
@@ -44,17 +44,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config, x):
   moments = lambda state: jax.tree.leaves(state.opt_state.inner_states["main"].inner_state)
   for a, b in zip(moments(whole), moments(parts)):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_step_for_gpus_through_vectors_is_that_of_cpus(config, x, optimizer):
-  config.optimizer, config.ema_decay = optimizer, 0.9
-  expected, expected_metrics = one_step(config, x)
-  found, metrics = one_step(config, x, platform="gpu")
-  for name, value in expected_metrics.items():
-    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
 def test_the_average_is_over_the_steps_so_far_while_these_are_few(config, x):
