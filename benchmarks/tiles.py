@@ -1,4 +1,4 @@
-"""Memory, time, bytes and PSNR of large images, in tiles and as a whole: encode and decode as processes of their own.
+"""Measures memory, time, bytes and PSNR of large images, in tiles and as a whole, in processes of their own.
 
     python benchmarks/tiles.py --ckpt checkpoints/nano --data IMAGES --size 3840x2160 --tiles 0,1024
     python benchmarks/tiles.py --ckpt checkpoints/nano --data IMAGES --size 12288x8192 --region 5000,3000,512,512
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def mosaic(folder: Path, height: int, width: int, side: int = 512) -> np.ndarray:
-  """(height, width, 3) uint8, of the middles of photographs, `side` pixels a side or their own size."""
+  """Tiles the centers of photographs, at most `side` pixels a side, to one image, (height, width, 3) uint8."""
   image, paths = np.empty((height, width, 3), np.uint8), list_images(folder)
   count = 0
   for top in range(0, height, side):

@@ -167,14 +167,14 @@ def choose_rows(positions: np.ndarray | jax.Array, means: np.ndarray | jax.Array
 
 def choose_shapes(shapes: np.ndarray, positions: np.ndarray | jax.Array, means: np.ndarray | jax.Array,
                   origin: Origin, num_shapes: int) -> tuple[Grids, np.ndarray]:
-  """The grids of a pass for the predicted shapes of its elements, and the indices that they make."""
+  """Chooses the grids for the predicted shapes of a pass; returns them and the resulting shape indices."""
   margins = required_shape_margins(shapes, np.asarray(positions), np.asarray(means), 2.0**-origin.epsilon_exponent)
   grids = choose_grids(shapes - np.float32(0.5), margins)
   return grids, shape_indices(shapes, grids, num_shapes)
 
 
 def shape_indices(shapes: np.ndarray, grids: Grids, num_shapes: int) -> np.ndarray:
-  """int32 index of the shape of each element, 0 to num_shapes - 1, from its position among the shapes, float32."""
+  """Returns the int32 shape index of each element, 0 to num_shapes - 1, from its float32 position among the shapes."""
   return np.minimum(rows(shapes - np.float32(0.5), grids), num_shapes - 1)
 
 

@@ -161,7 +161,7 @@ class Decoder:
     return (cells + self._rows.offset[flat]).reshape(np.shape(rows))
 
   def decode_elements(self, table: CDFTable) -> np.ndarray:
-    """(n,) int32 symbols, each under its row of a table of n rows. By numba only."""
+    """Decodes (n,) int32 symbols, each with its own row of a table of n rows. It requires the numba coder."""
     own = _ElementRows(table)
     cells = self._reader.pull_elements(own.lookup, own.starts)
     escaped = cells == own.escape

@@ -86,7 +86,7 @@ class Reader:
     return cells
 
   def pull_elements(self, lookup: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(n,) int32, the next cells under n rows of another table, in their order."""
+    """Returns the next n cells, (n,) int32, each with its own row of another table of n rows."""
     rows = np.arange(starts.size - 1, dtype=np.int32)
     cells = np.empty(rows.size, np.int32)
     _pull(self._state, self._stream, lookup, starts, rows, cells)

@@ -26,7 +26,7 @@ from mlic_jax.model.distributions import Distribution
 from mlic_jax.model.scale_table import SCALE_LEVELS, scale_table
 from mlic_jax.model.slices import Prior
 
-ELEMENTS_MAX = 2**14  # whose rows are in memory at the same time where each element has one of its own
+ELEMENTS_MAX = 2**14  # element tables in memory at a time, for distributions with a row per element
 
 
 class SkipError(ValueError):
@@ -39,7 +39,7 @@ class PassCoding(NamedTuple):
   coded: np.ndarray | None   # (1, h, w/2, Cs) bool, False for skipped elements; None: all elements are coded
   grids: tuple[Grids, ...]   # portable files: the grids of the rows, then those of predicted shapes and of the map
   distribution: Distribution
-  parameters: tuple[np.ndarray, ...] = ()   # of the distribution, if each element has a row of its own
+  parameters: tuple[np.ndarray, ...] = ()   # predicted by the model, if each element has a row of its own
 
 
 def num_skipped_rows(scale: float) -> int:
@@ -168,7 +168,7 @@ def decode(decoder: Decoder, coding: PassCoding) -> np.ndarray:
 
 
 def _element_tables(coding: PassCoding, count: int) -> Iterator[tuple[slice, CDFTable]]:
-  """The coded elements of a pass, by ELEMENTS_MAX, and a table with a row for each of them."""
+  """Yields blocks of at most ELEMENTS_MAX coded elements of a pass, each with a table of one row per element."""
   coded = ... if coding.coded is None else coding.coded
   parameters = [each[coded].ravel() for each in coding.parameters]
   for first in range(0, count, ELEMENTS_MAX):

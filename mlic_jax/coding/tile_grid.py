@@ -53,7 +53,7 @@ class Box(NamedTuple):
                         f"{width}x{height}")
 
   def shared(self, other: "Box") -> "Box":
-    """The part of the box that is in `other`, in the same coordinates."""
+    """Returns the part of the box that is in `other`, in the same coordinates."""
     part = self.within(other)
     return Box(part.top + other.top, part.left + other.left, part.bottom + other.top, part.right + other.left)
 

@@ -140,12 +140,13 @@ class TiledCoder:
     return y_bits, z_bits, self.synthesize(grid, self.coder.choose_quality(quality), decoded)
 
   def batch_of(self, grid: TileGrid, portable: bool) -> int:
-    """How many tiles of a file are computed at a time."""
+    """Returns the number of tiles of a file that are computed at a time."""
     return min(self.batch, grid.num_tiles) if portable else 1
 
   def run_jobs(self, jobs: list[Job], batch: int) -> list:
-    """The results of jobs, at most `batch` of them; the last one is repeated where they are fewer, as the functions are
-    compiled for a batch."""
+    """Returns the results of at most `batch` jobs.
+
+    The functions are compiled for a whole batch, so the last job is repeated where there are fewer."""
     idle = lambda k, anchors, positions, prior: np.zeros(positions.shape, np.int32)
     missing = [Job(jobs[-1].z_symbols, idle, lambda last_pass: None)] * (batch - len(jobs))
     return self.coder.run_jobs([*jobs, *missing])[:len(jobs)]
@@ -196,7 +197,7 @@ class TiledCoder:
     return padded
 
   def tiles_seen(self, grid: TileGrid, number: int, part: Box) -> list[int]:
-    """The tiles that the pixels of a part of a tile depend on."""
+    """Returns the tiles that the pixels of a part of a tile depend on."""
     positions, halo, stride = grid.coarser(self._stride), self.halos.synthesis, self._stride
     seen = Box(part.top // stride - halo, part.left // stride - halo, -(-part.bottom // stride) + halo,
                -(-part.right // stride) + halo)
@@ -242,7 +243,7 @@ def batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def filled(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-  """The arrays with their last element repeated up to `size` along the first axis."""
+  """Returns the arrays with their last element repeated up to `size` along the first axis."""
   return [np.concatenate([each, *[each[-1:]] * (size - len(each))]) for each in arrays]
 
 

@@ -116,7 +116,7 @@ class TiledDecoder:
       return error
 
   def _job(self, number: int, content: Bitstream) -> Job:
-    """The job of a tile, whose result is the error where there is one: other tiles of its batch go on."""
+    """Returns the job of a tile, whose result is the error where there is one: other tiles of its batch go on."""
     num_slices = content.num_received if self._slices is None else min(content.num_received, self._slices)
     job = self._coder.coder.decoding(content, num_slices, self._coder.inside(self._file.grid, number))
     errors: list[BitstreamError] = []

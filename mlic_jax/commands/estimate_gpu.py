@@ -1,4 +1,4 @@
-"""The report of `estimate` for GPUs."""
+"""Report of `mlic-jax estimate` for GPUs."""
 import importlib.metadata
 
 from mlic_jax.runtime.device_topology import in_bytes
@@ -6,7 +6,7 @@ from mlic_jax.runtime.gpu_topology import Card, Footprint
 
 
 def report_rows(footprint: Footprint, card: Card, room: float, seconds: float) -> dict[str, str]:
-  """{title: text} of what a program takes on each GPU, of which it can have `room` bytes of the memory."""
+  """Returns {title: text}: memory, work and time of a program on each GPU, where `room` bytes of memory are usable."""
   kernels = footprint.kernels
   parts = (f"{in_bytes(footprint.arguments)} arguments + {in_bytes(footprint.temporaries)} temporaries + "
            f"{in_bytes(footprint.output)} output - {in_bytes(footprint.aliased)} aliased")
@@ -39,7 +39,7 @@ def _roofline(footprint: Footprint, card: Card) -> str:
 
 
 def _plugin_package() -> str:
-  """The distribution of the compiler that is installed."""
+  """Returns the name of the installed package with the CUDA plugin of JAX."""
   names = ("jax-cuda12-plugin", "jax-cuda13-plugin")
   return next(name for name in names if _is_installed(name))
 

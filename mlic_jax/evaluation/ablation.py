@@ -107,7 +107,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> str:
-  """The table in Markdown, with the budget."""
+  """Returns the table in Markdown, with the budget."""
   headings, *cells = table(rows)
   lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
   return (f"{budget(rows, num_steps)}, on {html.escape(data)}; means over the held-out images. {NOTE}\n\n"
@@ -115,7 +115,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], num_steps: int, data: str) -> st
 
 
 def budget(rows: Sequence[Mapping[str, Any]], num_steps: int) -> str:
-  """The budget of each row, in words."""
+  """Returns the budget of each row, in words."""
   timed = any("num_steps" in row for row in rows)
   return f"The time of {num_steps} steps of the first row each" if timed else f"{num_steps} steps each"
 
@@ -200,7 +200,7 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """The row of several seeds, from the rows of each."""
+  """Returns the row of several seeds, from the rows of each."""
   losses = [row["relative_loss"] for row in rows]
   figures = {field: _mean_or_none([row[field] for row in rows]) for field in COLUMNS
              if field in rows[0] and field != "name"}

@@ -42,13 +42,13 @@ def _size(config: CodecConfig) -> dict[str, float]:
 
 
 def _peak_memory() -> int:
-  """The peak memory of this process in bytes."""
+  """Returns the peak memory of this process in bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else 1024 * peak   # macOS counts bytes, Linux KiB
 
 
 def device_name() -> str:
-  """The name of the accelerator, or of the processor with its number of cores."""
+  """Returns the name of the accelerator, or of the processor with its number of cores."""
   device = jax.devices()[0]
   if device.platform != "cpu":
     return device.device_kind

@@ -57,7 +57,7 @@ def progressive_table(title: str, entries: list[dict]) -> Table:
 
 
 def bd_table(rows: list[dict]) -> Table:
-  """A table with a row per curve: percent of bits and dB against the anchor."""
+  """Returns a table with a row per curve: percent of bits and dB against the anchor."""
   columns = {"curve": lambda row: row["curve"], "BD-rate %": lambda row: number(row["percent"], "+.2f"),
              "BD-PSNR dB": lambda row: number(row["bd_db"], "+.2f"),
              "over": lambda row: row["reason"] or "{:.1f} to {:.1f} dB".format(*row["overlap_db"])}

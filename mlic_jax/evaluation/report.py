@@ -160,7 +160,7 @@ def _short(name: str) -> str:
 
 
 def _end(curve: Curve, x_max: float) -> tuple[float, float] | None:
-  """The point where the line of a curve leaves the plot; None if it never enters it."""
+  """Returns the point where the line of a curve leaves the plot; None if it never enters it."""
   crossing = curve.db_at(x_max)
   if crossing is not None:
     return x_max, crossing
@@ -196,7 +196,7 @@ def _range(values: Sequence[float] | None, form: str) -> str:
 
 
 def _bd_rates(results: dict[str, Any]) -> str:
-  """One table per metric, sorted by BD-rate."""
+  """Returns one table per metric, sorted by BD-rate."""
   tables = []
   for metric in METRICS:
     rows = [row for row in results["bd_rates"] if row["metric"] == metric]

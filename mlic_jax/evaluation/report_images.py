@@ -112,7 +112,7 @@ class ReportImages:
     return path.relative_to(self._folder).as_posix()
 
   def _baseline(self, folder, stem, name, image, window, size) -> dict[str, Any] | None:
-    """The baseline with the highest PSNR at `size` bytes, by the sweep, at its highest quality of at most `size`."""
+    """Returns the baseline with the highest PSNR at `size` bytes, at its highest quality of at most `size` bytes."""
     baselines = [each for each in self._baselines if (each.name, name) in self._sweep]   # which can encode the image
     sweeps = [self._sweep[baseline.name, name] for baseline in baselines]
     reached = [_psnr_at(sweep, size) for sweep in sweeps]

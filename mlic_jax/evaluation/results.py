@@ -74,7 +74,7 @@ def complete_baselines(baselines: Sequence[tuple[str, list[dict[str, Any]]]], da
 
 
 def read_curves(results: dict[str, Any], metric: str) -> list[Curve]:
-  """The curves of one metric in results.json."""
+  """Returns the curves of one metric in results.json."""
   return [Curve(each["name"], np.array(each["bpp"]), np.array(each["db"]), each["kind"], metric, each["source"])
           for each in results["curves"] if each["metric"] == metric]
 

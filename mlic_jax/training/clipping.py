@@ -31,21 +31,21 @@ def _norm_by_products(tree: Any) -> jax.Array:
 
 
 def norms_array_by_array(*trees: Any) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
-  """The trees as they came, and the global_norm of each."""
+  """Returns the unchanged trees and the global_norm of each."""
   return trees, tuple(map(global_norm, trees))
 
 
 def norms_in_one_vector(*trees: Any, mean: Callable = lambda vector: vector) -> (
     tuple[tuple[Any, ...], tuple[jax.Array, ...]]):
-  """The trees, as parts of one vector that is computed before they are used, and the norm of each; for GPUs.
+  """Returns the trees, computed as parts of one vector, and the norm of each. This is for GPUs.
 
-  Array by array a norm takes two kernels. And a gradient of a kernel comes with cuDNN's order of axes: read in that
-  order, the step of the optimizer could not be written in place, and each of its results would be copied.
+  Array by array, each norm takes two kernels. The gradient of a convolution kernel also has cuDNN's order of axes. In
+  that order the optimizer step cannot be written in place, and each of its results is copied.
 
   Args:
     trees: trees of arrays.
-    mean: what the vector goes through, such as a mean over devices. XLA joins arrays for each reduction, and takes
-      them apart again; the vector is one reduction as it is.
+    mean: a function that is applied to the vector, such as a mean over devices. XLA joins arrays for a reduction and
+      splits them again; the vector needs one reduction only.
   """
   vector, unflatten = ravel_pytree(trees)
   vector = jax.lax.optimization_barrier(mean(vector))

@@ -42,5 +42,5 @@ def rd_loss(out, x: jax.Array, lmbda: jax.Array, distortion: str = "mse", target
 
 
 def as_cells(image: jax.Array, cell: int) -> jax.Array:
-  """(B, H, W, C) -> (B, H/cell, W/cell, C*cell^2), the pixels of a cell as channels; the image itself for 1."""
+  """Moves the pixels of a cell to channels: (B, H, W, C) -> (B, H/cell, W/cell, C*cell^2); no change for 1."""
   return pixel_unshuffle(image, cell) if cell > 1 else image

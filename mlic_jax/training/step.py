@@ -204,8 +204,10 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     by_array = lambda grads, *old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(grads, *old), old)
 
     def in_vectors(grads, params, opt_state, ema_params):
-      """On GPUs convolutions have kernels in another order of axes, and what is computed from a kernel follows, copies
-      of it into its old memory included. Vectors have one order."""
+      """Updates all arrays as vectors.
+
+      On GPUs cuDNN has another order of axes for convolution kernels. Arrays computed from a kernel inherit this
+      order, and XLA copies them into memory of the old order. Vectors have one order only."""
       flat = lambda tree: jax.tree.map(jnp.ravel, tree)
       shaped = lambda tree, like: jax.tree.map(lambda a, b: a.reshape(b.shape), tree, like)
       new_params, opt_state, new_ema = by_array(grads, flat(params), opt_state, flat(ema_params))

@@ -88,7 +88,7 @@ def test_a_codec_that_is_jpeg_gains_nothing_on_jpeg(run, results):
   _, out, _ = run("--ckpt", "x")
   gains = {row["curve"]: row["percent"] for row in results()["bd_rates"]}
   assert abs(gains["fake"]) < 3 and gains["WebP"] < -3
-  assert "BD-rate against JPEG 4:2:0" in out and "times exclude compilation" in out
+  assert "BD-rate against JPEG 4:2:0" in out and "Times exclude compilation" in out
   for heading in ["quality", "bpp", "estimated", "PSNR", "MS-SSIM", "encode s", "decode s", "JPEG", "WebP"]:
     assert heading in out
 

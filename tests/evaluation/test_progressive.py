@@ -142,7 +142,7 @@ def test_workers_change_nothing(run, results):
 
 def test_an_estimate_has_nothing_to_receive_which_is_one_line(run, tmp_path):
   status, out, err = run("--ckpt", "x", "--progressive", "--estimate")
-  assert status == 2 and "an estimate has no file" in err and err.count("\n") == 1 and not out
+  assert status == 2 and "--estimate writes none" in err and err.count("\n") == 1 and not out
   assert not (tmp_path / "out").exists()
 
 
