@@ -31,10 +31,10 @@ from mlic_jax.data.pillow_decode import (
   check_pixels,
   composite_on_white,
   describe_other_color,
+  error_reason,
   is_rgb_profile,
   open_image,
   reads_heic,
-  reason,
   scale_transparent_gray,
 )
 from mlic_jax.paths import as_path
@@ -126,7 +126,7 @@ def _one_line_errors(name):
   except FileNotFoundError:
     raise ImageError(f"{name}: no such file; wanted an image ({' '.join(EXTENSIONS)})") from None
   except Exception as error:   # Pillow's decoders raise OSError, SyntaxError, struct.error
-    raise ImageError(f"{name}: cannot be read as an image ({reason(name, error)})") from error
+    raise ImageError(f"{name}: cannot be read as an image ({error_reason(name, error)})") from error
 
 
 def list_images(folder: str | os.PathLike, warn: Callable[[str], None] = log.warning) -> list[Path]:

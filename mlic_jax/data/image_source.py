@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlic_jax.data.image_io import ImageError, load_image
-from mlic_jax.data.pillow_decode import HEIC, apply_orientation, check_8bit_rgb, check_pixels, open_image, reason
+from mlic_jax.data.pillow_decode import HEIC, apply_orientation, check_8bit_rgb, check_pixels, error_reason, open_image
 from mlic_jax.data.sources import Source
 
 REDUCTIONS = (1, 2, 4, 8)  # factors of the reduced sizes of JPEG files, which decode in a fraction of the time
@@ -94,7 +94,7 @@ def read_header(file) -> Header:
   except ImageError:
     raise
   except Exception as error:  # Pillow's openers raise OSError, SyntaxError, struct.error, ... for a broken file
-    raise ImageError(f"{file}: cannot be read as an image ({reason(file, error)})") from error
+    raise ImageError(f"{file}: cannot be read as an image ({error_reason(file, error)})") from error
 
 
 def _lossy_webp(file) -> bool:
@@ -124,4 +124,4 @@ def decode(file, reduction: int = 1) -> np.ndarray:
   except ImageError:
     raise
   except Exception as error:
-    raise ImageError(f"{file}: cannot be read as an image ({reason(file, error)})") from error
+    raise ImageError(f"{file}: cannot be read as an image ({error_reason(file, error)})") from error

@@ -1,13 +1,12 @@
-"""Where photographs come from: folders, and datasets of TensorFlow Datasets, as lists of encoded files.
+"""Sources of images: folders and datasets of TensorFlow Datasets, as sequences of encoded files.
 
-    PHOTOGRAPHS                       a folder and all below it (folders.py says what counts); gs://BUCKET/PHOTOGRAPHS
-                                      and the like, too
+    IMAGES                            a folder and its subfolders (file_listing.py), local or remote as gs://BUCKET/IMAGES
     tfds:clic                         a prepared dataset: its split "train", or its first one
     tfds:coco/2017:train[:90%]        another split
-    PHOTOGRAPHS*0.7,tfds:clic*0.3     both, seven crops of the one for three of the other
+    IMAGES*0.7,tfds:clic*0.3          both, with seven crops of the first for three of the second
 
-TFDS stores images as the PNG or JPEG files they came as. They are handed on like that, so that records are decoded like
-files, only as far as a crop needs, and without TensorFlow.
+TFDS stores images as the original PNG or JPEG files. Records are therefore decoded like files: at a reduced size where
+possible, and without TensorFlow.
 """
 
 import difflib
@@ -26,7 +25,7 @@ SYNTAX = "FOLDER, tfds:NAME, tfds:NAME:SPLIT, or several with weights: FOLDER*0.
 
 
 class Folder:
-  """Image files; `headers_are_cheap` says that an image's size is known without reading all of it."""
+  """Image files. `headers_are_cheap` means that the size of an image is known without reading the whole file."""
 
   def __init__(self, name: str, paths: Sequence[Path]):
     self.name, self.paths = name, list(paths)
@@ -36,26 +35,26 @@ class Folder:
     return len(self.paths)
 
   def file(self, index: int) -> Path | NamedBytes:
-    """What mlic_jax.data.image_io.load_image reads; ImageError when a remote file cannot be read."""
+    """Return the argument for image_io.load_image. ImageError if a remote file cannot be read."""
     try:
       return readable(self.paths[index])
     except OSError as error:
       raise ImageError(f"{self.paths[index]}: cannot be read ({' '.join(str(error).split())})") from error
 
   def key(self, index: int) -> str:
-    """What an image is called in its source, wherever that lies."""
+    """Return the name of an image in its source, which does not depend on the path of the source."""
     path, folder = self.paths[index], as_path(self.name)
-    if not is_remote(folder):                              # "." begins no path
+    if not is_remote(folder):                              # paths in the folder "." have no prefix
       return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
     return str(path).removeprefix(f"{folder}/") if str(path).startswith(f"{folder}/") else path.name
 
   def take(self, indices: Sequence[int]) -> "Folder":
-    """The source of these images only."""
+    """Return a source of these images only."""
     return Folder(self.name, [self.paths[i] for i in indices])
 
 
 class Records:
-  """Records of a prepared TFDS dataset: serialized tf.train.Example with random access, and the name of a feature."""
+  """Records of a prepared TFDS dataset: serialized tf.train.Example with random access, and their image feature."""
   headers_are_cheap = False
 
   def __init__(self, name: str, examples: Sequence[bytes], feature: str, indices: Sequence[int]):
@@ -65,51 +64,53 @@ class Records:
     return len(self.indices)
 
   def file(self, index: int) -> NamedBytes:
-    """What mlic_jax.data.image_io.load_image reads; ImageError when the record is broken."""
-    from tensorflow_datasets.proto import tf_example_pb2  # slow to import, and not for folders
+    """Return the argument for image_io.load_image. ImageError if the record is broken."""
+    from tensorflow_datasets.proto import tf_example_pb2  # slow to import; folders do not need it
     index = int(self.indices[index])
     name = f"{self.name}: image {index}"
     try:
       example = tf_example_pb2.Example.FromString(self.examples[index])
       content = example.features.feature[self.feature].bytes_list.value[0]
-    except Exception as error:  # array_record and protobuf have errors of their own
+    except Exception as error:  # array_record and protobuf raise their own errors
       raise ImageError(f"{name}: broken record ({' '.join(str(error).split())})") from error
     return NamedBytes(content, name)
 
   def key(self, index: int) -> str:
-    """What an image is called in its source, wherever that lies."""
+    """Return the name of an image in its source, which does not depend on the path of the source."""
     return f"record {self.indices[index]}"
 
   def take(self, indices: Sequence[int]) -> "Records":
-    """The source of these images only."""
+    """Return a source of these images only."""
     return Records(self.name, self.examples, self.feature, [self.indices[i] for i in indices])
 
 
 class TfRecords:
-  """Random access to the records of TFRecord files, TFDS's default format: they lie one after the other, each behind
-  its length, so that one walk over the lengths finds them. `instructions` are TFDS's: filename, skip, take."""
+  """Random access to the records of TFRecord files, the default format of TFDS.
+
+  Each record follows its length, so one scan over the lengths finds all records. `instructions` are those of TFDS:
+  filename, skip, take."""
   HEAD, TAIL = struct.Struct("<Q4x"), 4  # length and its checksum; checksum of the record
 
   def __init__(self, instructions):
-    self._places: list[tuple[str, int, int]] = []  # file, offset, length
+    self._records: list[tuple[str, int, int]] = []  # file, offset, length
     for each in instructions:
-      places: list[tuple[str, int, int]] = []
+      records: list[tuple[str, int, int]] = []
       with as_path(each.filename).open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
         while len(head := file.read(self.HEAD.size)) == self.HEAD.size:
           offset, (length,) = file.tell(), self.HEAD.unpack(head)
           if offset + length + self.TAIL > end:
-            raise ImageError(f"{each.filename}: damaged: record {len(places)} would end behind the end of the file")
-          places.append((str(each.filename), offset, length))
+            raise ImageError(f"{each.filename}: damaged: record {len(records)} ends behind the end of the file")
+          records.append((str(each.filename), offset, length))
           file.seek(length + self.TAIL, 1)
-      self._places += places[each.skip:each.skip + each.take]
+      self._records += records[each.skip:each.skip + each.take]
 
   def __len__(self) -> int:
-    return len(self._places)
+    return len(self._records)
 
   def __getitem__(self, index: int) -> bytes:
-    filename, offset, length = self._places[index]
+    filename, offset, length = self._records[index]
     with as_path(filename).open("rb") as file:
       file.seek(offset)
       return file.read(length)
@@ -119,16 +120,16 @@ Source = Folder | Records
 
 
 class WeightedSource(NamedTuple):
-  """Images, and their share of all crops: a weight against those of the other sources, or None for all of them."""
+  """A source and its weight in the mixture of crops. The weights of all sources are numbers, or all are None."""
   source: Source
   weight: float | None
 
 
 def open_sources(text: str, tfds_dir: str) -> list[WeightedSource]:
-  """The sources that `text` names, see above; `tfds_dir` is where datasets lie, "" for TFDS's own place.
+  """Return the sources in `text`, see above. `tfds_dir` is the folder of datasets, "" for the default of TFDS.
 
-  ConfigError or ImageError in one line for what is not there, not prepared or not understood."""
-  if Path(text).is_dir():  # whose name may hold a comma or a star
+  ConfigError or ImageError in one line for invalid text, and for missing or unprepared sources."""
+  if Path(text).is_dir():  # its name may have a comma or a star
     return [WeightedSource(_open(text, tfds_dir), None)]
   named = [_name_and_weight(part.strip(), text) for part in text.split(",")]
   if len({weight is None for _, weight in named}) > 1:
@@ -153,10 +154,10 @@ def _open(name: str, tfds_dir: str) -> Source:
 
 
 def open_tfds(text: str, tfds_dir: str, splits: Sequence[str] = ("train",)) -> Records:
-  """The images of a prepared dataset, "tfds:NAME[:SPLIT]", in file order; nothing is downloaded.
+  """Return the images of a prepared dataset, "tfds:NAME[:SPLIT]", in file order. It downloads nothing.
 
-  Without a split it is the first of `splits` that the dataset has, or its first one. Errors as in `open_sources`."""
-  match = re.fullmatch(r"tfds:([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?", text)  # the name may carry a version
+  The default split is the first of `splits` in the dataset, or its first one. Errors as in `open_sources`."""
+  match = re.fullmatch(r"tfds:([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?", text)  # the name may have a version
   if not match:
     raise ConfigError(f"{text}: wanted {SYNTAX}")
   name, split = match.groups()
@@ -164,7 +165,7 @@ def open_tfds(text: str, tfds_dir: str, splits: Sequence[str] = ("train",)) -> R
   known, images = list(builder.info.splits), _image_features(builder.info.features, tfds)
   if split is None:
     split = next((each for each in splits if each in known), known[0])
-  # Where there are several, as in div2k, hr is the photograph and lr its small copy.
+  # Of several images, as in div2k, hr is the original and lr a downscaled copy.
   feature = next((each for each in ("image", "hr", *images) if each in images), None)
   if feature is None:
     raise ImageError(f"{text}: has the features {', '.join(builder.info.features or ())}; wanted an image")
@@ -187,9 +188,9 @@ def open_tfds(text: str, tfds_dir: str, splits: Sequence[str] = ("train",)) -> R
 
 
 def _prepared(text: str, name: str, tfds_dir: str):
-  """(builder, tensorflow_datasets) of a dataset that lies there in a format with records that can be found."""
+  """Return (builder, tensorflow_datasets) of a prepared dataset in a format with random access."""
   try:
-    import tensorflow_datasets as tfds  # here, because it is slow to import, and not for folders
+    import tensorflow_datasets as tfds  # imported here because it is slow, and folders do not need it
   except ImportError as error:
     raise ImageError(f"{text}: needs the package tensorflow-datasets ({error})") from error
   try:
@@ -199,10 +200,10 @@ def _prepared(text: str, name: str, tfds_dir: str):
     near = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=3, cutoff=0.5)
     nearest = f"the nearest names are {', '.join(near)}" if near else "wanted a name that `tfds` knows"
     raise ImageError(f"{text}: no such dataset{f' in {tfds_dir}' if tfds_dir else ''}; {nearest}") from error
-  except Exception as error:  # a version that there is none of is an AssertionError, damage whatever it leads TFDS to
+  except Exception as error:  # an AssertionError for an unknown version, any error for damaged files
     raise ImageError(f"{text}: {' '.join(str(error).split())}") from error
   if not builder.is_prepared():
-    # The program `tfds` would do the same, but does not start without apache_beam.
+    # The program `tfds` does the same, but needs apache_beam to start.
     where = f"data_dir={tfds_dir!r}, " if tfds_dir else ""
     raise ImageError(f"{text}: not prepared in {builder.data_dir}; prepare it with "
                      f"python -c \"import tensorflow_datasets as tfds; tfds.builder({name!r}, {where}"
@@ -219,5 +220,5 @@ def _formats(builder) -> set[str]:
 
 
 def _image_features(features, tfds) -> list[str]:
-  """Names of the images in an example."""
+  """Return the names of the image features."""
   return [name for name, feature in (features or {}).items() if isinstance(feature, tfds.features.Image)]

@@ -72,7 +72,7 @@ def test_a_damaged_file_of_records_is_named(length, builder, tmp_path):
   path = tmp_path / "x.tfrecord-00000-of-00001"
   path.write_bytes(struct.pack("<Q4x", 5) + b"hello...." + struct.pack("<Q4x", length) + b"and no more")
   builder(SimpleNamespace(filename=path, skip=0, take=9))
-  with pytest.raises(ImageError, match="x.tfrecord-00000-of-00001: damaged: record 1 would end behind the end"):
+  with pytest.raises(ImageError, match="x.tfrecord-00000-of-00001: damaged: record 1 ends behind the end"):
     sources.open_tfds("tfds:x", "")
 
 
