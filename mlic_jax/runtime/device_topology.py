@@ -1,7 +1,7 @@
-"""TPUs that are not here: the compiler in libtpu compiles for them on any x86-64 Linux, and says what a chip will need.
+"""Topologies of TPUs: libtpu compiles for them on any x86-64 Linux, and reports memory and time of a program.
 
-    devices = topology_devices("v5e:2x4")                   eight chips, to lower programs for
-    footprint = Footprint.of(lowered.compile())             DoesNotFit when the memory of a chip does not hold it
+    devices = topology_devices("v5e:2x4")                   eight devices, to lower programs for
+    footprint = Footprint.of(compiled(lowered))             DoesNotFit if the program exceeds the memory of a chip
 """
 
 import importlib.util
@@ -17,34 +17,34 @@ import numpy as np
 from mlic_jax.errors import ConfigError
 from mlic_jax.runtime import hlo_analysis
 
-OLDEST_JAX = (0, 8)  # from here on jax.pmap takes devices that are not there
-# Read by libtpu when it is loaded: it asks no metadata server which chips there are, shares the machine with other
-# processes that compile, and takes this host for a whole one.
+OLDEST_JAX = (0, 8)  # the first version whose jax.pmap accepts devices of a topology
+# Settings that libtpu reads when it is loaded: no query of the metadata server, several processes on one machine, and a
+# complete host.
 ENVIRONMENT = dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="true", TPU_WORKER_HOSTNAMES="localhost",
                    TPU_ACCELERATOR_TYPE="v5litepod-8")
 
 
 class Chip(NamedTuple):
-  """What bounds the time of a step, of one chip, as cloud.google.com/tpu/docs/system-architecture-tpu-vm says it."""
-  peak_flops: float  # bfloat16 multiplications and additions a second; float32 at full precision takes several
-  bandwidth: float   # bytes a second to and from its memory
-  options: dict[str, str] = {}  # of the compiler
+  """Peak rates of one chip (cloud.google.com/tpu/docs/system-architecture-tpu-vm), which bound the time of a step."""
+  peak_flops: float  # bfloat16 operations per second; a float32 product at full precision takes several
+  bandwidth: float   # bytes per second of HBM
+  options: dict[str, str] = {}  # options of the compiler
 
 
-# A v4 has two cores, which run one program together unless one asks for two devices.
+# The two cores of a v4 chip are one device by default (megacore).
 CHIPS = {"v4": Chip(275e12, 1228e9, {"chip_config_name": "megacore"}), "v5e": Chip(197e12, 819e9),
          "v5p": Chip(459e12, 2765e9), "v6e": Chip(918e12, 1640e9)}
 SIZE = r"([\d.]+)([KMGT]?)"
-# As libtpu 0.0.52 says it, and as older ones do.
+# Messages of libtpu 0.0.52 and of older versions.
 TOO_LARGE = re.compile(rf"\({SIZE}\) exceeds available HBM \({SIZE}\)|Used {SIZE} of {SIZE} hbm")
 
 
 class TopologyError(ConfigError):
-  """No compiler for TPUs, or no such topology; one line."""
+  """An unknown topology, or no compiler for it; one line."""
 
 
 class DoesNotFit(ConfigError):
-  """A program that takes more memory than a chip has, in bytes; one line."""
+  """A program that needs more memory than a chip has, in bytes; one line."""
 
   def __init__(self, takes: float, there_is: float):
     super().__init__(f"it takes {in_bytes(takes)} on a chip, where there are {in_bytes(there_is)}")
@@ -52,17 +52,17 @@ class DoesNotFit(ConfigError):
 
 
 class Footprint(NamedTuple):
-  """What the compiler says of a program on each chip; in bytes, where nothing else is said."""
+  """Memory and cost of a program on each chip, as the compiler reports them; in bytes unless noted."""
   arguments: int
   temporaries: int
   output: int
-  aliased: int      # of the output, in the memory of arguments
+  aliased: int      # output in the memory of arguments
   code: int
-  peak: int         # arguments, output and temporaries where most of them are there at the same time
-  flops: float      # of a loop those of one turn, as the next
-  accessed: float   # read and written, in the memory of the chip and in the fast one that its operations share
-  cycles: int       # expected of all operations one after the other, loops as often as they turn; 0: the text has none
-  collectives: dict[str, tuple[int, int]]  # kind: how many, and their bytes
+  peak: int         # maximum of arguments, output and temporaries at one time
+  flops: float      # loops count once, here and in the next field
+  accessed: float   # bytes read and written, in HBM and in on-chip memory
+  cycles: int       # estimated cycles of all operations in sequence, with all iterations of loops; 0 if unknown
+  collectives: dict[str, tuple[int, int]]  # {kind: (count, bytes)}
 
   @classmethod
   def of(cls, compiled: jax.stages.Compiled) -> "Footprint":
@@ -75,7 +75,7 @@ class Footprint(NamedTuple):
 
 
 def chip_of(topology: str) -> Chip:
-  """By the name before the colon; TopologyError for a kind whose peak is not known here."""
+  """Return the chip of a topology, by the name before the colon. TopologyError for an unknown one."""
   kind = topology.partition(":")[0]
   if kind not in CHIPS:
     raise TopologyError(f"--topology={topology}: no chip {kind!r}; wanted one of {', '.join(CHIPS)}, as in v5e:2x4")
@@ -83,28 +83,28 @@ def chip_of(topology: str) -> Chip:
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-  """The chips of a topology such as v5e:2x4 or v4:2x2x1. To be called before jax has looked for devices.
+  """Return the devices of a topology such as v5e:2x4 or v4:2x2x1. Call it before JAX initializes its backends.
 
-  TopologyError where the compiler is not installed, or knows no such topology."""
+  TopologyError if the compiler is not installed, or does not know the topology."""
   chip = chip_of(topology)
   if importlib.util.find_spec("libtpu") is None:
     raise TopologyError("the compiler for TPUs is not installed: pip install 'jax[tpu]' brings it to any Linux on "
                         "x86-64; no TPU is needed")
   if jax.__version_info__ < OLDEST_JAX:
-    raise TopologyError(f"jax {jax.__version__} does not lower for chips that are not here; wanted "
+    raise TopologyError(f"jax {jax.__version__} does not compile for topologies; wanted "
                         f"{'.'.join(map(str, OLDEST_JAX))} or newer")
   from jax.experimental import topologies
   for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
-  jax.config.update("jax_platforms", "cpu")  # or jax looks for the chips that libtpu is for
+  jax.config.update("jax_platforms", "cpu")  # otherwise JAX looks for TPUs, as libtpu is installed
   try:
     return list(topologies.get_topology_desc(topology, platform="tpu", **chip.options).devices)
-  except Exception as error:  # libtpu's own kinds, with a page of text
+  except Exception as error:  # errors of libtpu with long messages
     raise TopologyError(f"--topology={topology}: {first_line(error)}") from error
 
 
 def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """`lowered`, compiled; DoesNotFit when a chip has too little memory for it."""
+  """Compile a program. DoesNotFit if it exceeds the memory of a chip."""
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -117,13 +117,13 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def measured(lowered: jax.stages.Lowered) -> tuple[Footprint, str]:
-  """The footprint and the HLO of `lowered`, compiled; DoesNotFit as `compiled`."""
+  """Return the footprint and the HLO of a compiled program. DoesNotFit as in `compiled`."""
   program = compiled(lowered)
   return Footprint.of(program), program.as_text() or ""
 
 
 def memory_of(device: jax.Device) -> float:
-  """Bytes of its memory that a program can have, as the compiler says when it refuses one that wants far more."""
+  """Return the bytes of memory that a program can use, from the error message for a much larger program."""
   on_it = jax.sharding.SingleDeviceSharding(device)
   enormous = jax.ShapeDtypeStruct((2**20, 2**20), np.float32, sharding=on_it)
   try:
@@ -134,9 +134,9 @@ def memory_of(device: jax.Device) -> float:
 
 
 def largest_batch(takes: Callable[[int], float], room: float) -> tuple[int, dict[int, float]]:
-  """The largest batch that fits in `room` bytes, 0 for none, and what each batch takes that was tried.
+  """Return the largest batch size that fits in `room` bytes (0 for none), and {batch size: bytes} of all trials.
 
-  takes(batch) compiles, for minutes; memory is nearly a straight line in the batch, which says what to try next."""
+  takes(batch) compiles for minutes. Memory is nearly linear in the batch size, which gives the next trial."""
   tried: dict[int, float] = {}
   low, batch = 0, 1
   high: Any = math.inf
@@ -156,7 +156,7 @@ def largest_batch(takes: Callable[[int], float], room: float) -> tuple[int, dict
 
 
 def in_bytes(count: float) -> str:
-  """With its unit: GiB, and MiB for what is small."""
+  """Format a number of bytes in GiB, or in MiB below 0.1 GiB."""
   return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.2f} MiB"
 
 

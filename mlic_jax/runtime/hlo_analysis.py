@@ -1,6 +1,6 @@
-"""What the text of a compiled program says of its run, with every loop as often as it turns.
+"""Costs of a compiled program from its HLO text, with all iterations of loops.
 
-The compiler's own sums (jax.stages.Compiled.cost_analysis) count the body of a loop once, whatever its length.
+The sums of the compiler (jax.stages.Compiled.cost_analysis) count the body of a loop once.
 """
 
 import math
@@ -8,24 +8,24 @@ import re
 from collections import Counter
 
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$", re.MULTILINE)
-# A loop with its length, where the compiler has found it.
+# A loop, with its length if the compiler knows it.
 LOOP = re.compile(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)(?:.*"known_trip_count":\{"n":"(\d+)")?')
 CALLS = re.compile(r" (?:call|conditional)\(.*")
 CALLED = re.compile(r"(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
-LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")  # in the condition of a loop that counts from 0, as jax's do
+LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")  # in the condition of a loop that counts from 0, as in JAX
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
 ARRAY = re.compile(r"\b(pred|bf16|[suf](\d+))\[([\d,]*)\]")
 
 
 def cycles(text: str) -> int:
-  """Those that the compiler for TPUs expects its operations to take, one after the other; 0 where it says none."""
+  """Return the cycles that the compiler for TPUs estimates for all operations in sequence; 0 without estimates."""
   parts = computations(text)
   return sum(times * sum(map(int, CYCLES.findall(parts[name]))) for name, times in runs(text).items())
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-  """{kind: (how many, bytes of their results)}."""
+  """Return {kind: (number of collectives, bytes of their results)}."""
   parts = computations(text)
   found: dict[str, tuple[int, int]] = {}
   for name, times in runs(text).items():
@@ -37,9 +37,9 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def runs(text: str) -> Counter[str]:
-  """How often each computation runs: the entry, bodies of loops and what is called. What is fused runs inside of these.
+  """Return how often each computation runs: the entry, bodies of loops and called computations, without fusions.
 
-  Of a condition, every branch counts; a loop whose length is not a constant counts once."""
+  Every branch of a condition counts. A loop of unknown length counts once."""
   parts = computations(text)
   found: Counter[str] = Counter()
 
@@ -58,11 +58,11 @@ def runs(text: str) -> Counter[str]:
 
 
 def computations(text: str) -> dict[str, str]:
-  """{name: its instructions, a line each}."""
+  """Return {name: instructions, one per line}."""
   return {head[2]: text[head.end():text.index("\n}", head.end())] for head in HEAD.finditer(text)}
 
 
 def _size(array: tuple[str, str, str]) -> int:
-  """Bytes of "f32[8,128]", as ARRAY finds it."""
+  """Return the bytes of an array such as "f32[8,128]", as matched by ARRAY."""
   kind, bits, sides = array
   return math.prod(int(side) for side in sides.split(",") if side) * (int(bits) // 8 if bits else 1 + (kind == "bf16"))

@@ -34,7 +34,7 @@ def release():
 @pytest.mark.parametrize("name, shape, message", [
     ("g_a.analysis_transform.6.weight", (3,), "the shapes are not those of an MLIC model"),
     ("h_a.reduction.0.weight", (3, 3), "h_a.reduction.0.weight has the shape (3, 3); wanted (32, 96, 3, 3)"),
-    ("local_context.0.relative_position_table", (7, 2), "the shapes are not those of an MLIC model (window_size=2"),
+    ("local_context.0.relative_position_table", (7, 2), "the shapes are not those of an MLIC model (got window_size=2"),
     ("entropy_bottleneck.quantiles", (5,), "entropy_bottleneck.quantiles has the shape (5,); wanted (32, 1, 3)"),
     ("h_a.reduction.0.bias", (), "h_a.reduction.0.bias has the shape (); wanted (32,)"),
     ("g_s.synthesis_transform.7.0.bias", (1,), "g_s.synthesis_transform.7.0.bias has the shape (1,)"),
