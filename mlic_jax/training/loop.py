@@ -135,7 +135,7 @@ class Start:
 def restore(config, checkpoints: Checkpoints, run: str, prepared: Prepared) -> Start:
   """Returns the newest readable state in the workdir, or a new one; `run` is the ID in the lock of process 0."""
   preflight.check_lock(checkpoints.workdir, run)
-  optimizer = make_optimizer(config)
+  optimizer = make_optimizer(config, jax.devices()[0].platform)
   state = create_state(config, prepared.model, optimizer, pmap_programs.cache_key(config, prepared.model))
   if checkpoints.latest_step is not None:
     check_config(config, checkpoints.workdir / "config.json")

@@ -23,12 +23,13 @@ class MuonState(NamedTuple):
   mu: Any           # momentum, a tree like the parameters
 
 
-def scale_by_muon(beta: float = BETA, rms: float = RMS) -> optax.GradientTransformation:
+def scale_by_muon(beta: float = BETA, rms: float = RMS, by_side: bool = False) -> optax.GradientTransformation:
   """Returns orthogonalized Nesterov momentum for kernels (..., size, size, inputs, outputs).
 
   A kernel is a matrix (taps * inputs, outputs); with leading axes, those of the slices, it is several matrices. The
   live part of a step, which excludes rows and columns that are zero throughout, has a root mean square of `rms`: the
-  channels that a slice cannot see yet have no gradient, and must not make the step of the others longer."""
+  channels that a slice cannot see yet have no gradient, and must not make the step of the others longer.
+  `by_side` iterates all matrices of one shorter side in one loop, which is fewer and larger kernels on GPUs."""
   def init(params):
     return MuonState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
@@ -38,12 +39,12 @@ def scale_by_muon(beta: float = BETA, rms: float = RMS) -> optax.GradientTransfo
     mu = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.mu, updates)
     now, later = 1 - beta**count, 1 - beta**(count + 1)  # bias corrections of averages that began at zero
     nesterov = jax.tree.map(lambda m, g: beta * m / later + (1 - beta) * g / now, mu, updates)
-    return _orthogonal_steps(nesterov, rms), MuonState(count, mu)
+    return _orthogonal_steps(nesterov, rms, by_side), MuonState(count, mu)
 
   return optax.GradientTransformation(init, update)
 
 
-def _orthogonal_steps(kernels: Any, rms: float) -> Any:
+def _orthogonal_steps(kernels: Any, rms: float, by_side: bool) -> Any:
   """Returns the step of each kernel of a tree.
 
   Matrices of one size, up to transposition, are orthogonalized as one batch: a network has few sizes, and the compiled
@@ -55,9 +56,12 @@ def _orthogonal_steps(kernels: Any, rms: float) -> Any:
   by_size, steps = collections.defaultdict(list), [None] * len(leaves)
   for i, matrix in enumerate(matrices):
     by_size[tuple(sorted(matrix.shape[1:]))].append(i)
-  for indices in by_size.values():
-    batch = jnp.concatenate([flipped(i, matrices[i]) for i in indices])
-    batch = rms * jnp.sqrt(_longer_live_side(batch))[:, None, None] * orthogonalize(batch)
+  batch_of = lambda indices: jnp.concatenate([flipped(i, matrices[i]) for i in indices])
+  joined = orthogonalize_by_side(list(map(batch_of, by_size.values()))) if by_side else None
+  for number, indices in enumerate(by_size.values()):
+    batch = batch_of(indices)
+    batch = rms * jnp.sqrt(_longer_live_side(batch))[:, None, None] * (joined[number] if joined else
+                                                                       orthogonalize(batch))
     ends = np.cumsum([len(matrices[i]) for i in indices])
     for i, step in zip(indices, jnp.split(batch, ends[:-1])):
       steps[i] = flipped(i, step).reshape(leaves[i].shape)
@@ -79,22 +83,45 @@ def orthogonalize(x: jax.Array) -> jax.Array:
   The quintic is odd, f(X) = P(X X^T) X: an iteration multiplies X by symmetric matrices of the shorter side n. If the
   longer side is at least 1.5 n, the symmetric matrices are multiplied with each other first, and with X only twice.
   That is a third of the multiplications for the kernel of a 3x3 convolution."""
-  a, b, c = COEFFICIENTS
-  x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
-  even = lambda gram: b * gram + c * gram @ gram
+  x = _normalized(x)
+  if 2 * x.shape[2] < 3 * x.shape[1]:
+    iterate = lambda _, x: COEFFICIENTS[0] * x + _even(x @ x.swapaxes(1, 2)) @ x
+    return jax.lax.fori_loop(0, REPETITIONS, iterate, x)
+  return _factor(x @ x.swapaxes(1, 2)) @ x
 
-  def iterate(_, x):
-    return a * x + even(x @ x.swapaxes(1, 2)) @ x
+
+def orthogonalize_by_side(batches: list[jax.Array]) -> list[jax.Array]:
+  """The same for each of several batches, with one loop for all batches that have the same number of rows."""
+  batches, by_rows = list(map(_normalized, batches)), collections.defaultdict(list)
+  for i, x in enumerate(batches):
+    by_rows[x.shape[1]].append(i)
+  for indices in by_rows.values():
+    factors = _factor(jnp.concatenate([batches[i] @ batches[i].swapaxes(1, 2) for i in indices]))
+    ends = np.cumsum([len(batches[i]) for i in indices])
+    for i, factor in zip(indices, jnp.split(factors, ends[:-1])):
+      batches[i] = factor @ batches[i]
+  return batches
+
+
+def _normalized(x: jax.Array) -> jax.Array:
+  return x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
+
+
+def _even(gram: jax.Array) -> jax.Array:
+  _, b, c = COEFFICIENTS
+  return b * gram + c * gram @ gram
+
+
+def _factor(gram: jax.Array) -> jax.Array:
+  """The symmetric matrix that all iterations multiply X by, from X X^T (batch, rows, rows)."""
+  a, identity = COEFFICIENTS[0], jnp.eye(gram.shape[1])
 
   def iterate_gram(_, state):
     total, factor, gram = state
     gram = factor @ gram @ factor
-    factor = a * identity + even(gram)
+    factor = a * identity + _even(gram)
     return factor @ total, factor, gram
 
-  if 2 * x.shape[2] < 3 * x.shape[1]:
-    return jax.lax.fori_loop(0, REPETITIONS, iterate, x)
-  gram, identity = x @ x.swapaxes(1, 2), jnp.eye(x.shape[1])
-  first = a * identity + even(gram)
+  first = a * identity + _even(gram)
   total, *_ = jax.lax.fori_loop(1, REPETITIONS, iterate_gram, (first, first, gram))
-  return total @ x
+  return total

@@ -56,19 +56,20 @@ def is_kernel(path: tuple, p: Any) -> bool:
   return getattr(path[-1], "key", None) == "kernel" and p.ndim >= 4 and p.shape[-2] > 1
 
 
-def make_optimizer(config) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config, platform: str | None = None) -> optax.GradientTransformationExtraArgs:
   """Returns the optimizer of a config, which clips the gradient to the global norm grad_clip (0: no clipping).
 
   "adam": Adam with learning_rate. "muon": Muon (Jordan et al., 2024) with muon_learning_rate for kernels of
   convolutions, and NAdam with learning_rate for other parameters. "soap": SOAP for kernels and Adam for other
   parameters, with learning_rate. Optimizers that whiten the gradient resolve the conflict between rate and distortion,
   which slows Adam down in learned codecs (Zhang and Zhu, arXiv:2601.20769, with SOAP). The quantiles of z have an Adam
-  with aux_learning_rate."""
+  with aux_learning_rate. On the platform "gpu" Muon has fewer kernels; the state is the same on all platforms."""
   rate = learning_rate_schedule(config)
   if config.optimizer == "adam":
     step = optax.adam(rate)
   elif config.optimizer == "muon":
-    step = _with_kernels(scale_by_muon(), learning_rate_schedule(config, config.muon_learning_rate), optax.nadam(rate))
+    muon = scale_by_muon(by_side=platform == "gpu")
+    step = _with_kernels(muon, learning_rate_schedule(config, config.muon_learning_rate), optax.nadam(rate))
   else:
     step = _with_kernels(scale_by_soap(), rate, optax.adam(rate))
   clip = clip_by_norm(config.grad_clip) if config.grad_clip else optax.identity()

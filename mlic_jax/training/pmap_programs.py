@@ -82,9 +82,9 @@ def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] |
   """Returns the training step of `config` for batches of config.batch_size crops with config.crop_size pixels a side.
 
   Without `devices` it is a program for the local number of devices and for every platform."""
-  model, optimizer = build(codec, **build_options(config)), make_optimizer(config)
-  teacher, teacher_variables = load_teacher(config, codec)
   platform = devices[0].platform if devices else None
+  model, optimizer = build(codec, **build_options(config)), make_optimizer(config, platform)
+  teacher, teacher_variables = load_teacher(config, codec)
   step = training(make_train_step(config, model, optimizer, teacher, platform), devices)
   count = _count(devices)
   parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps, count)

@@ -8,7 +8,7 @@ import pytest
 
 from configs import mlic_plus_plus, nano
 from mlic_jax.training.clipping import clip_by_norm, global_norm, norms_array_by_array, norms_in_one_vector
-from mlic_jax.training.muon import COEFFICIENTS, REPETITIONS, orthogonalize, scale_by_muon
+from mlic_jax.training.muon import COEFFICIENTS, REPETITIONS, orthogonalize, orthogonalize_by_side, scale_by_muon
 from mlic_jax.training.optimizer import SCHEDULES, learning_rate_schedule, make_optimizer
 from mlic_jax.training.soap import scale_by_soap
 
@@ -116,6 +116,14 @@ def test_the_step_of_muon_is_the_same_by_way_of_the_gram_matrix(shape):
   expected = optax.contrib._muon.orthogonalize_via_newton_schulz(
       x, jnp.array(COEFFICIENTS), REPETITIONS, dimension_numbers=optax.contrib.MuonDimensionNumbers(1, 2))
   np.testing.assert_allclose(orthogonalize(x), expected, atol=1e-5)
+  other = jnp.asarray(np.random.default_rng(1).normal(size=(3, 24, 40)), jnp.float32)
+  for found, alone in zip(orthogonalize_by_side([x, other, x[:, :8]]), (x, other, x[:, :8])):
+    np.testing.assert_allclose(found, orthogonalize(alone), atol=1e-5)
+
+
+def test_matrices_of_one_side_share_a_loop():
+  loops = lambda sizes: str(jax.make_jaxpr(orthogonalize_by_side)([jnp.ones(size) for size in sizes])).count("scan[")
+  assert loops([(2, 8, 30), (1, 8, 9), (4, 8, 8)]) == 1 and loops([(2, 8, 30), (1, 9, 9)]) == 2
 
 
 def test_a_small_gradient_makes_a_step_of_the_learning_rate_too(config):
