@@ -6,6 +6,7 @@ while h_a and the entropy model read only the tile. All tiles of an image share 
 import jax
 import jax.numpy as jnp
 
+from mlic_jax.coding import layer_crops
 from mlic_jax.coding.jit_functions import to_uint8
 from mlic_jax.model import registry
 from mlic_jax.runtime.shape_cache import shape_cached
@@ -30,7 +31,8 @@ def finish_tile(module, variables, k, hyper, state, symbols):
   return module.apply(variables, k, hyper, state, symbols, method="finish_slice").decoded
 
 
-@shape_cached(size=2, module=0, describe=registry.description)
-def synthesize_window(module, variables, y_hat, quality):
-  """Maps y_hat (B, h, w, M) of windows to their pixels (B, H, W, 3) uint8."""
-  return to_uint8(module.apply(variables, y_hat, quality, method="synthesize"))
+@shape_cached(size=2, module=0, static=4, describe=registry.description)
+def synthesize_tiles(module, variables, y_hat, quality, sizes, corners):
+  """Maps y_hat (B, h, w, M) of windows to the pixels of their tiles (B, H, W, 3) uint8; see layer_crops.py."""
+  return to_uint8(module.apply(
+      variables, method=lambda model: layer_crops.synthesize(model, y_hat, quality, sizes, corners)))

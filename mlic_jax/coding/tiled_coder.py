@@ -7,15 +7,17 @@ h_a, h_s and the slices of a tile read only the tile, so a tile decodes without 
 around it, so y and the reconstruction are those of the whole image up to rounding, without seams. This is the coding in
 blocks of Kim et al. ("Block-based Learned Image Compression without Blocking Artifacts", CVPR 2026).
 """
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mlic_jax.coding import bitstream, tile_functions, tiled_format
+from mlic_jax.coding import bitstream, layer_crops, tile_functions, tiled_format
 from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import CodedLatents, Job, LatentCoder
 from mlic_jax.coding.latents import Latents
+from mlic_jax.coding.layer_crops import crops_of
 from mlic_jax.coding.memory_estimate import check_memory, is_enough_memory
 from mlic_jax.coding.receptive_field import halos
 from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
@@ -45,6 +47,10 @@ class TiledCoder:
     self.coder, self.batch, self._apply = coder, batch, (coder.module, coder.variables)
     self._stride, self._multiple = transforms.find(coder.config.transforms).STRIDE, side_multiple(coder.config)
     self.halos = halos(*self._apply)
+
+  @functools.cached_property
+  def _layers(self) -> tuple[layer_crops.Layer, ...]:
+    return layer_crops.measure(*self._apply, self.halos, self._stride)
 
   # --- encoding -------------------------------------------------------------------------
 
@@ -173,11 +179,13 @@ class TiledCoder:
     it is called for the tiles of `tiles_seen`. The nearest position of a tile replaces y_hat of a missing neighbor;
     y_hat is zero in a tile that is missing itself."""
     for numbers in batches(list(parts), batch):
-      windows = [self._window_of_y_hat(grid, number, parts[number], y_hat) for number in numbers]
-      pixels = np.asarray(tile_functions.synthesize_window(*self._apply, *filled([np.stack(windows)], batch), quality))
-      for each, number in zip(pixels, numbers):
-        window = grid.coarser(self._stride).window(number, self.halos.synthesis).times(self._stride)
-        yield each[parts[number].within(window).slices]
+      windows = np.stack([self._window_of_y_hat(grid, number, parts[number], y_hat) for number in numbers])
+      crops = [crops_of(grid.coarser(self._stride), number, self.halos.synthesis, self._layers, self._stride)
+               for number in numbers]
+      windows, corners = filled([windows, np.stack([each.corners for each in crops])], batch)
+      pixels = tile_functions.synthesize_tiles(*self._apply, windows, quality, crops[0].sizes, corners)
+      for each, number in zip(np.asarray(pixels), numbers):
+        yield each[parts[number].within(grid.box(number)).slices]
 
   def _window_of_y_hat(self, grid: TileGrid, number: int, part: Box,
                        y_hat: Callable[[int], np.ndarray | None]) -> np.ndarray:
@@ -230,7 +238,7 @@ class TiledCoder:
                                grid.coarser(self._stride).window_size(self.halos.synthesis))
     module = self.coder.module
     return (tile_functions.analyze_window.is_cached((1, height, width, 3), module)
-            and tile_functions.synthesize_window.is_cached((1, h, w, self.coder.config.M), module))
+            and tile_functions.synthesize_tiles.is_cached((1, h, w, self.coder.config.M), module))
 
   def _largest_window(self, grid: TileGrid) -> tuple[int, int]:
     return grid.window_size(self._stride * max(self.halos.analysis, self.halos.synthesis))

@@ -1,0 +1,88 @@
+"""Crops between the layers of g_s leave the pixels of the tile alone, and there are none where they would not."""
+import dataclasses
+import sys
+import types
+
+import numpy as np
+import pytest
+from conftest import TINY, random_variables
+from flax import linen as nn
+
+from mlic_jax.coding import layer_crops
+from mlic_jax.coding.layer_crops import Layer, crops_of
+from mlic_jax.coding.receptive_field import halos
+from mlic_jax.coding.tile_grid import TileGrid
+from mlic_jax.model.layers import Conv, ConvTranspose
+from mlic_jax.model.mlic import build
+
+LIGHT = dataclasses.replace(TINY, transforms="unshuffled", widths=(24, 32))
+
+
+def layers_of(config, variables, stride=16):
+  model = build(config)
+  return model, layer_crops.measure(model, variables, halos(model, variables), stride)
+
+
+def test_the_halo_shrinks_by_what_each_layer_looks_at():
+  """A 1x1 convolution, 2 blocks of 3x3 at 1/16 and 5 at 1/8 of the resolution, 1x1 convolutions around them."""
+  _, layers = layers_of(LIGHT, random_variables(LIGHT))
+  assert layers == (*((1, halo) for halo in (5, 4, 3, 3)), *((2, halo) for halo in (4, 3, 2, 1, 0, 0)))
+
+
+@pytest.mark.parametrize("number", [0, 4, 7, 8])
+def test_every_tile_has_the_pixels_of_the_whole_image(number):
+  variables = random_variables(LIGHT)
+  model, layers = layers_of(LIGHT, variables)
+  y_hat = np.random.default_rng(0).normal(0, 1, (1, 24, 24, LIGHT.M)).astype(np.float32)
+  grid = TileGrid(24, 24, 8, 8)
+  crops = crops_of(grid, number, 5, layers, 16)
+  window = y_hat[0][grid.window(number, 5).slices][None]
+  tile = model.apply(variables, method=lambda model: layer_crops.synthesize(
+      model, window, 2, crops.sizes, crops.corners[None]))
+  whole = model.apply(variables, y_hat, 2, method="synthesize")[0][grid.box(number).times(16).slices]
+  np.testing.assert_allclose(tile[0], whole, atol=1e-5 * np.abs(whole).max())
+  assert tile.shape == (1, 128, 128, 3)
+
+
+def test_windows_of_all_tiles_have_the_same_sizes_and_lie_in_each_other():
+  grid, layers = TileGrid(40, 56, 8, 8), (Layer(1, 5), Layer(2, 6), Layer(2, 3), Layer(8, 1))
+  found = [crops_of(grid, number, 7, layers, 16) for number in range(grid.num_tiles)]
+  assert len({each.sizes for each in found}) == 1 and found[0].sizes[-1] == (128, 128)
+  assert all((each.corners >= 0).all() for each in found)
+  sides = [22, *(side for side, _ in found[0].sizes)]
+  for (factor, _), before, size, index in zip([*layers, (16, 0)], sides, sides[1:], range(5)):
+    finer = factor // (1, 1, 2, 2, 8)[index]
+    assert all(each.corners[index, 0] + size <= before * finer for each in found)
+
+
+class Analysis(nn.Module):
+  config: object
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    return Conv(self.config.M, 1, stride=4, name="down")(x)
+
+
+class Branches(nn.Module):
+  """A g_s whose last layer reads an output before the one before it."""
+  config: object
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, y_hat):
+    first = Conv(8, name="first")(y_hat)
+    second = Conv(8, name="second")(first)
+    x = ConvTranspose(8, 2, name="up0")(first + second)
+    return ConvTranspose(3, 2, name="up1")(x)
+
+
+def test_a_transform_with_branches_has_no_crops(monkeypatch):
+  module = types.ModuleType("my_branches.transforms")
+  module.__spec__ = types.SimpleNamespace(name=module.__name__)
+  module.STRIDE, module.Analysis, module.Synthesis = 4, Analysis, Branches
+  module.activation_floats_per_pixel = lambda config: 8.0
+  monkeypatch.setitem(sys.modules, "my_branches", types.ModuleType("my_branches"))
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+  config = dataclasses.replace(TINY, transforms=module.__name__)
+  assert layers_of(config, random_variables(config), 4)[1] == ()
