@@ -26,19 +26,20 @@ BLOCK = 1024
 INPUT, KERNEL, OUTPUT = range(3)  # argument indices of the forms of convolutions
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1) -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1,
+           before_shuffle: bool = False) -> jax.Array:
   """Convolves x (B, H, W, C) with kernel (size, size, C, features) -> (B, H/stride, W/stride, features).
 
   The padding is (size - 1) // 2 on each side, as in PyTorch. "SAME" would pad a 3x3 convolution of stride 2 on the
   right and at the bottom only. Kernels of even size are for stride 2, where they halve an even side exactly. The bias
-  is (features,).
+  is (features,). `before_shuffle` announces a pixel shuffle of the result, see BiasBroadcast.
   """
   batch, *sides, _ = x.shape
   pad, size = padding(kernel.shape[0]), kernel.shape[0]
   out_shape = (batch, *((side + 2 * pad - size) // stride + 1 for side in sides), kernel.shape[-1])
   precision = SETTINGS.jax_default_matmul_precision
   conv = Convolution((x.shape, kernel.shape, out_shape), precision, stride)
-  return conv(x, kernel) + BiasBroadcast((bias.shape, out_shape), precision)(bias)
+  return conv(x, kernel) + BiasBroadcast((bias.shape, out_shape), precision, before_shuffle)(bias)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -138,7 +139,12 @@ class DepthwiseConvolution(Convolution):
 
 @dataclasses.dataclass(frozen=True)
 class BiasBroadcast(PrecisionForm):
-  """<broadcast(bias), y> for bias (features,) and y (B, H, W, features)."""
+  """<broadcast(bias), y> for bias (features,) and y (B, H, W, features).
+
+  With `before_shuffle` y comes from the gradient of a pixel shuffle to cells of 2x2. XLA for TPUs would sum over it
+  where it lies, with few of its lanes.
+  """
+  before_shuffle: bool = False
 
   def on_cpu(self, index, *others):
     other, = others
@@ -150,7 +156,20 @@ class BiasBroadcast(PrecisionForm):
 
   def on_other_platforms(self, index, *others):
     other, = others
-    return jnp.broadcast_to(other, self.shapes[1]) if index == 1 else other.sum((0, 1, 2))
+    if index == 1:
+      return jnp.broadcast_to(other, self.shapes[1])
+    return _sum_of_cells(other) if self.before_shuffle else other.sum((0, 1, 2))
+
+
+def _sum_of_cells(cells: jax.Array) -> jax.Array:
+  """The sum over positions of cells (B, H, W, 4 C), each of 2x2 pixels: (4 C,).
+
+  It sums the pixels where they lie: XLA leaves out a shuffle of what was shuffled back. Even and odd rows come first,
+  in whole vectors. XLA for TPUs would split a reshape to pairs of rows into single elements, and join both sums."""
+  batch, h, w, features = cells.shape
+  pixels = cells.reshape(batch, h, w, -1, 2, 2).transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * h, 2 * w, features // 4)
+  of_rows = jax.lax.optimization_barrier(jnp.stack([pixels[:, i::2].sum(1) for i in range(2)]))   # (2, B, 2 W, C)
+  return of_rows.reshape(2, batch, w, 2, -1).sum((1, 2)).transpose(2, 0, 1).reshape(-1)
 
 
 def conv_by_xla(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

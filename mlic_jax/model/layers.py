@@ -14,6 +14,7 @@ from mlic_jax.model.initializers import normal
 from mlic_jax.model.lazy_params import parameter
 from mlic_jax.model.straight_through import lower_bound
 
+IMAGE_CHANNELS = 3  # of x_hat, whose pixels training on TPUs compares before they are shuffled (training/losses.py)
 # Initial scales of the last convolution of residual branches. Three inverse GDNs in a row grow faster than linearly;
 # with a scale of 1 the first reconstructions of a training are many times too bright.
 RESIDUAL_INIT, RESAMPLING_INIT = 0.1, 0.3
@@ -41,8 +42,9 @@ class Conv(nn.Module):
   """Convolution, (B, H, W, C) -> (B, H/stride, W/stride, features), padded by (kernel_size - 1) // 2 on each side.
 
   `init_scale` and `init_bias` set the initial kernel and bias. `dtype` is that of the computation and of the result;
-  None means that of x. If `live` is a NumPy array, only the channels up to the last live one are multiplied. With
-  `live_outputs` only this number of channels is computed, and the result is (B, H/stride, W/stride, live_outputs).
+  None means that of x. `before_shuffle` is as in conv2d. If `live` is a NumPy array, only the channels up to the last
+  live one are multiplied. With `live_outputs` only this number of channels is computed, and the result is
+  (B, H/stride, W/stride, live_outputs).
   """
   features: int
   kernel_size: int = 3
@@ -51,6 +53,7 @@ class Conv(nn.Module):
   init_scale: float = 1.0
   init_bias: float = 0.0
   dtype: jax.typing.DTypeLike | None = None
+  before_shuffle: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, live: jax.Array | np.ndarray | None = None,
@@ -67,7 +70,7 @@ class Conv(nn.Module):
     if isinstance(live, np.ndarray) and live.any():
       count = int(np.flatnonzero(live)[-1]) + 1
       x, kernel = x[..., :count], kernel[:, :, :count]
-    return conv2d(x, kernel.astype(x.dtype), bias.astype(x.dtype), self.stride)
+    return conv2d(x, kernel.astype(x.dtype), bias.astype(x.dtype), self.stride, self.before_shuffle)
 
 
 class CheckerboardConv(nn.Module):
@@ -116,7 +119,8 @@ class SubpixelConv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    conv = Conv(4 * self.features, init_scale=self.init_scale, init_bias=self.init_bias, dtype=self.dtype, name="conv")
+    conv = Conv(4 * self.features, init_scale=self.init_scale, init_bias=self.init_bias, dtype=self.dtype,
+                before_shuffle=self.features > IMAGE_CHANNELS, name="conv")
     return pixel_shuffle(conv(x))
 
 
@@ -144,7 +148,8 @@ class ConvTranspose(nn.Module):
     kernel = parameter(self, "kernel", live_lecun_normal(None, 2 * self.init_scale),
                        (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
     bias = parameter(self, "bias", nn.initializers.constant(self.init_bias), (self.features,))
-    return pixel_shuffle(conv2d(x, subpixel_kernel(kernel).astype(x.dtype), jnp.repeat(bias, 4).astype(x.dtype)))
+    return pixel_shuffle(conv2d(x, subpixel_kernel(kernel).astype(x.dtype), jnp.repeat(bias, 4).astype(x.dtype),
+                                before_shuffle=self.features > IMAGE_CHANNELS))
 
 
 def subpixel_kernel(kernel: jax.Array) -> jax.Array:

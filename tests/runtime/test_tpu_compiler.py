@@ -11,7 +11,7 @@ from helpers.small_configs import SMALL_CONFIGS
 
 from mlic_jax.__main__ import main
 from mlic_jax.kernels.convolution import conv2d
-from mlic_jax.model.layers import SubpixelConv
+from mlic_jax.model.layers import SubpixelConv, pixel_shuffle
 from mlic_jax.runtime import device_topology, hlo_analysis, tpu_options
 from mlic_jax.training import pmap_programs
 from mlic_jax.training.config_schema import check_fields
@@ -96,6 +96,17 @@ def test_the_squared_errors_of_cells_take_a_third_of_the_cycles_of_those_of_pixe
   options = tpu_options.options_for(4, chips[0])
   of_cells, of_pixels = (cycles_of(gradient(cell), chips[0], params, x, image, options=options) for cell in (2, 1))
   assert of_cells < of_pixels / 3
+
+
+def test_a_convolution_takes_fewer_cycles_when_it_is_told_of_the_shuffle_behind_it(chips):
+  def gradient(announced):
+    layer = lambda *args: pixel_shuffle(conv2d(*args, before_shuffle=announced))
+    return jax.grad(lambda x, kernel, bias, up: jnp.vdot(layer(x, kernel, bias), up), (0, 1, 2))
+
+  shapes = floats(4, 32, 32, 192), floats(3, 3, 192, 768), floats(768), floats(4, 64, 64, 192)
+  options = tpu_options.options_for(4, chips[0])
+  announced, plain = (cycles_of(gradient(each), chips[0], *shapes, options=options) for each in (True, False))
+  assert announced < plain * 3 / 4
 
 
 @pytest.mark.parametrize("name, count, gibibytes", [
