@@ -1,4 +1,4 @@
-"""What tests share: a model that is small enough to compile in seconds, with weights that are quick to make.
+"""Shared fixtures: a model that compiles in seconds, with weights that are created fast.
 
 A test, or a fixture of tests, that needs TensorFlow says so by asking for `tfc` or `tensorflow`. It is skipped where
 requirements/ leave the package out for this Python and machine, or where `make test-latest` leaves it out, and nowhere
@@ -13,8 +13,8 @@ import signal
 from importlib.metadata import version
 from pathlib import Path
 
-# What is asked here is whether results are right, not how soon they are there: compiled in a fraction of the time, in
-# the processes that tests start as well. `as_shipped` is for tests of the bits that users get.
+# Tests compile with few optimizations, in subprocesses too, because compilation takes most of their time. The fixture
+# `as_shipped` is for tests of the exact bits that users get.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
@@ -26,14 +26,14 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model.distributions import make_distribution
 from mlic_jax.model.mlic import build
 
-# Tracing makes millions of objects that stay: to look through them as often as is usual was a tenth of the time.
+# Tracing creates millions of objects that stay; the default collection takes a tenth of the time of the tests.
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)
 
 TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_widths=(16, 16), lrp_widths=(16, 16),
                    num_rates=3)
 
-# Begun first where several processes share the work: the longest by far, and no other should wait for it at the end.
+# The longest files, which start first if several processes share the tests.
 LONG = ("test_multiprocess.py", "test_loop.py", "test_resume.py", "test_mlic.py", "test_entropy_model.py",
         "test_slices.py")
 
@@ -45,9 +45,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-  """Skipping is for environments without TensorFlow, so that it hides no failure elsewhere.
+  """Restore signals, and skip tests of TensorFlow only in environments without it.
 
-  What a shell starts in the background, or nohup, ignores Ctrl-C or SIGHUP; tests that send them want them heard."""
+  Programs in the background of a shell, or under nohup, ignore Ctrl-C or SIGHUP, which some tests send."""
   for signum, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL):
     if signal.getsignal(signum) is signal.SIG_IGN:
       signal.signal(signum, usual)
@@ -67,27 +67,27 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session")
 def tfc(request):
-  """The range coder of TensorFlow Compression's own ops, the module."""
+  """The module of the range coder with the ops of TensorFlow Compression."""
   _skip_without("tensorflow-compression-ops", request)
   return importlib.import_module("mlic_jax.coding.rangecoder_tfc")
 
 
 @pytest.fixture(scope="session")
 def tensorflow(request):
-  """The package, which comes with the ops."""
+  """The package tensorflow, a dependency of the ops."""
   _skip_without("tensorflow-compression-ops", request)
   return importlib.import_module("tensorflow")
 
 
 @pytest.fixture(scope="session")
 def tfds():
-  """The package tensorflow_datasets, slow to import. Without TensorFlow it writes array_record, but no TFRecord."""
+  """The package tensorflow_datasets. Without TensorFlow it writes array_record, but not TFRecord."""
   return importlib.import_module("tensorflow_datasets")
 
 
 @pytest.fixture(scope="module")
 def as_shipped():
-  """What is compiled in a file of tests is compiled as for users."""
+  """Compile with the optimizations that users get, in one file of tests."""
   jax.config.update("jax_disable_most_optimizations", False)
   jax.clear_caches()
   yield
@@ -103,14 +103,14 @@ def _skip_without(package, request):
 
 
 def required_here() -> set[str]:
-  """Names of the packages that requirements/ ask for on this Python and machine."""
+  """Return the names of the packages in requirements/ for this Python and machine."""
   lines = [line for path in REQUIREMENTS.glob("*.txt") for line in path.read_text().splitlines()]
   found = [Requirement(line) for line in lines if line and not line.startswith("#")]
   return {each.name for each in found if each.marker is None or each.marker.evaluate()}
 
 
 def random_variables(config: CodecConfig, seed: int = 0) -> dict:
-  """Variables of a model that codes sensibly: y and its predicted scales are of order 1. `init` takes far longer."""
+  """Return random variables with y and predicted scales of order 1, which is much faster than `init`."""
   rng, outputs = np.random.default_rng(seed), make_distribution(config).outputs
   quality = 1.0 if config.num_rates else None
   x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
@@ -145,7 +145,7 @@ def random_variables(config: CodecConfig, seed: int = 0) -> dict:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
-  """The directory of a tiny variable-rate model with three rates."""
+  """The directory of a tiny variable-rate model with three rate points."""
   from mlic_jax.coding.checkpoint_io import save_model
   path = tmp_path_factory.mktemp("checkpoints") / "tiny"
   save_model(path, TINY, random_variables(TINY), training={"steps": 300})
@@ -154,7 +154,7 @@ def tiny_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photograph():
-  """(65, 130, 3) uint8, smooth with some noise."""
+  """An image (65, 130, 3) uint8, smooth with some noise."""
   rng = np.random.default_rng(0)
   row, column = np.mgrid[:65, :130][..., None]
   waves = np.sin(row / [9, 14, 23] + 1) + np.cos(column / [17, 8, 12])

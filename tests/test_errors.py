@@ -16,7 +16,7 @@ def test_what_is_wrong_with_a_file_is_a_line_that_names_it(code):
 @pytest.mark.parametrize("error", [
     ConnectionResetError(errno.ECONNRESET, "the coordinator is gone"), TimeoutError("no answer"), OSError("no errno"),
     ValueError("of a library"), KeyError("a bug")])
-def test_what_no_user_can_mend_keeps_its_traceback(error):
+def test_other_errors_than_user_errors_keep_their_traceback(error):
   assert for_the_user(error) is None
 
 

@@ -44,7 +44,7 @@ def test_psnr_is_over_all_samples_of_the_three_channels():
   assert psnr(np.zeros_like(other), np.full_like(other, 255)) == 0
 
 
-def test_equal_pictures_have_finite_dB():
+def test_equal_images_have_finite_dB():
   assert psnr(IMAGE, IMAGE) == PSNR_MAX and ms_ssim_db(1.0) == MS_SSIM_DB_MAX
   assert ms_ssim_db(1 + 1e-7) == MS_SSIM_DB_MAX          # rounding can go a little beyond
 
@@ -82,13 +82,13 @@ def test_ms_ssim_agrees_with_tensorflow(tensorflow):
   np.testing.assert_allclose(jax.jit(ms_ssim)(x, y), theirs, atol=1e-4)
 
 
-def test_ms_ssim_of_equal_pictures_is_one_and_falls_with_noise():
+def test_ms_ssim_of_equal_images_is_one_and_falls_with_noise():
   values = [ms_ssim_8bit(IMAGE, other) for other in (IMAGE, noisy(IMAGE, 10), noisy(IMAGE, 40))]
   assert values[0] == pytest.approx(1, abs=1e-6)
   assert values[0] > values[1] > values[2] > 0
 
 
-def test_ms_ssim_of_opposite_pictures_is_zero_and_no_gradient_is_nan():
+def test_ms_ssim_of_opposite_images_is_zero_and_no_gradient_is_nan():
   x = jnp.asarray(IMAGE[None], jnp.float32) / 255
   value, gradient = jax.jit(jax.value_and_grad(lambda y: ms_ssim(x, y).sum()))(1 - x)
   assert value == 0
@@ -104,7 +104,7 @@ def test_the_gradient_of_ms_ssim_predicts_its_change():
   assert float(above - below) == pytest.approx(float(2 * (gradient * step).sum()), rel=0.02)
 
 
-def test_a_picture_too_small_for_five_scales_has_no_ms_ssim():
+def test_an_image_too_small_for_five_scales_has_no_ms_ssim():
   enough = photograph_like(MS_SSIM_MIN_SIDE, MS_SSIM_MIN_SIDE)
   assert ms_ssim_8bit(enough, enough) == pytest.approx(1, abs=1e-6)
   assert ms_ssim_8bit(enough[1:], enough[1:]) is None

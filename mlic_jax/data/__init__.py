@@ -1,1 +1,1 @@
-"""Pictures in and out, and what training reads: sources, photographs, crops, batches."""
+"""Images in and out, and what training reads: sources, images, crops, batches."""

@@ -110,7 +110,7 @@ def test_the_command_answers_without_importing_jax_or_tensorflow(folder):
 
 @pytest.fixture
 def images(tmp_path, photograph):
-  """pictures/: two images of one size, one of them with a color profile."""
+  """images/: two images of one size, one of them with a color profile."""
   (tmp_path / "pictures" / "below").mkdir(parents=True)
   save_image(tmp_path / "pictures" / "a.png", photograph)
   save_image(tmp_path / "pictures" / "below" / "b.png", photograph[::-1], SRGB)

@@ -1,4 +1,4 @@
-"""Claims about the crops of a photograph, and about what is known of it before it is decoded."""
+"""Tests of random crops, and of image headers."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +23,7 @@ def ramp(size):
   return np.broadcast_to(columns[None, :, None], (size, size, 3))
 
 
-def test_a_crop_without_downscaling_is_a_piece_of_the_photograph():
+def test_a_crop_without_downscaling_is_a_region_of_the_image():
   image = np.arange(70 * 80 * 3, dtype=np.uint8).reshape(70, 80, 3)
   crop = crop_of(image, np.random.default_rng(0))
   pieces = np.lib.stride_tricks.sliding_window_view(image, (64, 64, 3)).reshape(-1, 64, 64, 3)
@@ -36,7 +36,7 @@ def test_downscaling_goes_as_far_as_the_short_side_allows():
   assert min(spans) < 75 and max(spans) > 240  # from a quarter of the ramp to all of it
 
 
-def test_lossless_photographs_are_not_downscaled_where_only_lossy_ones_are_to_be():
+def test_lossless_images_are_not_downscaled_with_downscale_lossy():
   rng = np.random.default_rng(0)
   settings = dict(downscale_probability=1.0, downscale="lossy")
   assert {np.ptp(crop_of(ramp(256), rng, **settings)[0, :, 0]) for _ in range(50)} == {63}
@@ -70,7 +70,7 @@ def test_headers_tell_lossy_files_from_lossless_ones(tmp_path, photograph):
 
 
 @pytest.mark.parametrize("orientation", [1, 6])  # 6: on its side
-def test_a_jpeg_decoded_smaller_is_the_photograph_made_smaller(tmp_path, orientation):
+def test_a_jpeg_decoded_at_a_reduced_size_is_the_downscaled_image(tmp_path, orientation):
   row, column = np.mgrid[:104, :160][..., None]
   image = np.uint8(127 + 60 * np.sin(row / [9, 14, 23] + 1) + 60 * np.cos(column / [17, 8, 12]))
   exif = Image.Exif()

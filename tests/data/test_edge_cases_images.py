@@ -1,4 +1,4 @@
-"""Pictures as cameras, scanners and old programs write them: read as they are meant, or refused in one line."""
+"""Tests of images from cameras, scanners and old programs: correct pixels, or a refusal in one line."""
 import io
 import struct
 import threading
@@ -29,7 +29,7 @@ def test_every_layout_of_png_and_tiff_is_read_rightly_or_refused_as_the_document
     assert f"{image_formats.BEGIN}{found}{image_formats.END}" in image_formats.DOCUMENT.read_text()
 
 
-def test_sixteen_bit_planes_are_refused_by_the_reader_of_pictures_and_by_that_of_training():
+def test_sixteen_bit_planes_are_refused_by_the_readers_of_images_and_of_training():
   content = tiff(rng.integers(0, 2**16, (8, 9, 3)), 2, 16, planar=2)
   for read in load_image, read_header:
     with pytest.raises(ImageError, match="16 bits per channel"):
@@ -101,7 +101,7 @@ def test_a_tiff_is_read_whatever_its_other_tags_hold(tag):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("block", [b"", b"nonsense", b"II*\0", b"II*\0\xff\xff\xff\x7f", exif()[:20]])
-def test_a_picture_whose_exif_is_broken_is_read_as_it_lies(block):
+def test_an_image_with_broken_exif_is_read_without_rotation(block):
   for image_format in "JPEG", "PNG", "WEBP":
     np.testing.assert_allclose(load_image(with_exif(SMOOTH, block, image_format)), SMOOTH, atol=12)
 
@@ -154,13 +154,13 @@ CHRM = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
     ([(b"cICP", bytes([9, 16, 0, 1])), (b"sRGB", b"\0")], "cICP"),
     ([(b"cICP", bytes([1, 13, 0, 1]))], ""),
 ])
-def test_the_color_that_a_png_has_beside_a_profile_is_known(chunks, said):
+def test_the_color_information_of_a_png_besides_a_profile_is_reported(chunks, said):
   picture = load_image_with_profile(io.BytesIO(png(SMOOTH, 2, 8, chunks=chunks)))
   np.testing.assert_array_equal(picture.image, SMOOTH)
   assert picture.other_color == said
 
 
-def test_color_tags_of_a_tiff_and_profiles_of_gray_are_known():
+def test_color_tags_of_a_tiff_and_profiles_of_gray_are_reported():
   whites = {318: (4, [1, 1])}
   assert load_image_with_profile(io.BytesIO(tiff(SMOOTH, 2, tags=whites))).other_color == "WhitePoint"
   content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Of a folder, every file that may have been wanted is read or named."""
+"""Tests of file lists: every wanted file is read or reported."""
 import os
 
 import numpy as np
@@ -42,7 +42,7 @@ def without_a_model(monkeypatch):
     monkeypatch.setattr(command, "load_codecs", lambda *_, **__: [EmptyCodec()])
 
 
-def test_what_is_left_out_of_a_folder_is_counted_and_named_with_the_reasons(album):
+def test_files_left_out_of_a_folder_are_counted_and_named_with_the_reasons(album):
   said = []
   assert list_images(album, said.append) == [album / "below" / "a.png"] and said == [f"{album}: {SUMMARY}"]
 

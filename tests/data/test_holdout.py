@@ -1,4 +1,4 @@
-"""Claims about held-out images: which ones they are, and that a run keeps to them."""
+"""Tests of held-out images: their choice, and its stability over restarts of a run."""
 import os
 import shutil
 from pathlib import Path

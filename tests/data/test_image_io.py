@@ -1,4 +1,4 @@
-"""Reading and writing photographs: what becomes RGB, and what is refused, in one line that names the file."""
+"""Tests of reading and writing images: conversion to RGB, and refusals in one line with the file name."""
 import io
 import struct
 import zlib
@@ -150,7 +150,7 @@ def test_saving_refuses_lossy_formats_missing_folders_and_other_arrays(tmp_path)
   assert not list(tmp_path.iterdir())
 
 
-# --- what else lies in folders of photographs ------------------------------------------
+# --- what else lies in folders of images ------------------------------------------
 
 def tiff(samples, bits, photometric, rows, sample_format=1):
   """A TIFF of 2x2 pixels without compression; Pillow reads some kinds that it cannot write."""
@@ -224,7 +224,7 @@ def test_a_format_that_is_not_listed_is_refused_whatever_its_extension(tmp_path)
     load_image(path)
 
 
-def test_a_picture_beyond_the_limit_is_refused_by_its_size_alone(tmp_path):
+def test_an_image_beyond_the_limit_is_refused_by_its_size_alone(tmp_path):
   path = saved(tmp_path, Image.fromarray(RGB))
   assert load_image_with_profile(path, pixels_max=35).image.shape == RGB.shape
   with pytest.raises(ImageError, match="photo.png: 7x5, 0 megapixels; the limit is 0"):
@@ -232,7 +232,7 @@ def test_a_picture_beyond_the_limit_is_refused_by_its_size_alone(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_picture_of_more_than_pillow_s_own_limit_is_read(tmp_path):
+def test_an_image_above_the_limit_of_pillow_is_read(tmp_path):
   path = saved(tmp_path, Image.new("1", (20_000, 9_500)))
   with pytest.raises(ImageError, match="190 megapixels; the limit is 189"):
     load_image_with_profile(path, pixels_max=189 * 10**6)
@@ -291,13 +291,13 @@ def test_floats_are_rounded_to_the_nearest_level_and_255ths_come_back(dtype):
     (GRAY, r"got an image \(5, 7\) uint8; wanted \(H, W, 3\), uint8 or floats in \[0, 1\]"),
     (RGB.astype(int), "int64"), (RGB[..., :2], r"\(5, 7, 2\) uint8"), (RGB / 100, r"floats from 0\S* to 2\.\d+"),
     (np.full((2, 2, 3), np.nan), "floats from nan"), (Image.new("CMYK", (2, 2)), "^the image: color mode CMYK")])
-def test_what_is_no_picture_is_refused_in_one_line(image, message):
+def test_an_invalid_image_is_refused_in_one_line(image, message):
   with pytest.raises(ImageError, match=message) as error:
     to_loaded_image(image)
   assert "\n" not in str(error.value)
 
 
-def test_what_pillow_opens_is_what_the_file_is_read_as(tmp_path):
+def test_an_image_is_read_as_pillow_opens_it(tmp_path):
   profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
   clear = Image.fromarray(np.dstack([RGB, GRAY]))
   for path in (saved(tmp_path, clear, icc_profile=profile), saved(tmp_path, Image.fromarray(GRAY), "gray.png")):

@@ -1,4 +1,4 @@
-"""Claims about the training data: what is skipped and said, what a crop is, and that batch t depends on t alone."""
+"""Tests of the training data: skipped images, crops, and batch t as a function of t alone."""
 import logging
 import os
 import signal
@@ -29,7 +29,7 @@ from mlic_jax.errors import ConfigError
 
 @pytest.fixture(name="folder")
 def ten_photographs(tmp_path):
-  """Ten photographs in several formats and sizes, all sides at least 80."""
+  """Ten images in several formats and sizes, all sides at least 80."""
   rng = np.random.default_rng(0)
   (tmp_path / "photos").mkdir()
   for i in range(10):
@@ -39,7 +39,7 @@ def ten_photographs(tmp_path):
 
 
 def flat(path, value, size=(64, 64)):
-  """A photograph of one gray value, which tells where a crop came from."""
+  """An image of one gray value, which tells where a crop came from."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.new("RGB", size, (value, value, value)).save(path)
 
@@ -113,7 +113,7 @@ def test_threads_and_the_cache_do_not_change_the_batches(folder):
   np.testing.assert_array_equal(batches(folder, 8), batches(folder, 8, cache_bytes=10**8, threads=3))
 
 
-def test_an_image_that_two_threads_decode_at_once_takes_its_place_in_the_cache_once(tmp_path, monkeypatch):
+def test_an_image_that_two_threads_decode_at_once_is_cached_once(tmp_path, monkeypatch):
   for i in range(2):
     flat(tmp_path / f"{i}.png", i)
   decode, decoded, together = image_source.decode, [], threading.Barrier(2)
@@ -146,7 +146,7 @@ def test_the_blocks_of_two_processes_make_the_global_batch(folder):
   np.testing.assert_array_equal(batches(folder, 4), np.concatenate(quarters, axis=1))
 
 
-def test_an_epoch_sees_every_photograph_once_and_the_next_in_another_order(tmp_path):
+def test_an_epoch_has_every_image_once_and_the_next_in_another_order(tmp_path):
   for i in range(8):
     flat(tmp_path / f"{i}.png", i)
   seen = np.stack(batches(tmp_path, 4, downscale_probability=0.0))[:, :, 0, 0, 0].reshape(2, 8)
@@ -169,7 +169,7 @@ def test_crops_grow_at_their_step_whether_the_reader_starts_before_or_after(fold
     np.testing.assert_array_equal(later, batch)
 
 
-def test_photographs_too_small_for_later_crops_are_read_before_and_replaced_after(tmp_path, caplog):
+def test_images_too_small_for_later_crops_are_read_before_and_replaced_after(tmp_path, caplog):
   for i in range(6):
     flat(tmp_path / f"{i}.png", i, (64, 64) if i < 3 else (130, 130))
   with caplog.at_level(logging.WARNING):
@@ -179,7 +179,7 @@ def test_photographs_too_small_for_later_crops_are_read_before_and_replaced_afte
   assert set.union(*values[2:]) == {3, 4, 5}
 
 
-def test_crops_that_no_photograph_is_large_enough_for_are_refused_before_the_run(folder):
+def test_crops_larger_than_all_images_are_refused_before_the_run(folder):
   with pytest.raises(ImageError, match="none of 10 images has sides of at least 512 pixels"):
     batches(folder, 1, ((0, 64), (1_000_000, 512)))
 
@@ -209,7 +209,7 @@ def test_weights_are_the_shares_of_crops_from_the_first_batch_on(tmp_path):
   assert [np.count_nonzero(batch[:, 0, 0, 0] == 10) for batch in read] == [3] * 10
 
 
-def test_without_weights_every_photograph_counts_the_same(tmp_path):
+def test_without_weights_all_images_have_the_same_probability(tmp_path):
   for i in range(6):
     flat(tmp_path / ("a" if i < 2 else "b") / f"{i}.png", i)
   read = np.stack(batches(f"{tmp_path / 'a'},{tmp_path / 'b'}", 6, downscale_probability=0.0))
@@ -303,7 +303,7 @@ def test_held_out_images_are_center_crops_spread_over_all_sources(folder):
   np.testing.assert_array_equal(eval_images([source, source], 64, 2)[1], center_crop(load_image(source.paths[0]), 64))
 
 
-def test_a_held_out_image_that_fails_in_decoding_is_named_and_the_next_one_that_is_free_taken(folder, caplog):
+def test_a_held_out_image_that_fails_in_decoding_is_named_and_replaced_by_the_next_free_one(folder, caplog):
   truncate(folder / "4.png")
   source = Folder("photos", sorted(folder.iterdir()))
   with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Claims about datasets of TFDS as training photographs, prepared here without a network."""
+"""Tests of datasets of TFDS as training images, prepared here without a network."""
 import subprocess
 import sys
 
@@ -117,7 +117,7 @@ def test_the_default_format_of_tfds_gives_the_same_images(tensorflow, tiny_photo
     assert files[0] == files[1] and len(files[0]) in (8, 4)
 
 
-def test_a_broken_record_is_a_broken_photograph(tfds_dir):
+def test_a_broken_record_is_a_broken_image(tfds_dir):
   [(source, _)] = open_sources("tfds:tiny_photos", tfds_dir)
   records = Records("tfds:broken", [source.examples[0], b"not an example"], "image", range(2))
   assert LazyImages(records)[0].header.short_side >= 64

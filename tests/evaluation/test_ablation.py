@@ -24,7 +24,7 @@ def get_config():
 
 @pytest.fixture(name="command")
 def two_configurations(tmp_path, monkeypatch):
-  """Arguments of `ablate` for small.py and large.py on eight photographs of 72x80; the model is the stand-in."""
+  """Arguments of `ablate` for small.py and large.py on eight images of 72x80; the model is the stand-in."""
   monkeypatch.setattr(loop, "build", StandIn)
   rng = np.random.default_rng(0)
   (tmp_path / "photographs").mkdir()

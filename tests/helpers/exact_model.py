@@ -1,4 +1,4 @@
-"""A codec whose loss and gradient can be worked out by hand, to compare a training step with what it claims to be."""
+"""A codec with closed-form loss and gradient, as a reference for the training step."""
 import jax
 import jax.numpy as jnp
 import numpy as np

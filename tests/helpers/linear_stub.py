@@ -1,4 +1,4 @@
-"""A codec of two linear maps with the interface of model.py: it compiles in a second, to test what is around it."""
+"""A codec of two linear maps with the interface of model/mlic.py, which compiles in a second."""
 import jax
 import jax.numpy as jnp
 from flax import linen as nn

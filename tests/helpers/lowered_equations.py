@@ -1,4 +1,4 @@
-"""What is left of a traced program when it is lowered for one platform: the branches of the others are gone."""
+"""Equations of a traced program after lowering for one platform, without the branches of other platforms."""
 from collections.abc import Iterator
 
 import jax
@@ -7,8 +7,8 @@ from jax.extend.core import JaxprEqn
 from mlic_jax.kernels.multilinear import traced_derivative
 
 
-def kept(traced, platform: str, inputs=()) -> Iterator[JaxprEqn]:
-  """The equations of a jaxpr, closed or not, and of all inside it, that `platform` runs.
+def equations_on(traced, platform: str, inputs=()) -> Iterator[JaxprEqn]:
+  """Yield the equations of a jaxpr and of all jaxprs inside it that run on `platform`.
 
   Where jax.lax.platform_dependent chose, only the branch of `platform` is followed. `inputs` are the values of the
   first variables of the jaxpr where they are known."""
@@ -24,19 +24,19 @@ def kept(traced, platform: str, inputs=()) -> Iterator[JaxprEqn]:
     elif name in ("clamp", "convert_element_type") and None not in values:
       known[equation.outvars[0]] = values[len(values) // 2]  # the index is within its bounds
     elif name == "multilinear_derivative":
-      yield from kept(implementation(equation, platform), platform)
+      yield from equations_on(implementation(equation, platform), platform)
     elif name == "cond" and values[0] is not None:
-      yield from kept(equation.params["branches"][int(values[0])], platform, values[1:])
+      yield from equations_on(equation.params["branches"][int(values[0])], platform, values[1:])
     else:
       yield equation
       for parameter in equation.params.values():
         for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
           if hasattr(inner, "eqns"):
-            yield from kept(inner, platform, values if len(inner_variables(inner)) == len(values) else ())
+            yield from equations_on(inner, platform, values if len(inner_variables(inner)) == len(values) else ())
 
 
 def implementation(equation: JaxprEqn, platform: str):
-  """What a multilinear map is on `platform`, as a jaxpr."""
+  """Return the jaxpr of a multilinear map on `platform`."""
   run = lambda *others: traced_derivative(*others, **equation.params, on_cpu=platform == "cpu")
   return jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(each.aval.shape, each.aval.dtype) for each in equation.invars))
 
@@ -46,17 +46,17 @@ def inner_variables(traced) -> list:
 
 
 def named(equations, name: str) -> list[JaxprEqn]:
-  """Those of a primitive."""
+  """Return the equations of a primitive."""
   return [each for each in equations if each.primitive.name == name]
 
 
 def kernels(equations) -> set[tuple[int, ...]]:
-  """(height, width) of the kernels of all convolutions."""
+  """Return (height, width) of the kernels of all convolutions."""
   return {each.invars[1].aval.shape[:2] for each in named(equations, "conv_general_dilated")}
 
 
 def products(equations) -> set[jax.lax.Precision | None]:
-  """Precisions of the operands of all convolutions and matrix products; None is the backend's default."""
+  """Return the precisions of all convolutions and matrix products; None is the default of the backend."""
   chosen = [each.params["precision"] for each in equations
             if each.primitive.name in ("conv_general_dilated", "dot_general")]
   return {one for both in chosen for one in (both if isinstance(both, tuple) else (both,))}

@@ -20,7 +20,7 @@ class PowerCut(BaseException):
 
 @pytest.fixture(name="config")
 def small_config(tmp_path):
-  """A run of a few steps on twelve photographs of 72x80; the model is the stand-in."""
+  """A run of a few steps on twelve images of 72x80; the model is the stand-in."""
   rng = np.random.default_rng(0)
   (tmp_path / "photographs").mkdir()
   for i in range(12):

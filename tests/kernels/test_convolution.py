@@ -1,4 +1,4 @@
-"""Convolutions: what is computed in another way on CPU is what XLA computes, and not far less exact."""
+"""Tests of the convolutions for CPU against those of XLA: equal results, with similar rounding errors."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_a_strided_convolution_pads_on_both_sides():
 
 
 @pytest.mark.parametrize("size, first", [(2, 0), (4, 1)])
-def test_a_kernel_of_even_size_halves_a_picture_from_its_first_pixel_on(size, first):
+def test_a_kernel_of_even_size_halves_an_image_from_its_first_pixel_on(size, first):
   x = jnp.zeros((1, 6, 8, 1)).at[0, 2, 4].set(1)
   kernel = 1 + jnp.arange(float(size * size)).reshape(size, size, 1, 1)
   out = conv2d(x, kernel, jnp.zeros(1), 2)[0, ..., 0]

@@ -1,4 +1,4 @@
-"""Convolutions in forward mode, in higher orders and under vmap: the results are those of XLA's own rules."""
+"""Tests of convolutions in forward mode, in higher orders and under vmap against the rules of JAX."""
 
 import jax
 import jax.numpy as jnp

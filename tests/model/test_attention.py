@@ -1,4 +1,4 @@
-"""Claims about attention over positions."""
+"""Tests of attention over positions, linear and softmax."""
 
 from functools import partial
 
@@ -89,7 +89,7 @@ def test_exactly_the_anchors_in_the_window_are_hidden():
 
 
 @pytest.mark.parametrize("channels", [4, 10])
-def test_turned_queries_and_keys_meet_by_how_far_apart_they_are(channels):
+def test_scores_of_rotated_queries_and_keys_depend_on_their_offset_only(channels):
   rng = np.random.default_rng(0)
   q, k = rng.normal(size=(2, 1, 1, 2, channels)).astype(np.float32)
   variables = {"params": {"log_theta": np.log(np.float32([10000, 100]))}}
@@ -101,7 +101,7 @@ def test_turned_queries_and_keys_meet_by_how_far_apart_they_are(channels):
   np.testing.assert_allclose(turned(q, 0, 0), q, atol=1e-6)
 
 
-def test_linear_attention_is_turned_after_the_feature_map_and_divided_by_what_is_not():
+def test_linear_attention_rotates_after_the_feature_map_and_not_in_the_denominator():
   q, k, v = queries_keys_values(6, 5)
   turn = lambda x: x[..., ::-1] * jnp.float32([1, -1, 1, -1])  # of heads of four channels
   got = linear_attention(q, k, v, HEADS, turn, turn)
@@ -113,7 +113,7 @@ def test_linear_attention_is_turned_after_the_feature_map_and_divided_by_what_is
   np.testing.assert_allclose(got, (above / below).reshape(q.shape), atol=1e-5)
 
 
-def test_a_larger_picture_of_the_same_is_reweighted_alike():
+def test_a_repeated_image_has_the_same_channel_weights():
   tile = np.random.default_rng(0).normal(size=(1, 4, 4, 6)).astype(np.float32)
   run = jax.jit(Reweighting().init_with_output, compiler_options=COMPILE_QUICKLY)
 

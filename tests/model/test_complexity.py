@@ -1,4 +1,4 @@
-"""Live parameters and multiplications: the figures of the authors' model, and what is refused."""
+"""Tests of complexity: the figures of the authors' model, and refusals of invalid configs."""
 import json
 import math
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_gains_count_and_an_absent_part_does_not_appear(tmp_path, capsys):
   assert table["gains"] == (2 * 3 * 16, 0.0)
   per_pass = 32 * 5 + 5 + 5 * 16 + 16  # no contexts: hyper -> 5 -> mean and scale of 8 channels
   assert table["entropy"] == (2 * 2 * per_pass, 0.0)  # 960 multiplications a position of y are few
-  # h_s: z at 1/4096 of the positions of the picture, and twice as fine after each of two sub-pixel convolutions.
+  # h_s: z at 1/4096 of the positions of the image, and twice as fine after each of two sub-pixel convolutions.
   macs = 9 * (8 * 16 + 16 * 4 * 16 + 4 * (16 * 24 + 24 * 4 * 24) + 16 * 24 * 32)
   assert table["h_s"][1] == round(macs / 64**2 / 1000, 1)
 

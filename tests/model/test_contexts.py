@@ -1,4 +1,4 @@
-"""Every context inherits these tests by being a file in mlic_jax/model/contexts/."""
+"""Tests of all contexts in mlic_jax/model/contexts/; a new file there is tested without changes here."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ def test_a_context_keeps_h_and_w_and_returns_its_features(name, options):
 
 
 @every_context
-def test_a_context_treats_the_pictures_of_a_batch_apart(name, options):
+def test_a_context_treats_the_images_of_a_batch_independently(name, options):
   (_, _, variables, apply), both, other = made(name, options), inputs_of(k=2), inputs_of(k=2, seed=1)
   fields = "hyper", "decoded", "previous", "anchor"
   changed = both._replace(**{field: getattr(both, field).at[1].set(getattr(other, field)[1]) for field in fields})
@@ -69,7 +69,7 @@ def test_a_context_treats_the_pictures_of_a_batch_apart(name, options):
 
 
 @every_context
-def test_what_a_context_needs_is_what_it_looks_at(name, options):
+def test_a_context_depends_on_its_needs_only(name, options):
   (context, _, variables, apply), before, other = made(name, options), inputs_of(k=2), inputs_of(k=2, seed=1)
   out = apply(variables, before)
   for need, fields in (("decoded", ("decoded", "previous")), ("anchor", ("anchor",))):
@@ -101,13 +101,13 @@ def test_an_intra_slice_global_context_carries_an_anchor_everywhere(name, option
   assert nonanchors_that_hear(name, 1, 2, options).all()
 
 
-def test_what_the_hyperprior_has_anywhere_reaches_every_place_of_the_first_slice():
+def test_hyper_features_of_any_position_reach_every_position_of_the_first_slice():
   (_, _, variables, apply), before = made("global_intra_hyper"), inputs_of(k=0)
   after = before._replace(hyper=before.hyper.at[:, 1, 2, CONFIG.M:].add(1.0))
   assert (np.abs(apply(variables, after) - apply(variables, before)).max((0, -1)) > 0).all()
 
 
-def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighborhood():
+def test_softmax_intra_context_is_zero_if_all_anchors_are_masked():
   context = contexts.make_context("global_intra_softmax", CONFIG)
   before, other = (inputs_of(k=2, h=2, w=2, seed=seed) for seed in (0, 1))
   variables = context.init(jax.random.key(0), before)
@@ -117,7 +117,7 @@ def test_softmax_intra_context_says_nothing_of_a_picture_that_is_all_neighborhoo
 
 
 @pytest.mark.parametrize("name", [n for n in contexts.available() if n.startswith("global_inter_") and "adj" not in n])
-def test_inter_slice_heads_of_undecoded_slices_are_silent(name):
+def test_inter_slice_heads_of_undecoded_slices_are_zero(name):
   (_, _, initial, apply), now = made(name), inputs_of(k=1)
   rng = np.random.default_rng(0)
   # As a training could leave them: at initialization, kernels of undecoded channels are zero whoever speaks to them.

@@ -1,4 +1,4 @@
-"""A researcher's own context, transforms and distribution, in a folder outside the package, go through a codec."""
+"""Tests of custom contexts, transforms and distributions in a folder outside the package."""
 import dataclasses
 import json
 import re
@@ -93,7 +93,7 @@ def folder_with_own_parts(tmp_path, monkeypatch):
     del sys.modules[name]
 
 
-def test_own_parts_are_trained_exported_coded_and_described(folder, capsys):
+def test_custom_modules_are_trained_exported_coded_and_described(folder, capsys):
   rng = np.random.default_rng(0)
   (folder / "photographs").mkdir()
   for i in range(6):
@@ -127,7 +127,7 @@ def test_own_parts_are_trained_exported_coded_and_described(folder, capsys):
   assert "own_parts.from_hyper" in out and "g_a" in out
 
 
-def test_a_context_that_needs_nothing_but_hyper_speaks_in_both_passes_of_every_slice(folder):
+def test_a_context_that_needs_hyper_features_only_is_active_in_both_passes_of_every_slice(folder):
   config = dataclasses.replace(TINY, contexts=("own_parts.from_hyper",), num_rates=0)
   variables = random_variables(config)
   rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_the_stride_of_the_transforms_decides_what_sizes_must_be_multiples_of(fo
     (dict(options={"hyper_feature": 6}), "options has 'hyper_feature', which no part of this codec reads"),
     (dict(distribution="own_parts.from_hyper"), "has no Distribution; wanted Distribution"),
     (dict(transforms="cheng2021"), "no transform 'cheng2021' in mlic_jax/model/transforms/; the nearest is")])
-def test_a_part_that_is_not_there_is_refused_in_one_line(folder, changes, message):
+def test_an_unknown_module_is_refused_in_one_line(folder, changes, message):
   c = nano.get_config()
   c.model = FIELDS | changes
   with pytest.raises(ConfigError, match=message) as error:
@@ -167,7 +167,7 @@ def test_a_part_that_is_not_there_is_refused_in_one_line(folder, changes, messag
   assert "\n" not in str(error.value)
 
 
-def test_a_model_directory_whose_own_parts_are_missing_says_so_in_one_line(folder, monkeypatch):
+def test_missing_custom_modules_of_a_model_directory_are_reported_in_one_line(folder, monkeypatch):
   config = CodecConfig.from_dict(FIELDS)
   save_model(folder / "model", config, random_variables(config))
   (folder / "own_parts" / "patches.py").unlink()

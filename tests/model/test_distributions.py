@@ -1,4 +1,4 @@
-"""Distributions of y against formulas in NumPy and SciPy, in float64 and in float32."""
+"""Tests of the distributions of y against NumPy and SciPy references in float64 and float32."""
 import dataclasses
 import math
 
@@ -206,7 +206,7 @@ def test_intermediates_are_those_of_networks():
     ("generalized_gaussian", dict(shapes=(1.0, 2.0)), "2 shapes with shape_per='model'; wanted one shape"),
     ("generalized_gaussian", dict(shape_per="element"), "1 shapes with shape_per='element'; wanted 2 to 32 shapes"),
     ("gaussian_mixture", dict(mixture_components=4), "mixture_components=4; wanted 2 or 3")])
-def test_what_no_codec_can_be_built_with_is_refused_in_one_line(name, options, message):
+def test_an_invalid_config_is_refused_in_one_line(name, options, message):
   with pytest.raises(ValueError, match=message) as error:
     build(dataclasses.replace(SMALL, distribution=name, options=options))
   assert "\n" not in str(error.value)

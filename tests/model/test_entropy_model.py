@@ -1,4 +1,4 @@
-"""The entropy model as pure functions, and the examples of docs/research.md."""
+"""Tests of the entropy model as pure functions, and of the examples in docs/research.md."""
 
 import dataclasses
 import re
@@ -59,7 +59,7 @@ def test_every_module_of_the_entropy_model_is_seen_by_name_and_slice(variables, 
     np.testing.assert_allclose(jnp.maximum(raw_scale, SCALE_MIN), coded.scale[..., k * cs:(k + 1) * cs], atol=1e-4)
 
 
-def test_a_quantizer_of_ones_own_stands_for_rounding_in_the_scan_and_in_the_codec():
+def test_a_custom_quantizer_stands_for_rounding_in_the_scan_and_in_the_codec():
   variables, rng = random_variables(SMALL), np.random.default_rng(0)
   y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (SMALL.M, 2 * SMALL.M))
   nothing = Quantizer(lambda residual, _: (residual, residual))
@@ -74,7 +74,7 @@ def test_a_quantizer_of_ones_own_stands_for_rounding_in_the_scan_and_in_the_code
   assert np.abs(out.y_hat - y).max() <= 0.5 + 1e-5
 
 
-def test_what_code_makes_of_the_latents_of_a_picture_is_what_the_codec_makes_of_the_picture():
+def test_code_of_the_latents_of_an_image_gives_the_output_of_the_codec():
   x, model = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32), build(SMALL)
   variables = random_variables(SMALL)
   y, z = model.apply(variables, x, 2.0, method="analyze")

@@ -1,4 +1,4 @@
-"""Tangents and Hessians go through every part of a codec: jax.jvp, jax.linearize, forward over reverse."""
+"""Tests of tangents and Hessians of a codec: jax.jvp, jax.linearize, forward over reverse."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Claims about initial parameters whose random numbers are drawn together."""
+"""Tests of initial parameters that share one random generator."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +53,7 @@ def test_more_than_a_block_is_as_random_as_one(monkeypatch):
   assert len(np.unique(numbers)) > 0.99 * len(numbers) and numbers.std() == pytest.approx((9 * 32)**-0.5, rel=0.05)
 
 
-def test_a_part_of_ones_own_draws_its_kernels_itself():
+def test_a_custom_module_draws_its_kernels_itself():
   x, key = jnp.zeros((1, 4, 4, 3)), jax.random.key(0)
   own = lambda key: nn.Dense(64).init(key, x)
   expected, _ = jax.random.split(key)

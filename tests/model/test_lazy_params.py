@@ -1,4 +1,4 @@
-"""Claims about how a module finds its parameters."""
+"""Tests of parameters that are read without tracing their initializers."""
 import jax
 import jax.numpy as jnp
 import pytest

@@ -63,7 +63,7 @@ def test_the_bits_of_y_are_those_of_a_gaussian_over_unit_bins(scale):
   np.testing.assert_allclose(got, -np.log2(np.maximum(likelihood, 1e-9)), rtol=1e-3, atol=1e-3)
 
 
-def test_what_is_next_to_impossible_costs_30_bits_and_no_less():
+def test_a_nearly_impossible_value_costs_30_bits():
   """A likelihood below 1e-9 is raised to it: the escape code of a file costs about as much."""
   np.testing.assert_allclose(bits(jnp.array([0.0, 1e-12, 1e-9, 1e-7])), -np.log2([1e-9, 1e-9, 1e-9, 1e-7]), rtol=1e-5)
   np.testing.assert_allclose(gaussian_bits(jnp.array([8.0, 50.0]), 0.0, 1.0), -np.log2([1e-9, 1e-9]), rtol=1e-5)

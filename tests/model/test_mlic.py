@@ -1,11 +1,11 @@
-"""Claims about the parts of the model that are not the scan over slices."""
+"""Tests of the codec module and its layers, except for the scan over slices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, random_variables
-from helpers.lowered_equations import kept, products
+from helpers.lowered_equations import equations_on, products
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
@@ -60,7 +60,7 @@ def test_the_noise_of_training_is_as_wide_as_the_rounding_that_it_stands_for():
   np.testing.assert_array_equal(received, np.round(residual))
 
 
-def test_the_noise_of_a_picture_is_that_of_its_place_in_the_whole_batch(variables, x):
+def test_the_noise_of_an_image_is_that_of_its_index_in_the_whole_batch(variables, x):
   run = jax.jit(lambda x, first: build(TINY).apply(variables, x, 2.0, None, first, rngs={"noise": jax.random.key(0)}))
   both, second = run(x, 0), run(x[1:], 1)
   np.testing.assert_allclose(second.y_bits[0], both.y_bits[1], atol=1e-3)
@@ -77,7 +77,7 @@ def test_bfloat16_touches_the_transforms_and_no_parameter(x):
   assert coarse.x_hat.dtype == coarse.y_hat.dtype == jnp.float32
 
 
-def test_bfloat16_transforms_round_neither_y_nor_the_picture(x):
+def test_bfloat16_transforms_round_neither_y_nor_the_image(x):
   config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), num_rates=0))
   model, variables = build(config, transform_dtype=jnp.bfloat16), random_variables(config)
   y, _ = model.apply(variables, x, method="analyze")
@@ -94,8 +94,8 @@ def test_the_precision_of_the_entropy_path_is_an_option_of_training_and_not_of_c
     scan = lambda y, z: model.apply(variables, y, z, 2.0, method="code").y_bits
     coding = lambda z: model.apply(variables, z, method="hyper")
     # The gains of a rate and g_s are outside the entropy path.
-    assert products(kept(jax.make_jaxpr(scan)(y, z), "tpu")) == {highest, in_training}
-    assert products(kept(jax.make_jaxpr(coding)(z), "tpu")) == {highest}
+    assert products(equations_on(jax.make_jaxpr(scan)(y, z), "tpu")) == {highest, in_training}
+    assert products(equations_on(jax.make_jaxpr(coding)(z), "tpu")) == {highest}
 
 
 def test_rematerialization_changes_the_memory_and_not_the_gradient(x):

@@ -1,4 +1,4 @@
-"""Blocks and contexts without recorded arrays, against NumPy in float64: a few lines each, as the papers write them."""
+"""Tests of blocks and contexts without recorded arrays, against short NumPy references in float64."""
 import jax
 import numpy as np
 import pytest

@@ -103,7 +103,7 @@ def test_a_context_of_anchors_alone_does_not_widen_the_network_of_the_others():
 
 @pytest.mark.parametrize("name", ["global_intra_hyper", "global_hyper_anchors"])
 @pytest.mark.parametrize("scales", [False, True])
-def test_the_guide_is_the_half_of_the_hyper_features_that_the_setting_says(name, scales):
+def test_the_guide_is_the_half_of_the_hyper_features_in_the_option(name, scales):
   config = dataclasses.replace(SMALL, options=dict(guide_scales=scales))
   context, given = contexts.make_context(name, config), inputs_of(SMALL, 0)
   variables = context.init(jax.random.key(0), given)
@@ -149,7 +149,7 @@ def test_output_features_are_rotated_pair_by_pair_by_their_absolute_positions():
 
 
 def test_scores_between_channels_may_be_divided_by_the_number_of_positions():
-  """Four times the picture of the same: the scores are then twice as large, so that the result is another one."""
+  """Four times the image of the same: the scores are then twice as large, so that the result is another one."""
   tile, module = normal(1, 4, 4, 6), Reweighting(cosines=False)
   variables = module.init(jax.random.key(0), tile)
   assert "temperature" not in variables["params"]
@@ -213,7 +213,7 @@ def test_a_file_without_residuals_of_what_is_left_out_decodes_to_what_was_predic
     (dict(options=dict(selection_lrp=False)), "options has selection_lrp=False without selection_widths"),
     (dict(options=dict(reweighting_cosines=False)), "options has reweighting_cosines=False without reweighting"),
     (dict(options=dict(plain_convolutions=True)), "options has 'plain_convolutions', which no part of this codec")])
-def test_settings_that_no_part_can_have_are_refused_in_one_line(fields, message):
+def test_invalid_options_are_refused_in_one_line(fields, message):
   with pytest.raises(ValueError, match=re.escape(message)) as error:
     build(dataclasses.replace(SMALL, **fields))
   assert "\n" not in str(error.value)

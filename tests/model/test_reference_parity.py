@@ -1,4 +1,4 @@
-"""Parity with the authors' code, array by array; tests/fixtures/golden/README.md says how the arrays were recorded."""
+"""Tests of parity with the authors' code, array by array; see tests/fixtures/golden/README.md for the recording."""
 
 import hashlib
 import json

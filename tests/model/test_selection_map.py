@@ -1,4 +1,4 @@
-"""The map of coded elements: what it learns, what it leaves alone, and files that go by it."""
+"""Tests of the selection map: its loss, its gradient, and files that use it."""
 import dataclasses
 
 import jax
@@ -61,7 +61,7 @@ def test_a_model_without_a_map_has_none_of_its_parameters():
   assert len(of_maps) == 2 * 2 * 2  # passes, layers, kernel and bias
 
 
-def test_what_a_map_leaves_out_is_its_mean_and_costs_nothing(photograph):
+def test_a_skipped_element_is_its_mean_and_costs_nothing(photograph):
   x = photograph[None, :64, :64] / np.float32(255)
   whole, mapped = (build(config).apply(variables, x, 2.0) for config, variables in
                    ((PLAIN, {"params": without_maps(HALF["params"])}), (MAPPED, HALF)))
@@ -162,7 +162,7 @@ def off_by(size: float, keep):
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_map_that_is_off_in_its_last_bits_decodes_to_the_same_picture(codec, photograph, monkeypatch, chunked):
+def test_a_map_with_other_last_bits_decodes_to_the_same_image(codec, photograph, monkeypatch, chunked):
   epsilon, kept = 2.0**-portable_cdf.epsilon_exponent(MAPPED) / portable_cdf.MAP_STEP, portable_cdf.coded_by_map
   blob, predicted = codec.with_options(chunked=chunked).encode_with_reconstruction(photograph, 2)
   with monkeypatch.context() as elsewhere:

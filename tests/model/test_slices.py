@@ -1,4 +1,4 @@
-"""Claims about the scan over slices: causality, and one computation for training, encoder and decoder."""
+"""Tests of the scan over slices: causality, and one computation for training, encoder and decoder."""
 
 import functools
 
@@ -91,7 +91,7 @@ def test_the_random_configs_cover_all_contexts_and_their_settings():
 
 @pytest.mark.parametrize("config", CONFIGS + RANDOM_CONFIGS,
                          ids=lambda c: f"{c.num_slices}x{c.slice_channels}-{'-'.join((*c.contexts, *dict(c.options)))}")
-def test_no_prior_depends_on_what_is_coded_later_or_in_the_same_pass(config):
+def test_no_prior_depends_on_elements_that_are_coded_later_or_in_the_same_pass(config):
   priors = passes_of(config, random_variables(config))
   rng = np.random.default_rng(1)
   hyper, y = latents(config, seed=2)

@@ -1,4 +1,4 @@
-"""Claims about the transforms over blocks of 8x8 pixels."""
+"""Tests of the transforms over blocks of 8x8 pixels."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The folder of compiled functions: where it is, what in it is trusted, and damage that is repaired."""
+"""Tests of the folder of compiled functions: its location, its trust, and repair of damage."""
 import os
 import stat
 import subprocess
@@ -103,7 +103,7 @@ def test_a_subfolder_of_another_user_is_not_used_either(chosen, make, tmp_path, 
   assert UNUSABLE[make] in caplog.text
 
 
-def test_a_home_that_cannot_be_written_to_is_no_place_and_worth_no_line(chosen, tmp_path, caplog):
+def test_a_home_that_cannot_be_written_to_has_no_cache_and_no_message(chosen, tmp_path, caplog):
   (tmp_path / "file").touch()
   assert chosen(HOME=tmp_path / "file") is None
   assert not caplog.messages

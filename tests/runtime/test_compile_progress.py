@@ -1,4 +1,4 @@
-"""What is said before something is compiled."""
+"""Tests of the messages before a compilation."""
 import numpy as np
 import pytest
 from helpers.linear_stub import StandIn
@@ -79,7 +79,7 @@ def test_a_training_says_that_it_compiles_and_compiles_its_step_once(config, sta
   assert places == sorted(places) and len(traced) == 1
 
 
-def test_encoding_says_that_it_compiles_before_the_first_picture_alone(
+def test_encoding_reports_compilation_before_the_first_image_alone(
     tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(Codec, "has_compiled", lambda *_: False)  # whatever ran before
   (tmp_path / "pictures").mkdir()

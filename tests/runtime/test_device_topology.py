@@ -1,4 +1,4 @@
-"""What `estimate` says where the compiler for TPUs is missing, and what it makes of the answers of that compiler."""
+"""Tests of TPU topologies without their compiler, and of the interpretation of its results."""
 from types import SimpleNamespace
 
 import jax
@@ -32,7 +32,7 @@ def test_the_largest_batch_is_found_where_memory_goes_in_steps(largest):
   assert device_topology.largest_batch(takes, 100)[0] == largest
 
 
-def test_memory_is_what_is_there_at_the_same_time_and_its_parts_are_kept():
+def test_memory_is_the_peak_and_its_parts_are_listed():
   memory = SimpleNamespace(argument_size_in_bytes=10, temp_size_in_bytes=20, output_size_in_bytes=12,
                            alias_size_in_bytes=9, generated_code_size_in_bytes=1, peak_memory_in_bytes=25)
   compiled = SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: "ENTRY %main () -> f32[] {\n}\n",
@@ -46,7 +46,7 @@ def test_memory_is_what_is_there_at_the_same_time_and_its_parts_are_kept():
     "capacity by 2.25G.",
     "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries (18.00G) "
     "exceeds available HBM (15.75G). HLO module: jit__lambda."])
-def test_what_does_not_fit_is_one_line_with_what_it_takes_and_what_there_is(said):
+def test_a_program_that_does_not_fit_is_one_line_with_needed_and_available_memory(said):
   def refuse():
     raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
 

@@ -1,4 +1,4 @@
-"""Programs on disk: found by what they would be traced from, and never when that has changed."""
+"""Tests of executables on disk: found by the inputs of tracing, and not after these have changed."""
 import collections
 import functools
 import gc
@@ -83,7 +83,7 @@ def test_a_part_of_another_program_is_traced_there(folder):
   assert jax.eval_shape(tripled, np.float32(2)).shape == () and jax.jit(lambda x: tripled(x) + 1)(np.float32(3)) == 10
 
 
-def test_what_it_is_traced_from_tells_programs_apart(folder, scaled, monkeypatch):
+def test_programs_differ_by_the_inputs_of_tracing(folder, scaled, monkeypatch):
   scaled, traced = scaled
   x = np.ones(4, np.float32)
   scaled(x)
@@ -149,7 +149,7 @@ def test_a_file_with_a_class_that_is_gone_is_compiled_again(folder, monkeypatch)
   np.testing.assert_array_equal(double().a, [2, 2])
 
 
-def test_code_that_was_edited_since_the_start_is_not_taken_for_what_was_imported(folder, scaled, monkeypatch):
+def test_code_that_was_edited_since_the_start_is_not_the_imported_code(folder, scaled, monkeypatch):
   scaled, traced = scaled
   set_code(monkeypatch, "at the start", on_disk="by now")
   for _ in range(2):
@@ -168,7 +168,7 @@ def test_the_digest_of_the_code_leaves_out_what_editors_put_there_and_counts_nam
   assert startup.digest_of_code() not in (None, before)
 
 
-def test_nothing_is_kept_outside_of_the_command_line_or_of_what_cannot_be_described(folder, scaled, monkeypatch):
+def test_nothing_is_cached_outside_of_the_command_line_or_without_a_description(folder, scaled, monkeypatch):
   scaled, traced = scaled
   x = np.ones(4, np.float32)
   scaled(x, described=None)
@@ -274,7 +274,7 @@ def test_a_decoder_is_compiled_in_a_thread_and_not_again(folder, tiny_checkpoint
   assert len(traced) == 4
 
 
-def test_what_fails_in_that_thread_is_said_of_the_picture():
+def test_an_error_in_the_compile_thread_is_reported_for_the_image():
   class Failing:
     @property
     def config(self):
@@ -286,7 +286,7 @@ def test_what_fails_in_that_thread_is_said_of_the_picture():
     pass
 
 
-def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monkeypatch):
+def test_executables_from_disk_are_freed_as_compiled_ones(folder, monkeypatch):
   monkeypatch.setattr(shape_cache, "MAX_SIZES", 2)
   traced = []
 
@@ -308,7 +308,7 @@ def test_what_is_read_from_the_disk_is_let_go_as_what_was_compiled(folder, monke
   assert read == 2 and len(traced) == 6
 
 
-def test_a_part_of_ones_own_is_never_kept():
+def test_a_custom_module_is_never_cached():
   assert registry.description(build(TINY)) == repr(build(TINY)) != registry.description(build(CodecConfig()))
   for own in dict(contexts=["mlic_jax.model.contexts.channel"]), dict(transforms="mlic_jax.model.transforms.elic"):
     assert registry.description(build(TINY.from_dict(TINY.to_dict() | own))) is None  # by import paths

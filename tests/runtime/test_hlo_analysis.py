@@ -1,4 +1,4 @@
-"""What is read off the text of a compiled program."""
+"""Tests of the analysis of HLO text."""
 from mlic_jax.runtime import hlo_analysis
 
 # A loop of five turns, and in it one of three; a fused computation, which counts where it is called.

@@ -1,4 +1,4 @@
-"""Huge pages: a program that asks for them is started again, once, with its arguments."""
+"""Tests of huge pages: a program restarts once, with its arguments."""
 
 import os
 import subprocess

@@ -1,11 +1,11 @@
-"""A program is traced once, here on CPU, and lowers rightly for TPUs, GPUs and CPUs: the choice is not made before."""
+"""Tests of programs that are traced once on CPU and lowered for TPUs, GPUs and CPUs."""
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.linear_stub import StandIn
-from helpers.lowered_equations import kept, kernels, named, products
+from helpers.lowered_equations import equations_on, kernels, named, products
 
 from configs import nano
 from mlic_jax.coding.compile_specs import codec_programs
@@ -62,21 +62,21 @@ def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, name):
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["training", "evaluation", "analyze", "finish", "refine"])
 def test_convolutions_are_the_quick_ones_on_cpu_and_plain_ones_elsewhere(traced, name, platform):
-  found = kernels(kept(traced[name][2], platform))
+  found = kernels(equations_on(traced[name][2], platform))
   assert (QUICK in found) == (platform == "cpu")
-  assert PLAIN in found  # also on CPU, where a picture or its channels are few
+  assert PLAIN in found  # also on CPU, where an image or its channels are few
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["training", "refine"])
 def test_the_slices_are_one_loop_where_there_is_a_gradient_but_on_cpu(traced, name, platform):
-  lengths = [each.params["length"] for each in named(kept(traced[name][2], platform), "scan")]
+  lengths = [each.params["length"] for each in named(equations_on(traced[name][2], platform), "scan")]
   assert lengths.count(SLICES) == (0 if platform == "cpu" else 2)  # forward and back
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(traced, platform):
-  equations = list(kept(traced["evaluation"][2], platform))
+  equations = list(equations_on(traced["evaluation"][2], platform))
   assert [each.params["length"] for each in named(equations, "scan")] == [SLICES]
   reduced = [len(each.invars) for each in equations if each.primitive.name.startswith("psum") and each.invars]
   assert sum(reduced) == 1 if platform == "cpu" else sum(reduced) > 1
@@ -85,24 +85,24 @@ def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(traced, platform):
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["evaluation", "analyze", "start", "nonanchors", "advance", "finish", "refine"])
 def test_evaluation_and_coding_multiply_in_full_precision(traced, name, platform):
-  assert products(kept(traced[name][2], platform)) == {jax.lax.Precision.HIGHEST}
+  assert products(equations_on(traced[name][2], platform)) == {jax.lax.Precision.HIGHEST}
 
 
 def test_training_multiplies_in_full_precision_in_the_entropy_path_alone(traced):
-  assert products(kept(traced["training"][2], "tpu")) == {None, jax.lax.Precision.HIGHEST}
+  assert products(equations_on(traced["training"][2], "tpu")) == {None, jax.lax.Precision.HIGHEST}
 
 
 def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(config):
   codec = CodecConfig.from_dict(dict(SMALL))
   with jax.default_matmul_precision("high"):
     step, arguments = pmap_programs.training_program(config, codec)
-    found = products(kept(jax.make_jaxpr(step)(*arguments), "tpu"))
+    found = products(equations_on(jax.make_jaxpr(step)(*arguments), "tpu"))
   assert found == {jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_step_is_taken_or_left_as_a_whole_on_cpu_alone(traced, platform):
-  choices = named(kept(traced["training"][2], platform), "cond")
+  choices = named(equations_on(traced["training"][2], platform), "cond")
   assert len(choices) == (1 if platform == "cpu" else 0)
 
 
@@ -114,14 +114,14 @@ def test_parts_of_a_batch_are_a_loop_that_is_unrolled_on_cpu(config):
   state = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape), leaf.dtype),
                        state_shapes(config, model, optimizer))
   traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NO_SIGNALS)
-  unrolled = {platform: [each.params["unroll"] for each in named(kept(traced, platform), "scan")
+  unrolled = {platform: [each.params["unroll"] for each in named(equations_on(traced, platform), "scan")
                          if each.params["length"] == 5] for platform in PLATFORMS}
   assert unrolled == {"cpu": [5], "cuda": [1], "tpu": [1]}
   for platform, unroll in unrolled.items():  # a step that is told where it will run has chosen before it is lowered
     step = pmap_programs.training(make_train_step(config, model, optimizer, None, platform))
     traced = jax.make_jaxpr(step)(state, np.zeros((1, 5, 64, 64, 3), np.uint8), None, NO_SIGNALS)
     for lowered_for in PLATFORMS:
-      loops = named(kept(traced, lowered_for), "scan")
+      loops = named(equations_on(traced, lowered_for), "scan")
       assert [each.params["unroll"] for each in loops if each.params["length"] == 5] == unroll
 
 
@@ -132,7 +132,7 @@ def test_the_gradient_of_the_scan_alone_is_a_loop_but_on_cpu(scan_unroll, loops_
   slices = Slices(config, scan_unroll)
   params = jax.eval_shape(lambda: slices.init(jax.random.key(0), hyper, y, method="scan"))
   bits = lambda params, quantizer: slices.apply(params, hyper, y, quantizer, y, method="scan").bits.sum()
-  loops = lambda quantizer, platform: len(named(kept(jax.make_jaxpr(jax.grad(bits), static_argnums=1)(
+  loops = lambda quantizer, platform: len(named(equations_on(jax.make_jaxpr(jax.grad(bits), static_argnums=1)(
       params, quantizer), platform), "scan"))
   assert loops(NOISE, "cpu") == loops_on_cpu and loops(NOISE, "tpu") == loops_elsewhere
   if scan_unroll == 0:  # plain rounding is for what takes no gradient: a loop everywhere
@@ -153,7 +153,7 @@ def test_a_depthwise_convolution_is_a_sum_of_taps_on_cpu_and_grouped_elsewhere(p
       return depthwise_conv(x, kernel).sum()
 
   traced = jax.make_jaxpr(jax.value_and_grad(response, argnums=(0, 1)))(np.zeros((1, 4, 4, 2)), np.zeros((3, 3, 1, 2)))
-  equations = list(kept(traced, platform))
+  equations = list(equations_on(traced, platform))
   loops = [each.params["length"] for each in named(equations, "scan")]
   convolutions = [(max(each.params["feature_group_count"], each.params["batch_group_count"]), each.params["precision"])
                   for each in named(equations, "conv_general_dilated")]
@@ -169,7 +169,7 @@ def test_a_gradient_multiplies_in_the_precision_of_its_forward_pass(stride, plat
       return conv2d(x, kernel, jnp.zeros(32), stride).sum()
 
   traced = jax.make_jaxpr(jax.grad(response, argnums=(0, 1)))(np.zeros((1, 32, 32, 32)), np.zeros((3, 3, 32, 32)))
-  equations = list(kept(traced, platform))
+  equations = list(equations_on(traced, platform))
   products = named(equations, "conv_general_dilated") + named(equations, "dot_general")
   assert len(products) >= 2
   assert {each.params["precision"] for each in products} == {(jax.lax.Precision.HIGHEST,) * 2}

@@ -1,4 +1,4 @@
-"""JAX_PLATFORMS may name a platform that is not there: every command says so in one line."""
+"""Tests of JAX_PLATFORMS: every command reports an unavailable platform in one line."""
 import os
 import subprocess
 import sys

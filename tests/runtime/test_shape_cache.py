@@ -1,4 +1,4 @@
-"""What is compiled for sizes of pictures: kept for those used last, let go for the others."""
+"""Tests of the cache of compiled image sizes: recent sizes stay, others are evicted."""
 import collections
 import re
 import subprocess
@@ -40,7 +40,7 @@ def doubled():
   return double, traced
 
 
-def test_the_sizes_used_last_are_kept_and_no_others(monkeypatch):
+def test_the_sizes_used_last_are_cached_and_no_others(monkeypatch):
   monkeypatch.setattr(shape_cache, "MAX_SIZES", 2)
   double, traced = doubled()
   call = lambda side: np.testing.assert_array_equal(double("a", np.ones(side)), np.full(side, 2.0))
@@ -60,7 +60,7 @@ def test_another_module_has_sizes_of_its_own(monkeypatch):
   assert traced == [("a", (3,)), ("b", (3,))] and not double.is_cached((3,), "c")
 
 
-def test_what_another_thread_is_using_is_not_taken_from_it(monkeypatch):
+def test_a_function_in_use_by_another_thread_is_not_freed(monkeypatch):
   monkeypatch.setattr(shape_cache, "MAX_SIZES", 1)
   double, _ = doubled()
   wrong = []
@@ -76,7 +76,7 @@ def test_what_another_thread_is_using_is_not_taken_from_it(monkeypatch):
   assert not wrong
 
 
-def test_a_codec_holds_what_is_compiled_for_a_few_sizes_however_many_come(tiny_checkpoint, photograph, monkeypatch):
+def test_a_codec_caches_compiled_functions_of_a_few_sizes(tiny_checkpoint, photograph, monkeypatch):
   monkeypatch.setattr(shape_cache, "MAX_SIZES", 1)
   codec, held, blobs = Codec.load(tiny_checkpoint), [], []
   functions = [each for each in vars(jit_functions).values() if isinstance(each, shape_cache.ShapeCache)]
@@ -99,7 +99,7 @@ def test_a_second_checkpoint_of_an_architecture_warms_nothing_again():
   assert (len(first.encoded), len(second.encoded)) == (2, 1)
 
 
-def test_a_picture_is_measured_with_one_analysis_and_two_walks(tiny_checkpoint, photograph, monkeypatch):
+def test_an_image_is_evaluated_with_one_analysis_and_two_scans(tiny_checkpoint, photograph, monkeypatch):
   codec, calls = Codec.load(tiny_checkpoint), []
   for name in ("analyze", "start", "finish"):
     function = getattr(jit_functions, name)
@@ -131,7 +131,7 @@ print("status", status, "mappings", most[0], "bytes", 1024 * resource.getrusage(
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory mappings are those of Linux")
 @pytest.mark.parametrize("program", ["encode", "eval"])
-def test_pictures_of_two_hundred_sizes_fit_into_memory(tiny_checkpoint, tmp_path, program):
+def test_images_of_two_hundred_sizes_fit_into_memory(tiny_checkpoint, tmp_path, program):
   """Of 95 MB and 600 mappings each; Linux ends a process with 65,530."""
   folder = tmp_path / "pictures"
   folder.mkdir()

@@ -1,4 +1,4 @@
-"""Cached files that run code when they are loaded: forged ones are not loaded, damaged ones are written again."""
+"""Tests of cached files that run code: forged files are not loaded, damaged ones are written again."""
 import os
 import pickle
 import subprocess
@@ -71,7 +71,7 @@ def test_a_folder_of_programs_that_others_can_write_to_is_not_read(tmp_path, mon
   assert not list((tmp_path / "programs").iterdir())
 
 
-def test_what_is_written_is_trusted_whatever_the_umask_and_the_file_before(tmp_path):
+def test_a_written_file_is_trusted_for_any_umask_and_any_previous_file(tmp_path):
   before = os.umask(0)
   try:
     path = tmp_path / "file"
