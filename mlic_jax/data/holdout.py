@@ -68,7 +68,7 @@ def names(sources: Sequence[Source]) -> list[str]:
   return [_name(source, i) for source in sources for i in range(len(source))]
 
 
-def described(sources: Sequence[Source]) -> list[HeldOut]:
+def held_out_records(sources: Sequence[Source]) -> list[HeldOut]:
   """Returns the records of all images of `sources`."""
   return [HeldOut(_name(source, i), _digest(source, i)) for source in sources for i in range(len(source))]
 
@@ -93,7 +93,7 @@ def _missing(recorded: Sequence[HeldOut], held_out: Sequence[Source]) -> list[He
   """Returns the recorded images that are not in `held_out` now."""
   if not recorded:
     return []
-  now = described(held_out)
+  now = held_out_records(held_out)
   known = {image.name for image in now} | {image.digest for image in now if image.digest}
   return [image for image in recorded if not {image.name, image.digest} & known]
 

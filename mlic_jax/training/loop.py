@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.data import loader as data
-from mlic_jax.data.holdout import HeldOut, described, names, split
+from mlic_jax.data.holdout import HeldOut, held_out_records, names, split
 from mlic_jax.folder_lock import FolderLock
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.runtime import compilation_cache
@@ -111,7 +111,7 @@ def prepare(config, recorded: Sequence[HeldOut] = ()) -> Prepared:
   images = data.Mixture(sources, sizes, int(config.cache_gigabytes * 1e9))
   held_out = data.eval_images(others, config.eval_crop_size, config.eval_images)
   model = build(model_config, **pmap_programs.build_options(config))
-  return Prepared(model_config, model, images, sizes, held_out, described(others), recorded,
+  return Prepared(model_config, model, images, sizes, held_out, held_out_records(others), recorded,
                   *load_teacher(config, model_config))
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_loader import flat, ten_photographs  # noqa: F401 (a fixture among them)
 
-from mlic_jax.data.holdout import HeldOut, described, names, split
+from mlic_jax.data.holdout import HeldOut, held_out_records, names, split
 from mlic_jax.data.image_io import ImageError
 
 
@@ -81,7 +81,7 @@ def renamed_files(images):
     ids=["folder_above", "renamed_and_folder_above", "files_renamed", "copied_below"])
 def test_a_recorded_image_is_never_trained_on_wherever_its_folder_goes(images, move):
   train, held_out = split(str(images), "", 3)
-  record, held, trained = described(held_out), contents(held_out), contents([source for source, _ in train])
+  record, held, trained = held_out_records(held_out), contents(held_out), contents([source for source, _ in train])
   assert len(held) > 3
   moved = move(images)
   flat(moved / "new.bmp", 7)
@@ -89,7 +89,7 @@ def test_a_recorded_image_is_never_trained_on_wherever_its_folder_goes(images, m
     train, held_out = split(str(moved), "", 3, recorded=record)
     assert contents(held_out) == held
     assert trained <= contents([source for source, _ in train])  # no trained image is evaluated on
-    record = [*record, *described(held_out)]
+    record = [*record, *held_out_records(held_out)]
 
 
 def test_without_its_record_a_moved_folder_holds_out_others(images):
@@ -99,7 +99,7 @@ def test_without_its_record_a_moved_folder_holds_out_others(images):
 
 
 def test_a_recorded_set_changes_nothing_where_names_stay_and_new_images_are_held_out_too(images):
-  record = described(split(str(images), "", 3)[1])
+  record = held_out_records(split(str(images), "", 3)[1])
   (images / "copy.bmp").write_bytes(next(path for path in images.iterdir() if path.stem == "3").read_bytes())
   for i in range(20, 40):
     flat(images / f"{i}.bmp", i)
@@ -117,7 +117,7 @@ def test_names_alone_identify_recorded_images_of_older_programs_when_the_folder_
 def test_images_of_eval_dir_that_moved_into_the_training_folder_are_not_trained_on(images, tmp_path):
   for i in range(3):
     flat(tmp_path / "kodak" / f"{i}.bmp", i)
-  record = described(split(str(images), str(tmp_path / "kodak"), 0)[1])
+  record = held_out_records(split(str(images), str(tmp_path / "kodak"), 0)[1])
   (tmp_path / "kodak" / "0.bmp").rename(images / "new name.bmp")
   [(train, _)], held_out = split(str(images), str(tmp_path / "kodak"), 0, recorded=record)
   assert "new name.bmp" not in [Path(path).name for path in train.paths] and len(train) == 20

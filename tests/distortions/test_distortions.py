@@ -18,7 +18,7 @@ from mlic_jax.distortions import mse
 from mlic_jax.errors import ConfigError
 from mlic_jax.training import loop
 from mlic_jax.training.config_schema import check_fields
-from mlic_jax.training.pmap_programs import described
+from mlic_jax.training.pmap_programs import cache_key
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=(), entropy_widths=(4,),
                     lrp_widths=(4,))
@@ -117,5 +117,5 @@ def test_a_distortion_that_is_not_there_is_refused_in_one_line(folder, name, mes
 def test_a_step_with_a_distortion_of_ones_own_is_not_cached_on_disk(folder):
   class Model:
     config = SMALL
-  assert described(config_of(folder), Model) is not None
-  assert described(config_of(folder, distortion="own_distortions.absolute"), Model) is None
+  assert cache_key(config_of(folder), Model) is not None
+  assert cache_key(config_of(folder, distortion="own_distortions.absolute"), Model) is None
