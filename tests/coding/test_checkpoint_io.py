@@ -20,7 +20,7 @@ def variables():
 
 @pytest.fixture
 def damaged(tiny_checkpoint, tmp_path):
-  """A copy of a model directory, to damage."""
+  """Returns a copy of a model directory, to damage."""
   return shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
 
 

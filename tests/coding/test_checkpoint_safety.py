@@ -14,7 +14,7 @@ from mlic_jax.coding.checkpoint_io import CheckpointError, load_model
 
 @pytest.fixture
 def model(tiny_checkpoint, tmp_path):
-  """A copy of a model directory, to forge."""
+  """Returns a copy of a model directory, to forge."""
   return shutil.copytree(tiny_checkpoint, tmp_path / "model")
 
 

@@ -55,7 +55,7 @@ def test_the_rows_of_a_table_cost_what_the_distribution_says(name):
 
 @st.composite
 def passes(draw, name):
-  """A Prior of a pass under a distribution, and symbols of which some lie far outside."""
+  """Returns a Prior of a pass under a distribution, and symbols, some of them far outside the CDF rows."""
   config = CONFIGS[name]
   distribution, rng = make_distribution(config), np.random.default_rng(draw(st.integers(0, 2**32)))
   raw = [jnp.asarray(rng.normal(0, draw(st.sampled_from([0.1, 1.0, 30.0])), SIZE), jnp.float32)
@@ -64,8 +64,8 @@ def passes(draw, name):
   mean, scale, parameters = distribution.predict(raw, learned)
   symbols = np.rint(rng.normal(size=SIZE) * np.asarray(scale)).astype(np.int32)
   far = draw(st.lists(st.tuples(st.integers(0, symbols.size - 1), st.integers(-2**27, 2**27)), max_size=5))
-  for place, value in far:
-    symbols.flat[place] = value
+  for index, value in far:
+    symbols.flat[index] = value
   return Prior(mean, scale, None, parameters), symbols
 
 
@@ -74,7 +74,7 @@ def content_of(config, origin, skipped):
 
 
 def coded(name, prior, symbols, portable, skipped):
-  """The stream of a pass, the symbols in it, and what its file says."""
+  """Returns the stream of a pass, the symbols in it, and the content of its file without the stream."""
   config, positions = CONFIGS[name], scale_level(prior.scale)
   origin = portable_cdf.origin_of_this_machine(config) if portable else None
   encoder, distribution = Encoder(TABLES[name], "numba"), make_distribution(config)

@@ -40,7 +40,7 @@ def codec(checkpoint):
 
 
 def trained(codec, training):
-  """The same codec with the record of another training."""
+  """Returns the same codec with the record of another training."""
   return Codec(Model("other", SMALL, codec.variables, codec.coder.table, b"12345678", training))
 
 

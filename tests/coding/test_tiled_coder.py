@@ -29,7 +29,7 @@ def codec(whole):
 
 @pytest.fixture(scope="module")
 def image():
-  """(310, 380, 3) uint8: 5 x 6 tiles, of which the last row and column reach beyond it."""
+  """Returns an image, (310, 380, 3) uint8: 5 x 6 tiles, where the last row and column extend beyond its edges."""
   row, column = np.mgrid[:310, :380][..., None]
   waves = np.sin(row / [9, 14, 23] + 1) + np.cos(column / [17, 8, 12])
   return np.uint8(np.clip(128 + 50 * waves + np.random.default_rng(0).normal(0, 6, waves.shape), 0, 255))
@@ -37,12 +37,12 @@ def image():
 
 @pytest.fixture(scope="module")
 def coded(codec, image):
-  """The file, and the image that the encoder predicts."""
+  """Returns the file and the image that the encoder predicts."""
   return codec.encode_with_reconstruction(image, 2)
 
 
 def levels(image, other):
-  """The largest difference."""
+  """Returns the largest difference in 8-bit levels."""
   return np.abs(image.astype(int) - other).max()
 
 
@@ -190,7 +190,7 @@ def test_a_file_that_is_not_portable_is_coded_tile_by_tile_whatever_the_batch(wh
 # --- damaged and hostile files ------------------------------------------------------------
 
 def with_damage(blob, number, place):
-  """The file with another byte in a tile."""
+  """Returns the file with one changed byte in a tile."""
   file, blob = TiledFile(blob), bytearray(blob)
   blob[file._offsets[number] + place] ^= 0x55
   return bytes(blob)

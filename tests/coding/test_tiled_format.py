@@ -16,7 +16,7 @@ PORTABLE = HEADER._replace(origin=Origin(13, "cpu", "x86_64", (0, 5, 3)), skippe
 
 
 def tile_of(header, number):
-  """The content of a tile, which is another for each."""
+  """Returns the content of a tile, different for each tile."""
   chunks = tuple(bytes([number % 256, index] * (7 + 3 * (number % 256))) for index in range(header.num_slices + 1))
   checks = tuple(number + k for k in range(header.num_slices)) if header.origin else ()
   height, width = header.tile
@@ -30,7 +30,7 @@ def file_of(header):
 
 
 def with_header(blob, **fields):
-  """The file with other fields in its header, whose checksum fits, and the index with the checksum that fits it."""
+  """Returns the file with changed header fields and matching checksums of header and index."""
   header = bitstream.check_header(blob)
   head, size = bitstream.pack_header(header._replace(**fields)), bitstream.header_size(blob)
   lengths = blob[size:size + 4 * tiled_format.grid_of(header).num_tiles]

@@ -18,7 +18,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, photograph, tiny_checkpoint):
-  """A folder with photo.png, photo.mlic at quality 2, and other files."""
+  """Returns a folder with photo.png, photo.mlic at quality 2, and other files."""
   folder = tmp_path_factory.mktemp("cli")
   save_image(folder / "photo.png", photograph)
   assert run("encode", folder / "photo.png", folder / "photo.mlic", "--ckpt", tiny_checkpoint) == 0

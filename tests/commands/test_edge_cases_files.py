@@ -281,7 +281,7 @@ sys.exit(main())
 
 
 def started(*arguments, **options):
-  """The command line in a process of its own."""
+  """Returns the command line in a process of its own."""
   path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (2, 1, 0))
   return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, arguments)], stderr=subprocess.PIPE, text=True,
                           env={**os.environ, "PYTHONPATH": path}, **options)

@@ -26,7 +26,7 @@ from mlic_jax.training.checkpoints import check_config
 
 @pytest.fixture(scope="module")
 def release():
-  """A state dict of MLIC++, small, by formula."""
+  """Returns a state dict of MLIC++, small, by formula."""
   manifest = Path(__file__).parents[1] / "fixtures" / "golden" / "manifest_A.json"
   return golden_fill.fill(json.loads(manifest.read_text("utf-8")))
 
@@ -50,7 +50,7 @@ def test_weights_of_other_shapes_are_refused_in_one_line_and_never_stretched(nam
 
 @pytest.fixture
 def builder(monkeypatch):
-  """A stand-in for a prepared dataset of TFRecord files, whose split "train" has these instructions."""
+  """Returns a stand-in for a prepared dataset of TFRecord files, whose split "train" has these instructions."""
   def prepared(*instructions):
     split = SimpleNamespace(file_instructions=list(instructions))
     tfds = SimpleNamespace(features=SimpleNamespace(Image=SimpleNamespace))

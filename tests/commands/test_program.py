@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def options(command) -> list[argparse.Action]:
-  """The arguments that a command adds to its parser, without --help."""
+  """Returns the arguments that a command adds to its parser, without --help."""
   parser = argparse.ArgumentParser(add_help=False)
   import_module(f"mlic_jax.commands.{COMMANDS[command]}").add_arguments(parser)
   return parser._actions

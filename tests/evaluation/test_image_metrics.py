@@ -15,7 +15,7 @@ from mlic_jax.metrics import psnr
 
 
 def measured(codec, image, quality, estimated=False):
-  """One image named "photo" at one quality."""
+  """Returns one image named "photo" at one quality."""
   return image_metrics.measure_codec(codec, "photo", image, [quality], estimated=estimated)[0].result()
 
 
@@ -67,7 +67,7 @@ def test_a_baseline_that_cannot_hold_an_image_is_one_line():
 # --- many images ---------------------------------------------------------------------
 
 def result(name, side, error, similarity, encode_s):
-  """The result of a side x side image that takes 1 bit per pixel."""
+  """Returns the result of a side x side image that takes 1 bit per pixel."""
   similarity_db = None if similarity is None else -10 * np.log10(1 - similarity)
   psnr = 10 * np.log10(255**2 / error)
   return image_metrics.ImageResult(name, side, side, side**2 // 8, 1.0, 0.5, error, psnr, similarity,

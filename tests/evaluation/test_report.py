@@ -82,7 +82,7 @@ def read_results(out):
 
 
 def numbers(value):
-  """Every number in results.json."""
+  """Returns every number in results.json."""
   if isinstance(value, dict):
     value = list(value.values())
   if isinstance(value, list):

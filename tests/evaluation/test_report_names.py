@@ -29,7 +29,7 @@ def renamed(value, suffix, field=None):
 
 
 def structure(page):
-  """The elements of a page and the names of their attributes, without the values that may hold names."""
+  """Returns the elements of a page and the names of their attributes, without the values that may hold names."""
   free = {"data-image", "data-name", "aria-label", "content"}
   return [(tag, {key: None if key in free else value for key, value in attributes.items()})
           for tag, attributes in Page(page).elements]

@@ -28,7 +28,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def released(weights, tmp_path_factory):
-  """The weights of MLIC++ in the authors' layout, as an NPZ file."""
+  """Returns the weights of MLIC++ in the authors' layout, as an NPZ file."""
   path = tmp_path_factory.mktemp("released") / "weights.npz"
   np.savez(path, **weights)
   return path

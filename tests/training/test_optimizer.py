@@ -24,7 +24,7 @@ def config_of_an_optimizer():
 # --- schedules -------------------------------------------------------------------------
 
 def rate_by_hand(config, step):
-  """The learning rate of the step after `step` steps."""
+  """Returns the learning rate of the step after `step` steps."""
   peak, warmup = config.learning_rate, config.warmup_steps
   if step < warmup:  # from peak / warmup on, in a straight line to peak
     return peak / warmup + (peak - peak / warmup) * step / warmup

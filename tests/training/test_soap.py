@@ -26,7 +26,7 @@ def steps_of(transformation, of_steps):
 
 
 def by_hand(of_steps, refresh_every):
-  """The algorithm for one matrix, line by line as in the paper's algorithm 3, in float64."""
+  """Returns the algorithm for one matrix, line by line as in the paper's algorithm 3, in float64."""
   rows, columns = of_steps[0].shape
   left, right, mean, square = np.zeros((rows, rows)), np.zeros((columns, columns)), 0.0, np.zeros((rows, columns))
   found, q_left, q_right = [], None, None

@@ -105,7 +105,7 @@ def test_the_noise_of_a_sample_goes_with_its_place_in_the_global_batch(config, x
 # --- what is minimized -----------------------------------------------------------------
 
 def adam(gradients, rates, b1=0.9, b2=0.999, eps=1e-8):
-  """The sum of the steps of Kingma and Ba's Adam, with the constants of their paper."""
+  """Returns the sum of the steps of Kingma and Ba's Adam, with the constants of their paper."""
   m = v = moved = 0.0
   for t, (g, rate) in enumerate(zip(gradients, rates), start=1):
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
