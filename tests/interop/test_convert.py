@@ -202,7 +202,7 @@ def test_a_folder_that_is_no_checkpoint_is_not_replaced(released, tmp_path, caps
 def test_a_target_that_cannot_be_written_is_refused_before_the_work(ckpt, released, tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "torch", None)
   to = lambda source, target, *rest: refused([source, target, "--to", "compressai", *rest], capsys)
-  assert "theirs.zip: wanted a name that ends in .npz, which NumPy writes, or in .pth.tar" in to(
+  assert "theirs.zip: wanted a name that ends in .npz, for NumPy, or in .pth.tar" in to(
       ckpt, tmp_path / "theirs.zip")
   assert "writing it needs PyTorch, which is not installed" in to(ckpt, tmp_path / "theirs.pth.tar")
   assert "No such file or directory" in to(ckpt, tmp_path / "nowhere" / "theirs.npz")
