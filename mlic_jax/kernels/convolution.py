@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlic_jax.kernels import winograd
+from mlic_jax.kernels import cells, winograd
 from mlic_jax.kernels.multilinear import Form
 from mlic_jax.kernels.padding import zero_pad
 
@@ -88,15 +88,20 @@ class Convolution(PrecisionForm):
   def on_other_platforms(self, index, *others):
     if index == OUTPUT:
       x, kernel = others
-      return conv_by_xla(x, kernel, self.stride)
+      return self._conv(x, kernel)
     if index == INPUT:
       kernel, dy = others
-      conv = lambda x: conv_by_xla(x, kernel, self.stride)
+      conv = lambda x: self._conv(x, kernel)
     else:
       x, dy = others
-      conv = lambda kernel: conv_by_xla(x, kernel, self.stride)
+      conv = lambda kernel: self._conv(x, kernel)
     (gradient,) = jax.linear_transpose(conv, jax.ShapeDtypeStruct(self.shapes[index], dy.dtype))(dy)
     return gradient
+
+  def _conv(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    if self.stride == 2 and cells.is_suitable(self.shapes[INPUT], self.shapes[KERNEL]):
+      return cells.conv_of_stride_2(x, kernel)
+    return conv_by_xla(x, kernel, self.stride)
 
   def on_cpu(self, index, *others):
     if index == OUTPUT:
@@ -158,18 +163,7 @@ class BiasBroadcast(PrecisionForm):
     other, = others
     if index == 1:
       return jnp.broadcast_to(other, self.shapes[1])
-    return _sum_of_cells(other) if self.before_shuffle else other.sum((0, 1, 2))
-
-
-def _sum_of_cells(cells: jax.Array) -> jax.Array:
-  """The sum over positions of cells (B, H, W, 4 C), each of 2x2 pixels: (4 C,).
-
-  It sums the pixels where they lie: XLA leaves out a shuffle of what was shuffled back. Even and odd rows come first,
-  in whole vectors. XLA for TPUs would split a reshape to pairs of rows into single elements, and join both sums."""
-  batch, h, w, features = cells.shape
-  pixels = cells.reshape(batch, h, w, -1, 2, 2).transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * h, 2 * w, features // 4)
-  of_rows = jax.lax.optimization_barrier(jnp.stack([pixels[:, i::2].sum(1) for i in range(2)]))   # (2, B, 2 W, C)
-  return of_rows.reshape(2, batch, w, 2, -1).sum((1, 2)).transpose(2, 0, 1).reshape(-1)
+    return cells.sum_over_positions(other) if self.before_shuffle else other.sum((0, 1, 2))
 
 
 def conv_by_xla(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

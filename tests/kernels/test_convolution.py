@@ -75,9 +75,3 @@ def test_half_the_multiplications_cost_less_than_threefold_rounding_errors():
   error = lambda conv: np.sqrt(np.mean((conv(x, kernel, np.zeros(64, np.float32), 1) - exact)**2))
   assert winograd.is_suitable(x, kernel.shape)
   assert 0 < error(conv2d) < 3 * error(plain)
-
-
-def test_the_gradient_of_a_bias_before_a_shuffle_sums_every_position_once():
-  cells = np.random.default_rng(0).integers(-99, 99, (2, 3, 5, 24)).astype(np.float32)
-  form = convolution.BiasBroadcast(((24,), cells.shape), None, before_shuffle=True)
-  np.testing.assert_array_equal(form.on_other_platforms(0, cells), cells.sum((0, 1, 2)))

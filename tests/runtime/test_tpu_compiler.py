@@ -10,7 +10,9 @@ import pytest
 from helpers.small_configs import SMALL_CONFIGS
 
 from mlic_jax.__main__ import main
-from mlic_jax.kernels.convolution import conv2d
+from mlic_jax.kernels.cells import conv_of_stride_2
+from mlic_jax.kernels.convolution import conv2d, conv_by_xla
+from mlic_jax.model.attention import linear_attention
 from mlic_jax.model.layers import SubpixelConv, pixel_shuffle
 from mlic_jax.runtime import device_topology, hlo_analysis, tpu_options
 from mlic_jax.training import pmap_programs
@@ -107,6 +109,20 @@ def test_a_convolution_takes_fewer_cycles_when_it_is_told_of_the_shuffle_behind_
   options = tpu_options.options_for(4, chips[0])
   announced, plain = (cycles_of(gradient(each), chips[0], *shapes, options=options) for each in (True, False))
   assert announced < plain * 3 / 4
+
+
+def test_the_first_convolution_takes_fewer_cycles_as_one_of_cells(chips):
+  shapes, options = (floats(4, 256, 256, 3), floats(3, 3, 3, 192)), tpu_options.options_for(4, chips[0])
+  of_cells, of_pixels = (cycles_of(conv, chips[0], *shapes, options=options)
+                         for conv in (conv_of_stride_2, lambda x, kernel: conv_by_xla(x, kernel, 2)))
+  assert of_cells < of_pixels * 3 / 4, (of_cells, of_pixels)
+
+
+def test_linear_attention_keeps_positions_in_the_lanes(chips):
+  positions = floats(4, 256, 320)
+  attended = lambda q, k, v, up: jnp.vdot(linear_attention(q, k, v, 10), up)
+  cycles = cycles_of(jax.grad(attended, (0, 1, 2)), chips[0], *[positions] * 4)
+  assert cycles < 120_000, cycles
 
 
 @pytest.mark.parametrize("name, count, gibibytes", [
