@@ -1,1 +1,1 @@
-"""Images in and out, and what training reads: sources, images, crops, batches."""
+"""Image files, and the data of training: sources, crops and batches."""

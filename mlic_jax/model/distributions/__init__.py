@@ -1,15 +1,15 @@
-"""Distributions of y: what an element less its mean costs, and the coding table that follows from it.
+"""Distributions of y given its mean: bits per element, and the CDF table.
 
-One file each; a config names them by file name (`distribution="laplace"`). A name with a dot is an import path, so that
-a distribution of one's own need not lie here. A file has a class `Distribution(config)`, derived from the one below.
+Each file is one distribution, and a config selects it by file name (`distribution="laplace"`). A name with a dot is the
+import path of a custom distribution. A file has a class `Distribution(config)`, derived from the one below.
 
-Scales are those of the coding table: from SCALE_MIN to SCALE_MAX in SCALE_LEVELS steps, whatever the distribution. It
-is up to a distribution what its own parameter is at a scale. Those of this folder multiply the scale, so that at
-SCALE_MIN the zero bin is as probable as that of a Gaussian with the standard deviation SCALE_MIN: an element that is
-certain costs as little under each of them. For a generalized Gaussian this is a lower bound that depends on the shape.
+All distributions have the scales of the CDF table, from SCALE_MIN to SCALE_MAX in SCALE_LEVELS steps. A distribution
+derives its own parameter from the scale. Those of this folder multiply the scale, so that at SCALE_MIN the zero bin has
+the probability of a Gaussian with the standard deviation SCALE_MIN, and elements without uncertainty cost the same. For
+the generalized Gaussian the factor depends on the shape.
 
-Where it has settings of its own, the file has OPTIONS, a dict of their names and defaults; see registry.options. Where
-there are configs that it cannot be built of, it has check(config), which raises ValueError in one line.
+A module with options has OPTIONS, a dict of names and defaults; see registry.options. A module that does not support
+all configs has check(config), which raises a ValueError in one line.
 """
 
 import math
@@ -25,32 +25,31 @@ from mlic_jax.model import registry
 from mlic_jax.model.scale_table import SCALE_MIN
 from mlic_jax.model.straight_through import lower_bound
 
-BITS_MAX = -math.log2(1e-9)   # of an element; what lies beyond is coded by escape and costs about as much
+BITS_MAX = -math.log2(1e-9)   # maximum for an element, about the cost of an escape code
 # Probability outside the zero bin of a Gaussian with the standard deviation SCALE_MIN, 5.5e-6.
 OUTSIDE_MIN = math.erfc(0.5 / SCALE_MIN / math.sqrt(2))
 
 
 class Distribution:
-  """The base of a distribution, symmetric around its mean. One with a scale alone has to have `bits` and `cdf`.
+  """Base class of a distribution that is symmetric around its mean. A subclass defines `bits` and `cdf`.
 
-    bits(residual, scale, *parameters)  bits of elements less their means, integers or not: those of the unit bin
-                                        around each; broadcasts. At most BITS_MAX, with gradients that lead back from
-                                        there (see `bounded`). Parameters are those that `predict` returns.
-    cdf(x, scale, shape)                the cumulative distribution of a shape, by its index, at a scale. By NumPy in
-                                        float64, for x of at most 1/2: the coding table takes the bins above the mean
-                                        from those below it, where differences keep their digits.
-    element_table(parameters)           for num_shapes = 0, in place of cdf: `lookup` and `offset` of a CDFTable
-                                        with a row for each of n elements, from their parameters, (n,) each. The same
-                                        parameters make the same integers.
+    bits(residual, scale, *parameters)  bits of the unit bins around elements less their means; broadcasts. At most
+                                        BITS_MAX, with gradients that reduce larger values (see `bounded`). The
+                                        parameters are those of `predict`.
+    cdf(x, scale, shape)                cumulative distribution of a shape, given its index, at a scale, by NumPy in
+                                        float64. x is at most 1/2: the CDF table computes bins above the mean from those
+                                        below, where differences are exact.
+    element_table(parameters)           with num_shapes = 0, instead of cdf: `lookup` and `offset` of a CDFTable with
+                                        one row for each of n elements, from their parameters, (n,) each. It is
+                                        deterministic.
 
   Attributes:
-    config: of the codec.
-    outputs: values of the entropy networks for an element; the first is about its scale, the second is its mean.
-    channel_parameters: {name: start} of parameters that each channel of y learns, stacked (num_slices, Cs).
-    num_shapes: shapes with rows of their own, each SCALE_LEVELS rows; 0 for a distribution without a coding table,
-      which has `element_table` instead.
-    shapes_agree: whether machines agree on the shape of an element, as they do if it comes from a checkpoint.
-    not_portable: why there are no portable files with it, or None.
+    config: the config of the codec.
+    outputs: number of outputs of the entropy networks per element; the first is for its scale, the second is its mean.
+    channel_parameters: {name: initial value} of learned parameters per channel of y, stacked (num_slices, Cs).
+    num_shapes: number of shapes, with SCALE_LEVELS rows each; 0 for a distribution with `element_table`.
+    shapes_agree: whether all machines find the same shape of an element, as they do if it is in the checkpoint.
+    not_portable: the reason why files are not portable, or None.
   """
   outputs = 2
   channel_parameters: dict[str, float] = {}
@@ -66,7 +65,7 @@ class Distribution:
 
   def predict(self, raw: list[jax.Array], learned: dict[str, jax.Array],
               ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Mean, scale of at least SCALE_MIN, and further parameters, each (B, h, w, Cs).
+    """Return mean, scale (at least SCALE_MIN) and a tuple of other parameters, (B, h, w, Cs) each.
 
     Args:
       raw: the outputs of the entropy networks, `outputs` arrays (B, h, w, Cs).
@@ -76,28 +75,29 @@ class Distribution:
     return mean, lower_bound(raw_scale, SCALE_MIN), ()
 
   def shape_positions(self, parameters: tuple[np.ndarray, ...]) -> np.ndarray | None:
-    """float32 position of each element's shape among the shapes, 0 to num_shapes - 1, whose nearest integer is the
-    index of its shape; None where there is one shape. By NumPy on the host, exact on every machine."""
+    """Return the float32 position of the shape of each element in 0..num_shapes - 1, or None with one shape.
+
+    The nearest integer is the index of the shape. NumPy on the host computes it, exactly on every machine."""
     return None
 
 
 def bounded(bits: jax.Array) -> jax.Array:
-  """min(bits, BITS_MAX), with the gradient of `bits` wherever a descent step would lower them."""
+  """Return min(bits, BITS_MAX), with the gradient of `bits` where a descent step reduces them."""
   return -lower_bound(-bits, -BITS_MAX)
 
 
 def nats_to_bits(nats: jax.Array) -> jax.Array:
-  """Bits of at most BITS_MAX."""
+  """Convert nats to bits, at most BITS_MAX."""
   return bounded(nats * jnp.asarray(1 / math.log(2), jnp.result_type(nats)))
 
 
 def available() -> list[str]:
-  """The names that need no path: the modules of this folder."""
+  """Return the names of the distributions of this package."""
   return registry.available(__name__)
 
 
 def find(name: str) -> ModuleType:
-  """The module of the distribution of that name; PartError when there is none, or when it lacks a method."""
+  """Return the module of a distribution. PartError for an unknown name, or if it lacks a method."""
   module = registry.find(name, __name__, ("Distribution",))
   found = module.Distribution
   for method in ("bits", "cdf" if getattr(found, "num_shapes", 1) else "element_table"):
@@ -107,6 +107,6 @@ def find(name: str) -> ModuleType:
 
 
 def make_distribution(config: CodecConfig) -> Distribution:
-  """The distribution of a config; PartError when there is none of its name."""
+  """Build the distribution of a config. PartError for an unknown name."""
   found: Distribution = find(config.distribution).Distribution(config)
   return found

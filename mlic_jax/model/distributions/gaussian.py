@@ -1,4 +1,4 @@
-"""The Gaussian of Minnen, Balle & Toderici (NeurIPS 2018), of all models of the MLIC family; its scale is sigma."""
+"""Gaussian distribution (Minnen, Balle & Toderici, NeurIPS 2018), as in the MLIC family. The scale is sigma."""
 
 import scipy.special
 
@@ -7,7 +7,7 @@ from mlic_jax.model.likelihoods import gaussian_bits
 
 
 class Distribution(distributions.Distribution):
-  """See the module."""
+  """The distribution of this module, see above."""
 
   def bits(self, residual, scale):
     return gaussian_bits(residual, 0.0, scale)

@@ -1,11 +1,11 @@
-"""A mixture of two or three Gaussians (Cheng et al., CVPR 2020), whose weights, offsets and scales are all predicted.
+"""Mixture of two or three Gaussians (Cheng et al., CVPR 2020) with predicted weights, offsets and scales.
 
-The first component lies at the mean that rounding goes by; the others are offset from it. The scale of an element, by
-which skip coding goes, is its root mean square distance from that mean.
+The first component is at the mean of the rounding; the others have offsets from it. The scale of an element, which skip
+coding uses, is the root mean square distance from this mean.
 
-No small table holds the distributions of five or eight parameters. Each element has a row of its own, computed in
-float64 by NumPy from the float32 parameters, and only where they are equal bit for bit are the rows: files are not
-portable. (A grid for every parameter, as portable files have for the scale, would be safe for few blocks.)
+Distributions with five or eight parameters do not fit into a table. Each element has its own CDF row, computed in
+float64 by NumPy from the float32 parameters. Rows agree only if the parameters are equal in all bits, so files are not
+portable. (A grid for each parameter, as portable files have for the scale, would be safe for few blocks.)
 """
 
 import sys
@@ -22,13 +22,13 @@ from mlic_jax.model.scale_table import SCALE_MAX, SCALE_MIN
 from mlic_jax.model.straight_through import lower_bound
 
 OPTIONS = dict(mixture_components=3)
-WIDTH = 6.2          # standard deviations of a component on either side that have cells, all but 6e-10
-CELLS_MAX = 1024     # of an element on either side of the mean; what lies beyond is escaped
-PRECISION = 16       # bits of a probability
+WIDTH = 6.2          # range of a component on either side in standard deviations, with a mass outside of 6e-10
+CELLS_MAX = 1024     # maximum number of cells on either side of the mean; other values are escaped
+PRECISION = 16       # bits of the probabilities
 
 
 def check(config) -> None:
-  """ValueError in one line for settings that no mixture can have."""
+  """Raise a ValueError in one line for invalid options."""
   count = _components(config)
   if count not in (2, 3):
     raise ValueError(f"options has mixture_components={count}; wanted 2 or 3")
@@ -39,9 +39,9 @@ def _components(config) -> int:
 
 
 class Distribution(distributions.Distribution):
-  """See the module. The parameters are K scales, K - 1 offsets and K logarithms of weights."""
+  """The distribution of this module. The parameters are K scales, K - 1 offsets and K logarithms of weights."""
   num_shapes = 0
-  not_portable = "each element has a row of its own, which other machines would compute differently"
+  not_portable = "each element has its own CDF row, which differs between machines"
 
   def __init__(self, config):
     super().__init__(config)
@@ -63,12 +63,12 @@ class Distribution(distributions.Distribution):
     return nats_to_bits(-jax.nn.logsumexp(-jnp.stack(nats), axis=0))
 
   def element_table(self, parameters: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """`lookup` and `offset` of a coding table with a row for each element, from float32 parameters (n,) each.
+    """Return `lookup` and `offset` of a CDFTable with one row per element, given float32 parameters (n,) each.
 
     A row begins with the precision. Count j is j + floor(F (2**PRECISION - cells - 1)), with F the mass of the cells
     before cell j, so that every cell has at least one count."""
     scales, offsets, log_weights = (np.stack(each).astype(np.float64) for each in self._split(parameters))
-    finite = lambda x, low, high: np.clip(np.nan_to_num(x, nan=0.0), low, high)   # damaged data leads anywhere
+    finite = lambda x, low, high: np.clip(np.nan_to_num(x, nan=0.0), low, high)   # damaged files can give any value
     scales = finite(scales, SCALE_MIN, SCALE_MAX)
     centers = np.concatenate([np.zeros_like(offsets[:1]), finite(offsets, -CELLS_MAX, CELLS_MAX)])
     weights = np.exp(finite(log_weights, -100, 0))
@@ -79,14 +79,14 @@ class Distribution(distributions.Distribution):
     ends = np.cumsum(cells + 3)                                     # a row: the precision, cells + 1 counts, the total
     begins = ends - cells - 3
     element = np.repeat(np.arange(len(cells)), cells + 1)           # of every count but the last of a row
-    place = np.arange(len(element)) - np.repeat(np.cumsum(cells + 1) - cells - 1, cells + 1)
-    edge = low[element] - 0.5 + place
+    cell = np.arange(len(element)) - np.repeat(np.cumsum(cells + 1) - cells - 1, cells + 1)
+    edge = low[element] - 0.5 + cell
     below = sum(w[element] * scipy.special.ndtr((edge - c[element]) / s[element])
                 for w, c, s in zip(weights, centers, scales))
-    first = np.repeat(below[place == 0], cells + 1)
+    first = np.repeat(below[cell == 0], cells + 1)
     lookup = np.empty(ends[-1] if len(ends) else 0, np.int32)
     lookup[begins], lookup[ends - 1] = PRECISION, 2**PRECISION
-    lookup[begins[element] + 1 + place] = place + np.floor((below - first) * (2**PRECISION - 1 - cells[element]))
+    lookup[begins[element] + 1 + cell] = cell + np.floor((below - first) * (2**PRECISION - 1 - cells[element]))
     return lookup, low.astype(np.int32)
 
   def _split(self, parameters):

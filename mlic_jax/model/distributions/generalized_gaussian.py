@@ -1,16 +1,16 @@
-"""The generalized Gaussian (Zhang, Li & Liu, arXiv:2411.19320): density ~ exp(-|x / alpha|**shape).
+"""Generalized Gaussian distribution (Zhang, Li & Liu, arXiv:2411.19320): density ~ exp(-|x / alpha|**shape).
 
-Shape 1 is the Laplace distribution, 2 the Gaussian. alpha is the scale times alpha_min(shape) / SCALE_MIN, where
-alpha_min leaves as little outside of the zero bin as a Gaussian with SCALE_MIN: a lower bound of alpha that depends on
-the shape. The coding table has SCALE_LEVELS rows for each of `shapes`; by `shape_per` an element has
+Shape 1 is the Laplace distribution, 2 the Gaussian. alpha is the scale times alpha_min(shape) / SCALE_MIN. The lower
+bound alpha_min has the probability outside the zero bin of a Gaussian with SCALE_MIN. The CDF table has SCALE_LEVELS
+rows for each of `shapes`. The option `shape_per` selects the shape of an element:
 
-    "model"     the one shape of `shapes`                                              (GGM-m of the paper)
-    "channel"   a shape that its channel learned                                       (GGM-c)
-    "element"   a shape that the entropy networks predict, their third output          (GGM-e)
+    "model"     the only shape of `shapes`                                             (GGM-m in the paper)
+    "channel"   a learned shape of the channel                                         (GGM-c)
+    "element"   a predicted shape, the third output of the entropy networks            (GGM-e)
 
-Shapes are learned as positions among `shapes`, continuous in training, where those between two are interpolated
-geometrically; an element is coded with the nearest one. With `scale_factors` each channel has a factor of its scales,
-the exponential of `log_factor`; `mlic-jax calibrate` fits it to images.
+Shapes are learned as positions in `shapes`. Training interpolates geometrically between two shapes, and an element is
+coded with the nearest one. With `scale_factors` the scales of each channel have a factor, the exponential of
+`log_factor`, which `mlic-jax calibrate` fits to images.
 """
 
 import sys
@@ -30,7 +30,7 @@ SHAPES_MAX = 32
 
 
 def check(config) -> None:
-  """ValueError in one line for settings that no generalized Gaussian can have."""
+  """Raise a ValueError in one line for invalid options."""
   shapes, per, _ = _options(config).values()
   if per not in PER:
     raise ValueError(f"options has shape_per={per!r}; wanted one of {', '.join(PER)}")
@@ -48,19 +48,19 @@ def _options(config) -> dict:
 
 
 def units(shapes: tuple[float, ...]) -> np.ndarray:
-  """alpha at the scale 1 of each shape."""
+  """Return alpha of each shape at scale 1."""
   return alpha_of_tail(OUTSIDE_MIN, np.array(shapes)) / SCALE_MIN
 
 
 class Distribution(distributions.Distribution):
-  """See the module."""
+  """The distribution of this module, see above."""
 
   def __init__(self, config):
     super().__init__(config)
     self.shapes, self.per, has_factors = _options(config).values()
     self.num_shapes, self.shapes_agree = len(self.shapes), self.per != "element"
     self.outputs = 3 if self.per == "element" else 2
-    self.start = float(np.interp(1.5, self.shapes, np.arange(self.num_shapes)))  # position of the shape to start from
+    self.start = float(np.interp(1.5, self.shapes, np.arange(self.num_shapes)))  # initial position of the shape
     self.channel_parameters = (dict(shape=self.start) if self.per == "channel" else {}) | (
         dict(log_factor=0.0) if has_factors else {})
     self.units = units(self.shapes)
@@ -89,8 +89,8 @@ class Distribution(distributions.Distribution):
     return np.asarray(parameters[0]) if parameters else None
 
   def _between(self, logs, position):
-    """exp of the values `logs` at the shapes, interpolated."""
-    # A sum of hats: no gather, whose gradient is slow on accelerators.
+    """Return exp of `logs`, values at the shapes, interpolated at `position`."""
+    # A sum of hat functions, because the gradient of a gather is slow on accelerators.
     index = jnp.arange(self.num_shapes, dtype=position.dtype)
     hats = jnp.maximum(1 - jnp.abs(position[..., None] - index), 0)
     return jnp.exp((hats * jnp.asarray(logs, position.dtype)).sum(-1))

@@ -1,4 +1,4 @@
-"""The Laplace distribution, with heavier tails than the Gaussian: density exp(-|x| / b) / (2 b), b = UNIT * scale."""
+"""Laplace distribution, density exp(-|x| / b) / (2 b) with b = UNIT * scale: heavier tails than the Gaussian."""
 
 import math
 
@@ -13,12 +13,12 @@ UNIT = 0.5 / -math.log(OUTSIDE_MIN) / SCALE_MIN   # 0.375
 
 
 class Distribution(distributions.Distribution):
-  """See the module."""
+  """The distribution of this module, see above."""
 
   def bits(self, residual, scale):
     b, v = UNIT * scale, jnp.abs(residual)
     beyond, within = jnp.maximum(v - 0.5, 0), jnp.minimum(v, 0.5)
-    tail = beyond / b - jnp.log(-0.5 * jnp.expm1(-1 / b))           # of a bin on one side of the peak, in closed form
+    tail = beyond / b - jnp.log(-0.5 * jnp.expm1(-1 / b))           # a bin on one side of the peak, in closed form
     peak = -jnp.log(-0.5 * (jnp.expm1((within - 0.5) / b) + jnp.expm1((-within - 0.5) / b)))
     return nats_to_bits(jnp.where(v < 0.5, peak, tail))
 

@@ -1,4 +1,4 @@
-"""The logistic distribution: its cumulative is sigmoid(x / s), s = UNIT * scale."""
+"""Logistic distribution, with the cumulative distribution sigmoid(x / s) and s = UNIT * scale."""
 
 import math
 
@@ -14,11 +14,11 @@ UNIT = 0.5 / math.log(2 / OUTSIDE_MIN - 1) / SCALE_MIN   # 0.355
 
 
 class Distribution(distributions.Distribution):
-  """See the module."""
+  """The distribution of this module, see above."""
 
   def bits(self, residual, scale):
     s, v = UNIT * scale, jnp.abs(residual)
-    # sigmoid(p) - sigmoid(q) = sigmoid(p) sigmoid(-q) (1 - exp(q - p)), of which no term cancels or underflows.
+    # sigmoid(p) - sigmoid(q) = sigmoid(p) sigmoid(-q) (1 - exp(q - p)), whose terms neither cancel nor underflow.
     nats = jax.nn.softplus(-(v + 0.5) / s) + jax.nn.softplus((v - 0.5) / s) - jnp.log(-jnp.expm1(-1 / s))
     return nats_to_bits(nats)
 
