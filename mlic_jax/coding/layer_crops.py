@@ -5,6 +5,9 @@
 The halo of a window is the sum over all layers, most of which work on more pixels and need less of it. Measured as in
 receptive_field.py, on the output of each direct submodule of g_s in turn. Transforms whose submodules do not simply
 follow each other give other pixels with crops, or none: the result for a small input decides whether there are crops.
+
+Halos are even. Tiles are multiples of 4 positions, so the height of every crop is a multiple of 4 too, which the faster
+convolutions of CPUs want (kernels/winograd.py).
 """
 import itertools
 from collections.abc import Callable, Sequence
@@ -103,7 +106,8 @@ def _layers(module, variables: dict, y_hat: np.ndarray, quality, halo: int, stri
     center, pixels = factor * side // 2, stride // factor
     reached = np.argwhere(np.isnan(x_hat).any(-1)) // pixels - center
     most = previous.halo * (factor // previous.factor)
-    previous = Layer(factor, min(int(np.abs(reached).max(initial=0)), most))
+    needed = int(np.abs(reached).max(initial=0))
+    previous = Layer(factor, min(needed + needed % 2, most))
     layers.append(previous)
   return layers
 

@@ -26,7 +26,7 @@ TOLERANCE = 1e-3          # tolerance for equal outputs, relative to the largest
 class Halos(NamedTuple):
   """The halos of a tile in positions of y, which are multiples of `period`, the step of windows."""
   analysis: int     # halo of pixels for g_a, in units of STRIDE pixels
-  synthesis: int    # halo of y_hat for g_s
+  synthesis: int    # halo of y_hat for g_s, even
   period: int = 1
 
 
@@ -37,7 +37,8 @@ def halos(module, variables: dict) -> Halos:
   if module not in _found:
     (latent, *periods), (synthesis, period) = (_measure(module, variables, name) for name in ("latent", "synthesize"))
     period = max(period, *periods)
-    _found[module] = Halos(-(-latent // period) * period, -(-synthesis // period) * period, period)
+    step = max(period, 2)    # for windows whose height is a multiple of 4, see layer_crops.py
+    _found[module] = Halos(-(-latent // period) * period, -(-synthesis // step) * step, period)
   return _found[module]
 
 

@@ -24,9 +24,9 @@ def layers_of(config, variables, stride=16):
 
 
 def test_the_halo_shrinks_by_what_each_layer_looks_at():
-  """A 1x1 convolution, 2 blocks of 3x3 at 1/16 and 5 at 1/8 of the resolution, 1x1 convolutions around them."""
+  """1x1, 2 blocks of 3x3 and 1x1 at 1/16 of the resolution, 5 blocks and 1x1 at 1/8; to the next even number."""
   _, layers = layers_of(LIGHT, random_variables(LIGHT))
-  assert layers == (*((1, halo) for halo in (5, 4, 3, 3)), *((2, halo) for halo in (4, 3, 2, 1, 0, 0)))
+  assert layers == (*((1, halo) for halo in (6, 4, 4, 4)), *((2, halo) for halo in (4, 4, 2, 2, 0, 0)))
 
 
 @pytest.mark.parametrize("number", [0, 4, 7, 8])
@@ -35,8 +35,8 @@ def test_every_tile_has_the_pixels_of_the_whole_image(number):
   model, layers = layers_of(LIGHT, variables)
   y_hat = np.random.default_rng(0).normal(0, 1, (1, 24, 24, LIGHT.M)).astype(np.float32)
   grid = TileGrid(24, 24, 8, 8)
-  crops = crops_of(grid, number, 5, layers, 16)
-  window = y_hat[0][grid.window(number, 5).slices][None]
+  crops = crops_of(grid, number, 6, layers, 16)
+  window = y_hat[0][grid.window(number, 6).slices][None]
   tile = model.apply(variables, method=lambda model: layer_crops.synthesize(
       model, window, 2, crops.sizes, crops.corners[None]))
   whole = model.apply(variables, y_hat, 2, method="synthesize")[0][grid.box(number).times(16).slices]
