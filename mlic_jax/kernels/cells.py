@@ -6,14 +6,14 @@ Channel 4 c + 2 i + j of a cell is channel c of its pixel (i, j), as in model/la
 import jax
 import jax.numpy as jnp
 
-MOST_CHANNELS = 8  # of an image that is convolved as cells; a TPU has 128 lanes for channels
+MAX_CHANNELS = 8  # maximum of channels for convolution as cells; a TPU has 128 lanes for channels
 
 
 def sum_over_positions(cells: jax.Array) -> jax.Array:
-  """Sums cells (B, H, W, 4 C) over their positions, (4 C,), where they come from the gradient of a pixel shuffle.
+  """Returns the sum (4 C,) over positions of cells (B, H, W, 4 C), which are the gradient of a pixel shuffle.
 
-  It sums the pixels where they lie: XLA leaves out a shuffle of what was shuffled back. Even and odd rows come first,
-  in whole vectors. XLA for TPUs would split a reshape to pairs of rows into single elements, and join both sums."""
+  It sums the shuffled pixels, because XLA then removes two shuffles that cancel. Sums of even and odd rows come first,
+  in whole vectors. XLA for TPUs would split a reshape to pairs of rows into single elements, and fuse both sums."""
   batch, h, w, features = cells.shape
   pixels = cells.reshape(batch, h, w, -1, 2, 2).transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * h, 2 * w, features // 4)
   of_rows = jax.lax.optimization_barrier(jnp.stack([pixels[:, i::2].sum(1) for i in range(2)]))   # (2, B, 2 W, C)
@@ -21,9 +21,9 @@ def sum_over_positions(cells: jax.Array) -> jax.Array:
 
 
 def is_suitable(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-  """Whether `conv_of_stride_2` takes arrays of these shapes: few channels, even sides, and a kernel of odd size."""
+  """Returns whether `conv_of_stride_2` supports these shapes: few channels, even sides, and a kernel of odd size."""
   _, h, w, channels = x
-  return channels <= MOST_CHANNELS and channels == kernel[2] and h % 2 == w % 2 == 0 and kernel[0] % 2 == 1
+  return channels <= MAX_CHANNELS and channels == kernel[2] and h % 2 == w % 2 == 0 and kernel[0] % 2 == 1
 
 
 def conv_of_stride_2(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -1,5 +1,4 @@
-"""What a GPU launches to run a program that XLA has compiled for it: kernels by kind, with every loop as often as it
-turns, and the bytes that they move."""
+"""Kernel launches of a program for GPUs, by kind and with all iterations of loops, and the bytes that they access."""
 
 import re
 from collections import Counter
@@ -8,7 +7,7 @@ from typing import NamedTuple
 from mlic_jax.runtime import hlo_analysis
 from mlic_jax.runtime.hlo_instructions import Instruction, accessed, instructions, size
 
-# These launch nothing: they name memory, steer, or end what another operation has started.
+# Instructions without a launch: they name memory, control the program, or end an asynchronous operation.
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "while", "call", "conditional",
         "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"}
 TARGET = re.compile(r'custom_call_target="([^"]+)"')
@@ -19,24 +18,24 @@ MEMORY = "copy"
 
 
 class Kernels(NamedTuple):
-  """What a step launches on each GPU."""
-  by_kind: dict[str, int]      # kind: launches, the most frequent one first
-  in_loops: int                # of all launches those inside of loops
-  accessed: int                # bytes that all of them read and write
+  """Kernel launches of a step on each GPU."""
+  by_kind: dict[str, int]      # {kind: launches}, the most frequent one first
+  in_loops: int                # launches inside loops
+  accessed: int                # bytes that all launches read and write
 
   @property
   def launches(self) -> int:
-    """Kernels, copies and calls of libraries."""
+    """Number of kernels, copies and library calls."""
     return sum(self.by_kind.values())
 
   @property
   def convolutions(self) -> dict[str, int]:
-    """Calls of cuDNN by their direction, such as Forward or BackwardFilter."""
+    """Number of cuDNN calls by direction, such as Forward or BackwardFilter."""
     return {found[1]: count for kind, count in self.by_kind.items() if (found := CUDNN.fullmatch(kind))}
 
   @classmethod
   def of(cls, text: str) -> "Kernels":
-    """Those of the text of a compiled program."""
+    """Count the launches in the HLO text of a compiled program."""
     parts, runs = hlo_analysis.computations(text), hlo_analysis.runs(text)
     kinds: Counter[str] = Counter()
     in_loops = moved = 0
@@ -52,21 +51,21 @@ class Kernels(NamedTuple):
 
 
 def _accessed(instruction: Instruction, result_of: dict[str, str], parts: dict[str, str]) -> int:
-  # What starts an asynchronous copy names its operands in its result.
+  # The result of the start of an asynchronous copy includes its operands.
   if instruction.opcode == "copy-start":
     return 2 * sum(size(result_of[name]) for name in instruction.operands)
   return accessed(instruction, result_of, parts)
 
 
 def _kind(instruction: Instruction) -> str | None:
-  """A word or two for what is launched; None for nothing."""
+  """Return the kind of a launch; None without a launch."""
   opcode, attributes = instruction.opcode, instruction.attributes
   if opcode in FREE or opcode.endswith("-done"):
     return None
   if opcode == "custom-call":
     target = TARGET.search(attributes)
     return target[1] if target else opcode
-  if opcode == "fusion-start":  # a slice that is copied beside other kernels
+  if opcode == "fusion-start":  # a copy of a slice in parallel with other kernels
     return MEMORY
   if opcode == "fusion":
     if TRITON.search(attributes):

@@ -1,10 +1,10 @@
-"""GPUs that are not here: XLA's compiler for NVIDIA GPUs comes with jax's plugin for CUDA, and needs no GPU or driver.
+"""Topologies of NVIDIA GPUs: the compiler in the CUDA plugin of JAX needs neither a GPU nor a driver.
 
-    devices = topology_devices("h100:8")                    eight cards, to lower programs for
-    found, hlo = measured(lowered, memory_of("h100:8"))     DoesNotFit when the memory of a card does not hold it
+    devices = topology_devices("h100:8")                    eight devices, to lower programs for
+    found, hlo = measured(lowered, memory_of("h100:8"))     DoesNotFit if the program exceeds the memory of a card
 
-The compiler wants a description of the card (xla/stream_executor/device_description.proto, GpuTargetConfigProto). The
-library of the plugin has those of most data center cards inside; `OWN` adds others.
+The compiler needs a description of the card (xla/stream_executor/device_description.proto, GpuTargetConfigProto). The
+library of the plugin contains those of most data center cards; `OWN` adds others.
 """
 
 import functools
@@ -31,7 +31,7 @@ DESCRIPTION = re.compile(rb'\ngpu_device_info \{[\n\x20-\x7e]*?\ndevice_descript
 SHORT = {"h100": "h100-80gb-hbm3", "h200": "h200-141gb-hbm3e", "a100": "a100-sxm4-80gb", "a6000": "rtx-a6000",
          "v100": "v100-sxm2-16gb", "p100": "p100-sxm2-16gb"}
 GPUS = re.compile(r"([\w.\-]+):(\d+)")
-# NVIDIA's data sheet of the L4; memory as nvidia-smi says it.
+# From the data sheet of the NVIDIA L4; memory from nvidia-smi.
 OWN = {"l4": """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -60,32 +60,32 @@ gpu_device_info {
 platform_name: "CUDA"
 device_description_str: "NVIDIA L4"
 """}
-# Dense bfloat16, of the data sheets, for cards whose description has no rates of matrix units. V100 and P100 have none.
+# Dense bfloat16 rates from data sheets, for cards without rates of matrix units in their description (not V100, P100).
 PEAK_FLOPS = {"l4": 121e12, "rtx-a6000": 154.8e12}
-BFLOAT16 = 16  # of PrimitiveType in xla_data.proto, as the rates of a card are keyed
-# The share of a card's memory that JAX reserves for its programs, a variable of JAX's with its default.
+BFLOAT16 = 16  # PrimitiveType in xla_data.proto, the key of the rates of a card
+# Environment variable of JAX with the share of memory that it reserves for programs, and its default.
 MEMORY_FRACTION = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
 
 
 class Card(NamedTuple):
-  """What bounds a program on one GPU."""
+  """Memory and peak rates of one GPU, which bound a program."""
   name: str
   description: str           # GpuTargetConfigProto as text
   memory: int                # bytes
-  bandwidth: float           # bytes a second to and from its memory
-  peak_flops: float | None   # bfloat16 multiplications and additions a second, dense; None: not known here
+  bandwidth: float           # bytes per second of its memory
+  peak_flops: float | None   # dense bfloat16 operations per second; None if unknown
 
 
 class Footprint(NamedTuple):
-  """What the compiler says of a program on each GPU; in bytes, where nothing else is said."""
+  """Memory and cost of a program on each GPU, as the compiler reports them; in bytes unless noted."""
   arguments: int
   temporaries: int
   output: int
-  aliased: int      # of the output, in the memory of arguments
-  peak: int         # without the workspaces of cuDNN, which are chosen on the card
-  flops: int        # of products and convolutions, with every loop as often as it turns
+  aliased: int      # output in the memory of arguments
+  peak: int         # without the workspaces of cuDNN, which are chosen at run time
+  flops: int        # operations of matrix products and convolutions, with all iterations of loops
   kernels: Kernels
-  collectives: dict[str, tuple[int, int]]  # kind: how many, and their bytes
+  collectives: dict[str, tuple[int, int]]  # {kind: (count, bytes)}
 
   @classmethod
   def of(cls, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> "Footprint":
@@ -97,18 +97,18 @@ class Footprint(NamedTuple):
 
 
 def is_gpu(topology: str) -> bool:
-  """Whether it names GPUs, as h100:8 does; v5e:2x4 and all kinds of TPUs do not."""
+  """Return whether a topology is one of GPUs, such as h100:8, and not of TPUs, such as v5e:2x4."""
   found = GPUS.fullmatch(topology)
   return found is not None and found[1] not in CHIPS
 
 
 def is_installed() -> bool:
-  """Whether the compiler for GPUs is here, and the assembler that it calls."""
+  """Return whether the compiler for GPUs and its assembler are installed."""
   return _plugin() is not None and _has_ptxas()
 
 
 def card_of(topology: str) -> Card:
-  """The card of a topology such as h100:8. TopologyError for one that nobody has described."""
+  """Return the card of a topology such as h100:8. TopologyError for an unknown card."""
   kind = topology.partition(":")[0]
   known = descriptions()
   name = SHORT.get(kind, kind)
@@ -124,9 +124,9 @@ def card_of(topology: str) -> Card:
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-  """The cards of a topology such as h100:8, in one machine. To be called before jax has looked for devices.
+  """Return the devices of a topology such as h100:8 in one machine. Call it before JAX initializes its backends.
 
-  TopologyError where the compiler is not installed, or knows no such card."""
+  TopologyError if the compiler is not installed, or does not know the card."""
   found = GPUS.fullmatch(topology)
   if found is None or not int(found[2]):
     raise TopologyError(f"--topology={topology}; wanted a card and how many of them, as in h100:8")
@@ -135,23 +135,24 @@ def topology_devices(topology: str) -> list[jax.Device]:
                         "on x86-64 with Python 3.12 or newer; no GPU is needed")
   card = card_of(topology)
   from jax.experimental import topologies
-  jax.config.update("jax_platforms", "cpu")  # or jax looks for the cards that the plugin is for
+  jax.config.update("jax_platforms", "cpu")  # otherwise JAX looks for GPUs, as the plugin is installed
   try:
     described = topologies.get_topology_desc("", platform="cuda", topology=f"1x1x{found[2]}",
                                              target_config=card.description)
-  except Exception as error:  # the plugin's own kinds, with a page of text
+  except Exception as error:  # errors of the plugin with long messages
     raise TopologyError(f"--topology={topology}: {first_line(error)}") from error
   return list(described.devices)
 
 
 def memory_of(topology: str) -> float:
-  """Bytes of a card that a program can have: the share that JAX reserves."""
+  """Return the bytes of memory that a program can use: the share that JAX reserves."""
   return float(os.environ.get(*MEMORY_FRACTION)) * card_of(topology).memory
 
 
 def measured(lowered: jax.stages.Lowered, room: float) -> tuple[Footprint, str]:
-  """The footprint and the HLO of `lowered`, compiled. DoesNotFit when it takes more than `room` bytes, which the
-  compiler does not mind."""
+  """Return the footprint and the HLO of a compiled program. DoesNotFit if it needs more than `room` bytes.
+
+  The compiler itself does not check the size."""
   program = lowered.compile()
   found = Footprint.of(lowered, program)
   if found.peak > room:
@@ -161,7 +162,7 @@ def measured(lowered: jax.stages.Lowered, room: float) -> tuple[Footprint, str]:
 
 @functools.cache
 def descriptions() -> dict[str, str]:
-  """{name: description} of all NVIDIA cards that are known here."""
+  """Return {name: description} of all known NVIDIA cards."""
   found, plugin = dict(OWN), _plugin()
   if plugin is not None and plugin.exists():
     with open(plugin, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library:
@@ -173,7 +174,7 @@ def descriptions() -> dict[str, str]:
 
 
 def _short(name: str) -> str:
-  """NVIDIA A100-SXM4-80GB -> a100-sxm4-80gb."""
+  """Return a100-sxm4-80gb for NVIDIA A100-SXM4-80GB."""
   return re.sub(r"^(nvidia|tesla) ", "", name.lower()).replace(" ", "-")
 
 
@@ -185,7 +186,7 @@ def _peak_flops(text: str, cores: float) -> float | None:
 
 
 def _plugin() -> Path | None:
-  """The library of jax's plugin for CUDA, None where it is not installed."""
+  """Return the library of the CUDA plugin of JAX; None if it is not installed."""
   for name in PLUGINS:
     if importlib.util.find_spec("jax_plugins") and (spec := importlib.util.find_spec(name)) and spec.origin:
       return Path(spec.origin).parent / LIBRARY
@@ -193,7 +194,7 @@ def _plugin() -> Path | None:
 
 
 def _has_ptxas() -> bool:
-  """Whether the assembler that the compiler calls is there."""
+  """Return whether the assembler of the compiler is installed."""
   return (shutil.which("ptxas") is not None or Path("/usr/local/cuda/bin/ptxas").exists() or
           importlib.util.find_spec("nvidia") is not None and any(
               importlib.util.find_spec(each) is not None for each in ("nvidia.cuda_nvcc", "nvidia.cu13")))

@@ -1,7 +1,6 @@
-"""The instructions in the text of an HLO program, and the work of each: operations of products, bytes of kernels.
+"""Instructions of an HLO program, with their costs: operations of matrix products, and bytes of kernels.
 
-XLA's compiler for GPUs has no cost analysis for a device that is not there, so both are counted here, with every loop
-as often as it turns.
+XLA has no cost analysis for the GPUs of a topology, so both are counted here, with all iterations of loops.
 """
 
 import math
@@ -17,7 +16,7 @@ CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
 LABELS = re.compile(r"dim_labels=\w+_(\w+)->")
 DILATION = re.compile(r"lhs_dilate=([\dx]+)")
 CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
-VIEWS = ("bitcast", "reshape", "copy", "convert")  # of a parameter inside of a fusion
+VIEWS = ("bitcast", "reshape", "copy", "convert")  # views of a parameter inside a fusion
 
 
 class Instruction(NamedTuple):
@@ -25,25 +24,25 @@ class Instruction(NamedTuple):
   name: str
   result: str                # type and shape, or a tuple of them
   opcode: str
-  operands: tuple[str, ...]  # names of instructions; of a parameter or a constant none
+  operands: tuple[str, ...]  # names of instructions; () for parameters and constants
   attributes: str
   is_root: bool
 
 
 def instructions(body: str) -> list[Instruction]:
-  """The instructions of a computation, from its text in `hlo_analysis.computations`."""
+  """Return the instructions of a computation, given its text from `hlo_analysis.computations`."""
   return [Instruction(name, result, opcode, () if opcode in ("parameter", "constant", "iota") else
                       tuple(OPERAND.findall(re.sub(r"/\*.*?\*/", "", inside))), attributes, bool(root))
           for root, name, result, opcode, inside, attributes in INSTRUCTION.findall(body)]
 
 
 def shapes(result: str) -> list[tuple[int, ...]]:
-  """The shapes of the arrays of a result."""
+  """Return the shapes of the arrays of a result."""
   return [tuple(int(side) for side in sides.split(",") if side) for _, sides in ARRAY.findall(result)]
 
 
 def size(result: str) -> int:
-  """The bytes of the arrays of a result."""
+  """Return the bytes of the arrays of a result."""
   return sum(math.prod(shape) * _bytes(kind) for shape, (kind, _) in zip(shapes(result), ARRAY.findall(result)))
 
 
@@ -72,7 +71,7 @@ def _flops(instruction: Instruction, result_of: dict[str, str]) -> int:
 
 
 def accessed(instruction: Instruction, result_of: dict[str, str], parts: dict[str, str]) -> int:
-  """The bytes that a kernel reads and writes. Of an array that a fusion only takes slices of, the slices count."""
+  """Return the bytes that a kernel reads and writes. If a fusion reads only slices of an array, the slices count."""
   called = CALLS.search(instruction.attributes)
   if called is None:
     return size(instruction.result) + sum(size(result_of[name]) for name in instruction.operands)
@@ -81,7 +80,7 @@ def accessed(instruction: Instruction, result_of: dict[str, str], parts: dict[st
   roots = [each for each in inside if each.is_root]
   roots = [by_name[name] for root in roots for name in (root.operands if root.opcode == "tuple" else (root.name,))]
   total = 0
-  for root in roots:  # an update is written in place
+  for root in roots:  # updates are in place
     update = _seen_through(root, by_name)
     total += size(result_of_operand(update, 1, by_name) if update.opcode == "dynamic-update-slice" else root.result)
   for parameter in inside:
@@ -91,7 +90,7 @@ def accessed(instruction: Instruction, result_of: dict[str, str], parts: dict[st
 
 
 def result_of_operand(instruction: Instruction, index: int, by_name: dict[str, Instruction]) -> str:
-  """The type and shape of an operand."""
+  """Return the type and shape of an operand."""
   return by_name[instruction.operands[index]].result
 
 
@@ -102,7 +101,7 @@ def _seen_through(instruction: Instruction, by_name: dict[str, Instruction]) -> 
 
 
 def _read(name: str, inside: list[Instruction]) -> int:
-  """The bytes that are read of one instruction of a fusion, by all that use it."""
+  """Return the bytes of one instruction of a fusion that its users read."""
   total = 0
   for user in inside:
     if name in user.operands:

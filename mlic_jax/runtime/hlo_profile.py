@@ -1,10 +1,10 @@
-"""Where the estimated cycles of a compiled program go, instruction by instruction.
+"""Profile of the estimated cycles of a compiled program by instruction.
 
     found = instructions(compiled.as_text())
     totals(found, lambda each: each.kind)      {"products": 61_000_000, ...}, the largest first
 
-The compiler for TPUs writes an estimate of its cycles beside each instruction. A fusion has one for all that is inside
-of it, so it counts as the most expensive kind of what it contains.
+The compiler for TPUs writes an estimate of the cycles of each instruction. A fusion has one estimate, and counts as the
+most expensive kind of its instructions.
 """
 
 import re
@@ -18,7 +18,7 @@ ASSIGNED = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = (.*)")
 OPCODE = re.compile(r" ?([a-z][\w\-]*)\(")
 SCOPE = re.compile(r'op_name="([^"]*)"')
 CALLED = re.compile(r"\bcalls=%?([\w.\-]+)")
-# What changes where and how an array lies in memory, and no value. Pads and concatenations of TPUs are selections.
+# Instructions that change the layout of an array only. Pads and concatenations of TPUs use selections.
 MOVES = frozenset(
     "bitcast bitcast-convert broadcast compare concatenate constant convert copy copy-done copy-start iota maximum pad "
     "get-tuple-element parameter reshape reverse select slice slice-done slice-start transpose tuple".split())
@@ -29,18 +29,18 @@ KINDS = ("products", "copies", "dynamic-update-slice", "dynamic-slice", "reducti
 
 
 class Instruction(NamedTuple):
-  """One instruction with an estimate, of all its runs."""
+  """An instruction with the estimate of all its runs."""
   name: str
   opcode: str
   result: str               # its type with layout: "f32[4,16]{1,0:T(8,128)}", or several in brackets
-  scopes: tuple[str, ...]   # where in the program it comes from: its own op_name, then those of what is fused in it
+  scopes: tuple[str, ...]   # its op_name in the program, then those of fused instructions
   kind: str                 # one of KINDS
-  runs: int                 # how often it runs, with every turn of loops
-  cycles: int               # of all runs
+  runs: int                 # number of runs, with all iterations of loops
+  cycles: int               # cycles of all runs
 
   @property
   def is_backward(self) -> bool:
-    """Whether it is of a gradient. What a gradient computes again is of it."""
+    """Whether it belongs to a gradient, rematerialization included."""
     return any(mark in scope for scope in self.scopes[:1] for mark in ("transpose(", "rematted_computation"))
 
 
@@ -52,9 +52,9 @@ class _Line(NamedTuple):
 
 
 def instructions(text: str) -> list[Instruction]:
-  """Those of a compiled program, as jax.stages.Compiled.as_text gives it, that have an estimate; the costliest first.
+  """Return the instructions with an estimate in the text of jax.stages.Compiled.as_text, the most expensive first.
 
-  Loops count as often as they turn, see hlo_analysis.runs. Empty where the compiler writes no estimates."""
+  All iterations of loops count, see hlo_analysis.runs. Empty if the compiler writes no estimates."""
   lines = {name: _lines(body) for name, body in hlo_analysis.computations(text).items()}
   found = []
   for computation, runs in hlo_analysis.runs(text).items():
@@ -67,7 +67,7 @@ def instructions(text: str) -> list[Instruction]:
 
 
 def totals(found: Iterable[Instruction], key: Callable[[Instruction], str]) -> dict[str, int]:
-  """{key of instructions: the sum of their cycles}, the largest first."""
+  """Return {key: sum of the cycles of its instructions}, the largest first."""
   sums: Counter[str] = Counter()
   for each in found:
     sums[key(each)] += each.cycles
@@ -75,13 +75,13 @@ def totals(found: Iterable[Instruction], key: Callable[[Instruction], str]) -> d
 
 
 def part_of(instruction: Instruction, parts: Sequence[tuple[str, str]], otherwise: str) -> str:
-  """The part of the program that an instruction is of.
+  """Return the part of the program that an instruction belongs to.
 
   Args:
-    instruction: one that was found.
-    parts: (a regular expression that is found in the scopes of a part, its name). An earlier part wins over a later
-      one, and the instruction's own scope over those of what is fused in it.
-    otherwise: the name of what is in no part.
+    instruction: an instruction of `instructions`.
+    parts: pairs of a regular expression for scopes and the name of a part. Earlier parts have priority over later ones,
+      and the scope of the instruction over those of fused instructions.
+    otherwise: the name for instructions of no part.
   """
   for scope in instruction.scopes:
     for pattern, name in parts:
@@ -101,7 +101,7 @@ def _lines(body: str) -> list[_Line]:
 
 
 def _type_and_rest(text: str) -> tuple[str, str]:
-  """Of "TYPE opcode(...)": the type, which may be a tuple in nested brackets, and what follows."""
+  """Split "TYPE opcode(...)" into the type, which may be a nested tuple, and the rest."""
   if not text.startswith("("):
     result, _, rest = text.partition(" ")
     return result, rest
@@ -114,8 +114,9 @@ def _type_and_rest(text: str) -> tuple[str, str]:
 
 
 def _contents(line: _Line, lines: dict[str, list[_Line]]) -> tuple[set[str], list[str]]:
-  """The opcodes in a line, with those of everything that is fused in it; and the scopes, each once: that of the line,
-  then those inside by how many instructions have them."""
+  """Return the opcodes of a line and of its fused instructions, and their unique scopes.
+
+  The first scope is that of the line. The others are sorted by their number of instructions."""
   opcodes: set[str] = set() if line.opcode == "fusion" else {line.opcode}
   inside: Counter[str] = Counter()
   waiting = [line]

@@ -1,4 +1,4 @@
-"""Options of the compiler for TPUs, chosen by what a program computes, and only where the compiler knows them."""
+"""Options of the compiler for TPUs that depend on the program, if the compiler knows them."""
 
 import functools
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# With fewer images than this on a chip, XLA parts the rows of each image into blocks that it treats as images, around
-# every convolution: rows of 16 become 3 wide, and padding and copying costs more than the convolutions gain.
+# With fewer images per chip XLA splits the rows of each image into blocks (space-to-batch) around every convolution.
+# Rows of 16 become 3 wide, and padding and copies cost more than the convolutions gain.
 ENOUGH_IMAGES = 8
-# They stop this together; one alone changes nothing.
+# Both options together turn space-to-batch off; one alone has no effect.
 NO_SPACE_TO_BATCH = (("xla_tpu_run_space_to_batch", False), ("xla_tpu_run_space_to_batch_on_new_platforms", False))
 
 
 def options_for(images: int, device: jax.Device) -> dict[str, Any]:
-  """Compiler options for a program of convolutions with so many images on each device, as jax.jit takes them.
+  """Return compiler options of jax.jit for a program of convolutions with `images` per device.
 
-  Empty for other platforms, for ENOUGH_IMAGES and more, and where the compiler of the device does not know them all."""
+  Empty for other platforms, for ENOUGH_IMAGES or more, and if the compiler does not know the options."""
   if device.platform != "tpu" or images >= ENOUGH_IMAGES or not accepts(device, NO_SPACE_TO_BATCH):
     return {}
   return dict(NO_SPACE_TO_BATCH)
@@ -24,7 +24,7 @@ def options_for(images: int, device: jax.Device) -> dict[str, Any]:
 
 @functools.cache
 def accepts(device: jax.Device, options: tuple[tuple[str, Any], ...]) -> bool:
-  """Whether the compiler of a device takes all of `options`. Compiles a trivial program."""
+  """Return whether the compiler of a device knows all `options`, by compiling a trivial program."""
   scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(device))
   try:
     jax.jit(lambda x: x + 1).lower(scalar).compile(compiler_options=dict(options))
