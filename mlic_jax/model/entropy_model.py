@@ -29,16 +29,17 @@ def init(config: CodecConfig, key: jax.Array) -> dict[str, Any]:
 
 
 def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: jax.Array,
-            key: jax.Array | None = None, quantizer: Quantizer | None = None) -> SlicesOutput:
+            key: jax.Array | None = None, quantizer: Quantizer | None = None, scan_unroll: int = 0) -> SlicesOutput:
   """Return y_hat, bits and prior of y (B, h, w, M), given hyper features (B, h, w, 2M). h and w are multiples of 4.
 
   Without a key the bits are those of a file, and they have no gradient through rounding. With a key they are those of
-  training, with noise for rounding. Another `quantizer` draws its random numbers from the key.
+  training, with noise for rounding. Another `quantizer` draws its random numbers from the key. `scan_unroll` is that of
+  MLIC.
   """
   quantizer = quantizer or (ROUNDING if key is None else NOISE)
   draws = quantizer.draws(key, y.shape)
   with jax.default_matmul_precision(PRECISION):
-    coded: Any = Slices(config).apply({"params": params}, hyper, y, quantizer, draws, method="scan")
+    coded: Any = Slices(config, scan_unroll).apply({"params": params}, hyper, y, quantizer, draws, method="scan")
     return coded
 
 

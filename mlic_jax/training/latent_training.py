@@ -97,6 +97,8 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
   y, z, gains = (jnp.asarray(each) for each in (cache.train.y, cache.train.z, cache.gains))
   lmbdas = jnp.asarray(config.lmbdas if codec.num_rates else [config.lmbda], jnp.float32)
   variables = jax.device_put(cache.model.variables)
+  # Known here, so that one branch of the choice between a rolled and an unrolled scan is compiled instead of both.
+  scan_unroll = codec.num_slices if jax.default_backend() == "cpu" else 1
 
   @partial(jax.jit, donate_argnums=0)
   def train_step(state, step, variables, y, z):
@@ -109,7 +111,7 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
     latents, hyper = y[crop] * gains[rate][:, None, None], _hyper(cache.model, variables, z[rate, crop])
 
     def loss(params):
-      bits = entropy_model.predict(codec, params["slices"], hyper, latents, noise).bits
+      bits = entropy_model.predict(codec, params["slices"], hyper, latents, noise, scan_unroll=scan_unroll).bits
       bpp = bits.sum((1, 2, 3)) / cache.train.pixels
       return (weights * bpp).mean(), bpp.mean()
 
