@@ -1,4 +1,4 @@
-"""Claims about files that appear whole or not at all."""
+"""Tests of atomic writes."""
 import pytest
 
 from mlic_jax.atomic_io import whole_file, write_whole

@@ -1,4 +1,4 @@
-"""Claims about paths in cloud storage, with a bucket on this machine (object_store.py)."""
+"""Tests of paths in cloud storage, with a local bucket (helpers/fake_bucket.py)."""
 import json
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Every file in configs/ is a whole configuration and has the values of the papers."""
+"""Tests of all files in configs/: complete configurations with the values of the papers."""
 
 import dataclasses
 import json

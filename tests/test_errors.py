@@ -1,4 +1,4 @@
-"""What a user is told in one line, and what keeps its traceback."""
+"""Tests of user errors in one line, and of errors that keep their traceback."""
 import errno
 import os
 

@@ -1,4 +1,4 @@
-"""PSNR against its formula, MS-SSIM against TensorFlow's, and what both do where they have no value."""
+"""Tests of PSNR against its formula, of MS-SSIM against TensorFlow, and of images without a value."""
 import math
 
 import jax

@@ -1,4 +1,4 @@
-"""Hundreds of odd files through all that reads images: right, or one line, never a traceback or another image.
+"""Tests of hundreds of unusual files in all readers of images: correct pixels or one line, never a traceback.
 
 The files are generated: layouts of PNG and TIFF, bitmaps, odd metadata, wrong endings, files that were cut or damaged.
 """

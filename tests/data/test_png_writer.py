@@ -1,4 +1,4 @@
-"""PNGs that are written in strips are what Pillow reads as the same pixels, in about as many bytes as Pillow's."""
+"""Tests of PNG files that are written in strips: pixels as in Pillow, and about the size of Pillow's files."""
 import io
 
 import numpy as np

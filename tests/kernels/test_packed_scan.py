@@ -1,4 +1,4 @@
-"""A scan through vectors gives what jax.lax.scan gives, and so does its gradient."""
+"""Tests of the packed scan and its gradient against jax.lax.scan."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -39,7 +39,7 @@ def pair(name: str, remat: bool = False):
 
 @functools.cache
 def started(name: str) -> dict:
-  """What a training starts from: params of both, and what they make of an image x: y and x_hat."""
+  """Initial params of both transforms, and their y and x_hat of an image x."""
   side = 4 * transforms.find(name).STRIDE
   x = np.random.default_rng(0).uniform(size=(1, side, side, 3)).astype(np.float32)
   key, (g_a, g_s) = jax.random.key(0), pair(name)

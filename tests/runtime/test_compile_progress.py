@@ -23,7 +23,7 @@ def nothing_is_known(tmp_path, monkeypatch):
 
 @pytest.fixture(name="wait")
 def waiting_on_a_clock(monkeypatch):
-  """Waits for so many seconds, and gives what is said of it."""
+  """Waits for `seconds`, and returns the messages."""
   clock = [0.0]
   monkeypatch.setattr(compile_progress.time, "monotonic", lambda: clock[0])
 
@@ -43,7 +43,7 @@ def test_the_first_time_it_is_an_expectation_and_then_what_it_took_before(wait):
   assert wait(7, "another") == ["compiling another: minutes the first time"]
   assert wait(7, of={"crop": 64}) == ["compiling it: minutes the first time"]
   assert wait(1) == ["compiling it: 29 s the last time"]
-  assert wait(1) == []                                   # what is over in a second is not worth a line
+  assert wait(1) == []                                   # no message for a short compilation
 
 
 def test_a_file_of_times_that_is_none_or_cannot_be_written_costs_the_figure_alone(wait, tmp_path, monkeypatch):

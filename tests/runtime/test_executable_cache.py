@@ -55,7 +55,7 @@ def set_code(monkeypatch, digest, on_disk=None):
 
 @pytest.fixture(name="scaled")
 def as_in_a_new_process():
-  """scaled(x, by) -> by * x, by a program of which this process has nothing; and what was traced."""
+  """scaled(x, by) -> by * x, by a program that is not in memory; and the traced arguments."""
   traced = []
 
   def scaled(x, by=3.0, described="", **options):
@@ -361,7 +361,7 @@ def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_pat
   cached = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
   assert compiled and len(cached) >= 2 * 6
   assert encode() == (first, False)
-  shutil.rmtree(tmp_path / "cache" / "programs")   # jax has them; what it has read cannot be written out once more
+  shutil.rmtree(tmp_path / "cache" / "programs")   # JAX has cached them, and cannot serialize executables from its cache
   assert encode() == (first, True)
   taken = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
   assert taken < cached

@@ -1,4 +1,4 @@
-"""XLA's compiler for NVIDIA GPUs takes the programs of this project: real ones, small, for cards that are not here.
+"""Tests that the compiler for NVIDIA GPUs compiles the programs of this project, at small sizes and without a GPU.
 
 `make test-gpu` has the environment for it: the newest jax with its plugin for CUDA, on CPU."""
 import re

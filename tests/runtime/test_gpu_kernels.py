@@ -1,4 +1,4 @@
-"""Launches, bytes and operations that are read off the text of a program for GPUs."""
+"""Tests of the launches, bytes and operations in the HLO text of programs for GPUs."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""What `estimate` says of GPUs where their compiler is missing, and what it reads off a description of a card."""
+"""Tests of GPU topologies without their compiler, and of the descriptions of cards."""
 import pytest
 
 from mlic_jax.__main__ import main

@@ -1,4 +1,4 @@
-"""Cycles by kind, direction and part, of the text of a compiled program."""
+"""Tests of profiles of estimated cycles by kind, direction and part of the model."""
 import pytest
 
 from mlic_jax.runtime import hlo_profile

@@ -22,14 +22,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def executables(*functions):
-  """How often this process holds each of these functions compiled; what else is in it comes and goes."""
+  """Returns the number of compiled versions of these functions in this process."""
   names = {f"jit_{function.__name__}" for function in functions}
   held = (each.hlo_modules()[0].name for each in jax.devices()[0].client.live_executables())
   return collections.Counter(name for name in held if name in names)
 
 
 def doubled():
-  """A function of its own for every test, and what it was traced for."""
+  """A new function for each test, and the arguments that it was traced for."""
   traced = []
 
   @shape_cache.shape_cached(size=1, module=0)

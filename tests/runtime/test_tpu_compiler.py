@@ -1,4 +1,4 @@
-"""The compiler for TPUs takes the programs of this project: real ones, small, for chips that are not here.
+"""Tests that the compiler for TPUs compiles the programs of this project, at small sizes and without a TPU.
 
 `make test-tpu` has the environment for it: the newest jax with libtpu, on CPU."""
 import importlib.util

@@ -1,4 +1,4 @@
-"""Options of the compiler for TPUs; that it takes them, and what they are worth, is in test_tpu_compiler.py."""
+"""Tests of compiler options for TPUs; test_tpu_compiler.py tests their effect."""
 import jax
 
 from mlic_jax.runtime import tpu_options
