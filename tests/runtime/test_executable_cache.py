@@ -361,7 +361,7 @@ def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_pat
   cached = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
   assert compiled and len(cached) >= 2 * 6
   assert encode() == (first, False)
-  shutil.rmtree(tmp_path / "cache" / "programs")   # JAX has cached them, and cannot serialize executables from its cache
+  shutil.rmtree(tmp_path / "cache" / "programs")   # JAX cannot serialize executables from its own cache
   assert encode() == (first, True)
   taken = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
   assert taken < cached
