@@ -226,5 +226,5 @@ def test_a_residual_prediction_that_is_wider_than_in_the_first_release_is_refuse
   config, variables = from_state_dict(weights)
   wide = jax.tree.map(np.copy, variables)
   wide["params"]["slices"]["steps"]["lrp_anchor"]["conv1"]["kernel"][0, ..., -1] = 1.0
-  with pytest.raises(WeightsError, match=r"lrp_anchor.0.lrp_transform.2.weight has \d+ outputs .* the model has 112"):
+  with pytest.raises(WeightsError, match=r"lrp_anchor.0.lrp_transform.2.weight has 112 outputs; wanted \d+, as in"):
     to_state_dict(config, wide, "authors")
