@@ -84,7 +84,7 @@ def _measure(module, variables: dict, halos: Halos, stride: int) -> tuple[Layer,
 
 
 def _layers(module, variables: dict, y_hat: np.ndarray, quality, halo: int, stride: int) -> list[Layer]:
-  """What each layer needs by the pixels that a NaN in its output reaches; [] if an output is no finer grid of y_hat."""
+  """Finds the input of each layer by the pixels that a NaN reaches; [] if an output is no finer grid of y_hat."""
   side, shapes = y_hat.shape[1], list[tuple[int, ...]]()
 
   def note(index: int, x: jax.Array) -> jax.Array:
