@@ -135,9 +135,9 @@ def test_what_lies_beyond_the_image_costs_next_to_nothing(codec, image):
 def test_tiles_have_all_options_of_files(codec, image, options):
   codec = codec.with_options(**options)
   part = np.ascontiguousarray(image[:150, :100])
-  blob, predicted = codec.encode_with_reconstruction(part, 2, icc_profile=b"a colour profile")
+  blob, predicted = codec.encode_with_reconstruction(part, 2, icc_profile=b"a color profile")
   np.testing.assert_array_equal(codec.decode(blob), predicted)
-  assert TiledFile(blob).content.icc_profile == b"a colour profile"
+  assert TiledFile(blob).content.icc_profile == b"a color profile"
 
 
 def test_the_estimate_is_that_of_the_coded_tiles(codec, image):
