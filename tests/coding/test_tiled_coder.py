@@ -285,14 +285,14 @@ def test_an_image_that_does_not_fit_into_memory_is_coded_in_tiles(whole, monkeyp
   needed = lambda side: memory_estimate.bytes_needed(whole.config, side, side)
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed(600))
   assert whole.tile_side(512, 512) is None and whole.with_options(tile=0).tile_side(4000, 4000) is None
-  assert whole.tile_side(1000, 1000) == 256              # with a halo of 112 pixels on each side
+  assert whole.tile_side(1000, 1000) == 256              # with a halo of 128 pixels on each side
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed(1400))
   assert whole.tile_side(4000, 4000) == 1024
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: 1000)
   assert whole.tile_side(4000, 4000) is None
   with pytest.raises(MemoryLimitError, match="the image is 300x300"):
     whole.encode(np.zeros((300, 300, 3), np.uint8), 2)
-  with pytest.raises(MemoryLimitError, match="a tile with its surroundings is 288x288"):
+  with pytest.raises(MemoryLimitError, match="a tile with its surroundings is 320x320"):
     whole.encode(np.zeros((300, 300, 3), np.uint8), 2, tile=64)
 
 

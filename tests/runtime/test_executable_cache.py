@@ -276,12 +276,15 @@ def test_a_decoder_is_compiled_in_a_thread_and_not_again(folder, tiny_checkpoint
 
 def test_an_error_in_the_compile_thread_is_reported_for_the_image():
   class Failing:
+    def tile_side(self, height, width):
+      return None
+
     @property
     def config(self):
       raise MemoryError("for the decoder")
 
-  with pytest.raises(MemoryError, match="for the picture"), decoder_compiled_in_background(Failing(), 64, 64):
-    raise MemoryError("for the picture")
+  with pytest.raises(MemoryError, match="for the image"), decoder_compiled_in_background(Failing(), 64, 64):
+    raise MemoryError("for the image")
   with decoder_compiled_in_background(Failing(), 64, 64):      # that alone stops nothing
     pass
 
