@@ -7,7 +7,7 @@ from mlic_jax.model.likelihoods import gaussian_bits
 
 
 class Distribution(distributions.Distribution):
-  """The distribution of this module, see above."""
+  """Gaussian of y - mean; the scale is its standard deviation."""
 
   def bits(self, residual, scale):
     return gaussian_bits(residual, 0.0, scale)

@@ -53,7 +53,7 @@ def units(shapes: tuple[float, ...]) -> np.ndarray:
 
 
 class Distribution(distributions.Distribution):
-  """The distribution of this module, see above."""
+  """Generalized Gaussian of y - mean; its shape is that of the model, of the channel or of the element."""
 
   def __init__(self, config):
     super().__init__(config)

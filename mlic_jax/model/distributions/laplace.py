@@ -13,7 +13,7 @@ UNIT = 0.5 / -math.log(OUTSIDE_MIN) / SCALE_MIN   # 0.375
 
 
 class Distribution(distributions.Distribution):
-  """The distribution of this module, see above."""
+  """Laplace distribution of y - mean."""
 
   def bits(self, residual, scale):
     b, v = UNIT * scale, jnp.abs(residual)

@@ -14,7 +14,7 @@ UNIT = 0.5 / math.log(2 / OUTSIDE_MIN - 1) / SCALE_MIN   # 0.355
 
 
 class Distribution(distributions.Distribution):
-  """The distribution of this module, see above."""
+  """Logistic distribution of y - mean."""
 
   def bits(self, residual, scale):
     s, v = UNIT * scale, jnp.abs(residual)
