@@ -2,25 +2,24 @@
 
     python benchmarks/tiles.py --ckpt checkpoints/nano --data IMAGES --size 3840x2160 --tiles 0,1024
     python benchmarks/tiles.py --ckpt checkpoints/nano --data IMAGES --size 12288x8192 --region 5000,3000,512,512
-    python benchmarks/tiles.py --count nano
+    python benchmarks/tiles.py --count nano --size 3840x2160 --tiles 1024
 
 The image is a mosaic of photographs. Every command runs twice, and the last run counts: the first one compiles.
-CPU time is that of all cores together, with the start of Python. --count compares the floating-point operations of the
-transforms of a tile with those of as many pixels of a whole image, as XLA counts them.
+CPU time is that of all cores together, with the start of Python. --count compares the floating-point operations of an
+image in tiles with those of the whole image, as XLA counts them.
 """
 import argparse
-import functools
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from mlic_jax.coding.tile_grid import Box, TileGrid
+from mlic_jax.coding.tile_grid import Box, TileGrid, tile_sides
 from mlic_jax.coding.tiled_format import TiledFile
 from mlic_jax.data.image_io import list_images, load_image
 
@@ -33,12 +32,13 @@ def main() -> None:
   parser.add_argument("--size", default="3840x2160", help="Width and height of the image. Default: %(default)s.")
   parser.add_argument("--tiles", default="0,1024", help="Largest sides of tiles; 0 is the whole image. Default: "
                       "%(default)s.")
-  parser.add_argument("--quality", default="3", help="Encode at this quality. Default: %(default)s.")
+  parser.add_argument("--quality", help="Encode at this quality of a variable-rate model. Default: the middle.")
   parser.add_argument("--runs", type=int, default=2, help="Run each command so often. Default: %(default)s.")
   parser.add_argument("--region", help="Also decode this region, as X,Y,W,H. Default: none.")
   args = parser.parse_args()
   if args.count:
-    count(args.count)
+    for tile in filter(None, map(int, args.tiles.split(","))):
+      count(args.count, *map(int, reversed(args.size.split("x"))), tile)
     return
   if not (args.ckpt and args.data):
     parser.error("--ckpt and --data are required without --count")
@@ -51,8 +51,8 @@ def main() -> None:
     for tile in args.tiles.split(","):
       coded, decoded = Path(folder) / f"{tile}.mlic", Path(folder) / f"{tile}.png"
       ckpt = ["--ckpt", str(args.ckpt)]
-      measure(tile, "encode", [str(source), str(coded), *ckpt, "--quality", args.quality, "--tile", tile],
-              args.runs)
+      quality = ["--quality", args.quality] if args.quality else []
+      measure(tile, "encode", [str(source), str(coded), *ckpt, *quality, "--tile", tile], args.runs)
       measure(tile, "decode", [str(coded), str(decoded), *ckpt], args.runs)
       error = mean_squared_error(image, load_image(decoded))
       print(f"| {tile} | file | | | {coded.stat().st_size} | {10 * np.log10(255**2 / error):.3f} |", flush=True)
@@ -106,41 +106,75 @@ def region_bytes(ckpt: Path, coded: Path, region: str) -> int:
   return tiled.bytes_read
 
 
-def count(name: str) -> None:
-  """Prints operations of g_a and g_s in tiles over those of the whole, by the size of the tile."""
+def count(name: str, height: int, width: int, tile: int) -> None:
+  """Prints the operations of an image in tiles over those of the whole image, as XLA counts them.
+
+  Those of encoder and decoder are of transforms and entropy model, with what the tiles have beyond the image."""
   import jax
 
-  from mlic_jax.coding import layer_crops, receptive_field
+  from mlic_jax.coding import analysis_stages, layer_crops, receptive_field, tile_functions
+  from mlic_jax.coding.compile_specs import codec_programs
   from mlic_jax.config import CodecConfig
   from mlic_jax.model import transforms
-  from mlic_jax.model.mlic import build
+  from mlic_jax.model.mlic import build, side_multiple
   from mlic_jax.training.config_schema import load_config
   config = CodecConfig(**dict(load_config(name, []).model))
   model, quality, stride = build(config), 1.0 if config.num_rates else None, transforms.find(config.transforms).STRIDE
-  floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
-  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, quality), floats(1, 4 * stride, 4 * stride, 3))
+  multiple, array = side_multiple(config), jax.ShapeDtypeStruct
+  grid = TileGrid(height, width, *tile_sides(height, width, tile, multiple))
+  positions, size = grid.coarser(stride), (grid.tile_height // stride, grid.tile_width // stride)
+  padded = [-(-side // multiple) * multiple // stride for side in (height, width)]
+  programs = [codec_programs(config, height, width), codec_programs(config, *grid[2:])]   # of the whole and of a tile
+  shapes = programs[0]["start"][1][0]
   variables = jax.tree.map(lambda each: np.zeros(each.shape, each.dtype), shapes)   # 0 * NaN is NaN
   halos = receptive_field.halos(model, variables)
+  stages = analysis_stages.measure(model, variables, halos, stride)
   layers = layer_crops.measure(model, variables, halos, stride)
 
   def operations(function: Callable, *arguments) -> float:
-    return jax.jit(lambda variables, *arrays: model.apply(variables, *arrays, method=function)).lower(
-        shapes, *arguments).cost_analysis()["flops"]
+    return jax.jit(lambda *arrays: function(*arrays)).lower(*arguments).cost_analysis()["flops"]
 
-  analysis = lambda model, x: model.latent(x, quality)
-  synthesis = lambda model, y_hat: model.synthesize(y_hat, quality)
-  print("| tile | g_a | g_s | g_s without crops |\n|---|---:|---:|---:|")
-  for tile_height, tile_width in ((768, 960), (1024, 1024), (2048, 2048)):
-    grid = TileGrid(3 * tile_height, 3 * tile_width, tile_height, tile_width).coarser(stride)
-    window = grid.window_size(halos.synthesis)
-    whole = operations(synthesis, floats(1, grid.tile_height, grid.tile_width, config.M))
-    ratios = [operations(analysis, floats(1, *(stride * side for side in grid.window_size(halos.analysis)), 3))
-              / operations(analysis, floats(1, tile_height, tile_width, 3))]
-    for chosen in layers, ():
-      sizes, corners = layer_crops.crops_of(grid, 4, halos.synthesis, chosen, stride)
-      cropped = functools.partial(layer_crops.synthesize, quality=quality, sizes=sizes, corners=corners[None])
-      ratios.append(operations(cropped, floats(1, *window, config.M)) / whole)
-    print(f"| {tile_width}x{tile_height} | " + " | ".join(f"{100 * (ratio - 1):+.1f} %" for ratio in ratios) + " |")
+  def transform(method: str, sides: Sequence[int], channels: int) -> float:
+    run = lambda variables, x: model.apply(variables, x, quality, method=method)
+    return operations(run, shapes, array((1, *sides, channels), np.float32))
+
+  def windows(function: Callable, form: tuple, sides: Sequence[int], channels: int) -> float:
+    run = lambda variables, x: function(model, variables, x, np.zeros((1, 2), np.int32), form, quality)
+    return operations(run, shapes, array((1, *sides, channels), np.float32))
+
+  def in_one_stage() -> float:
+    sides = [stride * side for side in positions.window_size(halos.analysis)]
+    return windows(tile_functions.analyze_window, (size, None), sides, 3)
+
+  def in_stages() -> float:
+    finer = stride // stages.factor
+    sides = [stages.factor * side for side in grid.coarser(stages.factor).window_size(stages.first)]
+    seen = [finer * side for side in positions.window_size(stages.second)]
+    return (windows(tile_functions.features_of_window, (tuple(finer * side for side in size), stages), sides, 3)
+            + windows(tile_functions.analyze_window, (size, stages), seen, stages.channels))
+
+  def cropped(layers: Sequence) -> float:
+    crops = layer_crops.crops_of(positions, 0, halos.synthesis, layers, stride)
+    run = lambda variables, y_hat: tile_functions.synthesize_tiles(
+        model, variables, y_hat, quality, crops.sizes, crops.corners[None])
+    return operations(run, shapes, array((1, *positions.window_size(halos.synthesis), config.M), np.float32))
+
+  g_a = [transform("latent", [stride * side for side in sides], 3) for sides in (padded, size)]
+  g_s = [transform("synthesize", sides, config.M) for sides in (padded, size)]
+  part = {each: [operations(*of_size[each][:1], *of_size[each][1]) for of_size in programs]
+          for each in ("analyze", "start", "nonanchors", "advance", "finish")}
+  h_a, last = (np.subtract(part[whole], of_part) for whole, of_part in (("analyze", g_a), ("finish", g_s)))
+  passes = np.array(part["start"]) + config.num_slices * np.array(part["nonanchors"]) + (
+      config.num_slices - 1) * np.array(part["advance"])
+  one_stage = in_one_stage() - h_a[1]
+  analysis, synthesis = in_stages() - h_a[1] if stages else one_stage, cropped(layers)
+  ratios = [(analysis, g_a[0]), (one_stage, g_a[0]), (synthesis, g_s[0]), (cropped(()), g_s[0]),
+            (analysis + h_a[1] + passes[1], g_a[0] + h_a[0] + passes[0]),
+            (synthesis + last[1] + passes[1], g_s[0] + last[0] + passes[0])]
+  print("| config | image | tile | g_a | g_a in one stage | g_s | g_s without crops | encoder | decoder |\n"
+        "|---|---|---|---:|---:|---:|---:|---:|---:|")
+  print(f"| {name} | {width}x{height} | {grid.tile_width}x{grid.tile_height} | "
+        + " | ".join(f"{100 * (grid.num_tiles * tile / whole - 1):+.1f} %" for tile, whole in ratios) + " |")
 
 
 if __name__ == "__main__":

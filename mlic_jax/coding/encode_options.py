@@ -31,8 +31,8 @@ class EncodeOptions:
     lmbda: weight of the distortion in latent optimization, in the scale of training. None uses that of the quality,
       interpolated geometrically between rate points.
 
-    tile: code the image in tiles of at most this many pixels per side, a multiple of the padding of the model
-      (tiled_coder.py); 0 codes it without tiles. None uses tiles if the image does not fit into memory.
+    tile: code the image in tiles of at most this many pixels per side or 1/16 more, a multiple of the padding of the
+      model (tiled_coder.py); 0 codes it without tiles. None uses tiles if the image does not fit into memory.
 
   SkipError, RefineError and TilingError, in one line, for invalid values.
   """

@@ -52,17 +52,18 @@ def crops_of(grid: TileGrid, number: int, halo: int, layers: Sequence[Layer], st
 def synthesize(model, y_hat: jax.Array, quality: Any, sizes: Sequence[tuple[int, int]],
                corners: jax.Array) -> jax.Array:
   """The pixels of tiles (B, H, W, 3), not clipped, from y_hat of their windows (B, h, w, M); corners (B, layers, 2)."""
-  def crop(index: int, x: jax.Array) -> jax.Array:
-    tiles = [jax.lax.dynamic_slice(x, (i, *corners[i, index], 0), (1, *sizes[index], x.shape[-1]))
-             for i in range(len(x))]
-    return jnp.concatenate(tiles)
+  def visit(index: int, x: jax.Array, _name: str) -> jax.Array:
+    return crop(x, corners[:, index], sizes[index]) if index < len(sizes) - 1 else x
 
-  def visit(index: int, x: jax.Array) -> jax.Array:
-    return crop(index, x) if index < len(sizes) - 1 else x
-
-  with _outputs_of_layers(visit):
+  with outputs_of_layers("g_s", visit):
     x_hat = model.synthesize(y_hat, quality)
-  return crop(len(sizes) - 1, x_hat)
+  return crop(x_hat, corners[:, -1], sizes[-1])
+
+
+def crop(x: jax.Array, corners: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """The part (B, *size, C) of arrays (B, H, W, C); corners (B, 2) are its first row and column in each."""
+  return jnp.concatenate([jax.lax.dynamic_slice(x, (i, *corners[i], 0), (1, *size, x.shape[-1]))
+                          for i in range(len(x))])
 
 
 def measure(module, variables: dict, halos: Halos, stride: int) -> tuple[Layer, ...]:
@@ -87,12 +88,12 @@ def _layers(module, variables: dict, y_hat: np.ndarray, quality, halo: int, stri
   """Finds the input of each layer by the pixels that a NaN reaches; [] if an output is no finer grid of y_hat."""
   side, shapes = y_hat.shape[1], list[tuple[int, ...]]()
 
-  def note(index: int, x: jax.Array) -> jax.Array:
+  def note(index: int, x: jax.Array, _name: str) -> jax.Array:
     shapes.append(x.shape)
     return x
 
   def trace(y_hat):
-    with _outputs_of_layers(note):
+    with outputs_of_layers("g_s", note):
       return module.apply(variables, y_hat, quality, method="synthesize")
 
   jax.eval_shape(trace, y_hat)
@@ -130,10 +131,10 @@ def _agree(module, variables: dict, y_hat: np.ndarray, quality, halo: int, layer
 @shape_cached(size=2, module=0, describe=registry.description)
 def _poisoned(module, variables, y_hat, quality, which):
   """x_hat with a NaN in the middle of the output of one layer; of none for -1."""
-  def poison(index: int, x: jax.Array) -> jax.Array:
+  def poison(index: int, x: jax.Array, _name: str) -> jax.Array:
     return jnp.where(which == index, x.at[:, x.shape[1] // 2, x.shape[2] // 2].set(jnp.nan), x)
 
-  with _outputs_of_layers(poison):
+  with outputs_of_layers("g_s", poison):
     return module.apply(variables, y_hat, quality, method="synthesize")
 
 
@@ -142,16 +143,16 @@ def _cropped(module, variables, y_hat, quality, sizes, corners):
   return module.apply(variables, method=lambda model: synthesize(model, y_hat, quality, sizes, corners))
 
 
-def _outputs_of_layers(visit: Callable[[int, jax.Array], jax.Array]):
-  """A context in which `visit` is called with the number and the output of each direct submodule of g_s, and returns
-  what takes its place."""
+def outputs_of_layers(transform: str, visit: Callable[[int, jax.Array, str], jax.Array]):
+  """A context in which `visit` is called with the number, the output and the name of each direct submodule of g_a or
+  g_s, and returns what takes the place of the output."""
   numbers = itertools.count()
 
   def intercept(function, arguments, options, context):
     output = function(*arguments, **options)
     path = context.module.path
-    if len(path) == 2 and path[0] == "g_s" and context.method_name == "__call__":
-      return visit(next(numbers), output)
+    if len(path) == 2 and path[0] == transform and context.method_name == "__call__":
+      return visit(next(numbers), output, path[1])
     return output
 
   return nn.intercept_methods(intercept)

@@ -3,25 +3,37 @@
 They differ from those of whole images (jit_functions.py), because g_a and g_s read the window of a tile (tile_grid.py),
 while h_a and the entropy model read only the tile. All tiles of an image share them.
 """
-import jax
-import jax.numpy as jnp
-
-from mlic_jax.coding import layer_crops
+from mlic_jax.coding import analysis_stages, layer_crops
 from mlic_jax.coding.jit_functions import to_uint8
 from mlic_jax.model import registry
 from mlic_jax.runtime.shape_cache import shape_cached
 
 
 @shape_cached(size=2, module=0, static=4, describe=registry.description)
-def analyze_window(module, variables, window, corner, size, quality):
-  """Maps windows (B, H, W, 3) uint8 to y (B, h, w, M) and z (B, h/4, w/4, N) of their tiles. Encoder only.
+def features_of_window(module, variables, window, corner, form, quality):
+  """Maps windows (B, H, W, 3) uint8 to the features (B, h, w, C) of their cells after the first stage of g_a.
 
-  `size` is (h, w), and `corner`, int32 (B, 2), is row and column of each tile in its window, in positions of y."""
+  `form` is (h, w) and the stages (analysis_stages.py). `corner`, int32 (B, 2), is row and column of each cell in its
+  window, in positions of the features. Encoder only."""
+  size, stages = form
+  features = module.apply(
+      variables, method=lambda model: analysis_stages.first_stage(model, window / 255, quality, stages.cut))
+  return layer_crops.crop(features, corner, size)
+
+
+@shape_cached(size=2, module=0, static=4, describe=registry.description)
+def analyze_window(module, variables, window, corner, form, quality):
+  """Maps windows to y (B, h, w, M) and z (B, h/4, w/4, N) of their tiles. Encoder only.
+
+  `form` is (h, w) and the stages (analysis_stages.py), whose features the windows have; without stages they are pixels
+  (B, H, W, 3) uint8. `corner`, int32 (B, 2), is row and column of each tile in its window, in positions of y."""
+  size, stages = form
+
   def analyze(model):
-    y = model.latent(window / 255, quality)
-    tiles = [jax.lax.dynamic_slice(y, (i, *corner[i], 0), (1, *size, y.shape[-1])) for i in range(len(window))]
-    y = jnp.concatenate(tiles)
+    y = analysis_stages.second_stage(model, window, quality, stages) if stages else model.latent(window / 255, quality)
+    y = layer_crops.crop(y, corner, size)
     return y, model.hyper_latent(y)
+
   return module.apply(variables, method=analyze)
 
 

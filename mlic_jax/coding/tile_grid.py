@@ -3,13 +3,16 @@
          0         t         2t        3t     One axis: n tiles of t positions. The window of a tile is the tile and
          |---------|---------|---------|      its halo on each side, of one length everywhere: at the ends of the axis
              [.....|---------|.....]          it is moved inside, because there the zero padding of the convolutions
-         [---------|...........]              is part of the result for the whole image.
-
+         [---------|...........]              is part of the result for the whole image. Of two tiles, a window has
+                                              its halo on one side.
 Transforms of windows therefore give, inside the tiles, what the transform of the whole image gives there.
 """
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
+
+ROWS = 4      # the height of windows is a multiple of this, for the faster convolutions of CPUs (kernels/winograd.py)
+SLACK = 16    # a side may be longer by this fraction than asked for, so that 2160 rows are two tiles of 1088
 
 
 class TilingError(ValueError):
@@ -97,7 +100,9 @@ class TileGrid(NamedTuple):
 
   def window_size(self, halo: int) -> tuple[int, int]:
     """Returns height and width of all windows."""
-    return (min(self.tile_height + 2 * halo, self.extent.bottom), min(self.tile_width + 2 * halo, self.extent.right))
+    height, width = (tile + min(count - 1, 2) * halo for tile, count in (
+        (self.tile_height, self.rows), (self.tile_width, self.columns)))
+    return min(-(-height // ROWS) * ROWS, self.extent.bottom), min(width, self.extent.right)
 
   def window(self, number: int, halo: int) -> Box:
     """Returns the tile with at least `halo` on each side, or as much as `extent` has."""
@@ -124,13 +129,15 @@ class TileGrid(NamedTuple):
 
 
 def tile_sides(height: int, width: int, tile: int, multiple: int) -> tuple[int, int]:
-  """Height and width of the tiles of an image: along each axis as few tiles as there are of at most `tile` pixels, and
-  then as small ones as that many can be, in multiples of `multiple`. The last ones so reach little beyond the image."""
-  return _tile_side(height, tile, multiple), _tile_side(width, tile, multiple)
+  """Height and width of the tiles of an image: along each axis as few tiles as there are of at most `tile` pixels or
+  1/SLACK more, and then as small ones as that many can be, in multiples of `multiple`. The last ones so reach little
+  beyond the image."""
+  longest = (tile + tile // SLACK) // multiple * multiple
+  return _tile_side(height, longest, multiple), _tile_side(width, longest, multiple)
 
 
-def _tile_side(side: int, tile: int, multiple: int) -> int:
-  return math.ceil(side / math.ceil(side / tile) / multiple) * multiple
+def _tile_side(side: int, longest: int, multiple: int) -> int:
+  return math.ceil(side / math.ceil(side / longest) / multiple) * multiple
 
 
 def _start(start: int, halo: int, length: int, end: int) -> int:

@@ -8,19 +8,21 @@ around it, so y and the reconstruction are those of the whole image up to roundi
 blocks of Kim et al. ("Block-based Learned Image Compression without Blocking Artifacts", CVPR 2026).
 """
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from mlic_jax.coding import bitstream, layer_crops, tile_functions, tiled_format
+from mlic_jax.coding import analysis_stages, bitstream, layer_crops, tile_functions, tiled_format
 from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import CodedLatents, Job, LatentCoder
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.layer_crops import crops_of
 from mlic_jax.coding.memory_estimate import check_memory, is_enough_memory
 from mlic_jax.coding.receptive_field import halos
+from mlic_jax.coding.tile_batches import batches, filled
 from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
+from mlic_jax.coding.tiled_analysis import TiledAnalysis
 from mlic_jax.model import transforms
 from mlic_jax.model.mlic import side_multiple
 
@@ -51,6 +53,11 @@ class TiledCoder:
   @functools.cached_property
   def _layers(self) -> tuple[layer_crops.Layer, ...]:
     return layer_crops.measure(*self._apply, self.halos, self._stride)
+
+  @functools.cached_property
+  def stages(self) -> analysis_stages.Stages | None:
+    """The stages in which g_a is computed; None for one stage."""
+    return analysis_stages.measure(*self._apply, self.halos, self._stride)
 
   # --- encoding -------------------------------------------------------------------------
 
@@ -83,15 +90,9 @@ class TiledCoder:
     height, width = image.shape[:2]
     bitstream.check_size(height, width, pixels_max=2**64)
     grid, quality = self.grid(height, width, tile), self.coder.choose_quality(quality)
-    positions = grid.coarser(self._stride)
     self.check_memory(grid)
-    for numbers in batches(range(grid.num_tiles), batch):
-      boxes = [positions.box(number) for number in numbers]
-      windows = [positions.window(number, self.halos.analysis) for number in numbers]
-      corners = np.array([box.within(window)[:2] for box, window in zip(boxes, windows)], np.int32)
-      pixels = np.stack([cut(image, window.times(self._stride)) for window in windows])
-      size = boxes[0].height, boxes[0].width
-      y, z = tile_functions.analyze_window(*self._apply, *filled([pixels, corners], batch), size, quality)
+    analysis = TiledAnalysis(self._apply, self.halos, self.stages, image, grid, self._stride, quality, batch)
+    for numbers, y, z in analysis:
       yield [Latents(y[i:i + 1], z[i:i + 1], grid.tile_height, grid.tile_width, quality) for i in range(len(numbers))]
 
   def encode(self, image: np.ndarray, quality: float | None, options: EncodeOptions, tile: int,
@@ -234,31 +235,15 @@ class TiledCoder:
 
   def has_compiled(self, grid: TileGrid) -> bool:
     """Whether encoding and decoding tiles of this shape compiles nothing: they were coded recently."""
-    (height, width), (h, w) = (grid.window_size(self._stride * self.halos.analysis),
-                               grid.coarser(self._stride).window_size(self.halos.synthesis))
-    module = self.coder.module
-    return (tile_functions.analyze_window.is_cached((1, height, width, 3), module)
-            and tile_functions.synthesize_tiles.is_cached((1, h, w, self.coder.config.M), module))
+    positions, module = grid.coarser(self._stride), self.coder.module
+    if self.stages:
+      seen = positions.window_size(self.stages.second)
+      scale, channels = self._stride // self.stages.factor, self.stages.channels
+    else:
+      seen, scale, channels = positions.window_size(self.halos.analysis), self._stride, 3
+    shape = (1, *(scale * side for side in seen), channels)
+    return (tile_functions.analyze_window.is_cached(shape, module) and tile_functions.synthesize_tiles.is_cached(
+        (1, *positions.window_size(self.halos.synthesis), self.coder.config.M), module))
 
   def _largest_window(self, grid: TileGrid) -> tuple[int, int]:
     return grid.window_size(self._stride * max(self.halos.analysis, self.halos.synthesis))
-
-
-def batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-  """`size` numbers at a time; the last time what is left."""
-  for start in range(0, len(numbers), size):
-    yield numbers[start:start + size]
-
-
-def filled(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-  """Returns the arrays with their last element repeated up to `size` along the first axis."""
-  return [np.concatenate([each, *[each[-1:]] * (size - len(each))]) for each in arrays]
-
-
-def cut(image: np.ndarray, box: Box) -> np.ndarray:
-  """Returns the pixels of a box, (box.height, box.width, 3); the last row and column continue beyond the image."""
-  height, width = image.shape[:2]
-  rows = image[min(box.top, height - 1):min(box.bottom, height)]
-  part = rows[:, min(box.left, width - 1):min(box.right, width)]
-  missing = [(0, box.height - part.shape[0]), (0, box.width - part.shape[1]), (0, 0)]
-  return np.pad(part, missing, mode="edge") if any(after for _, after in missing) else np.ascontiguousarray(part)

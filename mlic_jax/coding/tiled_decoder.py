@@ -8,8 +8,9 @@ import numpy as np
 
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError, PortabilityError
 from mlic_jax.coding.latent_coder import Job
+from mlic_jax.coding.tile_batches import batches
 from mlic_jax.coding.tile_grid import Box
-from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress, batches
+from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress
 from mlic_jax.coding.tiled_format import TiledFile
 from mlic_jax.model.mlic import side_multiple
 

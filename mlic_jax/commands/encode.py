@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "their means. Default: off.")
   optimization_arguments(parser, "Optimize the latents of each image for STEPS steps or SECONDS seconds, such as 100 "
                                  "or 50s; the file becomes smaller or better and decodes like any other. Default: off.")
-  tile_argument(parser, "Code images in tiles of at most PIXELS pixels per side, a multiple of 64, which needs only "
-                        "the memory for a tile; 0 never uses tiles. Default: tiles for images that do not fit into "
-                        "memory.")
+  tile_argument(parser, "Code images in tiles of at most PIXELS pixels per side or 1/16 more, a multiple of 64, which "
+                        "needs only the memory for a tile; 0 never uses tiles. Default: tiles for images that do not "
+                        "fit into memory.")
   tile_batch_argument(parser)
   parser.add_argument("--no-icc", action="store_true", help="Leave out the color profile of the image. Default: off.")
   coder_argument(parser, "numba")

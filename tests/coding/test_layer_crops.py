@@ -45,11 +45,11 @@ def test_every_tile_has_the_pixels_of_the_whole_image(number):
 
 
 def test_windows_of_all_tiles_have_the_same_sizes_and_lie_in_each_other():
-  grid, layers = TileGrid(40, 56, 8, 8), (Layer(1, 5), Layer(2, 6), Layer(2, 3), Layer(8, 1))
-  found = [crops_of(grid, number, 7, layers, 16) for number in range(grid.num_tiles)]
+  grid, layers = TileGrid(40, 56, 8, 8), (Layer(1, 6), Layer(2, 8), Layer(2, 2), Layer(8, 2))
+  found = [crops_of(grid, number, 8, layers, 16) for number in range(grid.num_tiles)]
   assert len({each.sizes for each in found}) == 1 and found[0].sizes[-1] == (128, 128)
   assert all((each.corners >= 0).all() for each in found)
-  sides = [22, *(side for side, _ in found[0].sizes)]
+  sides = [24, *(side for side, _ in found[0].sizes)]
   for (factor, _), before, size, index in zip([*layers, (16, 0)], sides, sides[1:], range(5)):
     finer = factor // (1, 1, 2, 2, 8)[index]
     assert all(each.corners[index, 0] + size <= before * finer for each in found)

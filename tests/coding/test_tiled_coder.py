@@ -283,7 +283,7 @@ def test_tiles_that_cannot_be_are_refused(whole, image, options, message):
 
 def test_an_image_that_does_not_fit_into_memory_is_coded_in_tiles(whole, monkeypatch):
   needed = lambda side: memory_estimate.bytes_needed(whole.config, side, side)
-  monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed(600))
+  monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed(500))
   assert whole.tile_side(512, 512) is None and whole.with_options(tile=0).tile_side(4000, 4000) is None
   assert whole.tile_side(1000, 1000) == 256              # with a halo of 128 pixels on each side
   monkeypatch.setattr(memory_estimate, "bytes_available", lambda: needed(1400))

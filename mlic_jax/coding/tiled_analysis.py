@@ -1,0 +1,120 @@
+"""TiledAnalysis: y and z of the tiles of one image, in order, from windows of pixels or of kept features.
+
+Features of the first stage of g_a (analysis_stages.py) are computed for the cells of an image, which have the places of
+the tiles, when the first window needs them. They are freed, row by row, after the last window that needs them.
+"""
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from mlic_jax.coding import tile_functions
+from mlic_jax.coding.analysis_stages import Stages
+from mlic_jax.coding.receptive_field import Halos
+from mlic_jax.coding.tile_batches import batches, filled
+from mlic_jax.coding.tile_grid import Box, TileGrid
+
+
+class TiledAnalysis:
+  """The analysis of one image.
+
+  Args:
+    model: the codec module and its variables.
+    halos: those of the module.
+    stages: the stages of g_a; None for one stage.
+    image: the image, (H, W, 3) uint8.
+    grid: its tiles, in pixels.
+    stride: pixels per position of y.
+    quality: the quality of a variable-rate model.
+    batch: the number of tiles or cells that are computed at a time.
+  """
+
+  def __init__(self, model: tuple, halos: Halos, stages: Stages | None, image: np.ndarray, grid: TileGrid, stride: int,
+               quality: float | None, batch: int):
+    self._model, self._image, self._quality, self._batch = model, image, quality, batch
+    self._positions, self._stride = grid.coarser(stride), stride
+    self._halo = stages.second if stages else halos.analysis
+    self._cells = Cells(model, stages, image, grid, quality, batch) if stages else None
+
+  def __iter__(self) -> Iterator[tuple[Sequence[int], jax.Array, jax.Array]]:
+    """Yields the numbers of a batch of tiles, and their y (B, h, w, M) and z (B, h/4, w/4, N)."""
+    positions, stages = self._positions, self._cells and self._cells.stages
+    for numbers in batches(range(positions.num_tiles), self._batch):
+      boxes = [positions.box(number) for number in numbers]
+      windows = [positions.window(number, self._halo) for number in numbers]
+      if self._cells:
+        inputs = self._cells.read([window.times(self._stride // self._cells.stages.factor) for window in windows])
+      else:
+        inputs = np.stack([cut(self._image, window.times(self._stride)) for window in windows])
+      arrays = filled([inputs, corners(boxes, windows)], self._batch)
+      size = boxes[0].height, boxes[0].width
+      yield numbers, *tile_functions.analyze_window(*self._model, *arrays, (size, stages), self._quality)
+      if self._cells:
+        self._cells.forget(*self._rest(numbers[-1]))
+
+  def _rest(self, last: int) -> tuple[list[Box], int]:
+    """Returns the windows of features in the row of tiles that are still to come, and the first row of all others."""
+    assert self._cells is not None
+    finer = self._stride // self._cells.stages.factor
+    window = lambda number: self._positions.window(number, self._halo).times(finer)
+    end = (last // self._positions.columns + 1) * self._positions.columns
+    ahead = [window(number) for number in range(last + 1, end)]
+    return ahead, window(end).top if end < self._positions.num_tiles else finer * self._positions.extent.bottom
+
+
+class Cells:
+  """The features of the first stage of g_a, as far as they are needed; they have the tiles of the image."""
+
+  def __init__(self, model: tuple, stages: Stages, image: np.ndarray, grid: TileGrid, quality: float | None,
+               batch: int):
+    self._model, self.stages, self._image = model, stages, image
+    self._grid, self._quality, self._batch = grid.coarser(stages.factor), quality, batch
+    self._kept: dict[int, tuple[Box, np.ndarray]] = {}   # where they are, and features (rows, columns, C)
+
+  def read(self, windows: Sequence[Box]) -> np.ndarray:
+    """Returns the features of windows of one size, (B, H, W, C)."""
+    needed = {number for window in windows for number in self._grid.touching(window)}
+    for numbers in batches(sorted(needed.difference(self._kept)), self._batch):
+      self._compute(numbers)
+    features = np.empty((len(windows), windows[0].height, windows[0].width, self.stages.channels), np.float32)
+    for part, window in zip(features, windows):
+      for number in self._grid.touching(window):
+        box, kept = self._kept[number]
+        part[box.within(window).slices] = kept[window.within(box).slices]
+    return features
+
+  def forget(self, ahead: Sequence[Box], first_row: int) -> None:
+    """Frees what is neither in one of the windows `ahead` nor in a row from `first_row` on."""
+    for number, (box, kept) in list(self._kept.items()):
+      if box.top < first_row and not any(box.touches(window) for window in ahead):
+        del self._kept[number]
+        if first_row < box.bottom:
+          self._kept[number] = box._replace(top=first_row), kept[first_row - box.top:].copy()
+
+  @property
+  def num_bytes(self) -> int:
+    """Memory of the features."""
+    return sum(kept.nbytes for _, kept in self._kept.values())
+
+  def _compute(self, numbers: Sequence[int]) -> None:
+    boxes = [self._grid.box(number) for number in numbers]
+    windows = [self._grid.window(number, self.stages.first) for number in numbers]
+    pixels = np.stack([cut(self._image, window.times(self.stages.factor)) for window in windows])
+    arrays, size = filled([pixels, corners(boxes, windows)], self._batch), (boxes[0].height, boxes[0].width)
+    features = tile_functions.features_of_window(*self._model, *arrays, (size, self.stages), self._quality)
+    for number, box, each in zip(numbers, boxes, np.asarray(features)):
+      self._kept[number] = box, each
+
+
+def corners(boxes: Sequence[Box], windows: Sequence[Box]) -> np.ndarray:
+  """Returns row and column of boxes in their windows, int32 (B, 2)."""
+  return np.array([box.within(window)[:2] for box, window in zip(boxes, windows)], np.int32)
+
+
+def cut(image: np.ndarray, box: Box) -> np.ndarray:
+  """Returns the pixels of a box, (box.height, box.width, 3); the last row and column continue beyond the image."""
+  height, width = image.shape[:2]
+  rows = image[min(box.top, height - 1):min(box.bottom, height)]
+  part = rows[:, min(box.left, width - 1):min(box.right, width)]
+  missing = [(0, box.height - part.shape[0]), (0, box.width - part.shape[1]), (0, 0)]
+  return np.pad(part, missing, mode="edge") if any(after for _, after in missing) else np.ascontiguousarray(part)
