@@ -1,0 +1,10 @@
+"""Ablation on frozen latents: a generalized Gaussian with one shape."""
+
+import ml_collections
+
+from configs.ablations_latents import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns every field that training reads."""
+  return common.get_config(distribution="generalized_gaussian", shapes=(1.4,))

@@ -1,0 +1,10 @@
+"""Ablation on frozen latents: only the hyperprior."""
+
+import ml_collections
+
+from configs.ablations_latents import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns every field that training reads."""
+  return common.get_config(without=common.CONTEXTS)
