@@ -1,6 +1,8 @@
 """Tests of the distributions of y against NumPy and SciPy references in float64 and float32."""
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from mlic_jax.model.mlic import build
 from mlic_jax.model.registry import PartError
 from mlic_jax.model.scale_table import SCALE_MIN
 
+RECORDED = Path(__file__).parents[1] / "fixtures/tfc_distributions/bits.json"
 SCALES = (SCALE_MIN, 0.5, 3.0, 40.0, 250.0)
 SHAPES = (0.5, 0.8, 1.0, 1.4, 2.0, 3.0, 4.0)
 
@@ -51,7 +54,6 @@ def named(name):
 
 # name: (distribution, scale -> the reference)
 REFERENCES = {
-    # TensorFlow Compression's NoisyLaplace and NoisyLogistic are these, convolved with the unit uniform.
     "laplace": (named("laplace"), lambda scale: scipy.stats.laplace(scale=laplace.UNIT * scale)),
     "logistic": (named("logistic"), lambda scale: scipy.stats.logistic(scale=logistic.UNIT * scale)),
     **{f"shape {shape}": (generalized(shape), lambda scale, shape=shape: scipy.stats.gennorm(
@@ -78,6 +80,18 @@ def test_bits_are_those_of_the_reference_for_likelihoods_from_1e_9_to_1(name, dt
     assert np.all(got <= BITS_MAX * 1.001)
     met += likely.sum()
   assert met > 300
+
+
+@pytest.mark.parametrize("recorded", json.loads(RECORDED.read_text()),
+                         ids=lambda each: "{distribution}-{scale}".format(**each))
+def test_laplace_and_logistic_are_the_noisy_distributions_of_tensorflow_compression(recorded):
+  """The likelihoods of the recorded values are 1e-9 to 1; see tests/fixtures/tfc_distributions/make.py."""
+  name = recorded["distribution"]
+  unit = {"laplace": laplace.UNIT, "logistic": logistic.UNIT}[name]
+  with enable_x64():
+    got = named(name).bits(jnp.asarray(recorded["residuals"]), recorded["scale"] / unit)
+  assert len(got) > 8
+  np.testing.assert_allclose(got, recorded["bits"], rtol=1e-6, atol=1e-6)
 
 
 def test_the_gaussian_is_compressai_s():
