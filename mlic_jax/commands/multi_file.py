@@ -37,7 +37,8 @@ def pair_up(paths: Sequence[Path], out_dir: Path | None, suffix: str,
   """
   if out_dir is None:
     if len(paths) != 2:
-      raise BatchError(f"the command has {len(paths)} paths; wanted IN and OUT before --ckpt, or --out-dir with any "
+      given = f"{len(paths)} path{'s' * (len(paths) != 1)}"
+      raise BatchError(f"the command has {given}; wanted IN and OUT before --ckpt, or --out-dir with any "
                        "number of files and folders")
     source, target = paths
     check_stdio(source, target)

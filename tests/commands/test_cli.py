@@ -150,7 +150,7 @@ def test_a_file_that_fails_is_listed_at_the_end_and_the_others_are_coded(images,
 @pytest.mark.parametrize("arguments, message", [
     ("encode {p} {p}/twin/a.png --ckpt {c} --out-dir {o}", "a.png and .*twin/a.png would both become .*out/a.mlic"),
     ("encode {p} --ckpt {c} --out-dir {o} --quality 7", "quality 7.0; tiny has 1 to 3"),
-    ("encode {p} --ckpt {c}", "the command has 1 paths; wanted IN and OUT"),
+    ("encode {p} --ckpt {c}", "the command has 1 path; wanted IN and OUT"),
     ("encode {p}/a.png {p}/twin/a.png {o}.mlic --ckpt {c}", "the command has 3 paths"),
     ("encode --ckpt {c} --out-dir {o}", "the command has no paths"),
     ("encode {p}/empty --ckpt {c} --out-dir {o}", "empty: holds no image"),

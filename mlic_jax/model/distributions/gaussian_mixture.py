@@ -39,7 +39,7 @@ def _components(config) -> int:
 
 
 class Distribution(distributions.Distribution):
-  """The distribution of this module. The parameters are K scales, K - 1 offsets and K logarithms of weights."""
+  """Mixture of K Gaussians. The parameters are K scales, K - 1 offsets and K logarithms of weights."""
   num_shapes = 0
   not_portable = "each element has its own CDF row, which differs between machines"
 
