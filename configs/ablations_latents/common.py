@@ -1,12 +1,15 @@
 """The recipe of the ablation of nano on frozen latents: what is each distribution and each context worth?
 
     mlic-jax ablate --latents checkpoints/nano --data IMAGES --steps 400 --seeds 0 1 --workdir WORKDIR --configs \\
+        ablations_latents/nano ablations_latents/without_local ablations_latents/without_intra \\
+        ablations_latents/without_inter ablations_latents/without_channel ablations_latents/hyperprior
+    mlic-jax ablate --latents checkpoints/nano --data IMAGES --steps 400 --seeds 0 1 --workdir WORKDIR \\
+        --config.init_from=checkpoints/nano --config.learning_rate=1e-4 --config.muon_learning_rate=4e-4 --configs \\
         ablations_latents/nano ablations_latents/laplace ablations_latents/logistic \\
         ablations_latents/generalized_gaussian ablations_latents/generalized_gaussian_channel \\
-        ablations_latents/generalized_gaussian_element ablations_latents/gaussian_mixture \\
-        ablations_latents/without_local ablations_latents/without_intra ablations_latents/without_inter \\
-        ablations_latents/without_channel ablations_latents/hyperprior
+        ablations_latents/generalized_gaussian_element ablations_latents/gaussian_mixture
 
+The contexts are trained from the start, and the distributions from the parameters of nano.
 Each row changes one part of the first row, which is nano.
 """
 

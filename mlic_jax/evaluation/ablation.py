@@ -60,7 +60,7 @@ def ablate(files: Sequence[str | Path], data_dir: str | Path, num_steps: int, wo
       fit into the time of `num_steps` steps of the first config, at the speeds of that ablation.
     latents: a model directory. Only the entropy models are trained, on latents of its frozen transforms
       (training/latent_training.py). The loss is then the bits, psnr and bd_rate are None, and interrupted runs start
-      again.
+      again. A config with `init_from` starts with the parameters of that model directory that fit.
 
   ConfigError for configs that cannot be trained or compared, and for a workdir with runs of another budget; otherwise
   the errors of loop.train_and_evaluate.

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from mlic_jax.atomic_io import write_whole
-from mlic_jax.coding.checkpoint_io import Model
+from mlic_jax.coding.checkpoint_io import Model, load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.console import say
 from mlic_jax.data import loader as data
@@ -31,7 +31,8 @@ from mlic_jax.data.holdout import split
 from mlic_jax.errors import ConfigError
 from mlic_jax.model import entropy_model
 from mlic_jax.model.mlic import build, side_multiple
-from mlic_jax.training import preflight
+from mlic_jax.model.registry import custom_modules
+from mlic_jax.training import preflight, warm_start
 from mlic_jax.training.checkpoints import write_config
 from mlic_jax.training.metrics_buffer import NonFiniteLoss
 from mlic_jax.training.optimizer import make_optimizer
@@ -93,6 +94,8 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
   write_config(config, workdir / "config.json", preflight.environment())
   optimizer, key = make_optimizer(config), jax.random.PRNGKey(config.seed)
   params = {"slices": jax.jit(partial(entropy_model.init, codec))(key)}
+  if config.init_from:
+    params = warm_start.copy_matching(params, load_model(config.init_from, custom_modules(codec)).variables["params"])
   state = params, optimizer.init(params)
   y, z, gains = (jnp.asarray(each) for each in (cache.train.y, cache.train.z, cache.gains))
   lmbdas = jnp.asarray(config.lmbdas if codec.num_rates else [config.lmbda], jnp.float32)

@@ -28,6 +28,22 @@ def start_from(checkpoint: str, state: TrainState, model: CodecConfig) -> TrainS
   return state.replace(params=copy(), ema_params=None if state.ema_params is None else copy())
 
 
+def copy_matching(params: dict, others: dict) -> dict:
+  """Returns `params` with the values of `others` where paths and shapes agree, for comparisons of architectures.
+
+  A last axis may be longer than that of `others`: its first values are copied. So an entropy network with more outputs
+  predicts the same scales and means as before, and its other outputs are new."""
+  found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(others)}
+
+  def copied(path, leaf):
+    other = found.get(jax.tree_util.keystr(path))
+    if other is None or leaf.shape[:-1] != other.shape[:-1] or leaf.shape[-1:] < other.shape[-1:]:
+      return leaf
+    return leaf.at[..., :other.shape[-1]].set(other) if leaf.ndim else other
+
+  return jax.tree_util.tree_map_with_path(copied, params)
+
+
 def with_map(params: dict, initial: dict) -> dict:
   """Adds the selection map of `initial` to `params` unless they have one (model/selection_map.py)."""
   steps = {name: value for name, value in initial["slices"]["steps"].items() if name.startswith(selection_map.PREFIX)}

@@ -1,7 +1,9 @@
 """Tests of entropy models trained on the latents of a frozen codec, by `ablate --latents`."""
+import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from conftest import TINY, random_variables
@@ -12,7 +14,9 @@ from mlic_jax.__main__ import main
 from mlic_jax.coding.checkpoint_io import load_model, save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.config import CodecConfig
-from mlic_jax.training import latent_training
+from mlic_jax.model import entropy_model
+from mlic_jax.training import latent_training, warm_start
+from mlic_jax.training.config_schema import load_config
 
 SMALL = CodecConfig.from_dict(dict(TINY.to_dict(), transforms="unshuffled", widths=(16, 16), hyper_widths=(16, 16),
                                    contexts=(), entropy_widths=(16,), lrp_widths=(), num_rates=2))
@@ -71,6 +75,28 @@ def test_rows_are_the_bits_of_trained_entropy_models_and_finished_runs_are_read(
   assert main([*timed, "--steps", "20", "--equal-time", "out"]) == 0
   first, second = json.loads((tmp_path / "timed" / "ablation.json").read_text())["rows"]
   assert first["num_steps"] == 20 and second["num_steps"] > 0
+
+
+def test_a_config_with_init_from_starts_with_the_parameters_that_fit(command, tmp_path):
+  """A mixture has more outputs than the Gaussian of the checkpoint: its scales and means are those of the checkpoint."""
+  model = load_model("ckpt")
+  slices = model.variables["params"]["slices"]
+  mixture = dataclasses.replace(SMALL, distribution="gaussian_mixture", options=dict(mixture_components=2))
+  fresh = {"slices": entropy_model.init(mixture, jax.random.key(0))}
+  params = warm_start.copy_matching(fresh, model.variables["params"])["slices"]["steps"]
+  last, wide = slices["steps"]["entropy_anchor"]["conv1"]["kernel"], params["entropy_anchor"]["conv1"]["kernel"]
+  assert wide.shape[-1] * 2 == last.shape[-1] * 5
+  np.testing.assert_array_equal(wide[..., :last.shape[-1]], last)
+  np.testing.assert_array_equal(wide[..., last.shape[-1]:],
+                                fresh["slices"]["steps"]["entropy_anchor"]["conv1"]["kernel"][..., last.shape[-1]:])
+  np.testing.assert_array_equal(params["entropy_anchor"]["conv0"]["kernel"],
+                                slices["steps"]["entropy_anchor"]["conv0"]["kernel"])
+
+  assert main([*command, "--steps", "1", "--config.init_from=ckpt", "--config.learning_rate=1e-9"]) == 0
+  row = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"][0]
+  config = load_config("hyperprior.py", ["--config.data_dir=images"])
+  wanted = latent_training._evaluate(config, SMALL, latent_training.cache_latents(model, config), slices)
+  assert [rate["bpp"] for rate in row["rates"]] == pytest.approx([rate["bpp"] for rate in wanted], rel=1e-3)
 
 
 def test_the_bits_of_the_cached_latents_are_those_of_the_codec(command, tmp_path):
