@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from mlic_jax.evaluation.bd_rate import Curve, bd_rate
+from tools import results_page
 
 ROOT = Path(__file__).parent.parent
 QUALITIES = range(1, 7)
+MODELS = [path.name for path in sorted((ROOT / "checkpoints").iterdir())]
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +56,17 @@ def test_the_columns_of_published_curves_in_the_readme_are_marked(results):
   assert [cell.strip() for cell in header.split("|")[5:-1]] == wanted
 
 
-def test_every_file_is_within_1_percent_and_48_bytes_of_its_estimate(entries):
+def test_every_file_is_within_1_percent_and_80_bytes_of_its_estimate(entries):
   excess = [image["bytes"] - 1.01 * image["bpp_estimated"] * image["height"] * image["width"] / 8
             for entry in entries.values() for image in entry["images"]]
-  assert len(excess) == 144 and max(excess) < 48
+  assert len(excess) == 144 and max(excess) < 80
   assert f"1 % + {max(excess):.1f}" in (ROOT / "docs" / "coding.md").read_text()
 
 
-def test_every_slice_raises_the_mean_psnr_and_the_table_of_it_is_that_of_the_results(entries):
-  table = rows("docs/benchmarks/kodak.md", r"^\| [1-6] \| \d{4,5}, .*$")
+def test_every_slice_raises_the_mean_psnr(entries):
   for quality in QUALITIES:
     arrivals = entries[quality]["progressive_mean"][1:]
     assert all(before["psnr"] < after["psnr"] for before, after in zip(arrivals, arrivals[1:]))
-    assert table[quality] == [f"{arrival['bytes']:.0f}, {arrival['psnr']:.2f}" for arrival in arrivals]
 
 
 def test_the_bd_rates_of_the_readme_are_those_of_the_results(results):
@@ -76,31 +76,27 @@ def test_the_bd_rates_of_the_readme_are_those_of_the_results(results):
   assert cells == [f"{bd_rate(curves['nano'], curves[name])['percent']:+.1f} %" for name in BESIDE]
 
 
-def test_the_bd_rates_on_the_page_of_kodak_are_those_of_the_results(results):
-  page = (ROOT / "docs" / "benchmarks" / "kodak.md").read_text()
-  found = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in re.findall(r"^\| [A-Z].* % \|.*$", page, re.M)}
-  for metric, column in (("psnr", 0), ("ms_ssim", 1)):
-    curves = {curve["name"]: Curve(curve["name"], np.array(curve["bpp"]), np.array(curve["db"]))
-              for curve in results["curves"] if curve["metric"] == metric}
-    for name in set(curves) - {"nano"}:
-      row = next((cells for label, cells in found.items() if label.split(",")[0] == name), None)
-      if row and row[column].strip():
-        assert row[column].strip() == f"{bd_rate(curves['nano'], curves[name])['percent']:+.1f} %", name
-  assert len(found) == 11
+@pytest.mark.parametrize("model", MODELS)
+def test_the_page_of_a_model_is_what_the_command_writes_from_its_results(model):
+  found = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/results").glob(f"{model}_kodak*.json")}
+  written = results_page.page(found[f"{model}_kodak"], found.get(f"{model}_kodak_refined"))
+  assert (ROOT / "docs/benchmarks" / f"{model}_kodak.md").read_text() == written
 
 
-def test_refining_saves_what_the_readme_says_and_no_picture_loses():
+@pytest.mark.parametrize("model", MODELS)
+def test_the_results_are_those_of_the_model_in_the_repository(model):
+  found = json.loads((ROOT / f"docs/results/{model}_kodak.json").read_text())
+  config = json.loads((ROOT / "checkpoints" / model / "config.json").read_text())
+  assert {entry["fingerprint"] for entry in found["checkpoints"]} == {config["fingerprint"]}
+  assert config["fingerprint"] in (ROOT / "checkpoints" / model / "README.md").read_text()
+
+
+def test_latent_optimization_saves_what_the_readme_says_and_improves_every_image():
   found = json.loads((ROOT / "docs" / "results" / "nano_kodak_refined.json").read_text())
   curves = psnr_curves(found)
   percent = bd_rate(curves["nano, refined 100"], curves["nano"])["percent"]
   assert percent <= -8 and f"{percent:.1f} %" in (ROOT / "README.md").read_text()
   of = {(entry["name"], entry["quality"]): entry for entry in found["checkpoints"]}
-  table = rows("docs/benchmarks/kodak.md", r"^\| [1-6] \| [01]\.\d{4} \| .*$")
-  for quality in QUALITIES:
-    (bpp, psnr), (fewer, better) = [(of[name, quality]["mean"]["bpp"], of[name, quality]["mean"]["psnr"])
-                                    for name in ("nano", "nano, refined 100")]
-    assert table[quality] == [f"{bpp:.4f}", f"{fewer:.4f}", f"{100 * (fewer / bpp - 1):+.1f} %",
-                              f"{psnr:.2f}", f"{better:.2f}", f"{better - psnr:+.2f}"]
   pairs = [(of["nano, refined 100", quality]["refine"]["lmbda"], *images) for quality in QUALITIES
            for images in zip(of["nano, refined 100", quality]["images"], of["nano", quality]["images"], strict=True)]
   loss = lambda lmbda, image: image["bpp"] + lmbda * image["mse"]

@@ -56,8 +56,9 @@ def optimization_record(codec, quality: float | None) -> dict[str, Any] | None:
 
 def entry_fields(codec, quality: float | None) -> dict[str, Any]:
   """Returns the fields of an entry that describe the codec."""
-  return {"name": codec.name, "plain_name": codec.model_name, "quality": quality, "config": codec.config.to_dict(),
-          "skip": codec.options.skip, "refine": optimization_record(codec, quality)}
+  return {"name": codec.name, "plain_name": codec.model_name, "fingerprint": codec.fingerprint.hex(),
+          "quality": quality, "config": codec.config.to_dict(), "skip": codec.options.skip,
+          "refine": optimization_record(codec, quality)}
 
 
 def evaluate_codec(codec, qualities: Sequence[float | None], images: Dataset, *, estimated: bool = False,

@@ -1,6 +1,7 @@
 """The evaluation of `mlic-jax eval`: its order of events, and the files that it writes."""
 import argparse
 import contextlib
+import datetime
 import functools
 import os
 from collections.abc import Callable
@@ -111,7 +112,8 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
     finally:
       workers.shutdown(cancel_futures=True)
 
-    about = {"data": images.title, "number_of_images": images.size, "estimate": arguments.estimate,
+    about = {"date": datetime.date.today().isoformat(), "version": mlic_jax.__version__,
+             "data": images.title, "number_of_images": images.size, "estimate": arguments.estimate,
              "coder": None if arguments.estimate else coder, "skip": arguments.skip,
              "refine": arguments.refine, "device": jax.devices()[0].device_kind, "published": None}
     if published:

@@ -78,7 +78,7 @@ def test_rows_are_the_bits_of_trained_entropy_models_and_finished_runs_are_read(
 
 
 def test_a_config_with_init_from_starts_with_the_parameters_that_fit(command, tmp_path):
-  """A mixture has more outputs than the Gaussian of the checkpoint: its scales and means are those of the checkpoint."""
+  """A mixture has more outputs than the Gaussian of the checkpoint; its scales and means are the same at first."""
   model = load_model("ckpt")
   slices = model.variables["params"]["slices"]
   mixture = dataclasses.replace(SMALL, distribution="gaussian_mixture", options=dict(mixture_components=2))
