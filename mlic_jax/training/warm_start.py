@@ -5,7 +5,7 @@ import jax
 from mlic_jax.coding.checkpoint_io import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
-from mlic_jax.model import selection_map
+from mlic_jax.model import distributions, registry, selection_map
 from mlic_jax.model.mlic import MLIC, build
 from mlic_jax.model.registry import custom_modules
 from mlic_jax.training.step import TrainState
@@ -14,15 +14,19 @@ from mlic_jax.training.step import TrainState
 def start_from(checkpoint: str, state: TrainState, model: CodecConfig) -> TrainState:
   """Returns `state` with the parameters of a model directory, for example of another lambda; the optimizer is new.
 
-  If the model directory has no selection map, that of `state` stays. The directory may name the custom modules of
-  `model`, the config of the run, and no others. ConfigError for parameters of another architecture."""
-  params = with_map(load_model(checkpoint, custom_modules(model)).variables["params"], state.params)
+  If the model directory has no selection map, that of `state` stays, and likewise the parameters of channels of another
+  distribution. The directory may name the custom modules of `model`, the config of the run, and no others. ConfigError
+  for parameters of another architecture."""
+  found = load_model(checkpoint, custom_modules(model))
+  params = with_map(found.variables["params"], state.params)
+  if _distribution(found.config) != _distribution(model):
+    params = with_distribution(params, state.params)
   shapes = lambda tree: {jax.tree_util.keystr(path): leaf.shape for path, leaf in
                          jax.tree_util.tree_leaves_with_path(tree)}
-  found, wanted = shapes(params), shapes(state.params)
-  for name in sorted(found.keys() | wanted.keys()):
-    if found.get(name) != wanted.get(name):
-      raise ConfigError(f"init_from={checkpoint}: parameter {name} has shape {found.get(name, 'none')}; "
+  given, wanted = shapes(params), shapes(state.params)
+  for name in sorted(given.keys() | wanted.keys()):
+    if given.get(name) != wanted.get(name):
+      raise ConfigError(f"init_from={checkpoint}: parameter {name} has shape {given.get(name, 'none')}; "
                         f"wanted {wanted.get(name, 'none')} for this config")
   copy = lambda: jax.tree.map(jax.numpy.array, params)
   return state.replace(params=copy(), ema_params=None if state.ema_params is None else copy())
@@ -48,6 +52,19 @@ def with_map(params: dict, initial: dict) -> dict:
   """Adds the selection map of `initial` to `params` unless they have one (model/selection_map.py)."""
   steps = {name: value for name, value in initial["slices"]["steps"].items() if name.startswith(selection_map.PREFIX)}
   return params | {"slices": {"steps": steps | params["slices"]["steps"]}}
+
+
+def with_distribution(params: dict, initial: dict) -> dict:
+  """Replaces the parameters of the distribution of y by those of `initial`, or removes them if it has none."""
+  name = "distribution_parameters"   # the submodule of model/slices.py
+  steps = {key: value for key, value in params["slices"]["steps"].items() if key != name}
+  own = {key: value for key, value in initial["slices"]["steps"].items() if key == name}
+  return params | {"slices": {"steps": steps | own}}
+
+
+def _distribution(config: CodecConfig) -> tuple[str, dict]:
+  """Returns what the parameters of a distribution depend on: its name and its options."""
+  return config.distribution, registry.options(config, distributions.find(config.distribution))
 
 
 def load_teacher(config, student: CodecConfig) -> tuple[MLIC | None, dict | None]:

@@ -1,4 +1,5 @@
 """Tests of a training step: splitting a batch over devices and over time changes nothing."""
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ from conftest import TINY, random_variables
 from helpers.linear_stub import StandIn
 from helpers.small_training import small_config  # noqa: F401 (a fixture)
 
+from mlic_jax.coding import calibration
+from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.training import parallel, warm_start
@@ -100,6 +103,26 @@ def test_a_training_starts_from_the_parameters_of_a_checkpoint(config, tiny_chec
   short = dict(blank, h_a=dict(blank["h_a"], conv0=dict(kernel=np.zeros((3, 3, 8, 16)), bias=np.zeros(16))))
   with pytest.raises(ConfigError, match=r"\['h_a'\]\['conv0'\]\['kernel'\] has shape \(3, 3, 32, 16\); wanted "):
     warm_start.start_from(str(tiny_checkpoint), TrainState(0, short, None, None, None), TINY)
+
+
+def test_a_training_starts_from_a_checkpoint_with_another_distribution(tmp_path):
+  """The networks are those of the checkpoint. The parameters of channels are too if the distribution is the same."""
+  calibrated = calibration.calibrated_config(TINY)
+  other = dataclasses.replace(calibrated, options=dict(calibrated.options, shapes=(1.0, 2.0)))
+  params = {config: random_variables(config)["params"] for config in (TINY, calibrated, other)}
+  for config in TINY, calibrated:
+    save_model(tmp_path / config.distribution, config, {"params": params[config]})
+  for config, checkpoint, own in ((TINY, calibrated, True), (calibrated, TINY, True), (calibrated, calibrated, False),
+                                  (other, calibrated, True)):
+    blank = jax.tree.map(np.zeros_like, params[config])
+    state = TrainState(0, blank, None, None, None)
+    steps = warm_start.start_from(str(tmp_path / checkpoint.distribution), state, config).params["slices"]["steps"]
+    given, wanted = params[checkpoint]["slices"]["steps"], blank["slices"]["steps"]
+    jax.tree.map(np.testing.assert_array_equal, steps["entropy_anchor"], given["entropy_anchor"])
+    assert jax.tree.structure(steps) == jax.tree.structure(wanted)
+    source = wanted if own else given
+    for name, value in steps.get("distribution_parameters", {}).items():
+      np.testing.assert_array_equal(value, source["distribution_parameters"][name])
 
 
 def test_a_teacher_of_other_rates_is_refused(config, tiny_checkpoint):
