@@ -2,6 +2,7 @@
 
     python benchmarks/tiles.py --ckpt checkpoints/nano --data IMAGES --size 3840x2160 --tiles 0,1024
     python benchmarks/tiles.py --ckpt checkpoints/nano --data IMAGES --size 12288x8192 --region 5000,3000,512,512
+    python benchmarks/tiles.py --ckpt checkpoints/nano --data IMAGES --size 3840x2160 --differences 50
     python benchmarks/tiles.py --count nano --size 3840x2160 --tiles 1024
 
 The image is a mosaic of photographs. Every command runs twice, and the last run counts: the first one compiles.
@@ -9,6 +10,7 @@ CPU time is that of all cores together, with the start of Python. --count compar
 image in tiles with those of the whole image, as XLA counts them.
 """
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from mlic_jax.coding.tile_grid import Box, TileGrid, tile_sides
 from mlic_jax.coding.tiled_format import TiledFile
 from mlic_jax.data.image_io import list_images, load_image
 
+BORDER = 8   # pixels on each side of a border of tiles
+
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,6 +38,8 @@ def main() -> None:
                       "%(default)s.")
   parser.add_argument("--quality", help="Encode at this quality of a variable-rate model. Default: the middle.")
   parser.add_argument("--runs", type=int, default=2, help="Run each command so often. Default: %(default)s.")
+  parser.add_argument("--differences", type=int, metavar="N", help="Compare N regions with the whole image, and pixels "
+                      "of tiles with those of one synthesis, and measure nothing else. Default: off.")
   parser.add_argument("--region", help="Also decode this region, as X,Y,W,H. Default: none.")
   args = parser.parse_args()
   if args.count:
@@ -43,6 +49,10 @@ def main() -> None:
   if not (args.ckpt and args.data):
     parser.error("--ckpt and --data are required without --count")
   width, height = map(int, args.size.split("x"))
+  if args.differences:
+    for tile in filter(None, map(int, args.tiles.split(","))):
+      compare(args.ckpt, mosaic(args.data, height, width), args.quality and float(args.quality), tile, args.differences)
+    return
   with tempfile.TemporaryDirectory() as folder:
     source = Path(folder) / "image.png"
     image = mosaic(args.data, height, width)
@@ -104,6 +114,43 @@ def region_bytes(ckpt: Path, coded: Path, region: str) -> int:
     tiled = TiledFile(file)
     Codec.load(ckpt).open_tiled(tiled).decode(Box(y, x, y + height, x + width))
   return tiled.bytes_read
+
+
+def compare(ckpt: Path, image: np.ndarray, quality: float | None, tile: int, count: int) -> None:
+  """Prints the largest differences in levels: of regions from the whole image, and of tiles from one synthesis."""
+  import jax
+
+  from mlic_jax.coding.codec import Codec
+  from mlic_jax.coding.jit_functions import to_uint8
+  codec, rng = Codec.load(ckpt).with_options(tile=tile), np.random.default_rng(0)
+  blob, decoded, _ = codec.encode_with_bits(image, quality)
+  differences = [difference_of_region(codec, blob, decoded, rng, *kind) for kind in itertools.islice(
+      itertools.cycle(itertools.product(range(3), repeat=2)), count)]
+  print(f"{count} regions, of which {differences.count(0)} are those of the whole image; largest difference "
+        f"{max(differences)} levels")
+  tiles, model, (height, width) = codec.tiles, codec.coder.module, image.shape[:2]
+  grid, quality = tiles.grid_of(image, tile), codec.choose_quality(quality)
+  padded = np.pad(image, ((0, grid.extent.bottom - height), (0, grid.extent.right - width), (0, 0)), mode="edge")
+  y_hat = np.round(np.asarray(codec.coder.analyze(padded, quality).y)[0])
+  whole = np.asarray(jax.jit(lambda y_hat: to_uint8(model.apply(
+      codec.variables, y_hat, quality, method="synthesize")))(y_hat[None]))[0][:height, :width]
+  stride = len(padded) // len(y_hat)
+  parts = {number: y_hat[grid.coarser(stride).box(number).slices] for number in range(grid.num_tiles)}
+  difference = np.abs(tiles.synthesize(grid, quality, parts).astype(int) - whole)
+  rows, columns = (np.minimum(np.arange(side) % length, -np.arange(side) % length) < BORDER
+                   for side, length in zip((height, width), grid[2:]))
+  for place, mask in ("borders of tiles", rows[:, None] | columns), ("elsewhere", ~(rows[:, None] | columns)):
+    print(f"synthesis, {place}: largest difference {difference[mask].max()} levels, in "
+          f"{np.mean(difference[mask] > 0):.2e} of the values")
+
+
+def difference_of_region(codec, blob: bytes, decoded: np.ndarray, rng: np.random.Generator, *kind: int) -> int:
+  """The largest difference of a random region; `kind` puts it at the start (0), at the end (1) or anywhere (2)."""
+  sizes = [int(rng.integers(1, min(side, 512) + 1)) for side in decoded.shape[:2]]
+  y, x = ((0, side - size, int(rng.integers(0, side - size + 1)))[which]
+          for which, side, size in zip(kind, decoded.shape, sizes))
+  region = codec.decode_region(blob, x, y, sizes[1], sizes[0])
+  return int(np.abs(region.astype(int) - decoded[y:y + sizes[0], x:x + sizes[1]]).max())
 
 
 def count(name: str, height: int, width: int, tile: int) -> None:

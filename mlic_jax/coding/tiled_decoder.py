@@ -11,7 +11,7 @@ from mlic_jax.coding.latent_coder import Job
 from mlic_jax.coding.tile_batches import batches
 from mlic_jax.coding.tile_grid import Box
 from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress
-from mlic_jax.coding.tiled_format import TiledFile
+from mlic_jax.coding.tiled_format import PARTIAL_HINT, TiledFile
 from mlic_jax.model.mlic import side_multiple
 
 
@@ -145,7 +145,7 @@ class TiledDecoder:
     name = self._file.name(number)
     self._error = str(error) if str(error).startswith(name) else f"{name}: {error}"
     if not self._partial:
-      raise BitstreamError(self._error)
+      raise BitstreamError(f"{self._error}{PARTIAL_HINT}")
     self._report(self._error)
 
 

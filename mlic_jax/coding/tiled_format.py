@@ -57,6 +57,8 @@ def write(content: Bitstream, tiles: Sequence[bytes]) -> bytes:
   checksum = INDEX_CHECKSUM.pack(zlib.crc32(head + index))
   return b"".join([head, bitstream.pack_profile(head, content), index, checksum, *tiles])
 
+PARTIAL_HINT = "; --partial (in Python partial=True) decodes the other tiles"
+
 
 class TiledFile:
   """A tiled file that is read tile by tile.
@@ -106,7 +108,7 @@ class TiledFile:
     if self._offsets[-1] > self.num_bytes and not partial:
       number = next(n for n, end in enumerate(self._offsets[1:]) if end > self.num_bytes)
       raise BitstreamError(f"the file is truncated: it has {self.num_bytes} bytes, and {self.name(number)} is "
-                           "incomplete")
+                           f"incomplete{PARTIAL_HINT}")
 
   def read_tile(self, number: int, partial: bool = False) -> Bitstream:
     """Reads the content of a tile, like a file of its size.

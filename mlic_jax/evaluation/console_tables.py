@@ -80,7 +80,8 @@ def number(value, form: str = "") -> str:
 def cost_line(each: dict) -> str:
   seconds = ""
   if each["encode_s"] is not None:
-    seconds = f", {each['encode_s']:.2f} s to encode, {each['decode_s']:.2f} s to decode"
+    seconds = (f", {each['encode_s']:.2f} s to encode, {each['decode_s']:.2f} s to decode, "
+               f"{each['encode_s_per_megapixel']:.2f} and {each['decode_s_per_megapixel']:.2f} s per megapixel")
   if each["first_run"]:
     seconds += f" (the first time {each['first_run']['encode_s']:.1f} and {each['first_run']['decode_s']:.1f} s)"
   return (f"{each['name']}: {each['parameters'] / 1e6:.2f} M live parameters, {each['kmacs_per_pixel']:.1f} kMACs/pixel"

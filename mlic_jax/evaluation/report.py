@@ -230,6 +230,8 @@ def _costs(results: dict[str, Any]) -> str:
              "of the decoder": lambda each: _number(each["kmacs_per_pixel_decoder"], ".1f"),
              "encode, s": lambda each: _number(each["encode_s"], ".2f"),
              "decode, s": lambda each: _number(each["decode_s"], ".2f"),
+             "encode, s per megapixel": lambda each: _number(each["encode_s_per_megapixel"], ".2f"),
+             "decode, s per megapixel": lambda each: _number(each["decode_s_per_megapixel"], ".2f"),
              "first encode, s": first("encode_s"), "first decode, s": first("decode_s"),
              "peak memory, MiB": lambda each: f"{each['peak_memory_bytes'] / 2**20:.0f}",
              "device": lambda each: each["device"]}

@@ -99,6 +99,7 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
         for (path, codec), each in zip(loaded, qualities):
           key = runner.codec_key(codec, arguments.estimate)
           is_missing, on_coded = extra_measurements(codec, key, report_images, progressive)
+          codec_cost.restart_peak_memory()
           entries = runner.evaluate_codec(
               codec, each, images, estimated=arguments.estimate, cache=cache, workers=workers,
               advance=progress_counter(progress, codec.name, images.size * len(each), codec), is_missing=is_missing,

@@ -56,7 +56,7 @@ class ShapeCache:
       dropped = [self._cache.popitem(last=False) for _ in range(len(self._cache) - MAX_SIZES)]
     if dropped:
       dropped.clear()  # frees them, unless a thread is running one
-      _trim_memory()
+      trim_memory()
     return compiled
 
   def is_cached(self, shape: tuple[int, ...], module=None) -> bool:
@@ -99,7 +99,7 @@ def shape_cached(**options: Any) -> Callable[[Callable], ShapeCache]:
   return lambda function: ShapeCache(function, **options)
 
 
-def _trim_memory() -> None:
+def trim_memory() -> None:
   """Return freed memory to the system, which glibc delays."""
   if platform.libc_ver()[0] == "glibc":
     ctypes.CDLL(None).malloc_trim(0)

@@ -199,7 +199,7 @@ def with_damage(blob, number, place):
 def test_a_damaged_tile_costs_that_tile_and_a_rim_of_its_neighbors(codec, coded):
   blob, predicted = coded
   damaged = with_damage(blob, 14, 3)
-  with pytest.raises(BitstreamError, match=r"tile 15 of 30 \(row 3, column 3\): it is damaged: .*hyperprior"):
+  with pytest.raises(BitstreamError, match=r"tile 15 of 30 \(row 3, column 3\): .*hyperprior.*; --partial"):
     codec.decode(damaged)
   lines = []
   decoded = codec.decode(damaged, partial=True, report=lines.append)
@@ -216,7 +216,7 @@ def test_a_damaged_tile_costs_that_tile_and_a_rim_of_its_neighbors(codec, coded)
 
 def test_a_file_that_ends_early_decodes_as_far_as_it_goes(codec, coded):
   blob, predicted = coded
-  with pytest.raises(BitstreamError, match=r"truncated: .* tile \d+ of 30 .* is incomplete"):
+  with pytest.raises(BitstreamError, match=r"truncated: .* tile \d+ of 30 .* is incomplete; --partial \(in"):
     codec.decode(blob[:-300])
   lines = []
   decoded = codec.decode(blob[:-300], partial=True, report=lines.append)

@@ -117,6 +117,10 @@ def test_the_cost_has_time_with_and_without_compilation_and_the_size(run, result
   cost, = results()["costs"]
   assert cost["parameters"] > cost["parameters_decoder"] > 0 and cost["kmacs_per_pixel"] > 0
   assert cost["encode_s"] > 0 and cost["first_run"]["decode_s"] > 0 and cost["peak_memory_bytes"] > 2**20
+  images = [image for entry in results()["checkpoints"] for image in entry["images"]]
+  pixels = sum(image["height"] * image["width"] for image in images)
+  for field in "encode_s", "decode_s":
+    assert cost[f"{field}_per_megapixel"] == pytest.approx(1e6 * sum(image[field] for image in images) / pixels)
   assert cost["device"]
 
 
@@ -135,7 +139,8 @@ def without_times(results):
   """results.json without fields that differ between runs."""
   if isinstance(results, dict):
     return {key: without_times(value) for key, value in results.items()
-            if key not in ("encode_s", "decode_s", "first_run", "peak_memory_bytes")}
+            if key not in ("encode_s", "decode_s", "encode_s_per_megapixel", "decode_s_per_megapixel", "first_run",
+                           "peak_memory_bytes")}
   return [without_times(each) for each in results] if isinstance(results, list) else results
 
 
