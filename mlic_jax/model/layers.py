@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mlic_jax.kernels.channel_product import channel_product
 from mlic_jax.kernels.convolution import conv2d, depthwise_conv, padding
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.initializers import normal
@@ -183,7 +184,7 @@ class GDN(nn.Module):
     gamma = parameter(self, "gamma", lambda _, shape: stored(0.1 * jnp.eye(*shape)), (channels, channels))  # (out, in)
     beta = lower_bound(beta, (1e-6 + pedestal)**0.5)**2 - pedestal
     gamma = lower_bound(gamma, pedestal**0.5)**2 - pedestal
-    norm = jnp.einsum("bhwi,oi->bhwo", x**2, gamma.astype(x.dtype)) + beta.astype(x.dtype)
+    norm = channel_product(x**2, gamma.astype(x.dtype)) + beta.astype(x.dtype)
     return x * (jnp.sqrt(norm) if self.inverse else jax.lax.rsqrt(norm))
 
 
