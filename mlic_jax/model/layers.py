@@ -1,5 +1,6 @@
 """Convolutions and transposed convolutions with the padding of PyTorch, GDN, residual blocks. Arrays are NHWC."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -255,12 +256,20 @@ class Gate(nn.Module):
 
 
 class ConvStack(nn.Module):
-  """Convolutions of the widths `features` with GELU between them, (B, H, W, C) -> (B, H, W, features[-1])."""
+  """Convolutions of the widths `features` with GELU between them, (B, H, W, C) -> (B, H, W, features[-1]).
+
+  `last_precision` is the matmul precision of the last convolution, as in jax.default_matmul_precision; None is that of
+  the caller, which all others have.
+  """
   features: Sequence[int]
   kernel_size: int = 3
+  last_precision: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, live: jax.Array | np.ndarray | None = None) -> jax.Array:
     for i, features in enumerate(self.features):
-      x = Conv(features, self.kernel_size, name=f"conv{i}")(gelu(x) if i else x, live if i == 0 else None)
+      conv = Conv(features, self.kernel_size, name=f"conv{i}")
+      is_other = i == len(self.features) - 1 and self.last_precision is not None
+      with jax.default_matmul_precision(self.last_precision) if is_other else contextlib.nullcontext():
+        x = conv(gelu(x) if i else x, live if i == 0 else None)
     return x

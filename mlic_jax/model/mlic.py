@@ -49,7 +49,8 @@ class MLIC(nn.Module):
     remat: rematerialize blocks and slices in the gradient, to save memory.
     transform_precision: matmul precision of g_a, g_s and h_a, as in jax.default_matmul_precision. None is that of the
       caller, which is bfloat16 on TPUs and TF32 on recent GPUs unless JAX is configured otherwise.
-    entropy_precision: matmul precision of the entropy path in `code`, as in jax.default_matmul_precision.
+    entropy_precision: matmul precision of the entropy path in `code`, as in jax.default_matmul_precision. Layers that
+      return means, scales and residual predictions have full precision.
     scan_unroll: slices per iteration of the scan over slices. 0 means all of them for gradients on CPU, where the
       gradient of a rolled loop is slow, and 1 otherwise. Results differ by rounding only.
     packed: the scan over slices reads and writes a few vectors in place of many arrays, for training on GPUs

@@ -25,6 +25,9 @@ from mlic_jax.model.layers import ConvStack
 from mlic_jax.model.likelihoods import scale_index, scale_level
 from mlic_jax.model.quantizers import ROUNDING, Quantizer
 
+# Matmul precision of the layers that return means, scales and residual predictions, in every training.
+OUTPUT_PRECISION = "highest"
+
 
 class Prior(NamedTuple):
   """Prior of the elements that a pass codes, packed (B, h, w/2, Cs)."""
@@ -84,11 +87,12 @@ class SliceStep(nn.Module):
     if self.distribution.channel_parameters:
       self.distribution_parameters = ChannelParameters(self.distribution.channel_parameters, config.slice_channels)
     out = (*config.entropy_widths, self.distribution.outputs * config.slice_channels)
-    self.entropy_anchor = ConvStack(out, kernel_size=1)
-    self.entropy_nonanchor = ConvStack(out, kernel_size=1)
+    self.entropy_anchor = ConvStack(out, kernel_size=1, last_precision=OUTPUT_PRECISION)
+    self.entropy_nonanchor = ConvStack(out, kernel_size=1, last_precision=OUTPUT_PRECISION)
     if config.lrp_widths:
-      self.lrp_anchor = ConvStack((*config.lrp_widths, config.slice_channels))
-      self.lrp_nonanchor = ConvStack((*config.lrp_widths, config.slice_channels))
+      widths = (*config.lrp_widths, config.slice_channels)
+      self.lrp_anchor = ConvStack(widths, last_precision=OUTPUT_PRECISION)
+      self.lrp_nonanchor = ConvStack(widths, last_precision=OUTPUT_PRECISION)
     if selection_map.has_map(config):
       if selection_map.options(config)["selection_spatial"]:
         self.map_both = selection_map.SpatialSelectionMap(config)

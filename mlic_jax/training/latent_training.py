@@ -114,7 +114,8 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
     latents, hyper = y[crop] * gains[rate][:, None, None], _hyper(cache.model, variables, z[rate, crop])
 
     def loss(params):
-      bits = entropy_model.predict(codec, params["slices"], hyper, latents, noise, scan_unroll=scan_unroll).bits
+      bits = entropy_model.predict(codec, params["slices"], hyper, latents, noise, scan_unroll=scan_unroll,
+                                   precision=config.entropy_precision).bits
       bpp = bits.sum((1, 2, 3)) / cache.train.pixels
       return (weights * bpp).mean(), bpp.mean()
 

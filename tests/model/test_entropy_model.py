@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, random_variables
+from helpers.lowered_equations import equations_on, products
 
 from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.config import CodecConfig
@@ -39,6 +40,13 @@ def test_predict_gives_what_the_codec_gives(variables):
   assert coded.mean.shape == coded.scale.shape == y.shape and coded.scale.min() >= 0.11 - 1e-6
   # y_hat is the rounded symbol on top of the mean, and at most half a step of residual prediction.
   assert np.abs(coded.y_hat - (np.round(y - coded.mean) + coded.mean)).max() <= 0.5
+
+
+@pytest.mark.parametrize("precision, found", [("highest", {"HIGHEST"}), ("default", {"DEFAULT", "HIGHEST"})])
+def test_predict_multiplies_in_the_precision_that_it_is_given(variables, precision, found):
+  y, hyper = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 4, 4, 2 * TINY.M))
+  run = lambda y: entropy_model.predict(TINY, variables["params"]["slices"], hyper, y, precision=precision).bits
+  assert {each.name for each in products(equations_on(jax.make_jaxpr(run)(y), "tpu"))} == found
 
 
 @pytest.mark.parametrize("key", [None, jax.random.key(3)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, random_variables
-from helpers.lowered_equations import equations_on, products
+from helpers.lowered_equations import equations_on, named, products
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
@@ -96,6 +96,16 @@ def test_the_precision_of_the_entropy_path_is_an_option_of_training_and_not_of_c
     # The gains of a rate and g_s are outside the entropy path.
     assert products(equations_on(jax.make_jaxpr(scan)(y, z), "tpu")) == {highest, in_training}
     assert products(equations_on(jax.make_jaxpr(coding)(z), "tpu")) == {highest}
+
+
+def test_a_low_precision_of_the_entropy_path_leaves_out_the_last_layers(variables):
+  model = build(TINY, entropy_precision="default", transform_precision="high")
+  y, z, cs = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 1, 1, TINY.N)), TINY.slice_channels
+  bits = lambda y, z: model.apply(variables, y, z, 2.0, method="code").y_bits.sum()
+  found = named(equations_on(jax.make_jaxpr(bits)(y, z), "tpu"), "conv_general_dilated")
+  in_full = [each.outvars[0].aval.shape[-1] for each in found
+             if each.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2]
+  assert sorted(in_full) == [cs, cs, 2 * cs, 2 * cs]  # two networks for residuals, and two for means and scales
 
 
 def test_rematerialization_changes_the_memory_and_not_the_gradient(x):
