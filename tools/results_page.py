@@ -33,9 +33,8 @@ def page(results: dict[str, Any], refined: dict[str, Any] | None = None) -> str:
            "The other columns are the PSNR in dB at the same rate. Columns with † are published results.", ""]
   if read_curves(results, "ms_ssim"):
     lines += ["MS-SSIM, in dB:", "", *rd_table(results, "ms_ssim"), ""]
-  low, high = entries[0]["mean"]["psnr"], entries[-1]["mean"]["psnr"]
   files = sum(len(entry["images"]) for entry in entries)
-  lines += [f"BD-rates (pchip, mean curves, {low:.1f} to {high:.1f} dB):", "", *_bd_table(results), "",
+  lines += [f"BD-rates of {name} (pchip, mean curves):", "", *_bd_table(results), "",
             f"Each of the {files} files is at most 1 % + {excess(results):.1f} bytes longer than the model's estimate.",
             "", *_costs(results), "", *_progressive(entries)]
   if refined:
