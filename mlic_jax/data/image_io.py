@@ -46,10 +46,11 @@ __all__ = ["EXTENSIONS", "FORMATS", "LOSSLESS", "MODES", "PIXELS_MAX", "ImageErr
            "to_loaded_image"]
 
 HALF_LEVEL = 1 / 510  # half of a uint8 level, for images in [0, 1]
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
+              ".pbm", ".pnm")
 # Extensions of image files that are not supported, and reported if they are in a folder.
-NOT_READ = (".gif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".psd", ".tga", ".ppm", ".pgm", ".pnm", ".exr",
-            ".hdr", ".svg", ".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw")
+NOT_READ = (".gif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".psd", ".tga", ".exr", ".hdr",
+            ".svg", ".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw")
 
 # Lossless formats of save_image.
 DEFLATED_TIFF = ("TIFF", {"compression": "tiff_deflate"})

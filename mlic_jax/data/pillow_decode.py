@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 PIXELS_MAX = 512 * 10**6  # limit for an image of any format; the codec needs some hundred bytes per pixel
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")                   # for all extensions
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")            # for all extensions
 HEIC = "HEIF"                                                      # name of the format in Pillow, with pillow-heif
 HEIC_EXTENSIONS = (".heic", ".heif")
 HEIC_NOT_READ = "HEIC, which needs pip install pillow-heif"
@@ -151,6 +151,9 @@ def _bits_per_channel(image: Image.Image) -> int:
   """Return the bits per channel in the file, from raw mode or tags. Pillow opens 16-bit RGB as 8-bit silently."""
   if hasattr(image, "tag_v2"):                       # an opened TIFF
     return max(image.tag_v2.get(BITS, (1,)))
+  if image.format == "PPM" and image.mode != "F":    # Pillow scales all largest values to 255, or to 65535 in mode I
+    largest = [args[1] for *_, args in image.tile if isinstance(args, tuple)]
+    return max(each.bit_length() for each in largest or [0xffff if image.mode == "I" else 0xff])
   if image.mode in ("I", "F"):
     return 32
   if image.format == HEIC:                           # Pillow opens all depths as 8 bits

@@ -310,3 +310,20 @@ def test_an_image_is_read_as_pillow_opens_it(tmp_path):
   cut.write_bytes(path.read_bytes()[:60])
   with pytest.raises(ImageError, match="^the image: cannot be read as an image"):
     to_loaded_image(Image.open(cut))
+
+
+@pytest.mark.parametrize("header, values, expected", [
+    (b"P6 2 1 255\n", bytes([0, 7, 255, 1, 2, 3]), [[0, 7, 255], [1, 2, 3]]),
+    (b"P6 2 1 15\n", bytes([0, 7, 15, 1, 2, 3]), [[0, 119, 255], [17, 34, 51]]),
+    (b"P5 2 1 255\n", bytes([9, 200]), [[9] * 3, [200] * 3]), (b"P2 2 1 255\n", b"9 200", [[9] * 3, [200] * 3]),
+    (b"P4 2 1\n", b"\x40", [[255] * 3, [0] * 3])])
+def test_ppm_pgm_and_pbm_are_read(header, values, expected):
+  np.testing.assert_array_equal(load_image(io.BytesIO(header + values)), np.uint8([expected]))
+
+
+@pytest.mark.parametrize("header, size, message", [
+    (b"P6 2 1 65535\n", 12, "16 bits per channel"), (b"P6 2 1 1023\n", 12, "10 bits per channel"),
+    (b"P5 2 1 65535\n", 4, "bits per channel"), (b"Pf 2 1 -1.0\n", 8, "32 bits per channel")])
+def test_ppm_of_more_than_8_bits_is_refused(header, size, message):
+  with pytest.raises(ImageError, match=message):
+    load_image(io.BytesIO(header + bytes(size)))
