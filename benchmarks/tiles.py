@@ -159,7 +159,7 @@ def count(name: str, height: int, width: int, tile: int) -> None:
   Those of encoder and decoder are of transforms and entropy model, with what the tiles have beyond the image."""
   import jax
 
-  from mlic_jax.coding import analysis_stages, layer_crops, receptive_field, tile_functions
+  from mlic_jax.coding import analysis_stages, layer_crops, receptive_field, tile_functions, tiled_analysis
   from mlic_jax.coding.compile_specs import codec_programs
   from mlic_jax.config import CodecConfig
   from mlic_jax.model import transforms
@@ -194,10 +194,11 @@ def count(name: str, height: int, width: int, tile: int) -> None:
     return windows(tile_functions.analyze_window, (size, None), sides, 3)
 
   def in_stages() -> float:
-    finer = stride // stages.factor
-    sides = [stages.factor * side for side in grid.coarser(stages.factor).window_size(stages.first)]
+    finer, cells = stride // stages.factor, tiled_analysis.cells_of(grid, stages.factor)
+    sides = [stages.factor * side for side in cells.window_size(stages.first)]
     seen = [finer * side for side in positions.window_size(stages.second)]
-    return (windows(tile_functions.features_of_window, (tuple(finer * side for side in size), stages), sides, 3)
+    first = windows(tile_functions.features_of_window, (cells[2:], stages), sides, 3)
+    return (first * cells.num_tiles / grid.num_tiles
             + windows(tile_functions.analyze_window, (size, stages), seen, stages.channels))
 
   def cropped(layers: Sequence) -> float:

@@ -1,7 +1,7 @@
 """TiledAnalysis: y and z of the tiles of one image, in order, from windows of pixels or of kept features.
 
-Features of the first stage of g_a (analysis_stages.py) are computed for the cells of an image, which have the places of
-the tiles, when the first window needs them. They are freed, row by row, after the last window that needs them.
+Features of the first stage of g_a (analysis_stages.py) are computed for the cells of an image, which are tiles or parts
+of tiles, when the first window needs them. They are freed, row by row, after the last window that needs them.
 """
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,10 @@ from mlic_jax.coding import tile_functions
 from mlic_jax.coding.analysis_stages import Stages
 from mlic_jax.coding.receptive_field import Halos
 from mlic_jax.coding.tile_batches import batches, filled
-from mlic_jax.coding.tile_grid import Box, TileGrid
+from mlic_jax.coding.tile_grid import ROWS, Box, TileGrid
+from mlic_jax.runtime.shape_cache import trim_memory
+
+CELL_PIXELS = 2**19    # of a cell; the layers at high resolution need most of the memory of the encoder
 
 
 class TiledAnalysis:
@@ -63,12 +66,12 @@ class TiledAnalysis:
 
 
 class Cells:
-  """The features of the first stage of g_a, as far as they are needed; they have the tiles of the image."""
+  """The features of the first stage of g_a, as far as they are needed."""
 
   def __init__(self, model: tuple, stages: Stages, image: np.ndarray, grid: TileGrid, quality: float | None,
                batch: int):
     self._model, self.stages, self._image = model, stages, image
-    self._grid, self._quality, self._batch = grid.coarser(stages.factor), quality, batch
+    self._grid, self._quality, self._batch = cells_of(grid, stages.factor), quality, batch
     self._kept: dict[int, tuple[Box, np.ndarray]] = {}   # where they are, and features (rows, columns, C)
 
   def read(self, windows: Sequence[Box]) -> np.ndarray:
@@ -97,6 +100,7 @@ class Cells:
     return sum(kept.nbytes for _, kept in self._kept.values())
 
   def _compute(self, numbers: Sequence[int]) -> None:
+    trim_memory()                                        # here the encoder needs most memory
     boxes = [self._grid.box(number) for number in numbers]
     windows = [self._grid.window(number, self.stages.first) for number in numbers]
     pixels = np.stack([cut(self._image, window.times(self.stages.factor)) for window in windows])
@@ -104,6 +108,15 @@ class Cells:
     features = tile_functions.features_of_window(*self._model, *arrays, (size, self.stages), self._quality)
     for number, box, each in zip(numbers, boxes, np.asarray(features)):
       self._kept[number] = box, each
+
+
+def cells_of(grid: TileGrid, factor: int) -> TileGrid:
+  """Returns the cells of a grid of tiles in pixels, in positions that are `factor` pixels apart: tiles, or what remains
+  of them when their height is halved until they have at most CELL_PIXELS."""
+  cells = grid.coarser(factor)
+  while factor**2 * cells.tile_height * cells.tile_width > CELL_PIXELS and cells.tile_height % (2 * ROWS) == 0:
+    cells = cells._replace(tile_height=cells.tile_height // 2)
+  return cells
 
 
 def corners(boxes: Sequence[Box], windows: Sequence[Box]) -> np.ndarray:

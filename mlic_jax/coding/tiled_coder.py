@@ -25,6 +25,7 @@ from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
 from mlic_jax.coding.tiled_analysis import TiledAnalysis
 from mlic_jax.model import transforms
 from mlic_jax.model.mlic import side_multiple
+from mlic_jax.runtime.shape_cache import trim_memory
 
 TileProgress = Callable[[int, int], None]   # called with the number of finished tiles and of all tiles
 SILENT: TileProgress = lambda done, total: None
@@ -184,6 +185,7 @@ class TiledCoder:
       crops = [crops_of(grid.coarser(self._stride), number, self.halos.synthesis, self._layers, self._stride)
                for number in numbers]
       windows, corners = filled([windows, np.stack([each.corners for each in crops])], batch)
+      trim_memory()                                      # here the decoder needs most memory
       pixels = tile_functions.synthesize_tiles(*self._apply, windows, quality, crops[0].sizes, corners)
       for each, number in zip(np.asarray(pixels), numbers):
         yield each[parts[number].within(grid.box(number)).slices]

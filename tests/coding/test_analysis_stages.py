@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, random_variables
 from flax import linen as nn
 
-from mlic_jax.coding import analysis_stages, tile_functions
+from mlic_jax.coding import analysis_stages, tile_functions, tiled_analysis
 from mlic_jax.coding.analysis_stages import Stages
 from mlic_jax.coding.receptive_field import Halos, halos
 from mlic_jax.coding.tile_grid import TileGrid
@@ -34,11 +34,12 @@ def test_the_cut_and_its_halos_follow_from_the_layers(config, stages):
   assert measured(config)[2] == stages
 
 
-@pytest.mark.parametrize("config, batch", [(TINY, 1), (LIGHT, 3)])
-def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch, monkeypatch):
+@pytest.mark.parametrize("config, batch, cell, cells", [(TINY, 1, 64 * 64, 30), (LIGHT, 3, 64 * 32, 60)])
+def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch, cell, cells, monkeypatch):
   model, found, stages = measured(config)
   image = np.random.default_rng(0).integers(0, 256, (320, 384, 3), np.uint8)
   grid, computed, compute = TileGrid(320, 384, 64, 64), [], tile_functions.features_of_window
+  monkeypatch.setattr(tiled_analysis, "CELL_PIXELS", cell)
   monkeypatch.setattr(tile_functions, "features_of_window",
                       lambda *arguments: computed.append(len(arguments[2])) or compute(*arguments))
   expected = np.asarray(model[0].apply(model[1], image[None] / 255, 2, method="latent"))[0]
@@ -46,7 +47,7 @@ def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch,
   for numbers, y, z in TiledAnalysis(model, found, stages, image, grid, 16, 2.0, batch):
     assert y.shape == (batch, 4, 4, config.M) and z.shape == (batch, 1, 1, config.N)
     tiles |= dict(zip(numbers, np.asarray(y)))
-  assert list(tiles) == list(range(30)) and 30 <= sum(computed) < 30 + 6 * batch   # the last of a row fill a batch
+  assert list(tiles) == list(range(30)) and cells <= sum(computed) < cells + 10 * batch   # batches are filled up
   for number, y in tiles.items():
     np.testing.assert_allclose(y, expected[grid.coarser(16).box(number).slices], atol=1e-5 * np.abs(expected).max())
 
