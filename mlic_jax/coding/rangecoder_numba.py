@@ -11,17 +11,11 @@ The end of the interval may lie beyond 2**32. The last written digits are then e
 carry corrects them once base passes 2**32. (The ops delay these digits until they are known; the digits are the same.)
 All numbers are int64: the largest is size * count, 2**48.
 """
-import contextlib
-from typing import Any
-
-import numba
 import numpy as np
 
-from mlic_jax.runtime import compilation_cache
-from mlic_jax.runtime.trusted_files import checksummed
+from mlic_jax.runtime.machine_code import machine_code
 
 MASK = 2**32 - 1
-CACHED = "*/rangecoder_numba.*.nb[ci]"  # numba's cache files of the functions below
 
 
 class Writer:
@@ -39,12 +33,12 @@ class Writer:
   def push(self, rows: np.ndarray, cells: np.ndarray) -> None:
     """Appends the cells 0, 1, ... of the given rows; both are (n,) int32, contiguous and within the table."""
     self._reserve(rows.size)
-    _push(self._state, self._sink, *self._table, rows, cells)
+    _push(self._state, self._sink, *self._table, rows, cells, rows.size)
 
   def push_elements(self, lookup: np.ndarray, starts: np.ndarray, cells: np.ndarray) -> None:
     """Appends the cells (n,) int32 of the n rows of another table, in their order."""
     self._reserve(cells.size)
-    _push(self._state, self._sink, lookup, starts, np.arange(cells.size, dtype=np.int32), cells)
+    _push(self._state, self._sink, lookup, starts, np.arange(cells.size, dtype=np.int32), cells, cells.size)
 
   def _reserve(self, symbols: int) -> None:
     length = int(self._state[2])
@@ -82,14 +76,14 @@ class Reader:
   def pull(self, rows: np.ndarray) -> np.ndarray:
     """Returns the next cells, (n,) int32; `rows` (n,) int32 is contiguous and within the table."""
     cells = np.empty(rows.size, np.int32)
-    _pull(self._state, self._stream, *self._table, rows, cells)
+    _pull(self._state, self._stream, *self._table, rows, cells, self._stream.size, rows.size)
     return cells
 
   def pull_elements(self, lookup: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Returns the next n cells, (n,) int32, each with its own row of another table of n rows."""
     rows = np.arange(starts.size - 1, dtype=np.int32)
     cells = np.empty(rows.size, np.int32)
-    _pull(self._state, self._stream, lookup, starts, rows, cells)
+    _pull(self._state, self._stream, lookup, starts, rows, cells, self._stream.size, rows.size)
     return cells
 
   def finish(self) -> bool:
@@ -109,32 +103,10 @@ def _round_up(base: int, digits: int) -> int:
   return -(-base // unit) * unit
 
 
-def _compiled(signature: str):
-  """Compiles a function during import, or reads it from the cache folder, beside the compilation cache of JAX.
-
-  {int32} in the signature is a read-only array (n,), as JAX returns them; other types do not accept those.
-  """
-  readonly = {name: f"Array({name}, 1, 'C', readonly=True)" for name in ("uint8", "int32", "int64")}
-  signature = signature.format(**readonly)
-
-  def decorate(function):
-    settings: Any = numba.config  # declares no attributes for the type checker
-    before, folder = settings.CACHE_DIR, compilation_cache.folder("numba")
-    try:
-      with checksummed(folder, CACHED) if folder else contextlib.nullcontext():
-        settings.CACHE_DIR = folder or ""
-        return numba.njit(signature, nogil=True, cache=bool(folder))(function)
-    except Exception:  # numba cannot use the cache, e.g. on a full disk; an error of the function is raised again
-      return numba.njit(signature, nogil=True)(function)
-    finally:
-      settings.CACHE_DIR = before
-  return decorate
-
-
-@_compiled("void(int64[::1], uint8[::1], {int32}, {int64}, {int32}, {int32})")
-def _push(state, sink, lookup, starts, rows, cells):
+@machine_code(("int64", "uint8", "int32", "int64", "int32", "int32"), lengths=1)
+def _push(state, sink, lookup, starts, rows, cells, num_rows):
   base, size, length = state[0], state[1], state[2]
-  for i in range(rows.size):
+  for i in range(num_rows):
     start = starts[rows[i]]
     precision = lookup[start]
     low = size * lookup[start + 1 + cells[i]] >> precision
@@ -155,10 +127,10 @@ def _push(state, sink, lookup, starts, rows, cells):
   state[0], state[1], state[2] = base, size, length
 
 
-@_compiled("void(int64[::1], {uint8}, {int32}, {int64}, {int32}, int32[::1])")
-def _pull(state, stream, lookup, starts, rows, cells):
+@machine_code(("int64", "uint8", "int32", "int64", "int32", "int32"), lengths=2)
+def _pull(state, stream, lookup, starts, rows, cells, num_bytes, num_rows):
   base, size, value, position = state[0], state[1], state[2], state[3]
-  for i in range(rows.size):
+  for i in range(num_rows):
     start, last = starts[rows[i]], starts[rows[i] + 1] - 1
     precision = lookup[start]
     first = start + 2                            # binary search for the first count whose share of size exceeds value
@@ -178,7 +150,7 @@ def _pull(state, stream, lookup, starts, rows, cells):
       size <<= 16
       value <<= 16
       for shift in (8, 0):
-        if position < stream.size:
+        if position < num_bytes:
           value |= np.int64(stream[position]) << shift
           position += 1
     base &= MASK

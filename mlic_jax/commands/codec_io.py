@@ -7,14 +7,16 @@ from typing import IO, NamedTuple
 from mlic_jax.coding import bitstream, tiled_format
 from mlic_jax.commands.stdio import displayed, opened
 from mlic_jax.console import complain
+from mlic_jax.runtime.startup import no_garbage_collection
 
 
 def load_codecs(paths: list[Path], coder: str | None = None, allow_custom_modules: bool = False) -> list:
   """Loads the codecs of model directories. CheckpointError if one cannot be used."""
-  from mlic_jax.coding import rangecoder
-  rangecoder.load_in_background(coder)
-  from mlic_jax.coding.codec import Codec
-  return [Codec.load(path, coder, allow_custom_modules=allow_custom_modules) for path in paths]
+  with no_garbage_collection():
+    from mlic_jax.coding import rangecoder
+    rangecoder.load_in_background(coder)
+    from mlic_jax.coding.codec import Codec
+    return [Codec.load(path, coder, allow_custom_modules=allow_custom_modules) for path in paths]
 
 
 class MlicFile(NamedTuple):

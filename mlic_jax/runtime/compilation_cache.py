@@ -1,7 +1,7 @@
 """The folder of compiled functions on disk, with which the second start of a program takes seconds.
 
     xla/          cache of JAX: executables, found by the lowered program
-    numba/        cache of numba: the range coder
+    numba/        machine code of the range coder (machine_code.py)
     programs/     executables, found by the function (executable_cache.py)
     seconds.json  compile times (compile_progress.py)
 

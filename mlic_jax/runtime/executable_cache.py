@@ -10,7 +10,6 @@ commands only (startup.py), and on CPU in single processes only, where this is t
 """
 import contextlib
 import functools
-import gc
 import hashlib
 import importlib.metadata
 import os
@@ -19,7 +18,7 @@ import platform
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -104,7 +103,7 @@ class _CachedFunction:
     link = self._path(self._description, self._options, signature, _environment(), startup.code)
     program, lowered = _read(link) if link else None, None
     if program is None:
-      with _no_garbage_collection():
+      with startup.no_garbage_collection():
         lowered = self._jitted.lower(*args)
       program = self._compiled(lowered, signature, link)
     self._programs[signature] = program
@@ -135,18 +134,6 @@ class _CachedFunction:
     if re.search(r" at 0x[0-9a-f]+", text, re.IGNORECASE):
       return None
     return os.path.join(self._folder, hashlib.sha256(text.encode()).hexdigest()[:32])
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-  """Disable the garbage collector, which takes a fifth of the time of tracing and finds almost no garbage."""
-  was_on = gc.isenabled()
-  gc.disable()
-  try:
-    yield
-  finally:
-    if was_on:
-      gc.enable()
 
 
 def _used_arguments(lowered: jax.stages.Lowered) -> list[int] | None:

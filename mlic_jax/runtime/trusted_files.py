@@ -4,15 +4,12 @@ Such a file is used only if it belongs to the user and no other user can write t
 """
 import contextlib
 import glob
-import hashlib
 import os
 import stat
-from collections.abc import Iterator
 
 from mlic_jax.atomic_io import whole_file
 
 FOREIGN, WRITABLE = "belongs to another user", "can be written to by other users"
-CHECKSUM = "sha256"  # name of the file with the checksum of the other files
 
 
 def distrust(status: os.stat_result) -> str | None:
@@ -41,28 +38,6 @@ def write_trusted(path: str, content: bytes) -> None:
     partial.write_bytes(content)
 
 
-@contextlib.contextmanager
-def checksummed(folder: str, pattern: str) -> Iterator[None]:
-  """Context manager around the use of files `pattern` in `folder` by a library that loads them without checks.
-
-  On entry the files are removed unless they are trusted and have not changed since the last use. They are also removed
-  if the block raises. OSError if the folder cannot be written to.
-  """
-  record = os.path.join(folder, CHECKSUM)
-  if _recorded(record) != _checksum(folder, pattern):
-    remove_matching(folder, pattern)
-  try:
-    yield
-  except Exception:
-    remove_matching(folder, pattern)
-    raise
-  for path in matching(folder, pattern):
-    os.chmod(path, 0o600)                        # the library leaves the mode to the umask
-  checksum = _checksum(folder, pattern)
-  if checksum and checksum != _recorded(record):
-    write_trusted(record, checksum.encode())
-
-
 def matching(folder: str, pattern: str) -> list[str]:
   """Return the sorted paths of files in `folder` whose relative paths match `pattern`."""
   return sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
@@ -73,19 +48,3 @@ def remove_matching(folder: str, pattern: str) -> None:
   for path in matching(folder, pattern):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(path)
-
-
-def _recorded(path: str) -> str | None:
-  content = read_trusted(path)
-  return None if content is None else content.decode("ascii", errors="replace")
-
-
-def _checksum(folder: str, pattern: str) -> str | None:
-  """Return the checksum of names and contents; None if there are no files, or if one is not trusted."""
-  digest, paths = hashlib.sha256(), matching(folder, pattern)
-  for path in paths:
-    content = read_trusted(path)
-    if content is None:
-      return None
-    digest.update(f"{os.path.relpath(path, folder)}\0{len(content)}\0".encode(errors="surrogateescape") + content)
-  return digest.hexdigest() if paths else None
