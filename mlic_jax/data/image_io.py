@@ -36,6 +36,7 @@ from mlic_jax.data.pillow_decode import (
   open_image,
   reads_heic,
   scale_transparent_gray,
+  to_array,
 )
 from mlic_jax.paths import as_path
 
@@ -113,7 +114,7 @@ def _from_pil(name: str, image: Image.Image, pixels_max: int) -> LoadedImage:
   check_pixels(name, image, pixels_max)
   profile, other = image.info.get("icc_profile"), describe_other_color(image)
   scale_transparent_gray(image)
-  pixels = np.array(composite_on_white(apply_orientation(image)))
+  pixels = to_array(composite_on_white(apply_orientation(image)))
   return LoadedImage(pixels, profile if is_rgb_profile(profile) else None, other)
 
 

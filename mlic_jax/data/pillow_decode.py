@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 PIXELS_MAX = 512 * 10**6  # limit for an image of any format; the codec needs some hundred bytes per pixel
@@ -21,6 +22,7 @@ HEIC_EXTENSIONS = (".heic", ".heif")
 HEIC_NOT_READ = "HEIC, which needs pip install pillow-heif"
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa")   # modes of Pillow that convert to RGB without loss
 
+STRIP = 256                      # rows that are copied at a time
 ORIENTATION = 0x0112             # tag of EXIF
 TRANSPOSE = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -152,7 +154,7 @@ def _bits_per_channel(image: Image.Image) -> int:
   if hasattr(image, "tag_v2"):                       # an opened TIFF
     return max(image.tag_v2.get(BITS, (1,)))
   if image.format == "PPM" and image.mode != "F":    # Pillow scales all largest values to 255, or to 65535 in mode I
-    largest = [args[1] for *_, args in image.tile if isinstance(args, tuple)]
+    largest = [args[1] for *_, args in getattr(image, "tile", []) if isinstance(args, tuple)]
     return max(each.bit_length() for each in largest or [0xffff if image.mode == "I" else 0xff])
   if image.mode in ("I", "F"):
     return 32
@@ -205,7 +207,16 @@ def composite_on_white(image: Image.Image) -> Image.Image:
   if image.has_transparency_data:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  return image.convert("RGB")
+  return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+  """Return the pixels of an RGB image, (H, W, 3) uint8, copied in strips: NumPy would need three times their memory."""
+  pixels = np.empty((image.height, image.width, 3), np.uint8)
+  for top in range(0, image.height, STRIP):
+    bottom = min(top + STRIP, image.height)
+    pixels[top:bottom] = image.crop((0, top, image.width, bottom))
+  return pixels
 
 
 def scale_transparent_gray(image: Image.Image) -> None:

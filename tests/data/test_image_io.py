@@ -1,6 +1,7 @@
 """Tests of reading and writing images: conversion to RGB, and refusals in one line with the file name."""
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -327,3 +328,16 @@ def test_ppm_pgm_and_pbm_are_read(header, values, expected):
 def test_ppm_of_more_than_8_bits_is_refused(header, size, message):
   with pytest.raises(ImageError, match=message):
     load_image(io.BytesIO(header + bytes(size)))
+
+
+def test_reading_holds_the_pixels_of_an_image_once():
+  """Besides those that Pillow decodes, which are not counted here."""
+  content = io.BytesIO()
+  Image.new("RGB", (2000, 1500), (1, 2, 3)).save(content, "PNG")
+  tracemalloc.start()
+  try:
+    image = load_image(content)
+    assert tracemalloc.get_traced_memory()[1] < 1.6 * image.nbytes
+  finally:
+    tracemalloc.stop()
+  assert image.shape == (1500, 2000, 3) and image.flags.writeable and (image == (1, 2, 3)).all()
