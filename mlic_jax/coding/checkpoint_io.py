@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from mlic_jax.atomic_io import write_whole
+from mlic_jax.coding import params_cache
 from mlic_jax.coding.cdf_tables import CDFTable, TableError, build_table, check_table, z_rows
 from mlic_jax.coding.checkpoint_safety import (
   CheckpointError,
@@ -168,21 +169,44 @@ def load_model(path: str | os.PathLike, allow_custom_modules: bool | Collection[
   except (ValueError, TypeError, OverflowError) as error:
     raise CheckpointError(f"{path}: {error}") from None
   with local_copy(parts_path) as parts:
-    try:
-      params = _checkpointer().restore(parts.absolute() / "params")  # Orbax needs an absolute path
-    except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-      raise unreadable(path, "the parameters", error) from error
-    params, table = check_arrays(path, params), read_table(path, parts / "tables.npz", config)
-  written = settings.get("fingerprint")  # older directories have none
-  fingerprint = _find_fingerprint(settings["model"], params, table, written)
-  if written != fingerprint.hex():       # a matching fingerprint saves two seconds: the model need not be traced
-    _check_params(path, config, params)
+    params, table, fingerprint = _read_parts(path, parts, settings, config)
   _check_table(path, config, table)
+  written = settings.get("fingerprint")  # older directories have none
   if written not in (None, fingerprint.hex()):
     raise CheckpointError(f"{path}: the fingerprint of its files is {fingerprint.hex()}, config.json has {written}")
   folder = named if is_remote(named) else named.resolve()
   name = printable(folder.parent.name if folder.name == "model" else folder.name)
   return Model(name, config, {"params": params}, table, fingerprint, settings.get("training"), allow_custom_modules)
+
+
+def _read_parts(path: Path, parts: Path, settings: dict[str, Any], config: CodecConfig,
+                ) -> tuple[dict[str, Any], CDFTable, bytes]:
+  """Returns parameters, table and fingerprint. A matching fingerprint saves two seconds: the model need not be traced.
+
+  A copy of the parameters is used if it has the fingerprint in config.json; see params_cache.py."""
+  written = settings.get("fingerprint")
+  copy = None if is_remote(path) else params_cache.path_of_copy(parts / "params", written)
+  params = params_cache.read(copy) if copy else None
+  if params is not None:
+    table = read_table(path, parts / "tables.npz", config)
+    fingerprint = _fingerprint(settings["model"] | NEUTRAL, params, table)
+    if fingerprint.hex() == written:
+      return params, table, fingerprint
+  params, table = _restore(path, parts / "params"), read_table(path, parts / "tables.npz", config)
+  fingerprint = _find_fingerprint(settings["model"], params, table, written)
+  if written != fingerprint.hex():
+    _check_params(path, config, params)
+  elif copy:
+    params_cache.write(copy, _flatten_names(params))
+  return params, table, fingerprint
+
+
+def _restore(path: Path, params: Path) -> dict[str, Any]:
+  try:
+    restored = _checkpointer().restore(params.absolute())  # Orbax needs an absolute path
+  except Exception as error:  # Orbax and TensorStore raise many types for damaged files
+    raise unreadable(path, "the parameters", error) from error
+  return check_arrays(path, restored)
 
 
 def find_model(path: str | os.PathLike) -> Path:
@@ -271,8 +295,12 @@ def _fingerprint(fields: dict[str, Any], params: dict[str, Any], table: CDFTable
 
 
 def _flatten(params: Mapping[str, Any]) -> list[tuple[str, Any]]:
+  return [("/".join(names), value) for names, value in _flatten_names(params)]
+
+
+def _flatten_names(params: Mapping[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return [("/".join(key.key for key in keys), value) for keys, value in leaves]
+  return [(tuple(key.key for key in keys), value) for keys, value in leaves]
 
 
 def _checkpointer():

@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from mlic_jax.runtime import compilation_cache, startup
-from mlic_jax.runtime.trusted_files import read_trusted, write_trusted
+from mlic_jax.runtime.trusted_files import evict, read_trusted, write_trusted
 
 SETTINGS: Any = jax.config  # its attributes are unknown to type checkers
 TRACED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "ml_dtypes")
@@ -183,7 +183,7 @@ def _write(path: str, program: jax.stages.Compiled) -> None:
     return
   with contextlib.suppress(OSError):
     write_trusted(path, zlib.compress(content, 1))
-    _evict(os.path.dirname(path))
+    evict(os.path.dirname(path), MAX_BYTES)
 
 
 def _link(path: str, program: str) -> None:
@@ -193,19 +193,6 @@ def _link(path: str, program: str) -> None:
       temporary = f"{path}-{os.getpid()}"
       os.symlink(os.path.basename(program), temporary)
       os.replace(temporary, path)
-
-
-def _evict(folder: str) -> None:
-  """Remove the least recently used files above MAX_BYTES in total, and dangling links."""
-  links = [each.path for each in os.scandir(folder) if each.is_symlink()]
-  files, total = [(each.stat(), each.path) for each in os.scandir(folder) if not each.is_symlink()], 0
-  for status, path in sorted(files, key=lambda each: each[0].st_mtime, reverse=True):
-    total += status.st_size
-    if total > MAX_BYTES:
-      os.unlink(path)
-  for path in links:
-    if not os.path.exists(path):
-      os.unlink(path)
 
 
 def _environment() -> tuple:

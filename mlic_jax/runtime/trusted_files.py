@@ -48,3 +48,16 @@ def remove_matching(folder: str, pattern: str) -> None:
   for path in matching(folder, pattern):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(path)
+
+
+def evict(folder: str, max_bytes: int) -> None:
+  """Remove the least recently used files above `max_bytes` in total, and dangling links."""
+  links = [each.path for each in os.scandir(folder) if each.is_symlink()]
+  files, total = [(each.stat(), each.path) for each in os.scandir(folder) if not each.is_symlink()], 0
+  for status, path in sorted(files, key=lambda each: each[0].st_mtime, reverse=True):
+    total += status.st_size
+    if total > max_bytes:
+      os.unlink(path)
+  for path in links:
+    if not os.path.exists(path):
+      os.unlink(path)
