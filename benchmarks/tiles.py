@@ -194,7 +194,7 @@ def count(name: str, height: int, width: int, tile: int) -> None:
     return windows(tile_functions.analyze_window, (size, None), sides, 3)
 
   def in_stages() -> float:
-    finer, cells = stride // stages.factor, tiled_analysis.cells_of(grid, stages.factor)
+    finer, cells = stride // stages.factor, tiled_analysis.cells_of(grid, stages.factor, config)
     sides = [stages.factor * side for side in cells.window_size(stages.first)]
     seen = [finer * side for side in positions.window_size(stages.second)]
     first = windows(tile_functions.features_of_window, (cells[2:], stages), sides, 3)

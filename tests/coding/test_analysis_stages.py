@@ -34,12 +34,12 @@ def test_the_cut_and_its_halos_follow_from_the_layers(config, stages):
   assert measured(config)[2] == stages
 
 
-@pytest.mark.parametrize("config, batch, cell, cells", [(TINY, 1, 64 * 64, 30), (LIGHT, 3, 64 * 32, 60)])
-def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch, cell, cells, monkeypatch):
+@pytest.mark.parametrize("config, batch, floats, cells", [(TINY, 1, 2**25, 30), (LIGHT, 3, 64 * 32 * 3, 60)])
+def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch, floats, cells, monkeypatch):
   model, found, stages = measured(config)
   image = np.random.default_rng(0).integers(0, 256, (320, 384, 3), np.uint8)
   grid, computed, compute = TileGrid(320, 384, 64, 64), [], tile_functions.features_of_window
-  monkeypatch.setattr(tiled_analysis, "CELL_PIXELS", cell)
+  monkeypatch.setattr(tiled_analysis, "CELL_FLOATS", floats)
   monkeypatch.setattr(tile_functions, "features_of_window",
                       lambda *arguments: computed.append(len(arguments[2])) or compute(*arguments))
   expected = np.asarray(model[0].apply(model[1], image[None] / 255, 2, method="latent"))[0]
