@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 PIXELS_MAX = 512 * 10**6  # limit for an image of any format; the codec needs some hundred bytes per pixel
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")            # for all extensions
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")            # for all extensions; see open_image
 HEIC = "HEIF"                                                      # name of the format in Pillow, with pillow-heif
 HEIC_EXTENSIONS = (".heic", ".heif")
 HEIC_NOT_READ = "HEIC, which needs pip install pillow-heif"
@@ -86,6 +86,7 @@ def open_image(file, formats: tuple[str, ...] | None = FORMATS) -> ImageFile.Ima
 
   HEIC needs pillow-heif."""
   with raised_limits():
+    Image.preinit()   # imports the first four formats; Image.open imports all, if it comes to one that is not imported
     try:
       return Image.open(file, formats=formats)
     except UnidentifiedImageError:

@@ -13,7 +13,6 @@ In float64 they are right to 1e-10 for shapes from 1/2 to 4.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 SPLIT, SERIES_TERMS, FRACTION_TERMS = 2.5, 28, 24
 TAIL_MAX = 40.0       # of x, where a bin has less than 1e-15 whatever the shape
@@ -63,11 +62,13 @@ def _mass_and_log_tail(z: jax.Array, shape: jax.Array | float) -> tuple[jax.Arra
 
 def cdf(x: np.ndarray, alpha: float, shape: float) -> np.ndarray:
   """The cumulative distribution in float64."""
+  import scipy.special  # slow to import, and coding does not need it
   tail = 0.5 * scipy.special.gammaincc(1 / shape, (np.abs(x) / alpha)**shape)
   return np.where(np.asarray(x) < 0, tail, 1 - tail)
 
 
 def alpha_of_tail(outside: float, shape: np.ndarray | float) -> np.ndarray:
   """The alpha with which the probability of |x| > 1/2 is `outside`."""
+  import scipy.special  # slow to import, and coding does not need it
   shape = np.asarray(shape, np.float64)
   return 0.5 / scipy.special.gammainccinv(1 / shape, outside)**(1 / shape)

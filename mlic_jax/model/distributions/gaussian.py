@@ -1,7 +1,5 @@
 """Gaussian distribution (Minnen, Balle & Toderici, NeurIPS 2018), as in the MLIC family. The scale is sigma."""
 
-import scipy.special
-
 from mlic_jax.model import distributions
 from mlic_jax.model.likelihoods import gaussian_bits
 
@@ -13,4 +11,5 @@ class Distribution(distributions.Distribution):
     return gaussian_bits(residual, 0.0, scale)
 
   def cdf(self, x, scale, shape=0):
+    import scipy.special  # slow to import, and coding does not need it
     return scipy.special.ndtr(x / scale)

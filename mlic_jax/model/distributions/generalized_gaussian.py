@@ -13,6 +13,7 @@ coded with the nearest one. With `scale_factors` the scales of each channel have
 `log_factor`, which `mlic-jax calibrate` fits to images.
 """
 
+import functools
 import sys
 
 import jax.numpy as jnp
@@ -63,7 +64,10 @@ class Distribution(distributions.Distribution):
     self.start = float(np.interp(1.5, self.shapes, np.arange(self.num_shapes)))  # initial position of the shape
     self.channel_parameters = (dict(shape=self.start) if self.per == "channel" else {}) | (
         dict(log_factor=0.0) if has_factors else {})
-    self.units = units(self.shapes)
+
+  @functools.cached_property
+  def units(self):
+    return units(self.shapes)
 
   def predict(self, raw, learned):
     raw_scale, mean, *raw_shape = raw

@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import scipy.special
 
 from mlic_jax.model import distributions
 from mlic_jax.model.distributions import OUTSIDE_MIN, nats_to_bits
@@ -23,4 +22,5 @@ class Distribution(distributions.Distribution):
     return nats_to_bits(nats)
 
   def cdf(self, x, scale, shape=0):
+    import scipy.special  # slow to import, and coding does not need it
     return scipy.special.expit(x / (UNIT * scale))
