@@ -11,11 +11,13 @@ Options for the interpretation of MLICv2 in CompressAI:
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.experimental import layout
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.activation import gelu
@@ -24,6 +26,7 @@ from mlic_jax.model.checkerboard import anchor_mask, pack, positions, unpack
 from mlic_jax.model.layers import Conv
 from mlic_jax.model.registry import options
 from mlic_jax.model.rope import OutputRotary, Rotary, rotate
+from mlic_jax.model.softmax import softmax
 
 OPTIONS = {"rotary": False, "reweighting": False, "rotary_output": False, "reweighting_cosines": True,
            "gate_norm": False}
@@ -109,7 +112,8 @@ def no_rotation(x: jax.Array) -> jax.Array:
 
 
 def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
-                     rotate_q: Callable = no_rotation, rotate_k: Callable = no_rotation) -> jax.Array:
+                     rotate_q: Callable = no_rotation, rotate_k: Callable = no_rotation,
+                     for_tpu: bool = False) -> jax.Array:
   """Attention with memory and time linear in the number of positions (Shen et al., WACV 2021; MLIC++, section 3).
 
   out = softmax(q) (softmax(k)^T v). Queries are normalized over the channels of a head, keys over positions.
@@ -119,14 +123,28 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
     k, v: (B, other positions, C).
     rotate_q, rotate_k: rotations of queries and keys (B, positions, num_heads, C / num_heads), see `rotations`. They
       come after the normalization, so that the denominator is not rotated (Su et al., 2021).
+    for_tpu: without rotations the positions are the last axis, because a head is narrower than the 128 lanes of a TPU.
 
   Returns:
     (B, positions, C).
   """
+  if for_tpu and rotate_q is rotate_k is no_rotation:
+    heads = lambda t: lanes(t.swapaxes(1, 2).reshape(t.shape[0], num_heads, -1, t.shape[1]))
+    q, k, v = softmax(heads(q), -2), softmax(heads(k), -1), heads(v)
+    attended = jnp.einsum("bhde,bhdn->bhen", jnp.einsum("bhdn,bhen->bhde", k, v), q)
+    return attended.reshape(q.shape[0], -1, q.shape[-1]).swapaxes(1, 2)
   heads = lambda t: t.reshape(*t.shape[:2], num_heads, -1)
   q, k, v = rotate_q(nn.softmax(heads(q), axis=-1)), rotate_k(nn.softmax(heads(k), axis=1)), heads(v)
   summary = jnp.einsum("bnhd,bnhe->bhde", k, v)
   return jnp.einsum("bnhd,bhde->bnhe", q, summary).reshape(q.shape[0], q.shape[1], -1)
+
+
+def lanes(x: jax.Array) -> jax.Array:
+  """Return x with its last axis in the lanes of a TPU, where XLA would choose another one."""
+  of_jax: Any = layout  # its types are those of one version of jax; 0.5 has no constraints
+  if not hasattr(of_jax, "with_layout_constraint"):
+    return x
+  return of_jax.with_layout_constraint(x, of_jax.Layout(tuple(range(x.ndim))))
 
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,

@@ -5,6 +5,9 @@
     . A . A
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -36,3 +39,16 @@ def unpack(packed: jax.Array, anchors: bool) -> jax.Array:
   zero = jnp.zeros_like(packed)
   pairs = jnp.stack([jnp.where(first, packed, zero), jnp.where(first, zero, packed)], axis=-2)
   return pairs.reshape(*batch, h, 2 * half, c)
+
+
+def pack_parities(tree: Any) -> tuple[Any, Any]:
+  """Pack the anchors and the non-anchors of a tree of arrays."""
+  anchors, nonanchors = (jax.tree.map(functools.partial(pack, anchors=of), tree) for of in (True, False))
+  return anchors, nonanchors
+
+
+def unpack_parities(packed: tuple[Any, Any]) -> Any:
+  """Invert `pack_parities`."""
+  anchors, nonanchors = (jax.tree.map(functools.partial(unpack, anchors=of), tree)
+                         for of, tree in zip((True, False), packed))
+  return jax.tree.map(jnp.add, anchors, nonanchors)

@@ -55,6 +55,9 @@ class MLIC(nn.Module):
       gradient of a rolled loop is slow, and 1 otherwise. Results differ by rounding only.
     packed: the scan over slices reads and writes a few vectors in place of many arrays, for training on GPUs
       (kernels/packed_scan.py). Results differ by rounding only.
+    for_tpu: the rolled scan over slices is arranged for training on TPUs. Both parities are packed once for all slices,
+      linear attention has positions in the lanes, and the gradient of a softmax keeps its result alone. Results differ
+      by rounding only.
 
   The defaults are those of coding and evaluation. Training on accelerators chooses others.
   """
@@ -65,6 +68,7 @@ class MLIC(nn.Module):
   entropy_precision: str = PRECISION
   scan_unroll: int = 0
   packed: bool = False
+  for_tpu: bool = False
 
   def setup(self):
     config = self.config
@@ -72,7 +76,7 @@ class MLIC(nn.Module):
     self.g_a, self.g_s = chosen.Analysis(config, self.remat), chosen.Synthesis(config, self.remat)
     self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
     self.z_prior = FactorizedPrior(config.N)
-    self.slices = Slices(config, self.scan_unroll, self.packed)
+    self.slices = Slices(config, self.scan_unroll, self.packed, self.for_tpu)
     if config.num_rates:
       # The initial gains cover a range around 1. Training learns the rates themselves.
       spread = lambda _: jnp.tile(jnp.linspace(-0.8, 0.8, config.num_rates)[:, None], (1, config.M))
@@ -227,3 +231,10 @@ def unrolled_and_rolled(model: MLIC) -> tuple[MLIC, MLIC]:
   if model.scan_unroll or model.config.num_slices == 1:
     return model, model
   return model.clone(scan_unroll=model.config.num_slices), model.clone(scan_unroll=1)
+
+
+def scan_variant(model: MLIC, platform: str | None) -> MLIC:
+  """Return the codec with a rolled scan for training on a platform, as fast as it is known to be there."""
+  if platform == "gpu" and model.scan_unroll == 1:
+    return model.clone(packed=True)
+  return model.clone(for_tpu=True) if platform == "tpu" else model

@@ -20,9 +20,10 @@ from flax import linen as nn
 from mlic_jax.config import CodecConfig
 from mlic_jax.kernels.packed_scan import packed_scan
 from mlic_jax.model import contexts, distributions, selection_map
-from mlic_jax.model.checkerboard import anchor_mask, pack, unpack
+from mlic_jax.model.checkerboard import anchor_mask, pack, pack_parities, unpack, unpack_parities
 from mlic_jax.model.layers import ConvStack
 from mlic_jax.model.likelihoods import scale_index, scale_level
+from mlic_jax.model.packed_hyper import PackedHyper, full, means_of, parity_of
 from mlic_jax.model.quantizers import ROUNDING, Quantizer
 
 # Matmul precision of the layers that return means, scales and residual predictions, in every training.
@@ -77,8 +78,11 @@ class ChannelParameters(nn.Module):
 
 
 class SliceStep(nn.Module):
-  """Step of one slice, with the parameters of this slice. `Slices` stacks the parameters of all slices."""
+  """Step of one slice, with the parameters of this slice. `Slices` stacks the parameters of all slices.
+
+  `for_tpu` is as in MLIC."""
   config: CodecConfig
+  for_tpu: bool = False
 
   def setup(self):
     config = self.config
@@ -116,18 +120,27 @@ class SliceStep(nn.Module):
       `decoded` with slice k filled in, and a pair of (B, h, w, Cs) each: the residuals whose bits are counted, and the
       Prior.
     """
+    packed = pack_parities(y_slice), quantizer, pack_parities(draws)
+    decoded, found = self.passes(k, hyper, decoded, *packed, arrived)
+    return decoded, unpack_parities(found)
+
+  def passes(self, k, hyper, decoded, y_slice, quantizer: Quantizer, draws, arrived=None):
+    """Run both passes of slice k as `__call__` does, with packed arrays.
+
+    `y_slice` and `draws` are pairs for anchors and non-anchors, packed (B, h, w/2, Cs), and so is the second result.
+    `hyper` may be a PackedHyper."""
     state, found = self.empty_state(decoded), []
-    for anchors, prior_of in ((True, self.anchor_prior), (False, self.nonanchor_prior)):
-      prior, state = prior_of(k, hyper, state)
-      of_pass = lambda of_slice: pack(of_slice, anchors)
-      symbols, counted = quantizer.quantize(of_pass(y_slice) - prior.mean, jax.tree.map(of_pass, draws))
+    prior_of, finish = (self.anchor_prior, self.nonanchor_prior), (self.set_anchors, self.finish_slice)
+    for of_pass, of_next, y_pass, draws_pass in zip(prior_of, finish, y_slice, draws):
+      prior, state = of_pass(k, hyper, state)
+      symbols, counted = quantizer.quantize(y_pass - prior.mean, draws_pass)
       if prior.keep is not None:
         symbols = jnp.where(prior.keep > 0, symbols, selection_map.skipped_symbol(self.config))
       if arrived is not None:
         symbols = jnp.where(arrived[:, None, None, None], symbols, 0.0)
-      found.append(jax.tree.map(lambda one, anchors=anchors: unpack(one, anchors), (counted, prior)))
-      state = (self.set_anchors if anchors else self.finish_slice)(k, hyper, state, symbols)
-    return state.decoded, jax.tree.map(jnp.add, *found)
+      found.append((counted, prior))
+      state = of_next(k, hyper, state, symbols)
+    return state.decoded, tuple(found)
 
   def empty_state(self, decoded: jax.Array) -> State:
     """Return the state before the first pass of a slice."""
@@ -141,7 +154,7 @@ class SliceStep(nn.Module):
     inputs = self._context_inputs(k, hyper, state)
     active = [c for c in self.contexts.values() if "anchor" not in c.needs]
     computed = [self._context_features(c, inputs) for c in active]
-    features = [pack(f, anchors=True) for f in (*computed, hyper)]
+    features = [*(pack(f, anchors=True) for f in computed), parity_of(hyper, anchors=True)]
     shared = tuple(f for c, f in zip(active, computed) if not contexts.is_anchors_only(c))
     state = state._replace(shared=shared, anchor=jnp.zeros_like(state.anchor))
     prior = self._prior("anchor", k, features, active, hyper, state)
@@ -160,7 +173,7 @@ class SliceStep(nn.Module):
     inputs = self._context_inputs(k, hyper, state)._replace(anchor=state.anchor)
     active = [c for c in self.contexts.values() if "anchor" in c.needs]
     features = [self._context_features(c, inputs) for c in active]
-    features += [pack(f, anchors=False) for f in (*state.shared, hyper)]
+    features += [*(pack(f, anchors=False) for f in state.shared), parity_of(hyper, anchors=False)]
     prior = self._prior("nonanchor", k, features, active + self._shared_contexts(), hyper, state)
     return prior, state._replace(mean=prior.mean)
 
@@ -179,7 +192,7 @@ class SliceStep(nn.Module):
     cs = self.config.slice_channels
     previous = jax.lax.dynamic_slice_in_dim(state.decoded, jnp.maximum(k - 1, 0) * cs, cs, axis=-1)
     live = _numpy_if_known(k).arange(self.config.M) < k * cs
-    return contexts.ContextInputs(k, hyper, state.decoded, live, previous, anchor=None)
+    return contexts.ContextInputs(k, full(hyper), state.decoded, live, previous, anchor=None, for_tpu=self.for_tpu)
 
   def _context_features(self, context: nn.Module, inputs: contexts.ContextInputs) -> jax.Array:
     """Return the features of a context; zeros for slices in which the context is inactive."""
@@ -190,7 +203,7 @@ class SliceStep(nn.Module):
 
   def _prior(self, of_pass: str, k, features: list[jax.Array], active: list[nn.Module], hyper, state) -> Prior:
     is_live = lambda chosen: [jnp.broadcast_to(contexts.is_active(c, k), (c.features,)) for c in chosen]
-    all_live = jnp.ones(hyper.shape[-1], bool)
+    all_live = jnp.ones(2 * self.config.M, bool)
     live = jnp.concatenate([*is_live(active), all_live])
     out = getattr(self, f"entropy_{of_pass}")(jnp.concatenate(features, axis=-1), live)
     raw = jnp.split(out, self.distribution.outputs, axis=-1)
@@ -199,7 +212,7 @@ class SliceStep(nn.Module):
     if selection_map.options(self.config)["selection_spatial"]:
       is_decoded = _numpy_if_known(k).arange(self.config.M) < k * self.config.slice_channels
       live = jnp.concatenate([all_live, is_decoded, *is_live(self._shared_contexts())])
-      keep = self.map_both([hyper, state.decoded, *state.shared], mean, raw_scale, of_pass == "anchor", live)
+      keep = self.map_both([full(hyper), state.decoded, *state.shared], mean, raw_scale, of_pass == "anchor", live)
     elif selection_map.has_map(self.config):
       keep = getattr(self, f"map_{of_pass}")(features, mean, scale, live)
     return Prior(mean, scale, keep, parameters)
@@ -216,7 +229,7 @@ class SliceStep(nn.Module):
     M, cs = self.config.M, self.config.slice_channels
     xp = _numpy_if_known(k)
     live = xp.concatenate([xp.ones(M, bool), xp.arange(M) < (k + 1) * cs])
-    inputs = jnp.concatenate([hyper[..., M:], self._with_slice(decoded, k, current)], axis=-1)
+    inputs = jnp.concatenate([means_of(hyper), self._with_slice(decoded, k, current)], axis=-1)
     residual = 0.5 * jnp.tanh(getattr(self, name)(inputs, live))
     if coded is not None:
       return current + residual * unpack(coded, anchors)
@@ -231,13 +244,14 @@ def _numpy_if_known(k):
 class Slices(nn.Module):
   """Steps of all slices: their stacked parameters, the scan of training, and single passes for the codec.
 
-  `scan_unroll` and `packed` are as in MLIC."""
+  `scan_unroll`, `packed` and `for_tpu` are as in MLIC."""
   config: CodecConfig
   scan_unroll: int = 0
   packed: bool = False
+  for_tpu: bool = False
 
   def setup(self):
-    self.step = SliceStep(self.config, parent=None)
+    self.step = SliceStep(self.config, self.for_tpu, parent=None)
     if self.is_initializing():
       M, cs, count = self.config.M, self.config.slice_channels, self.config.num_slices
       start = lambda key, k: self.step.init(
@@ -270,7 +284,23 @@ class Slices(nn.Module):
         params, *others = inputs
         each = lambda hyper, decoded, params, others: body(decoded, (params, *others), hyper)
         return packed_scan(jax.checkpoint(each) if remat else each, hyper, start, params, others)
+      if self.for_tpu:
+        return packed_passes(start, inputs)
       return jax.lax.scan(jax.checkpoint(body) if remat else body, start, inputs, unroll=unroll)
+
+    def packed_passes(start, inputs):
+      """The rolled scan for TPUs, which packs the arrays of all slices at once."""
+      params, ks, y, draws, arrived = inputs
+      packed_hyper = PackedHyper.of(hyper)
+
+      def body(decoded, inputs):
+        params, k, y_slice, draws, arrived = inputs
+        return self.step.apply({"params": params}, k, packed_hyper, decoded, y_slice, quantizer, draws, arrived,
+                               method="passes")
+
+      inputs = params, ks, pack_parities(y), pack_parities(draws), arrived
+      y_hat, found = jax.lax.scan(jax.checkpoint(body) if remat else body, start, inputs, unroll=unroll)
+      return y_hat, unpack_parities(found)
 
     def unrolled(y_hat, inputs):
       """A loop in Python, whose k is known while tracing: channels that are not decoded yet are not multiplied."""

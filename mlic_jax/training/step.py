@@ -11,7 +11,7 @@ import optax
 
 from mlic_jax.model import transforms
 from mlic_jax.model.initializers import initial_variables
-from mlic_jax.model.mlic import side_multiple, unrolled_and_rolled
+from mlic_jax.model.mlic import scan_variant, side_multiple, unrolled_and_rolled
 from mlic_jax.runtime.executable_cache import with_executable_cache
 from mlic_jax.training.clipping import norms_array_by_array, norms_in_one_vector
 from mlic_jax.training.losses import rd_loss
@@ -154,8 +154,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
   # On CPU a gradient in a rolled loop is slow. The platform is chosen around the gradient and not inside the loop:
   # tracing the gradient of a choice takes three times as long.
   unrolled, rolled = unrolled_and_rolled(model)
-  if platform == "gpu" and rolled.scan_unroll == 1:
-    rolled = rolled.clone(packed=True)
+  rolled = scan_variant(rolled, platform)
   if unrolled is rolled and steps == 1:
     gradient = gradient_of(model, 1)
   else:

@@ -21,6 +21,7 @@ class ExactModel(nn.Module):
   transform_precision: str | None = "highest"
   entropy_precision: str = "highest"
   scan_unroll: int = 0
+  for_tpu: bool = False
   noisy: bool = False
 
   @nn.compact

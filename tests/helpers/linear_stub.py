@@ -17,6 +17,7 @@ class StandIn(nn.Module):
   transform_precision: str | None = "highest"
   entropy_precision: str = "highest"
   scan_unroll: int = 0
+  for_tpu: bool = False
 
   def setup(self):
     self.g_a, self.g_s = nn.Dense(self.config.M), nn.Dense(16 * 16 * 3)

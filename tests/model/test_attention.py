@@ -113,6 +113,13 @@ def test_linear_attention_rotates_after_the_feature_map_and_not_in_the_denominat
   np.testing.assert_allclose(got, (above / below).reshape(q.shape), atol=1e-5)
 
 
+def test_linear_attention_for_tpus_has_the_same_values_and_gradients():
+  arrays = queries_keys_values(6, 5)
+  gradient = lambda for_tpu: jax.value_and_grad(
+      lambda *qkv: jnp.sum(jnp.sin(linear_attention(*qkv, HEADS, for_tpu=for_tpu))), (0, 1, 2))(*arrays)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(False), gradient(True))
+
+
 def test_a_repeated_image_has_the_same_channel_weights():
   tile = np.random.default_rng(0).normal(size=(1, 4, 4, 6)).astype(np.float32)
   run = jax.jit(Reweighting().init_with_output, compiler_options=COMPILE_QUICKLY)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables
+from helpers.lowered_equations import equations_on, named
 from helpers.other_options import other_options
 
 from mlic_jax.config import CodecConfig
@@ -158,7 +159,7 @@ def test_the_rate_of_training_is_that_of_the_latent_with_its_noise():
   np.testing.assert_allclose(coded.bits, gaussian_bits(noisy, coded.mean, coded.scale), atol=1e-3)
 
 
-def test_neither_leaving_out_what_is_not_decoded_yet_nor_packing_changes_the_scan_or_its_gradient():
+def test_the_scans_for_gpus_and_tpus_and_the_unrolled_one_have_the_same_results_and_gradients():
   config = CodecConfig(M=8, num_slices=2, **SMALL)
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
@@ -174,6 +175,18 @@ def test_neither_leaving_out_what_is_not_decoded_yet_nor_packing_changes_the_sca
   expected = scan_and_gradient(0)
   jax.tree.map(close, expected, scan_and_gradient(1))
   jax.tree.map(close, expected, scan_and_gradient(1, packed=True))
+  jax.tree.map(close, expected, scan_and_gradient(1, for_tpu=True))
+
+
+@pytest.mark.parametrize("for_tpu, shape", [(False, (4, 8)), (True, (4, 4))])
+def test_the_scan_for_tpus_reads_and_writes_packed_arrays(for_tpu, shape):
+  config = CodecConfig(M=8, num_slices=2, **SMALL)
+  variables, (hyper, y) = random_variables(config), latents(config, seed=4)
+  model = build(config, scan_unroll=1, for_tpu=for_tpu)
+  run = lambda y: model.apply(variables, hyper, y, NOISE, y, method=lambda m, *args: m.slices.scan(*args)).bits
+  (loop,) = named(equations_on(jax.make_jaxpr(run)(y), "tpu"), "scan")
+  outputs = loop.outvars[loop.params["num_carry"]:]
+  assert {each.aval.shape for each in outputs} == {(2, 1, *shape, 4)}
 
 
 def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity():

@@ -58,6 +58,8 @@ class Context(nn.Module):
     flat = lambda name: Projection(name=name)(inputs.decoded, inputs.live, inputs.num_live).reshape(b, h * w, -1)
     rotate = rotations(self.config, h, w)(None)
     attend = partial(self.attention, rotate_q=rotate, rotate_k=rotate)
+    if self.attention is linear_attention:
+      attend = partial(attend, for_tpu=inputs.for_tpu)
     attended = self._with_heads(attend, inputs, flat("queries"), flat("keys"), flat("values")).reshape(b, h, w, -1)
     # Heads of undecoded slices see biases only, and have to stay zero.
     attended = attended * inputs.live if inputs.num_live is None else jnp.pad(

@@ -33,4 +33,5 @@ class Context(nn.Module):
     k = project_parity("keys", inputs.previous, anchors=True)
     v = project_parity("values", inputs.anchor, anchors=True)
     rotate = rotations(self.config, h, w)
-    return nonanchor_features(self.config, linear_attention(q, k, v, NUM_HEADS, rotate(False), rotate(True)), h, w)
+    attended = linear_attention(q, k, v, NUM_HEADS, rotate(False), rotate(True), inputs.for_tpu)
+    return nonanchor_features(self.config, attended, h, w)

@@ -16,6 +16,7 @@ from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.lazy_params import parameter
 from mlic_jax.model.registry import options
 from mlic_jax.model.rope import Rotary
+from mlic_jax.model.softmax import softmax
 
 OPTIONS, check = {"rotary": False}, attention.check
 NUM_HEADS = 2
@@ -84,7 +85,8 @@ class Context(nn.Module):
                         ((2 * size - 1)**2, NUM_HEADS))
       scores = scores + jnp.moveaxis(table[relative_position_index(size)], -1, 0)   # (head, query, key)
     scores = scores + jnp.where(hidden, HIDDEN, 0.0)[None, :, :, None]
-    attended = jnp.einsum("byxhqk,byxkhd->byxqhd", nn.softmax(scores), v)
+    weights = softmax(scores) if inputs.for_tpu else nn.softmax(scores)
+    attended = jnp.einsum("byxhqk,byxkhd->byxqhd", weights, v)
 
     x = nn.Dense(self.features, name="fusion")(attended.reshape(b, h, w // 2, size**2 * c))
     x = nn.Dense(self.features, name="proj")(x)
