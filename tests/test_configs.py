@@ -125,6 +125,18 @@ def test_the_command_of_the_ablation_of_mlic_v2_names_all_of_its_rows(text):
   assert named == {name for name in NAMES if name.startswith("ablations_v2/")}
 
 
+def test_a_row_on_latents_differs_from_nano_in_contexts_or_distribution_and_the_commands_name_all_rows():
+  names = {name for name in NAMES if name.startswith("ablations_latents/")}
+  rows = {name: CodecConfig.from_dict(load_config(name).model.to_dict()) for name in names}
+  nano = CodecConfig.from_dict(load_config("nano").model.to_dict())
+  assert rows["ablations_latents/nano"] == nano
+  for name in names - {"ablations_latents/nano"}:
+    assert set(differing_fields(nano, rows[name])) in ({"contexts"}, {"distribution"}, {"distribution", "options"})
+  for text in ("docs/benchmarks/contexts.md", "configs/ablations_latents/common.py"):
+    named = set(re.findall(r"ablations_latents/[a-z_]+", (ROOT / text).read_text()))
+    assert named - {"ablations_latents/common"} == names
+
+
 def test_the_comparison_of_optimizers_differs_in_the_optimizer_alone_and_its_command_names_all_rows():
   names = {name for name in NAMES if name.startswith("optimizers/")}
   nano, of_muon = (load_config(name).to_dict() for name in ("nano", "optimizers/muon"))
