@@ -159,7 +159,7 @@ def count(name: str, height: int, width: int, tile: int) -> None:
   Those of encoder and decoder are of transforms and entropy model, with what the tiles have beyond the image."""
   import jax
 
-  from mlic_jax.coding import analysis_stages, layer_crops, receptive_field, tile_functions, tiled_analysis
+  from mlic_jax.coding import analysis_stages, layer_crops, receptive_field, tile_cells, tile_functions
   from mlic_jax.coding.compile_specs import codec_programs
   from mlic_jax.config import CodecConfig
   from mlic_jax.model import transforms
@@ -194,7 +194,7 @@ def count(name: str, height: int, width: int, tile: int) -> None:
     return windows(tile_functions.analyze_window, (size, None), sides, 3)
 
   def in_stages() -> float:
-    finer, cells = stride // stages.factor, tiled_analysis.cells_of(grid, stages.factor, config)
+    finer, cells = stride // stages.factor, tile_cells.analysis_cells(grid, stages.factor, config)
     sides = [stages.factor * side for side in cells.window_size(stages.first)]
     seen = [finer * side for side in positions.window_size(stages.second)]
     first = windows(tile_functions.features_of_window, (cells[2:], stages), sides, 3)
@@ -202,10 +202,12 @@ def count(name: str, height: int, width: int, tile: int) -> None:
             + windows(tile_functions.analyze_window, (size, stages), seen, stages.channels))
 
   def cropped(layers: Sequence) -> float:
-    crops = layer_crops.crops_of(positions, 0, halos.synthesis, layers, stride)
+    cells = tile_cells.synthesis_cells(grid, stride, config)
+    crops = layer_crops.crops_of(cells, 0, halos.synthesis, layers, stride)
     run = lambda variables, y_hat: tile_functions.synthesize_tiles(
         model, variables, y_hat, quality, crops.sizes, crops.corners[None])
-    return operations(run, shapes, array((1, *positions.window_size(halos.synthesis), config.M), np.float32))
+    window = array((1, *cells.window_size(halos.synthesis), config.M), np.float32)
+    return operations(run, shapes, window) * cells.num_tiles / grid.num_tiles
 
   g_a = [transform("latent", [stride * side for side in sides], 3) for sides in (padded, size)]
   g_s = [transform("synthesize", sides, config.M) for sides in (padded, size)]

@@ -1,13 +1,16 @@
 """Tiles in batches of one size, for functions that are compiled once."""
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 
-def batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-  """`size` numbers at a time; the last time what is left."""
-  for start in range(0, len(numbers), size):
-    yield numbers[start:start + size]
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+  """`size` items at a time; the last time what is left."""
+  for start in range(0, len(items), size):
+    yield items[start:start + size]
 
 
 def filled(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:

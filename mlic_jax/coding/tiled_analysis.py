@@ -12,12 +12,9 @@ from mlic_jax.coding import tile_functions
 from mlic_jax.coding.analysis_stages import Stages
 from mlic_jax.coding.receptive_field import Halos
 from mlic_jax.coding.tile_batches import batches, filled
-from mlic_jax.coding.tile_grid import ROWS, Box, TileGrid
-from mlic_jax.config import CodecConfig
-from mlic_jax.model import transforms
+from mlic_jax.coding.tile_cells import analysis_cells
+from mlic_jax.coding.tile_grid import Box, TileGrid
 from mlic_jax.runtime.shape_cache import trim_memory
-
-CELL_FLOATS = 2**25    # of the widest layer for a cell; layers at high resolution need most of the encoder's memory
 
 
 class TiledAnalysis:
@@ -73,7 +70,7 @@ class Cells:
   def __init__(self, model: tuple, stages: Stages, image: np.ndarray, grid: TileGrid, quality: float | None,
                batch: int):
     self._model, self.stages, self._image = model, stages, image
-    self._grid, self._quality, self._batch = cells_of(grid, stages.factor, model[0].config), quality, batch
+    self._grid, self._quality, self._batch = analysis_cells(grid, stages.factor, model[0].config), quality, batch
     self._kept: dict[int, tuple[Box, np.ndarray]] = {}   # where they are, and features (rows, columns, C)
 
   def read(self, windows: Sequence[Box]) -> np.ndarray:
@@ -110,16 +107,6 @@ class Cells:
     features = tile_functions.features_of_window(*self._model, *arrays, (size, self.stages), self._quality)
     for number, box, each in zip(numbers, boxes, np.asarray(features)):
       self._kept[number] = box, each
-
-
-def cells_of(grid: TileGrid, factor: int, config: CodecConfig) -> TileGrid:
-  """Returns the cells of a grid of tiles in pixels, in positions that are `factor` pixels apart: tiles, or what remains
-  of them when their height is halved until their widest layer has at most CELL_FLOATS."""
-  cells = grid.coarser(factor)
-  floats = factor**2 * transforms.find(config.transforms).activation_floats_per_pixel(config)
-  while floats * cells.tile_height * cells.tile_width > CELL_FLOATS and cells.tile_height % (2 * ROWS) == 0:
-    cells = cells._replace(tile_height=cells.tile_height // 2)
-  return cells
 
 
 def corners(boxes: Sequence[Box], windows: Sequence[Box]) -> np.ndarray:

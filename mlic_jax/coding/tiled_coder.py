@@ -21,6 +21,7 @@ from mlic_jax.coding.layer_crops import crops_of
 from mlic_jax.coding.memory_estimate import check_memory, is_enough_memory
 from mlic_jax.coding.receptive_field import halos
 from mlic_jax.coding.tile_batches import batches, filled
+from mlic_jax.coding.tile_cells import synthesis_cells
 from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
 from mlic_jax.coding.tiled_analysis import TiledAnalysis
 from mlic_jax.model import transforms
@@ -177,23 +178,34 @@ class TiledCoder:
                        y_hat: Callable[[int], np.ndarray | None], batch: int = 1) -> Iterator[np.ndarray]:
     """Yields the pixels of tiles, or of parts of them, uint8, in their order.
 
-    `parts` maps the number of a tile to its box in pixels. `y_hat` returns y_hat of a tile, or None for a missing tile;
-    it is called for the tiles of `tiles_seen`. The nearest position of a tile replaces y_hat of a missing neighbor;
-    y_hat is zero in a tile that is missing itself."""
-    for numbers in batches(list(parts), batch):
-      windows = np.stack([self._window_of_y_hat(grid, number, parts[number], y_hat) for number in numbers])
-      crops = [crops_of(grid.coarser(self._stride), number, self.halos.synthesis, self._layers, self._stride)
-               for number in numbers]
+    `parts` maps the number of a tile to its box in pixels. Tiles are synthesized in cells, `batch` at a time. `y_hat`
+    returns y_hat of a tile, or None for a missing tile; it is called for the tiles of `tiles_seen`. The nearest
+    position of a tile replaces y_hat of a missing neighbor; y_hat is zero in a tile that is missing itself."""
+    cells = synthesis_cells(grid, self._stride, self.coder.config)
+    jobs = [job for number, part in parts.items() for job in self._cells_of_part(grid, cells, number, part)]
+    pixels: list[np.ndarray] = []
+    for some in batches(jobs, batch):
+      windows = np.stack([self._window_of_y_hat(grid, cells, *job, y_hat) for job in some])
+      crops = [crops_of(cells, cell, self.halos.synthesis, self._layers, self._stride) for _, cell, _ in some]
       windows, corners = filled([windows, np.stack([each.corners for each in crops])], batch)
       trim_memory()                                      # here the decoder needs most memory
-      pixels = tile_functions.synthesize_tiles(*self._apply, windows, quality, crops[0].sizes, corners)
-      for each, number in zip(np.asarray(pixels), numbers):
-        yield each[parts[number].within(grid.box(number)).slices]
+      found = tile_functions.synthesize_tiles(*self._apply, windows, quality, crops[0].sizes, corners)
+      for each, (tile, cell, area) in zip(np.asarray(found), some):
+        pixels.append(each[area.within(cells.box(cell).times(self._stride)).slices])
+        if area.right == parts[tile].right:              # the last cell of the part of the tile
+          yield np.concatenate(pixels, axis=1)
+          pixels = []
 
-  def _window_of_y_hat(self, grid: TileGrid, number: int, part: Box,
+  def _cells_of_part(self, grid: TileGrid, cells: TileGrid, number: int, part: Box) -> list[tuple[int, int, Box]]:
+    """Returns for each cell of a part of a tile: the tile, the cell, and the part's box in the cell, in pixels."""
+    tile = grid.coarser(self._stride).box(number)
+    found = [(cell, cells.box(cell).times(self._stride)) for cell in cells.touching(tile)]
+    return [(number, cell, box.shared(part)) for cell, box in found if box.touches(part)]
+
+  def _window_of_y_hat(self, grid: TileGrid, cells: TileGrid, number: int, cell: int, part: Box,
                        y_hat: Callable[[int], np.ndarray | None]) -> np.ndarray:
     positions = grid.coarser(self._stride)
-    tile, window = positions.box(number), positions.window(number, self.halos.synthesis)
+    tile, window = positions.box(number), cells.window(cell, self.halos.synthesis)
     padded = np.zeros((window.height, window.width, self.coder.config.M), np.float32)
     own = y_hat(number)
     for other in self.tiles_seen(grid, number, part):
@@ -238,6 +250,7 @@ class TiledCoder:
   def has_compiled(self, grid: TileGrid) -> bool:
     """Whether encoding and decoding tiles of this shape compiles nothing: they were coded recently."""
     positions, module = grid.coarser(self._stride), self.coder.module
+    cells = synthesis_cells(grid, self._stride, self.coder.config)
     if self.stages:
       seen = positions.window_size(self.stages.second)
       scale, channels = self._stride // self.stages.factor, self.stages.channels
@@ -245,7 +258,7 @@ class TiledCoder:
       seen, scale, channels = positions.window_size(self.halos.analysis), self._stride, 3
     shape = (1, *(scale * side for side in seen), channels)
     return (tile_functions.analyze_window.is_cached(shape, module) and tile_functions.synthesize_tiles.is_cached(
-        (1, *positions.window_size(self.halos.synthesis), self.coder.config.M), module))
+        (1, *cells.window_size(self.halos.synthesis), self.coder.config.M), module))
 
   def _largest_window(self, grid: TileGrid) -> tuple[int, int]:
     return grid.window_size(self._stride * max(self.halos.analysis, self.halos.synthesis))

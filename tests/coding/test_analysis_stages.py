@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, random_variables
 from flax import linen as nn
 
-from mlic_jax.coding import analysis_stages, tile_functions, tiled_analysis
+from mlic_jax.coding import analysis_stages, tile_cells, tile_functions
 from mlic_jax.coding.analysis_stages import Stages
 from mlic_jax.coding.receptive_field import Halos, halos
 from mlic_jax.coding.tile_grid import TileGrid
@@ -39,7 +39,7 @@ def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch,
   model, found, stages = measured(config)
   image = np.random.default_rng(0).integers(0, 256, (320, 384, 3), np.uint8)
   grid, computed, compute = TileGrid(320, 384, 64, 64), [], tile_functions.features_of_window
-  monkeypatch.setattr(tiled_analysis, "CELL_FLOATS", floats)
+  monkeypatch.setattr(tile_cells, "FLOATS", floats)
   monkeypatch.setattr(tile_functions, "features_of_window",
                       lambda *arguments: computed.append(len(arguments[2])) or compute(*arguments))
   expected = np.asarray(model[0].apply(model[1], image[None] / 255, 2, method="latent"))[0]

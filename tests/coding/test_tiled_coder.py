@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlic_jax.coding import bitstream, jit_functions, memory_estimate, tiled_format
+from mlic_jax.coding import bitstream, jit_functions, memory_estimate, tile_cells, tiled_format
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.memory_estimate import MemoryLimitError
@@ -63,7 +63,10 @@ def test_y_of_the_tiles_is_y_of_the_whole_image(codec, image):
     np.testing.assert_allclose(np.asarray(latents.y)[0], expected, atol=1e-5 * np.abs(y).max())
 
 
-def test_pixels_of_the_tiles_are_those_of_the_whole_synthesis_at_borders_and_elsewhere(codec):
+@pytest.mark.parametrize("floats", [2**25, 1])
+def test_pixels_of_the_tiles_are_those_of_the_whole_synthesis_at_borders_and_elsewhere(codec, floats, monkeypatch):
+  """Also where a tile is four cells, one position wide each."""
+  monkeypatch.setattr(tile_cells, "FLOATS", floats)
   grid, rng = codec.tiles.grid(310, 380, TILE), np.random.default_rng(0)
   y_hat = rng.normal(0, 3, (20, 24, codec.config.M)).astype(np.float32)
   tiles = {number: y_hat[grid.coarser(16).box(number).slices] for number in range(grid.num_tiles)}
@@ -83,6 +86,14 @@ def test_a_region_has_the_pixels_of_the_whole_image(codec, coded, y, x, data):
   height, width = data.draw(st.integers(1, 310 - y)), data.draw(st.integers(1, 380 - x))
   region = codec.decode_region(blob, x, y, width, height)
   assert region.shape == (height, width, 3) and levels(region, predicted[y:y + height, x:x + width]) <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_region_of_tiles_in_cells_has_the_pixels_of_the_whole_image(codec, coded, batch, monkeypatch):
+  monkeypatch.setattr(tile_cells, "FLOATS", 1)
+  blob, predicted = coded
+  region = Codec(codec.coder, None, codec.options, tile_batch=batch).decode_region(blob, 50, 100, 101, 77)
+  assert region.shape == (77, 101, 3) and levels(region, predicted[100:177, 50:151]) <= 1
 
 
 def test_a_region_reads_its_tiles_alone(codec, coded):
