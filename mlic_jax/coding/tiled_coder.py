@@ -13,16 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlic_jax.coding import analysis_stages, bitstream, layer_crops, tile_functions, tiled_format
+from mlic_jax.coding import analysis_stages, bitstream, layer_crops, tile_functions, tile_measurements, tiled_format
 from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import CodedLatents, Job, LatentCoder
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.layer_crops import crops_of
 from mlic_jax.coding.memory_estimate import check_memory, is_enough_memory
-from mlic_jax.coding.receptive_field import halos
+from mlic_jax.coding.receptive_field import Halos, halos
 from mlic_jax.coding.tile_batches import batches, filled
 from mlic_jax.coding.tile_cells import synthesis_cells
 from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
+from mlic_jax.coding.tile_measurements import integers
 from mlic_jax.coding.tiled_analysis import TiledAnalysis
 from mlic_jax.model import transforms
 from mlic_jax.model.mlic import side_multiple
@@ -50,16 +51,22 @@ class TiledCoder:
   def __init__(self, coder: LatentCoder, batch: int = 1):
     self.coder, self.batch, self._apply = coder, batch, (coder.module, coder.variables)
     self._stride, self._multiple = transforms.find(coder.config.transforms).STRIDE, side_multiple(coder.config)
-    self.halos = halos(*self._apply)
+    self._cached = functools.partial(tile_measurements.cached, config=coder.config, fingerprint=coder.fingerprint)
+    self.halos = self._cached("halos", restore=lambda found: Halos(*integers(found, 3)),
+                              measure=lambda: halos(*self._apply))
 
   @functools.cached_property
   def _layers(self) -> tuple[layer_crops.Layer, ...]:
-    return layer_crops.measure(*self._apply, self.halos, self._stride)
+    return self._cached(
+        "layers", restore=lambda found: tuple(layer_crops.Layer(*integers(each, 2)) for each in found or ()),
+        measure=lambda: layer_crops.measure(*self._apply, self.halos, self._stride))
 
   @functools.cached_property
   def stages(self) -> analysis_stages.Stages | None:
     """The stages in which g_a is computed; None for one stage."""
-    return analysis_stages.measure(*self._apply, self.halos, self._stride)
+    return self._cached(
+        "stages", restore=lambda found: None if found is None else analysis_stages.Stages(*integers(found, 5)),
+        measure=lambda: analysis_stages.measure(*self._apply, self.halos, self._stride))
 
   # --- encoding -------------------------------------------------------------------------
 
