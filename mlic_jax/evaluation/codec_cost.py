@@ -59,13 +59,13 @@ def restart_peak_memory() -> None:
   """Returns freed memory to the system, and has the peak of this process begin at its present memory, on Linux."""
   trim_memory()
   if PEAK.is_file():
-    PEAK.write_text("5")                                 # see proc_pid_clear_refs(5)
+    PEAK.write_text("5", "utf-8")                        # see proc_pid_clear_refs(5)
 
 
 def _peak_memory() -> int:
   """Returns the peak memory of this process in bytes."""
   if STATUS.is_file():
-    lines = [line.split() for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+    lines = [line.split() for line in STATUS.read_text("utf-8").splitlines() if line.startswith("VmHWM:")]
     return 1024 * int(lines[0][1])
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else 1024 * peak   # macOS counts bytes, others KiB
