@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mlic_jax.coding import bitstream, jit_functions, portable_cdf, rangecoder, skip_coding, tile_devices
+from mlic_jax.coding import bitstream, jit_functions, portable_cdf, rangecoder, skip_coding
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError, PortabilityError
 from mlic_jax.coding.cdf_tables import z_rows
 from mlic_jax.coding.checkpoint_io import Model
@@ -243,9 +243,9 @@ class LatentCoder:
     x_hat = jit_functions.finish(self.module, self.variables, *last_pass, quality)
     return np.array(np.asarray(x_hat)[0, :height, :width])
 
-  def run_passes(self, z_symbols: np.ndarray, code_pass: CodePass, variables: dict | None = None) -> tuple:
-    """Codes all passes by `code_pass` and returns the input of `synthesize`. `variables`: on other devices."""
-    model = self.module, self.variables if variables is None else variables
+  def run_passes(self, z_symbols: np.ndarray, code_pass: CodePass) -> tuple:
+    """Codes all passes by `code_pass` and returns the input of `synthesize`."""
+    model = self.module, self.variables
     hyper, positions, prior, state = jit_functions.start(*model, z_symbols)
     symbols = np.zeros(0, np.int32)  # for the type checker: there is at least one pass
     for k in np.arange(self.config.num_slices, dtype=np.int32):
@@ -256,8 +256,8 @@ class LatentCoder:
         positions, prior, state = jit_functions.advance(*model, k, hyper, state, symbols)
     return k, hyper, state, symbols
 
-  def run_jobs(self, jobs: Sequence[Job], variables: dict | None = None) -> list:
-    """Runs jobs of one size as a batch, and returns their results. `variables`: on the devices for such a batch.
+  def run_jobs(self, jobs: Sequence[Job]) -> list:
+    """Runs jobs of one size as a batch, and returns their results.
 
     The floats of a batch differ in the last bits from those of a single job, as those of another machine do. Only the
     rows of portable files agree then."""
@@ -266,13 +266,10 @@ class LatentCoder:
     part = lambda arrays, i: jax.tree.map(lambda each: each[i:i + 1], arrays)
 
     def code_pass(k, anchors, positions, prior):
-      positions, prior = tile_devices.gather((positions, prior), len(jobs))
       of_job = lambda i: jobs[i].code_pass(k, anchors, positions[i:i + 1], part(prior, i))
       return np.concatenate(list(map(of_job, range(len(jobs)))))
 
-    z_symbols = tile_devices.split(np.concatenate([job.z_symbols for job in jobs]), len(jobs))
-    k, *last_pass = self.run_passes(z_symbols, code_pass, variables)
-    last_pass = tile_devices.gather(last_pass, len(jobs))
+    k, *last_pass = self.run_passes(np.concatenate([job.z_symbols for job in jobs]), code_pass)
     return [job.finish((k, *part(last_pass, i))) for i, job in enumerate(jobs)]
 
   def check_content(self, content: Bitstream) -> float | None:

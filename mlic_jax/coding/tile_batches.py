@@ -1,10 +1,8 @@
 """Tiles in batches of one size, for functions that are compiled once."""
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-
-from mlic_jax.coding import tile_devices
 
 T = TypeVar("T")
 
@@ -15,6 +13,6 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     yield items[start:start + size]
 
 
-def placed(arrays: Sequence[np.ndarray], size: int) -> list[Any]:
-  """Returns the arrays with their last element repeated up to `size` along the first axis, on the devices."""
-  return [tile_devices.split(np.concatenate([each, *[each[-1:]] * (size - len(each))]), size) for each in arrays]
+def filled(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+  """Returns the arrays with their last element repeated up to `size` along the first axis."""
+  return [np.concatenate([each, *[each[-1:]] * (size - len(each))]) for each in arrays]

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from mlic_jax.coding import tile_devices, tile_functions
+from mlic_jax.coding import tile_functions
 from mlic_jax.coding.analysis_stages import Stages
 from mlic_jax.coding.receptive_field import Halos
-from mlic_jax.coding.tile_batches import batches, placed
+from mlic_jax.coding.tile_batches import batches, filled
 from mlic_jax.coding.tile_cells import analysis_cells
 from mlic_jax.coding.tile_grid import Box, TileGrid
 from mlic_jax.runtime.shape_cache import trim_memory
@@ -21,7 +21,7 @@ class TiledAnalysis:
   """The analysis of one image.
 
   Args:
-    model: the codec module and its variables, on the devices for such a batch.
+    model: the codec module and its variables.
     halos: those of the module.
     stages: the stages of g_a; None for one stage.
     image: the image, (H, W, 3) uint8.
@@ -48,10 +48,9 @@ class TiledAnalysis:
         inputs = self._cells.read([window.times(self._stride // self._cells.stages.factor) for window in windows])
       else:
         inputs = np.stack([cut(self._image, window.times(self._stride)) for window in windows])
-      arrays = placed([inputs, corners(boxes, windows)], self._batch)
+      arrays = filled([inputs, corners(boxes, windows)], self._batch)
       size = boxes[0].height, boxes[0].width
-      found = tile_functions.analyze_window(*self._model, *arrays, (size, stages), self._quality)
-      yield numbers, *tile_devices.gather(found, self._batch)
+      yield numbers, *tile_functions.analyze_window(*self._model, *arrays, (size, stages), self._quality)
       if self._cells:
         self._cells.forget(*self._rest(numbers[-1]))
 
@@ -104,7 +103,7 @@ class Cells:
     boxes = [self._grid.box(number) for number in numbers]
     windows = [self._grid.window(number, self.stages.first) for number in numbers]
     pixels = np.stack([cut(self._image, window.times(self.stages.factor)) for window in windows])
-    arrays, size = placed([pixels, corners(boxes, windows)], self._batch), (boxes[0].height, boxes[0].width)
+    arrays, size = filled([pixels, corners(boxes, windows)], self._batch), (boxes[0].height, boxes[0].width)
     features = tile_functions.features_of_window(*self._model, *arrays, (size, self.stages), self._quality)
     for number, box, each in zip(numbers, boxes, np.asarray(features)):
       self._kept[number] = box, each

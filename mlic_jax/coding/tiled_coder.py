@@ -13,22 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlic_jax.coding import (
-  analysis_stages,
-  bitstream,
-  layer_crops,
-  tile_devices,
-  tile_functions,
-  tile_measurements,
-  tiled_format,
-)
+from mlic_jax.coding import analysis_stages, bitstream, layer_crops, tile_functions, tile_measurements, tiled_format
 from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import CodedLatents, Job, LatentCoder
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.layer_crops import crops_of
 from mlic_jax.coding.memory_estimate import check_memory, is_enough_memory
 from mlic_jax.coding.receptive_field import Halos, halos
-from mlic_jax.coding.tile_batches import batches, placed
+from mlic_jax.coding.tile_batches import batches, filled
 from mlic_jax.coding.tile_cells import synthesis_cells
 from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
 from mlic_jax.coding.tile_measurements import integers
@@ -52,14 +44,12 @@ class TiledEncoded(NamedTuple):
 class TiledCoder:
   """Codes images in tiles with the entropy coder of one model.
 
-  `batch` tiles are computed at a time, which fills an accelerator, or as many accelerators as divide the batch evenly
-  (tile_devices.py). Portable files decode with any batch; others are coded tile by tile. TilingError if the transforms
-  of the model cannot be computed tile by tile (receptive_field.py).
+  `batch` tiles are computed at a time, which fills an accelerator. Portable files decode with any batch; others are
+  coded tile by tile. TilingError if the transforms of the model cannot be computed tile by tile (receptive_field.py).
   """
 
   def __init__(self, coder: LatentCoder, batch: int = 1):
     self.coder, self.batch, self._apply = coder, batch, (coder.module, coder.variables)
-    self._models: dict[int, tuple] = {}                 # for each size of a batch
     self._stride, self._multiple = transforms.find(coder.config.transforms).STRIDE, side_multiple(coder.config)
     self._cached = functools.partial(tile_measurements.cached, config=coder.config, fingerprint=coder.fingerprint)
     self.halos = self._cached("halos", restore=lambda found: Halos(*integers(found, 3)),
@@ -110,7 +100,7 @@ class TiledCoder:
     bitstream.check_size(height, width, pixels_max=2**64)
     grid, quality = self.grid(height, width, tile), self.coder.choose_quality(quality)
     self.check_memory(grid)
-    analysis = TiledAnalysis(self._model(batch), self.halos, self.stages, image, grid, self._stride, quality, batch)
+    analysis = TiledAnalysis(self._apply, self.halos, self.stages, image, grid, self._stride, quality, batch)
     for numbers, y, z in analysis:
       yield [Latents(y[i:i + 1], z[i:i + 1], grid.tile_height, grid.tile_width, quality) for i in range(len(numbers))]
 
@@ -175,13 +165,7 @@ class TiledCoder:
     The functions are compiled for a whole batch, so the last job is repeated where there are fewer."""
     idle = lambda k, anchors, positions, prior: np.zeros(positions.shape, np.int32)
     missing = [Job(jobs[-1].z_symbols, idle, lambda last_pass: None)] * (batch - len(jobs))
-    return self.coder.run_jobs([*jobs, *missing], self._model(batch)[1])[:len(jobs)]
-
-  def _model(self, batch: int) -> tuple:
-    """Returns the module, and its variables on the devices for batches of this size."""
-    if batch not in self._models:
-      self._models[batch] = self._apply[0], tile_devices.replicate(self._apply[1], batch)
-    return self._models[batch]
+    return self.coder.run_jobs([*jobs, *missing])[:len(jobs)]
 
   # --- synthesis ------------------------------------------------------------------------
 
@@ -210,9 +194,9 @@ class TiledCoder:
     for some in batches(jobs, batch):
       windows = np.stack([self._window_of_y_hat(grid, cells, *job, y_hat) for job in some])
       crops = [crops_of(cells, cell, self.halos.synthesis, self._layers, self._stride) for _, cell, _ in some]
-      windows, corners = placed([windows, np.stack([each.corners for each in crops])], batch)
+      windows, corners = filled([windows, np.stack([each.corners for each in crops])], batch)
       trim_memory()                                      # here the decoder needs most memory
-      found = tile_functions.synthesize_tiles(*self._model(batch), windows, quality, crops[0].sizes, corners)
+      found = tile_functions.synthesize_tiles(*self._apply, windows, quality, crops[0].sizes, corners)
       for each, (tile, cell, area) in zip(np.asarray(found), some):
         pixels.append(each[area.within(cells.box(cell).times(self._stride)).slices])
         if area.right == parts[tile].right:              # the last cell of the part of the tile
