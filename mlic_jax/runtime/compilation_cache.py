@@ -4,6 +4,7 @@
     numba/        machine code of the range coder (machine_code.py)
     programs/     executables, found by the function (executable_cache.py)
     params/       copies of parameters (coding/params_cache.py)
+    tiles/        halos, crops and stages of tiles (coding/tile_measurements.py)
     seconds.json  compile times (compile_progress.py)
 
 Cached files run code when they are loaded. The folder is used only if no other user can write to it (trusted_files.py).
