@@ -42,7 +42,7 @@ class Codec:
     options: the settings of the encoder.
     progress: called during latent optimization with the completed fraction (0 to 1) and the loss.
     tile_progress: called after each tile of a tiled file with the number of finished tiles and of all tiles.
-    tile_batch: the number of tiles that are computed at a time; see TiledCoder.
+    tile_batch: the number of tiles that each device computes at a time; see TiledCoder.
 
   RefineError if `options` ask for latent optimization and the model directory has no objective.
   """

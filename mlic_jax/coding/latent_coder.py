@@ -3,15 +3,16 @@
     image (H, W, 3) uint8 -> pad -> g_a, h_a -> z, y --passes--> range coder -> bitstream -> bytes
     bytes -> bitstream -> range decoder --passes--> y_hat -> g_s -> crop -> image
 
-Encoder and decoder share one loop over the passes, `run_passes`, and the compiled functions that it calls
+Encoder and decoder share one loop over the passes, `_passes`, and the compiled functions that it calls
 (jit_functions.py). Another implementation of the prior would differ in the last bits, which may select another CDF row
-and turn every later symbol into garbage; portable_cdf.py handles other machines. `run_passes` calls a function that
+and turn every later symbol into garbage; portable_cdf.py handles other machines. The loop calls a function that
 differs: the encoder chooses rows and computes symbols, the decoder reads grids and symbols from the stream.
 
 A missing slice is decoded like any other, with zeros for symbols. It becomes the prediction of its prior.
 """
+import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latents import LatentError, Latents, QualityError, check_quality
 from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.coding.rangecoder import Decoder, Encoder
+from mlic_jax.coding.tile_devices import finished
 from mlic_jax.model import selection_map
 from mlic_jax.model.distributions import make_distribution
 from mlic_jax.model.mlic import build, side_multiple
@@ -77,6 +79,12 @@ class LatentCoder:
     self._rows = rangecoder.prepare(self.table)
     self.has_map = selection_map.has_map(model.config)
     self._side_multiple = side_multiple(model.config)
+
+  def on_device(self, device: jax.Device) -> "LatentCoder":
+    """Returns a coder of the same model that computes on a device."""
+    other = copy.copy(self)
+    other.variables = jax.device_put(self.variables, device)
+    return other
 
   # --- images and latents ---------------------------------------------------------------
 
@@ -134,8 +142,7 @@ class LatentCoder:
     origin, use_map = self._origin(options), options.use_map and self.has_map
     z_symbols, encoders = self.symbols_of_z(latents), [Encoder(self._rows, self.range_coder)]
     encoders[0].encode(z_symbols, self._z_rows(*z_symbols.shape[1:3]))
-    slice_symbols, checksums = [], []
-    passes: list[Pass] = []
+    slice_symbols, checksums, passes = [], [], list[Pass]()
 
     def encode_pass(k, anchors, positions, prior):
       if options.chunked and anchors:
@@ -152,9 +159,8 @@ class LatentCoder:
       return skip_coding.mark_skipped(symbols, coding, self.config)
 
     def finish(last_pass):
-      stored_quality = None if quality is None else float(quality)
       content = Bitstream(
-          self.fingerprint, height, width, stored_quality, self.config.num_slices,
+          self.fingerprint, height, width, None if quality is None else float(quality), self.config.num_slices,
           tuple(encoder.finish() for encoder in encoders), not options.chunked, None, origin, tuple(checksums),
           options.skipped_rows, use_map)
       return CodedLatents(content, z_symbols, passes, last_pass)
@@ -245,32 +251,43 @@ class LatentCoder:
 
   def run_passes(self, z_symbols: np.ndarray, code_pass: CodePass) -> tuple:
     """Codes all passes by `code_pass` and returns the input of `synthesize`."""
-    model = self.module, self.variables
-    hyper, positions, prior, state = jit_functions.start(*model, z_symbols)
-    symbols = np.zeros(0, np.int32)  # for the type checker: there is at least one pass
-    for k in np.arange(self.config.num_slices, dtype=np.int32):
-      symbols = code_pass(k, True, positions, prior)
-      positions, prior, state = jit_functions.nonanchors(*model, k, hyper, state, symbols)
-      symbols = code_pass(k, False, positions, prior)
-      if k < self.config.num_slices - 1:
-        positions, prior, state = jit_functions.advance(*model, k, hyper, state, symbols)
-    return k, hyper, state, symbols
+    return finished(self._passes(z_symbols, code_pass))
 
   def run_jobs(self, jobs: Sequence[Job]) -> list:
     """Runs jobs of one size as a batch, and returns their results.
 
     The floats of a batch differ in the last bits from those of a single job, as those of another machine do. Only the
     rows of portable files agree then."""
+    return finished(self.running(jobs))
+
+  def running(self, jobs: Sequence[Job]) -> Generator[None, None, list]:
+    """Runs jobs as `run_jobs` does, and yields whenever the device has work, before it awaits the result."""
     if len(jobs) == 1:
-      return [jobs[0].finish(self.run_passes(*jobs[0][:2]))]
+      last_pass = yield from self._passes(*jobs[0][:2])
+      return [jobs[0].finish(last_pass)]
     part = lambda arrays, i: jax.tree.map(lambda each: each[i:i + 1], arrays)
 
     def code_pass(k, anchors, positions, prior):
       of_job = lambda i: jobs[i].code_pass(k, anchors, positions[i:i + 1], part(prior, i))
       return np.concatenate(list(map(of_job, range(len(jobs)))))
 
-    k, *last_pass = self.run_passes(np.concatenate([job.z_symbols for job in jobs]), code_pass)
-    return [job.finish((k, *part(last_pass, i))) for i, job in enumerate(jobs)]
+    k, *of_jobs = yield from self._passes(np.concatenate([job.z_symbols for job in jobs]), code_pass)
+    return [job.finish((k, *part(of_jobs, i))) for i, job in enumerate(jobs)]
+
+  def _passes(self, z_symbols: np.ndarray, code_pass: CodePass) -> Generator[None, None, tuple]:
+    """Runs the passes as `run_passes` does, and yields before each of them, when its prior is dispatched."""
+    model = self.module, self.variables
+    hyper, positions, prior, state = jit_functions.start(*model, z_symbols)
+    symbols = np.zeros(0, np.int32)  # for the type checker: there is at least one pass
+    for k in np.arange(self.config.num_slices, dtype=np.int32):
+      yield
+      symbols = code_pass(k, True, positions, prior)
+      positions, prior, state = jit_functions.nonanchors(*model, k, hyper, state, symbols)
+      yield
+      symbols = code_pass(k, False, positions, prior)
+      if k < self.config.num_slices - 1:
+        positions, prior, state = jit_functions.advance(*model, k, hyper, state, symbols)
+    return k, hyper, state, symbols
 
   def check_content(self, content: Bitstream) -> float | None:
     """Returns the quality of a file. BitstreamError unless the file can have been written with this model."""

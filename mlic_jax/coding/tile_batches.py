@@ -1,5 +1,6 @@
 """Tiles in batches of one size, for functions that are compiled once."""
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -7,10 +8,11 @@ import numpy as np
 T = TypeVar("T")
 
 
-def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
   """`size` items at a time; the last time what is left."""
-  for start in range(0, len(items), size):
-    yield items[start:start + size]
+  items = iter(items)
+  while batch := list(itertools.islice(items, size)):
+    yield batch
 
 
 def filled(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:

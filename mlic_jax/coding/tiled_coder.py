@@ -8,12 +8,22 @@ around it, so y and the reconstruction are those of the whole image up to roundi
 blocks of Kim et al. ("Block-based Learned Image Compression without Blocking Artifacts", CVPR 2026).
 """
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from mlic_jax.coding import analysis_stages, bitstream, layer_crops, tile_functions, tile_measurements, tiled_format
+from mlic_jax.coding import (
+  analysis_stages,
+  bitstream,
+  layer_crops,
+  tile_devices,
+  tile_functions,
+  tile_measurements,
+  tiled_format,
+)
 from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import CodedLatents, Job, LatentCoder
 from mlic_jax.coding.latents import Latents
@@ -44,12 +54,14 @@ class TiledEncoded(NamedTuple):
 class TiledCoder:
   """Codes images in tiles with the entropy coder of one model.
 
-  `batch` tiles are computed at a time, which fills an accelerator. Portable files decode with any batch; others are
-  coded tile by tile. TilingError if the transforms of the model cannot be computed tile by tile (receptive_field.py).
+  Each device computes `batch` tiles at a time, which fills an accelerator. Portable files decode with any batch, on any
+  number of devices; others are coded tile by tile on one. TilingError if the transforms of the model cannot be computed
+  tile by tile (receptive_field.py).
   """
 
   def __init__(self, coder: LatentCoder, batch: int = 1):
     self.coder, self.batch, self._apply = coder, batch, (coder.module, coder.variables)
+    self._coders: dict[jax.Device | None, LatentCoder] = {None: coder}
     self._stride, self._multiple = transforms.find(coder.config.transforms).STRIDE, side_multiple(coder.config)
     self._cached = functools.partial(tile_measurements.cached, config=coder.config, fingerprint=coder.fingerprint)
     self.halos = self._cached("halos", restore=lambda found: Halos(*integers(found, 3)),
@@ -92,39 +104,42 @@ class TiledCoder:
       return None
     return (np.arange(h)[:, None] < rows) & (np.arange(w) < columns)
 
-  def latents(self, image: np.ndarray, quality: float | None, tile: int, batch: int = 1) -> Iterator[list[Latents]]:
+  def latents(self, image: np.ndarray, quality: float | None, tile: int, batch: int = 1,
+              coders: Sequence[LatentCoder] = ()) -> Iterator[list[Latents]]:
     """Yields batches of the latents of the tiles of an image (H, W, 3) uint8, like those of images of a tile's size.
 
-    Errors as in LatentCoder.analyze, with the memory for a window."""
+    The batches are on the devices of `coders` in turn, by default on that of `self.coder`. Errors as in
+    LatentCoder.analyze, with the memory for a window."""
     height, width = image.shape[:2]
     bitstream.check_size(height, width, pixels_max=2**64)
     grid, quality = self.grid(height, width, tile), self.coder.choose_quality(quality)
     self.check_memory(grid)
-    analysis = TiledAnalysis(self._apply, self.halos, self.stages, image, grid, self._stride, quality, batch)
-    for numbers, y, z in analysis:
+    models = [(each.module, each.variables) for each in coders or [self.coder]]
+    for numbers, y, z in TiledAnalysis(models, self.halos, self.stages, image, grid, self._stride, quality, batch):
       yield [Latents(y[i:i + 1], z[i:i + 1], grid.tile_height, grid.tile_width, quality) for i in range(len(numbers))]
 
   def encode(self, image: np.ndarray, quality: float | None, options: EncodeOptions, tile: int,
              icc_profile: bytes | None = None, progress: TileProgress = SILENT,
-             inspect: Callable[[int, CodedLatents], None] = lambda number, coded: None) -> bytes:
-    """Encodes an image (H, W, 3) uint8 and returns the file; `inspect` is called with every tile.
+             inspect: Callable[[LatentCoder, CodedLatents], None] = lambda coder, coded: None) -> bytes:
+    """Encodes an image (H, W, 3) uint8 and returns the file; `inspect` is called with every tile and its coder.
 
     Errors as in `latents`, and LatentError."""
     height, width = image.shape[:2]
-    grid, tiles = self.grid(height, width, tile), list[bytes]()
+    grid, tiles, numbers = self.grid(height, width, tile), list[bytes](), itertools.count()
     head, header = b"", None
-    batch = self.batch_of(grid, options.portable)
-    for latents in self.latents(image, quality, tile, batch):
-      numbers = range(len(tiles), len(tiles) + len(latents))
-      jobs = [self.coder.encoding(each, options, self.inside(grid, n)) for n, each in zip(numbers, latents)]
-      for coded in self.run_jobs(jobs, batch):
-        if header is None:
-          header = coded.content._replace(height=height, width=width, tile=(grid.tile_height, grid.tile_width),
-                                          icc_profile=icc_profile, chunks=(), symbol_checksums=())
-          head = bitstream.pack_header(header)
-        tiles.append(tiled_format.pack_tile(head, len(tiles), coded.content))
-        inspect(len(tiles) - 1, coded)
-        progress(len(tiles), grid.num_tiles)
+    coders, batch = self.coders(grid, options.portable)
+    for turn in batches(self.latents(image, quality, tile, batch, coders), len(coders)):
+      jobs = [[coder.encoding(each, options, self.inside(grid, next(numbers))) for each in latents]
+              for coder, latents in zip(coders, turn)]
+      for coder, results in zip(coders, self.run_jobs(coders, jobs, batch)):
+        for coded in results:
+          if header is None:
+            header = coded.content._replace(height=height, width=width, tile=(grid.tile_height, grid.tile_width),
+                                            icc_profile=icc_profile, chunks=(), symbol_checksums=())
+            head = bitstream.pack_header(header)
+          tiles.append(tiled_format.pack_tile(head, len(tiles), coded.content))
+          inspect(coder, coded)
+          progress(len(tiles), grid.num_tiles)
     assert header is not None  # an image has at least one tile
     return tiled_format.write(header, tiles)
 
@@ -133,9 +148,9 @@ class TiledCoder:
     """Encodes an image and estimates its bits. It holds y_hat of all tiles for the reconstruction."""
     bits, decoded = list[float](), dict[int, np.ndarray]()
 
-    def inspect(number, coded):
-      bits.extend(each.sum(dtype=np.float64) for each in self.coder.bits(coded.z_symbols, coded.passes))
-      decoded[number] = self.y_hat(coded.last_pass)
+    def inspect(coder, coded):
+      bits.extend(each.sum(dtype=np.float64) for each in coder.bits(coded.z_symbols, coded.passes))
+      decoded[len(decoded)] = y_hat_of(coder, coded.last_pass)
 
     blob, grid = self.encode(image, quality, options, tile, icc_profile, progress, inspect), self.grid_of(image, tile)
     quality = self.coder.choose_quality(quality)
@@ -150,56 +165,72 @@ class TiledCoder:
     for number, (latents,) in enumerate(self.latents(image, quality, tile)):
       z_symbols, passes, last_pass = self.coder.run_encoder(latents, options, self.inside(grid, number))
       bits.append(self.coder.bits(z_symbols, passes))
-      decoded[number] = self.y_hat(last_pass)
+      decoded[number] = y_hat_of(self.coder, last_pass)
     y_bits, z_bits = (np.concatenate([np.concatenate(each[i:i + grid.columns], 1)
                                       for i in range(0, grid.num_tiles, grid.columns)]) for each in zip(*bits))
     return y_bits, z_bits, self.synthesize(grid, self.coder.choose_quality(quality), decoded)
 
-  def batch_of(self, grid: TileGrid, portable: bool) -> int:
-    """Returns the number of tiles of a file that are computed at a time."""
-    return min(self.batch, grid.num_tiles) if portable else 1
+  # --- batches and devices --------------------------------------------------------------
 
-  def run_jobs(self, jobs: list[Job], batch: int) -> list:
-    """Returns the results of at most `batch` jobs.
+  def coders(self, grid: TileGrid, portable: bool) -> tuple[list[LatentCoder], int]:
+    """Returns a coder on each device that computes tiles of a file, and the number of tiles that it computes at a time.
+
+    It is the same number on any number of devices, because the floats of a tile depend on it."""
+    batch = min(self.batch, grid.num_tiles) if portable else 1
+    devices = tile_devices.devices(-(-grid.num_tiles // batch) if portable else 1)
+    for device in devices:
+      if device is not None and device not in self._coders:
+        self._coders[device] = self.coder.on_device(device)
+    return [self._coders[device] for device in devices], batch
+
+  def run_jobs(self, coders: Sequence[LatentCoder], jobs: Sequence[list[Job]], batch: int) -> list[list]:
+    """Runs at most `batch` jobs on the device of each coder, and returns their results.
 
     The functions are compiled for a whole batch, so the last job is repeated where there are fewer."""
     idle = lambda k, anchors, positions, prior: np.zeros(positions.shape, np.int32)
-    missing = [Job(jobs[-1].z_symbols, idle, lambda last_pass: None)] * (batch - len(jobs))
-    return self.coder.run_jobs([*jobs, *missing])[:len(jobs)]
+    runs = []
+    for coder, some in zip(coders, jobs):
+      missing = [Job(some[-1].z_symbols, idle, lambda last_pass: None)] * (batch - len(some))
+      runs.append(coder.running([*some, *missing]))
+    return [results[:len(some)] for results, some in zip(tile_devices.in_turns(runs), jobs)]
 
   # --- synthesis ------------------------------------------------------------------------
-
-  def y_hat(self, last_pass: tuple) -> np.ndarray:
-    """Computes y_hat (h, w, M) of a tile, on the host, from the result of LatentCoder.run_passes."""
-    return np.asarray(tile_functions.finish_tile(*self._apply, *last_pass))[0]
 
   def synthesize(self, grid: TileGrid, quality: float | None, y_hat: Mapping[int, np.ndarray]) -> np.ndarray:
     """Computes the image (H, W, 3) uint8 from y_hat of all tiles by number."""
     image = np.empty((grid.extent.bottom, grid.extent.right, 3), np.uint8)
     boxes = {number: grid.box(number) for number in range(grid.num_tiles)}
-    for box, pixels in zip(boxes.values(), self.synthesize_tiles(grid, boxes, quality, y_hat.__getitem__)):
+    for box, pixels in zip(boxes.values(), self.synthesize_tiles(grid, [boxes], quality, y_hat.__getitem__)):
       image[box.slices] = pixels
     return image[:grid.height, :grid.width]
 
-  def synthesize_tiles(self, grid: TileGrid, parts: Mapping[int, Box], quality: float | None,
-                       y_hat: Callable[[int], np.ndarray | None], batch: int = 1) -> Iterator[np.ndarray]:
+  def synthesize_tiles(self, grid: TileGrid, rows: Sequence[Mapping[int, Box]], quality: float | None,
+                       y_hat: Callable[[int], np.ndarray | None], batch: int = 1,
+                       coders: Sequence[LatentCoder] = ()) -> Iterator[np.ndarray]:
     """Yields the pixels of tiles, or of parts of them, uint8, in their order.
 
-    `parts` maps the number of a tile to its box in pixels. Tiles are synthesized in cells, `batch` at a time. `y_hat`
+    Each of `rows` maps numbers of tiles to their boxes in pixels, and no batch has tiles of two rows. Tiles are
+    synthesized in cells, `batch` at a time on the device of each of `coders`, by default that of `self.coder`. `y_hat`
     returns y_hat of a tile, or None for a missing tile; it is called for the tiles of `tiles_seen`. The nearest
     position of a tile replaces y_hat of a missing neighbor; y_hat is zero in a tile that is missing itself."""
     cells = synthesis_cells(grid, self._stride, self.coder.config)
-    jobs = [job for number, part in parts.items() for job in self._cells_of_part(grid, cells, number, part)]
-    pixels: list[np.ndarray] = []
-    for some in batches(jobs, batch):
-      windows = np.stack([self._window_of_y_hat(grid, cells, *job, y_hat) for job in some])
+    jobs = [[job for number, part in parts.items() for job in self._cells_of_part(grid, cells, number, part)]
+            for parts in rows]
+    coders, groups = coders or [self.coder], [group for row in jobs for group in batches(row, batch)]
+    right, pixels = {number: part.right for parts in rows for number, part in parts.items()}, list[np.ndarray]()
+
+    def dispatch(coder, some):
+      windows = np.stack([self._window_of_y_hat(grid, cells, tile, cell, part, y_hat) for tile, cell, part in some])
       crops = [crops_of(cells, cell, self.halos.synthesis, self._layers, self._stride) for _, cell, _ in some]
       windows, corners = filled([windows, np.stack([each.corners for each in crops])], batch)
       trim_memory()                                      # here the decoder needs most memory
-      found = tile_functions.synthesize_tiles(*self._apply, windows, quality, crops[0].sizes, corners)
+      return tile_functions.synthesize_tiles(coder.module, coder.variables, windows, quality, crops[0].sizes, corners)
+
+    dispatched = map(dispatch, itertools.cycle(coders), groups)
+    for some, found in zip(groups, tile_devices.ahead(dispatched, len(coders))):
       for each, (tile, cell, area) in zip(np.asarray(found), some):
         pixels.append(each[area.within(cells.box(cell).times(self._stride)).slices])
-        if area.right == parts[tile].right:              # the last cell of the part of the tile
+        if area.right == right[tile]:                    # the last cell of the part of the tile
           yield np.concatenate(pixels, axis=1)
           pixels = []
 
@@ -243,6 +274,7 @@ class TiledCoder:
     """Raises MemoryLimitError if a window does not fit into memory."""
     height, width = self._largest_window(grid)
     batch = min(self.batch, grid.num_tiles)
+    batch *= len(tile_devices.devices(-(-grid.num_tiles // batch)))   # devices that share the memory of the host
     check_memory(self.coder.config, height * batch, width, what=f"{batch} tiles with their surroundings" if batch > 1
                  else "a tile with its surroundings")
 
@@ -269,3 +301,8 @@ class TiledCoder:
 
   def _largest_window(self, grid: TileGrid) -> tuple[int, int]:
     return grid.window_size(self._stride * max(self.halos.analysis, self.halos.synthesis))
+
+
+def y_hat_of(coder: LatentCoder, last_pass: tuple) -> np.ndarray:
+  """Computes y_hat (h, w, M) of a tile, on the host, from the result of LatentCoder.run_passes."""
+  return np.asarray(tile_functions.finish_tile(coder.module, coder.variables, *last_pass))[0]

@@ -2,15 +2,16 @@
 
 y_hat of a tile is decoded once, when the first window needs it, and freed after the last window that needs it.
 """
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from mlic_jax.coding.bitstream import Bitstream, BitstreamError, PortabilityError
-from mlic_jax.coding.latent_coder import Job
+from mlic_jax.coding.latent_coder import Job, LatentCoder
 from mlic_jax.coding.tile_batches import batches
 from mlic_jax.coding.tile_grid import Box
-from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress
+from mlic_jax.coding.tiled_coder import SILENT, TiledCoder, TileProgress, y_hat_of
 from mlic_jax.coding.tiled_format import PARTIAL_HINT, TiledFile
 from mlic_jax.model.mlic import side_multiple
 
@@ -34,7 +35,7 @@ class TiledDecoder:
     self._coder, self._file, self._slices, self._partial = coder, file, slices, partial
     self._report, self._progress = report, progress
     self._quality = coder.coder.check_content(file.content)
-    self._batch = coder.batch_of(file.grid, file.content.origin is not None)
+    self._coders, self._batch = coder.coders(file.grid, file.content.origin is not None)
     self._y_hat: dict[int, np.ndarray | None] = {}
     self._num_decoded, self._error = 0, ""
     _check_tile(file, side_multiple(coder.coder.config))
@@ -59,31 +60,38 @@ class TiledDecoder:
     grid, content, done = self._file.grid, self._file.content, 0
     area.check_inside(content.height, content.width)
     total = len(grid.touching(area))
-    for numbers in grid.rows_of_tiles(area):
-      parts, strip = {number: grid.box(number).shared(area) for number in numbers}, []
-      self._decode_ahead(parts)
-      for pixels in self._coder.synthesize_tiles(grid, parts, self._quality, self._find, self._batch):
-        strip.append(pixels)
-        done += 1
-        self._progress(done, total)
-      self._forget(numbers[0] // grid.columns + 1)
-      yield np.concatenate(strip, axis=1)
+    rows = [{number: grid.box(number).shared(area) for number in numbers} for numbers in grid.rows_of_tiles(area)]
+    for some in batches(rows, -(-len(self._coders) * self._batch // len(rows[0]))):   # that occupy all devices
+      self._decode_ahead(some)
+      pixels = self._coder.synthesize_tiles(grid, some, self._quality, self._find, self._batch, self._coders)
+      for parts in some:
+        strip = []
+        for each in itertools.islice(pixels, len(parts)):
+          strip.append(each)
+          done += 1
+          self._progress(done, total)
+        if parts is some[-1]:
+          self._forget(max(parts) // grid.columns + 1)
+        yield np.concatenate(strip, axis=1)
     if not self._num_decoded:
       raise BitstreamError(f"no tile of the file can be decoded: {self._error}")
 
   def _find(self, number: int) -> np.ndarray | None:
     """Returns y_hat of a tile (h, w, M), None if it is missing."""
     if number not in self._y_hat:
-      self._decode([number], 1)
+      self._decode([[number]], 1)
     return self._y_hat[number]
 
-  def _decode_ahead(self, parts: dict[int, Box]) -> None:
-    """Decodes the tiles that parts of tiles need, where that is done in batches."""
-    if self._batch > 1:
-      seen = (self._coder.tiles_seen(self._file.grid, *each) for each in parts.items())
-      needed = sorted({number for numbers in seen for number in numbers}.difference(self._y_hat))
-      for numbers in batches(needed, self._batch):
-        self._decode(numbers, self._batch)
+  def _decode_ahead(self, rows: Sequence[dict[int, Box]]) -> None:
+    """Decodes the tiles that parts of tiles need, where that is done in batches or on several devices."""
+    if self._batch * len(self._coders) > 1:
+      groups, known = list[list[int]](), set(self._y_hat)
+      for parts in rows:
+        needed = {number for each in parts.items() for number in self._coder.tiles_seen(self._file.grid, *each)}
+        groups += batches(sorted(needed.difference(known)), self._batch)
+        known |= needed
+      for turn in batches(groups, len(self._coders)):
+        self._decode(turn, self._batch)
 
   def _forget(self, row: int) -> None:
     """Frees the tiles above the windows of this row of tiles, which no later row needs."""
@@ -92,23 +100,26 @@ class TiledDecoder:
       first = self._coder.first_row_of_window(grid, row)
       self._y_hat = {number: each for number, each in self._y_hat.items() if number // grid.columns >= first}
 
-  def _decode(self, numbers: Sequence[int], batch: int) -> None:
-    """Decodes tiles, at most `batch` of them, as a batch."""
-    contents = {number: self._read(number) for number in numbers}
-    found = {number: each for number, each in contents.items() if isinstance(each, Bitstream)}
-    jobs = [self._job(number, content) for number, content in found.items()]
-    results = dict(zip(found, self._coder.run_jobs(jobs, batch))) if jobs else {}
-    for number in numbers:
-      result = results.get(number, contents[number])
+  def _decode(self, turn: Sequence[Sequence[int]], batch: int) -> None:
+    """Decodes tiles, at most `batch` of them on each device."""
+    contents = {number: self._read(number) for numbers in turn for number in numbers}
+    readable = {number: each for number, each in contents.items() if isinstance(each, Bitstream)}
+    groups = [group for group in ([number for number in numbers if number in readable] for numbers in turn) if group]
+    jobs = [[self._job(coder, number, readable[number]) for number in group]
+            for coder, group in zip(self._coders, groups)]
+    results = self._coder.run_jobs(self._coders, jobs, batch)
+    found = {number: each for group, some in zip(groups, results) for number, each in zip(group, some)}
+    for number, content in contents.items():
+      result = found.get(number, content)
       self._y_hat[number] = None
       if isinstance(result, BitstreamError):
         self._refuse(number, result)
         continue
-      self._y_hat[number] = self._coder.y_hat(result)
+      self._y_hat[number] = result
       self._num_decoded += 1
-      if found[number].num_received < found[number].num_slices:
-        self._report(f"{self._file.name(number)}: {found[number].num_received} of {found[number].num_slices} slices "
-                     "are complete")
+      if readable[number].num_received < readable[number].num_slices:
+        self._report(f"{self._file.name(number)}: {readable[number].num_received} of {readable[number].num_slices} "
+                     "slices are complete")
 
   def _read(self, number: int) -> Bitstream | BitstreamError:
     try:
@@ -116,10 +127,11 @@ class TiledDecoder:
     except BitstreamError as error:
       return error
 
-  def _job(self, number: int, content: Bitstream) -> Job:
-    """Returns the job of a tile, whose result is the error where there is one: other tiles of its batch go on."""
+  def _job(self, coder: LatentCoder, number: int, content: Bitstream) -> Job:
+    """Returns the job of a tile on the device of `coder`. Its result is y_hat (h, w, M), or the error where there is
+    one: other tiles of its batch go on."""
     num_slices = content.num_received if self._slices is None else min(content.num_received, self._slices)
-    job = self._coder.coder.decoding(content, num_slices, self._coder.inside(self._file.grid, number))
+    job = coder.decoding(content, num_slices, self._coder.inside(self._file.grid, number))
     errors: list[BitstreamError] = []
 
     def code_pass(k, anchors, positions, prior):
@@ -134,7 +146,7 @@ class TiledDecoder:
 
     def finish(last_pass):
       try:
-        return errors[0] if errors else job.finish(last_pass)
+        return errors[0] if errors else y_hat_of(coder, job.finish(last_pass))
       except BitstreamError as error:
         return error
 

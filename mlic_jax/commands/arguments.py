@@ -111,8 +111,8 @@ def tile_argument(parser: argparse.ArgumentParser, help: str) -> None:
 
 def tile_batch_argument(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--tile-batch", type=positive_integer, metavar="N", default=1,
-                      help="Compute N tiles at a time, which fills an accelerator; any decoder reads the file. "
-                      "Default: %(default)s.")
+                      help="Compute N tiles at a time on each device, which fills an accelerator; any decoder reads "
+                      "the file. Default: %(default)s.")
 
 
 def skip_argument(parser: argparse.ArgumentParser, help: str) -> None:

@@ -44,7 +44,7 @@ def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch,
                       lambda *arguments: computed.append(len(arguments[2])) or compute(*arguments))
   expected = np.asarray(model[0].apply(model[1], image[None] / 255, 2, method="latent"))[0]
   tiles = {}
-  for numbers, y, z in TiledAnalysis(model, found, stages, image, grid, 16, 2.0, batch):
+  for numbers, y, z in TiledAnalysis([model], found, stages, image, grid, 16, 2.0, batch):
     assert y.shape == (batch, 4, 4, config.M) and z.shape == (batch, 1, 1, config.N)
     tiles |= dict(zip(numbers, np.asarray(y)))
   assert list(tiles) == list(range(30)) and cells <= sum(computed) < cells + 10 * batch   # batches are filled up
@@ -55,7 +55,7 @@ def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch,
 def test_features_of_two_rows_of_tiles_are_kept_at_most():
   model, found, stages = measured(LIGHT)
   image, grid = np.zeros((640, 256, 3), np.uint8), TileGrid(640, 256, 128, 64)
-  analysis, cell, held = TiledAnalysis(model, found, stages, image, grid, 16, 2.0, 1), 16 * 8 * 24 * 4, []
+  analysis, cell, held = TiledAnalysis([model], found, stages, image, grid, 16, 2.0, 1), 16 * 8 * 24 * 4, []
   for _ in analysis:
     held.append(analysis._cells.num_bytes / cell)
   assert len(held) == 20 and max(held) < 2.5 * grid.columns

@@ -1,0 +1,111 @@
+"""Tiles on several devices, in a process with four CPU devices."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlic_jax.coding import memory_estimate, tile_devices
+from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.memory_estimate import MemoryLimitError
+
+SCRIPT = """
+import collections, json, pathlib, sys
+import jax, numpy as np
+from mlic_jax.coding import jit_functions, tile_devices, tile_functions
+from mlic_jax.coding.codec import Codec
+
+used, progress, devices = collections.defaultdict(set), [], tile_devices.devices
+def watch(module, name):
+  function = getattr(module, name)
+  def run(*arguments):
+    results = function(*arguments)
+    used[name] |= {frozenset(device.id for device in each.devices()) for each in jax.tree.leaves(results)}
+    return results
+  setattr(module, name, run)
+for name in "features_of_window", "analyze_window", "finish_tile", "synthesize_tiles":
+  watch(tile_functions, name)
+for name in "start", "nonanchors", "advance":
+  watch(jit_functions, name)
+
+def code(name):
+  codec = Codec(Codec.load(sys.argv[2]).coder, tile_progress=lambda *done: progress.append(done), tile_batch=2)
+  codec, lines = codec.with_options(tile=64), []
+  blob = codec.encode(image, 2)
+  (folder / f"{name}.mlic").write_bytes(blob)
+  damaged = bytearray(blob)
+  damaged[len(blob) // 2] ^= 0x55
+  np.save(folder / f"{name}.npy", [codec.decode(blob), codec.decode(bytes(damaged), partial=True, report=lines.append)])
+  return lines
+
+folder = pathlib.Path(sys.argv[1])
+image = np.load(folder / "image.npy")
+lines = code("four")
+on_four = {name: sorted(map(sorted, each)) for name, each in used.items()}
+with jax.default_device(jax.devices()[1]):
+  assert devices(4) == [None]
+tile_devices.devices = lambda count: jax.devices()[:1]
+used.clear()
+assert code("one") == lines
+assert set.union(*used.values()) == {frozenset([0])}, used
+print(json.dumps(dict(used=on_four, progress=progress, lines=lines)))
+"""
+
+
+def test_files_and_pixels_do_not_depend_on_the_number_of_devices(tiny_checkpoint, tmp_path):
+  """Each device computes batches of its own: no array is on two, whose program would have them await each other."""
+  row, column = np.mgrid[:190, :250][..., None]          # 3 x 4 tiles
+  waves = np.sin(row / [9, 14, 23] + 1) + np.cos(column / [17, 8, 12])
+  image = np.uint8(np.clip(128 + 50 * waves + np.random.default_rng(0).normal(0, 6, waves.shape), 0, 255))
+  np.save(tmp_path / "image.npy", image)
+  env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=4",
+             PYTHONPATH=str(Path(__file__).parents[2]))
+  done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path, tiny_checkpoint], env=env, stdout=subprocess.PIPE,
+                        check=True, timeout=500)
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found["used"] == {name: [[0], [1], [2], [3]] for name in (
+      "features_of_window", "analyze_window", "start", "nonanchors", "advance", "finish_tile", "synthesize_tiles")}
+  assert found["progress"] == 6 * [[done, 12] for done in range(1, 13)]
+  assert len(found["lines"]) == 1 and "of 12" in found["lines"][0]
+  blob = (tmp_path / "four.mlic").read_bytes()
+  assert (tmp_path / "one.mlic").read_bytes() == blob
+  four, one = np.load(tmp_path / "four.npy"), np.load(tmp_path / "one.npy")
+  np.testing.assert_array_equal(four, one)
+  decoded = Codec.load(tiny_checkpoint).decode(blob)     # here XLA computes with other threads
+  assert decoded.shape == image.shape and np.abs(decoded.astype(int) - four[0]).max() <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_results_come_in_order_with_as_many_dispatched_ahead_as_there_are_devices(count):
+  dispatched, seen = [], []
+  for result in tile_devices.ahead((dispatched.append(i) or i for i in range(4)), count):
+    assert len(dispatched) == min(result + count, 4)
+    seen.append(result)
+  assert seen == [0, 1, 2, 3]
+
+
+def test_runs_take_turns_and_return_their_results_in_order():
+  steps = []
+
+  def run(name, count):
+    for step in range(count):
+      steps.append(f"{name}{step}")
+      yield
+    return name
+
+  assert tile_devices.in_turns([run("a", 1), run("b", 3), run("c", 0)]) == ["a", "b", "c"]
+  assert steps == ["a0", "b0", "b1", "b2"]
+
+
+def test_devices_that_share_the_memory_of_the_host_hold_a_batch_each(tiny_checkpoint, monkeypatch):
+  tiles = Codec(Codec.load(tiny_checkpoint).coder, tile_batch=2).tiles
+  grid = tiles.grid(640, 640, 64)
+  needed = memory_estimate.bytes_needed(tiles.coder.config, *(64 + 2 * 16 * 7,) * 2)
+  monkeypatch.setattr(memory_estimate, "bytes_available", lambda: 5 * needed)
+  tiles.check_memory(grid)
+  monkeypatch.setattr(tile_devices, "devices", lambda count: [None] * min(count, 4))
+  with pytest.raises(MemoryLimitError, match="8 tiles with their surroundings"):
+    tiles.check_memory(grid)
