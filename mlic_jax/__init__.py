@@ -20,6 +20,7 @@ _PUBLIC = {
     "entropy_model": "mlic_jax.model",
     "load_image": "mlic_jax.data.image_io",
     "load_model": "mlic_jax.coding.checkpoint_io",
+    "open_strips": "mlic_jax.data.image_strips",
 }
 __all__ = sorted(_PUBLIC)
 

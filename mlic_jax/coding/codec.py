@@ -23,6 +23,7 @@ from mlic_jax.coding.tiled_decoder import TiledDecoder
 from mlic_jax.coding.tiled_format import TiledFile
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import ImageLike, to_loaded_image
+from mlic_jax.data.image_strips import ImageStrips
 from mlic_jax.runtime import compilation_cache
 
 DEFAULT_OPTIONS = EncodeOptions()
@@ -112,14 +113,15 @@ class Codec:
 
   # --- encoding -------------------------------------------------------------------------
 
-  def encode(self, image: ImageLike, quality: float | None = None, icc_profile: bytes | None = None, *,
+  def encode(self, image: ImageLike | ImageStrips, quality: float | None = None, icc_profile: bytes | None = None, *,
              chunked: bool | None = None, portable: bool | None = None, skip: float | None = None,
              refine: Schedule | int | str | None = None, lmbda: float | None = None, tile: int | None = None) -> bytes:
     """Encodes an image of any size and returns the bytes of the .mlic file.
 
     Args:
       image: (H, W, 3) uint8, floats in [0, 1], or a PIL image. data.image_io.to_loaded_image describes the rounding of
-        floats and the conversion of other color spaces to RGB.
+        floats and the conversion of other color spaces to RGB. The file that data.image_strips.open_strips returns is
+        read in strips if it is coded in tiles.
       quality: the quality of a variable-rate checkpoint; see the class.
       icc_profile: the color profile to store in the file; it does not change the coded samples. None stores the profile
         of a PIL image.
@@ -132,11 +134,11 @@ class Codec:
     given = dict(chunked=chunked, portable=portable, skip=skip, refine=refine, lmbda=lmbda, tile=tile)
     changes = {name: value for name, value in given.items() if value is not None}
     codec = self.with_options(**changes) if changes else self
-    image, own_profile, _ = to_loaded_image(image)
+    pixels, own_profile = (image, image.icc_profile) if isinstance(image, ImageStrips) else to_loaded_image(image)[:2]
     profile = icc_profile or own_profile
-    if side := codec.tile_side(*image.shape[:2]):
-      return codec.tiles.encode(image, quality, codec.options, side, profile, codec.tile_progress)
-    return codec._encode(image, quality, profile).blob
+    if side := codec.tile_side(*pixels.shape[:2]):
+      return codec.tiles.encode(pixels, quality, codec.options, side, profile, codec.tile_progress)
+    return codec._encode(pixels.load().image if isinstance(pixels, ImageStrips) else pixels, quality, profile).blob
 
   def encode_many(self, images: Iterable[ImageLike], quality: float | None = None,
                   advance: Callable[[], None] = lambda: None) -> Iterator[bytes]:
@@ -144,8 +146,7 @@ class Codec:
 
     Images are coded one at a time. A batch would use an accelerator better, but its floats differ in the last bits from
     those of a single image, and a file should not depend on the other images of a batch. Compiled functions are cached
-    for the last few padded sizes (runtime/shape_cache.py), so it is faster to sort images of many sizes by size.
-    """
+    for the last few padded sizes (runtime/shape_cache.py), so it is faster to sort images of many sizes by size."""
     for image in images:
       yield self.encode(image, quality)
       advance()
@@ -335,8 +336,7 @@ class Codec:
     """Yields (bytes received, image (H, W, 3) uint8) for 0, 1, ..., all slices of a file.
 
     A single-chunk file and a tiled file yield one pair, because no slice is complete before their end. Errors as in
-    `decode`.
-    """
+    `decode`."""
     blob = as_bytes(blob)
     if tiled_format.is_tiled(blob):
       yield len(blob), self.decode(blob)

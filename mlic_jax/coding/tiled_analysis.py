@@ -1,7 +1,8 @@
 """TiledAnalysis: y and z of the tiles of one image, in order, from windows of pixels or of kept features.
 
 Features of the first stage of g_a (analysis_stages.py) are computed for the cells of an image, which are tiles or parts
-of tiles, when the first window needs them. They are freed, row by row, after the last window that needs them.
+of tiles, when the first window needs them. They are freed, row by row, after the last window that needs them; so are
+the pixels of a file that is read in strips.
 """
 import itertools
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,13 @@ import numpy as np
 
 from mlic_jax.coding import tile_functions
 from mlic_jax.coding.analysis_stages import Stages
+from mlic_jax.coding.pixel_rows import PixelRows
 from mlic_jax.coding.receptive_field import Halos
 from mlic_jax.coding.tile_batches import batches, filled
 from mlic_jax.coding.tile_cells import analysis_cells
 from mlic_jax.coding.tile_devices import ahead
 from mlic_jax.coding.tile_grid import Box, TileGrid
+from mlic_jax.data.image_strips import ImageStrips
 from mlic_jax.runtime.shape_cache import trim_memory
 
 
@@ -26,19 +29,19 @@ class TiledAnalysis:
     models: the codec module and its variables, for each device that computes batches.
     halos: those of the module.
     stages: the stages of g_a; None for one stage.
-    image: the image, (H, W, 3) uint8.
+    image: the image, (H, W, 3) uint8, or a file that is read in strips.
     grid: its tiles, in pixels.
     stride: pixels per position of y.
     quality: the quality of a variable-rate model.
     batch: the number of tiles or cells that a device computes at a time.
   """
 
-  def __init__(self, models: Sequence[tuple], halos: Halos, stages: Stages | None, image: np.ndarray, grid: TileGrid,
-               stride: int, quality: float | None, batch: int):
-    self._models, self._image, self._quality, self._batch = models, image, quality, batch
+  def __init__(self, models: Sequence[tuple], halos: Halos, stages: Stages | None, image: np.ndarray | ImageStrips,
+               grid: TileGrid, stride: int, quality: float | None, batch: int):
+    self._models, self._pixels, self._quality, self._batch = models, PixelRows(image), quality, batch
     self._positions, self._stride = grid.coarser(stride), stride
     self._halo = stages.second if stages else halos.analysis
-    self._cells = Cells(models, stages, image, grid, quality, batch) if stages else None
+    self._cells = Cells(models, stages, self._pixels, grid, quality, batch) if stages else None
 
   def __iter__(self) -> Iterator[tuple[Sequence[int], jax.Array, jax.Array]]:
     """Yields the numbers of a batch of tiles, and their y (B, h, w, M) and z (B, h/4, w/4, N), of each device in turn.
@@ -52,13 +55,15 @@ class TiledAnalysis:
                   for model, numbers, each in zip(self._models, turn, windows)]
       if self._cells:
         self._cells.forget(*self._rest(turn[-1][-1]))
+      elif turn[-1][-1] + 1 < self._positions.num_tiles:
+        self._pixels.forget(self._stride * self._positions.window(turn[-1][-1] + 1, self._halo).top)
 
   def _dispatch(self, model: tuple, numbers: Sequence[int], windows: Sequence[Box]) -> tuple[jax.Array, jax.Array]:
     boxes = [self._positions.box(number) for number in numbers]
     if self._cells:
       inputs, stages = self._cells.read(self._in_features(windows)), self._cells.stages
     else:
-      inputs, stages = np.stack([cut(self._image, window.times(self._stride)) for window in windows]), None
+      inputs, stages = np.stack([self._pixels.cut(window.times(self._stride)) for window in windows]), None
     arrays = filled([inputs, corners(boxes, windows)], self._batch)
     return tile_functions.analyze_window(*model, *arrays, ((boxes[0].height, boxes[0].width), stages), self._quality)
 
@@ -80,11 +85,12 @@ class TiledAnalysis:
 class Cells:
   """The features of the first stage of g_a, as far as they are needed."""
 
-  def __init__(self, models: Sequence[tuple], stages: Stages, image: np.ndarray, grid: TileGrid,
+  def __init__(self, models: Sequence[tuple], stages: Stages, pixels: PixelRows, grid: TileGrid,
                quality: float | None, batch: int):
-    self._models, self.stages, self._image = models, stages, image
+    self._models, self.stages, self._pixels = models, stages, pixels
     self._grid, self._quality, self._batch = analysis_cells(grid, stages.factor, models[0][0].config), quality, batch
     self._kept: dict[int, tuple[Box, np.ndarray]] = {}   # where they are, and features (rows, columns, C)
+    self._missing = set(range(self._grid.num_tiles))     # cells that were not yet computed
 
   def compute(self, batches_of_windows: Sequence[Sequence[Box]]) -> None:
     """Computes the features that batches of windows need and that are missing, on all devices."""
@@ -97,6 +103,9 @@ class Cells:
     for numbers, features in zip(missing, ahead(dispatched, len(self._models))):
       for number, each in zip(numbers, np.asarray(features)):
         self._kept[number] = self._grid.box(number), each
+      self._missing.difference_update(numbers)
+    if self._missing:
+      self._pixels.forget(self.stages.factor * self._grid.window(min(self._missing), self.stages.first).top)
 
   def read(self, windows: Sequence[Box]) -> np.ndarray:
     """Returns the features of windows of one size, (B, H, W, C), after `compute`."""
@@ -124,7 +133,7 @@ class Cells:
     trim_memory()                                        # here the encoder needs most memory
     boxes = [self._grid.box(number) for number in numbers]
     windows = [self._grid.window(number, self.stages.first) for number in numbers]
-    pixels = np.stack([cut(self._image, window.times(self.stages.factor)) for window in windows])
+    pixels = np.stack([self._pixels.cut(window.times(self.stages.factor)) for window in windows])
     arrays, size = filled([pixels, corners(boxes, windows)], self._batch), (boxes[0].height, boxes[0].width)
     return tile_functions.features_of_window(*model, *arrays, (size, self.stages), self._quality)
 
@@ -132,12 +141,3 @@ class Cells:
 def corners(boxes: Sequence[Box], windows: Sequence[Box]) -> np.ndarray:
   """Returns row and column of boxes in their windows, int32 (B, 2)."""
   return np.array([box.within(window)[:2] for box, window in zip(boxes, windows)], np.int32)
-
-
-def cut(image: np.ndarray, box: Box) -> np.ndarray:
-  """Returns the pixels of a box, (box.height, box.width, 3); the last row and column continue beyond the image."""
-  height, width = image.shape[:2]
-  rows = image[min(box.top, height - 1):min(box.bottom, height)]
-  part = rows[:, min(box.left, width - 1):min(box.right, width)]
-  missing = [(0, box.height - part.shape[0]), (0, box.width - part.shape[1]), (0, 0)]
-  return np.pad(part, missing, mode="edge") if any(after for _, after in missing) else np.ascontiguousarray(part)

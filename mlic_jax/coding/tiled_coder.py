@@ -35,6 +35,7 @@ from mlic_jax.coding.tile_cells import synthesis_cells
 from mlic_jax.coding.tile_grid import Box, TileGrid, TilingError, tile_sides
 from mlic_jax.coding.tile_measurements import integers
 from mlic_jax.coding.tiled_analysis import TiledAnalysis
+from mlic_jax.data.image_strips import ImageStrips
 from mlic_jax.model import transforms
 from mlic_jax.model.mlic import side_multiple
 from mlic_jax.runtime.shape_cache import trim_memory
@@ -104,12 +105,12 @@ class TiledCoder:
       return None
     return (np.arange(h)[:, None] < rows) & (np.arange(w) < columns)
 
-  def latents(self, image: np.ndarray, quality: float | None, tile: int, batch: int = 1,
+  def latents(self, image: np.ndarray | ImageStrips, quality: float | None, tile: int, batch: int = 1,
               coders: Sequence[LatentCoder] = ()) -> Iterator[list[Latents]]:
     """Yields batches of the latents of the tiles of an image (H, W, 3) uint8, like those of images of a tile's size.
 
     The batches are on the devices of `coders` in turn, by default on that of `self.coder`. Errors as in
-    LatentCoder.analyze, with the memory for a window."""
+    LatentCoder.analyze, with the memory for a window, and ImageError for a damaged file that is read in strips."""
     height, width = image.shape[:2]
     bitstream.check_size(height, width, pixels_max=2**64)
     grid, quality = self.grid(height, width, tile), self.coder.choose_quality(quality)
@@ -118,12 +119,12 @@ class TiledCoder:
     for numbers, y, z in TiledAnalysis(models, self.halos, self.stages, image, grid, self._stride, quality, batch):
       yield [Latents(y[i:i + 1], z[i:i + 1], grid.tile_height, grid.tile_width, quality) for i in range(len(numbers))]
 
-  def encode(self, image: np.ndarray, quality: float | None, options: EncodeOptions, tile: int,
+  def encode(self, image: np.ndarray | ImageStrips, quality: float | None, options: EncodeOptions, tile: int,
              icc_profile: bytes | None = None, progress: TileProgress = SILENT,
              inspect: Callable[[LatentCoder, CodedLatents], None] = lambda coder, coded: None) -> bytes:
-    """Encodes an image (H, W, 3) uint8 and returns the file; `inspect` is called with every tile and its coder.
+    """Encodes an image (H, W, 3) uint8, or a file that is read in strips, and returns the file.
 
-    Errors as in `latents`, and LatentError."""
+    `inspect` is called with every tile and its coder. Errors as in `latents`, and LatentError."""
     height, width = image.shape[:2]
     grid, tiles, numbers = self.grid(height, width, tile), list[bytes](), itertools.count()
     head, header = b"", None

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from mlic_jax.commands import multi_file
 from mlic_jax.commands.arguments import (
   check_optimization,
@@ -24,6 +26,7 @@ from mlic_jax.commands.codec_io import CompilationNotice, load_codecs
 from mlic_jax.commands.stdio import displayed, image_source, is_stream, refuse_another_ending, write
 from mlic_jax.console import complain, say
 from mlic_jax.data.image_io import list_images, load_image_with_profile
+from mlic_jax.data.image_strips import ImageStrips, open_strips
 
 SUMMARY = "Compress images to .mlic files."
 
@@ -88,12 +91,22 @@ def run(args: argparse.Namespace) -> int:
   else:                                                  # the progress bar shows it
     compilation_notice = lambda *_: contextlib.nullcontext()
 
+  def read(source: Path) -> tuple[np.ndarray | ImageStrips, bytes | None, str]:
+    """Returns the image, its color profile and its other color information; of strips only for tiles."""
+    file, pixels_max = image_source(source), args.max_megapixels * 10**6
+    strips = None if target else open_strips(file, pixels_max)
+    if strips is not None and codecs()[0].tile_side(*strips.shape[:2]):
+      return strips, strips.icc_profile, strips.other_color
+    return load_image_with_profile(file, pixels_max)
+
   def work(source: Path, output: Path) -> str:
-    image, profile, other_colors = load_image_with_profile(image_source(source), args.max_megapixels * 10**6)
+    image, profile, other_colors = read(source)
     if other_colors and not args.no_icc:
       complain(f"{displayed(source, 'stdin')}: left out: {other_colors}; the only color description in a .mlic file "
                "is an ICC profile of RGB")
     profile = None if args.no_icc else profile
+    if isinstance(image, ImageStrips):
+      image.icc_profile = profile
     codec = codecs()[0]
     if not target:
       codec.choose_quality(args.quality)  # raises an error before the notice about compilation

@@ -81,8 +81,8 @@ def load_image_with_profile(path: str | os.PathLike | IO[bytes], pixels_max: int
   The profile of a grayscale image is left out, because it does not describe RGB values. ImageError as in `load_image`,
   and for more than `pixels_max` pixels.
   """
-  with _one_line_errors(path), open_image(path) as image:
-    return _from_pil(str(path), image, pixels_max)
+  with one_line_errors(path), open_image(path) as image:
+    return from_pil(str(path), image, pixels_max)
 
 
 def to_loaded_image(image: ImageLike) -> LoadedImage:
@@ -93,8 +93,8 @@ def to_loaded_image(image: ImageLike) -> LoadedImage:
   a level, as from rounding errors, become the nearest level. ImageError for other arrays, and for masked values.
   """
   if isinstance(image, Image.Image):
-    with _one_line_errors("the image"):
-      return _from_pil("the image", image, PIXELS_MAX)
+    with one_line_errors("the image"):
+      return from_pil("the image", image, PIXELS_MAX)
   if np.ma.is_masked(image):
     raise ImageError(f"got an image with {np.ma.count_masked(image)} masked values; wanted none, as in "
                      "image.filled(0)")
@@ -109,7 +109,8 @@ def to_loaded_image(image: ImageLike) -> LoadedImage:
   return LoadedImage(array, None)
 
 
-def _from_pil(name: str, image: Image.Image, pixels_max: int) -> LoadedImage:
+def from_pil(name: str, image: Image.Image, pixels_max: int) -> LoadedImage:
+  """Return the image and the color information of an opened file; errors as in `load_image_with_profile`."""
   check_8bit_rgb(name, image)
   check_pixels(name, image, pixels_max)
   profile, other = image.info.get("icc_profile"), describe_other_color(image)
@@ -119,8 +120,8 @@ def _from_pil(name: str, image: Image.Image, pixels_max: int) -> LoadedImage:
 
 
 @contextlib.contextmanager
-def _one_line_errors(name):
-  """Context manager that converts all errors to an ImageError with that name."""
+def one_line_errors(name):
+  """Context manager that converts all errors to an ImageError of one line, with that name."""
   try:
     yield
   except ImageError:

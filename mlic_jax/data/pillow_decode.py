@@ -192,11 +192,16 @@ def apply_orientation(image: Image.Image) -> Image.Image:
   ImageOps.exif_transpose is not used, because it writes EXIF and fails on invalid values.
   """
   load(image)                                        # applies the orientation of TIFF
+  orientation = read_orientation(image)
+  return image if orientation is None else image.transpose(orientation)
+
+
+def read_orientation(image: Image.Image) -> Image.Transpose | None:
+  """Return how an image has to be transposed, by its EXIF; None for an image that is upright."""
   try:
-    orientation = image.getexif().get(ORIENTATION, 1)
+    return TRANSPOSE.get(image.getexif().get(ORIENTATION, 1))
   except Exception:                                  # damaged EXIF can raise any error
-    orientation = 1
-  return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
+    return None
 
 
 def composite_on_white(image: Image.Image) -> Image.Image:

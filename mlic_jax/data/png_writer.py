@@ -43,8 +43,13 @@ class PngWriter:
     self._chunk(b"IEND", b"")
 
   def _chunk(self, kind: bytes, data: bytes) -> None:
-    checksum = zlib.crc32(data, zlib.crc32(kind))
-    self._file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum))
+    self._file.write(png_chunk(kind, data))
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+  """Returns a chunk with its length and its checksum."""
+  checksum = zlib.crc32(data, zlib.crc32(kind))
+  return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
 def _filtered(rows: np.ndarray, above: np.ndarray) -> bytes:

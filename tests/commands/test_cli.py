@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.tiled_format import TiledFile
 from mlic_jax.data.image_io import load_image, load_image_with_profile, save_image
 from mlic_jax.runtime import compile_progress
 
@@ -291,6 +292,30 @@ def test_a_region_that_is_not_there_is_one_line(folder, tiny_checkpoint, tiled, 
   assert run("decode", tiled[0], folder / "no.png", "--ckpt", tiny_checkpoint, "--region", region) == 2
   line, = capsys.readouterr().err.splitlines()
   assert message in line and not (folder / "no.png").exists()
+
+
+def test_tiles_are_encoded_from_strips_of_the_file(folder, tiny_checkpoint, tiled, photograph, monkeypatch, capsys):
+  from mlic_jax.commands import encode
+  whole = []
+  load = encode.load_image_with_profile
+  monkeypatch.setattr(encode, "load_image_with_profile", lambda *arguments: whole.append(1) or load(*arguments))
+  Image.fromarray(photograph).save(folder / "profile.tif", icc_profile=SRGB)
+  profile = lambda path: TiledFile(path.read_bytes()).content.icc_profile
+  out = folder / "strips.mlic"
+  files = ("photo.png", [], None), ("profile.tif", [], SRGB), ("profile.tif", ["--no-icc"], None)
+  for name, options, expected in files:
+    assert run("encode", folder / name, out, "--ckpt", tiny_checkpoint, "--tile", 64, *options) == 0
+    assert not whole and profile(out) == expected
+  assert run("encode", folder / "photo.png", out, "--ckpt", tiny_checkpoint, "--tile", 64) == 0
+  assert out.read_bytes() == tiled[0].read_bytes()
+  broken = (folder / "photo.png").read_bytes()
+  (folder / "late.png").write_bytes(broken[:len(broken) // 2])
+  out.unlink()
+  capsys.readouterr()
+  assert run("encode", folder / "late.png", out, "--ckpt", tiny_checkpoint, "--tile", 64) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1 and "late.png" in error and "truncated" in error and not whole and not out.exists()
+  assert run("encode", folder / "photo.png", out, "--ckpt", tiny_checkpoint, "--tile", 0) == 0 and whole
 
 
 def test_a_batch_of_tiles_makes_a_file_that_any_decoder_reads(folder, tiny_checkpoint, tiled):
