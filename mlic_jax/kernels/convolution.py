@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mlic_jax.kernels import cells, winograd
+from mlic_jax.kernels.layouts import as_convolutions_store
 from mlic_jax.kernels.multilinear import Form
 from mlic_jax.kernels.padding import zero_pad
 
@@ -88,7 +89,7 @@ class Convolution(PrecisionForm):
   def on_other_platforms(self, index, *others):
     if index == OUTPUT:
       x, kernel = others
-      return self._conv(x, kernel)
+      return as_convolutions_store(self._conv(x, kernel))
     if index == INPUT:
       kernel, dy = others
       conv = lambda x: self._conv(x, kernel)
@@ -96,7 +97,7 @@ class Convolution(PrecisionForm):
       x, dy = others
       conv = lambda kernel: self._conv(x, kernel)
     (gradient,) = jax.linear_transpose(conv, jax.ShapeDtypeStruct(self.shapes[index], dy.dtype))(dy)
-    return gradient
+    return as_convolutions_store(gradient) if index == INPUT else gradient
 
   def _conv(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     if self.stride == 2 and cells.is_suitable(self.shapes[INPUT], self.shapes[KERNEL]):

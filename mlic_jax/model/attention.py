@@ -11,15 +11,14 @@ Options for the interpretation of MLICv2 in CompressAI:
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.experimental import layout
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.kernels.layouts import in_order
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.channel_reweighting import Reweighting
 from mlic_jax.model.checkerboard import anchor_mask, pack, positions, unpack
@@ -129,7 +128,7 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
     (B, positions, C).
   """
   if for_tpu and rotate_q is rotate_k is no_rotation:
-    heads = lambda t: lanes(t.swapaxes(1, 2).reshape(t.shape[0], num_heads, -1, t.shape[1]))
+    heads = lambda t: in_order(t.swapaxes(1, 2).reshape(t.shape[0], num_heads, -1, t.shape[1]), range(4))
     q, k, v = softmax(heads(q), -2), softmax(heads(k), -1), heads(v)
     attended = jnp.einsum("bhde,bhdn->bhen", jnp.einsum("bhdn,bhen->bhde", k, v), q)
     return attended.reshape(q.shape[0], -1, q.shape[-1]).swapaxes(1, 2)
@@ -137,14 +136,6 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
   q, k, v = rotate_q(nn.softmax(heads(q), axis=-1)), rotate_k(nn.softmax(heads(k), axis=1)), heads(v)
   summary = jnp.einsum("bnhd,bnhe->bhde", k, v)
   return jnp.einsum("bnhd,bhde->bnhe", q, summary).reshape(q.shape[0], q.shape[1], -1)
-
-
-def lanes(x: jax.Array) -> jax.Array:
-  """Return x with its last axis in the lanes of a TPU, where XLA would choose another one."""
-  of_jax: Any = layout  # its types are those of one version of jax; 0.5 has no constraints
-  if not hasattr(of_jax, "with_layout_constraint"):
-    return x
-  return of_jax.with_layout_constraint(x, of_jax.Layout(tuple(range(x.ndim))))
 
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,

@@ -1,0 +1,31 @@
+"""Layouts of arrays on TPUs, where XLA would choose others and copy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import layout
+
+# Rows, columns, images, channels: the order in which XLA for TPUs stores the images of convolutions. The last axis is
+# in the lanes of vectors.
+OF_CONVOLUTIONS = (1, 2, 0, 3)
+LANES, IMAGES_MIN = 128, 4  # with fewer channels or images another order may take less memory
+
+
+def in_order(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+  """Returns x, stored in the order of `axes`, the last one in the lanes of a TPU. For programs for TPUs alone."""
+  of_jax: Any = layout  # its types are those of one version of jax; 0.5 has no constraints
+  if not hasattr(of_jax, "with_layout_constraint"):
+    return x
+  return of_jax.with_layout_constraint(x, of_jax.Layout(tuple(axes)))
+
+
+def as_convolutions_store(images: jax.Array) -> jax.Array:
+  """Returns images (B, H, W, C), stored as convolutions store them on TPUs.
+
+  XLA would store images of 128 columns with their columns in the lanes for everything between two convolutions. It
+  would copy each image before and after a convolution, and could not fuse its activation and the sum of its bias."""
+  if images.shape[0] < IMAGES_MIN or images.shape[-1] < LANES:
+    return images
+  stored = lambda images: in_order(images, OF_CONVOLUTIONS)
+  return jax.lax.platform_dependent(images, tpu=stored, default=lambda images: images)
