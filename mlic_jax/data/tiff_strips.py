@@ -38,20 +38,22 @@ def tiff_strips(file: IO[bytes], image: TiffImagePlugin.TiffImageFile) -> Strips
   """Returns the strips of an opened TIFF: its strips, its rows of tiles, or rows of an uncompressed strip."""
   tags = image.tag_v2
   width, height, bits, samples = tags[WIDTH], tags[HEIGHT], tags.get(BITS, (1,)), tags.get(SAMPLES, 1)
-  tiled, separate, raw = TILE_OFFSETS in tags, tags.get(PLANAR, 1) == SEPARATE, tags.get(COMPRESSION, 1) == UNCOMPRESSED
+  tiled, separate = TILE_OFFSETS in tags, tags.get(PLANAR, 1) == SEPARATE
   if tags.get(COMPRESSION, 1) not in COMPRESSIONS or len(set(bits)) > 1:
     return None
   unit = tags[TILE_HEIGHT] if tiled else min(tags.get(ROWS_PER_STRIP, height), height)
   across, down, planes = -(-width // tags[TILE_WIDTH]) if tiled else 1, -(-height // unit), samples if separate else 1
   places = (TILE_OFFSETS, TILE_COUNTS) if tiled else (OFFSETS, COUNTS)
-  offsets, counts = (np.array(tags.get(tag, ())) for tag in places)
-  if not len(offsets) == len(counts) == planes * down * across or counts.sum() > file.seek(0, io.SEEK_END):
-    return None
-  offsets, counts = (each.reshape(planes, down, across) for each in (offsets, counts))
-  cut_rows = raw and not tiled and tags.get(PHOTOMETRIC) != YCBCR
-  if unit > ROWS and not cut_rows and 2 * unit > height:
-    return None
+  offsets, counts = (tags.get(tag, ()) for tag in places)
   row_size = -(-width * bits[0] * (1 if separate else samples) // 8)
+  in_rows = tags.get(COMPRESSION, 1) == UNCOMPRESSED and not tiled and tags.get(PHOTOMETRIC) != YCBCR
+  if in_rows:                            # Pillow does not read these counts, which some programs write wrongly
+    counts = planes * [row_size * min(unit, height - top) for top in range(0, height, unit)]
+  if not len(offsets) == len(counts) == planes * down * across or sum(counts) > file.seek(0, io.SEEK_END):
+    return None
+  offsets, counts = (np.array(each).reshape(planes, down, across) for each in (offsets, counts))
+  if unit > ROWS and not in_rows and 2 * unit > height:
+    return None
 
   def tiff(file, rows, unit, offsets, counts):
     pixels = []
@@ -68,11 +70,12 @@ def tiff_strips(file: IO[bytes], image: TiffImagePlugin.TiffImageFile) -> Strips
     for tag, value in [*((tag, tags[tag]) for tag in COPIED if tag in tags), *numbers.items()]:
       directory[tag] = value
     if tiled:                            # Pillow adds the size of the directory to offsets of strips alone
-      directory[TILE_OFFSETS] = tuple(start + len(_written(directory)) for start in starts)
+      size = len(_written(directory))
+      directory[TILE_OFFSETS] = tuple(size + start for start in starts)
     return _written(directory) + b"".join(pixels)
 
   def strips(file):
-    if cut_rows and unit > ROWS:
+    if in_rows and unit > ROWS:
       for top in (row for strip in range(0, height, unit) for row in range(strip, min(strip + unit, height), ROWS)):
         strip, row = divmod(top, unit)
         rows = min(ROWS, unit - row, height - top)

@@ -158,6 +158,10 @@ def test_an_uncompressed_tiff_of_one_strip_is_read_in_strips(rows, image):
   for order in "<>":
     content = image_formats.tiff(image, 2, order=order, rows_per_strip=75)
     assert check_strips(content) == (16, 16, 16, 16, 11)
+  for rows_per_strip in 75, 8:                           # Pillow does not read the number of bytes of strips
+    wrong = image_formats.tiff(image, 2, rows_per_strip=rows_per_strip)
+    count = struct.pack("<I", 53 * 3 * rows_per_strip)
+    assert count in wrong and check_strips(wrong.replace(count, bytes(4))) == (16, 16, 16, 16, 11)
   planes = image_formats.tiff(image, 2, planar=2, rows_per_strip=40)
   assert check_strips(planes) == (16, 16, 8, 16, 16, 3)
 
