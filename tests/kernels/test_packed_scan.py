@@ -47,8 +47,10 @@ def test_results_and_gradients_are_those_of_a_scan(arrays, remat):
   assert jax.tree.structure(expected) == jax.tree.structure(found)
   for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found)):
     np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-5)
+  # Two programs: on some CPUs their fused operations round the last bit differently.
   without_gradient = jax.jit(lambda *args: packed_scan(each, *args))(*arrays)
-  jax.tree.map(np.testing.assert_array_equal, without_gradient, found[0][1])
+  for a, b in zip(jax.tree.leaves(without_gradient), jax.tree.leaves(found[0][1]), strict=True):
+    np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-6)
 
 
 def test_the_gradient_keeps_no_array_that_an_iteration_reads_anyway():
