@@ -22,7 +22,7 @@ from mlic_jax.coding.portable_cdf import Grids
 from mlic_jax.coding.rangecoder import Decoder, Encoder
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import selection_map
-from mlic_jax.model.distributions import Distribution
+from mlic_jax.model.distributions import UNSHIFTED_LEVELS, Distribution
 from mlic_jax.model.scale_table import SCALE_LEVELS, scale_table
 from mlic_jax.model.slices import Prior
 
@@ -110,9 +110,18 @@ def _nearest(shapes: np.ndarray | None) -> np.ndarray | None:
 def _pass_coding(distribution: Distribution, prior: Prior, levels: np.ndarray, shapes: np.ndarray | None,
                  by_map: np.ndarray | None, grids: tuple[Grids, ...], skipped_rows: int) -> PassCoding:
   masks = [each for each in (by_map, levels >= skipped_rows if skipped_rows else None) if each is not None]
-  rows = levels if shapes is None else levels + np.int32(SCALE_LEVELS) * shapes
-  parameters = () if distribution.num_shapes else tuple(map(np.asarray, prior.parameters))
-  return PassCoding(rows, np.logical_and.reduce(masks) if masks else None, grids, distribution, parameters)
+  parameters = tuple(map(np.asarray, prior.parameters))
+  rows = shifted_levels(levels, distribution.level_shifts(parameters))
+  rows = rows if shapes is None else rows + np.int32(SCALE_LEVELS) * shapes
+  coded = np.logical_and.reduce(masks) if masks else None
+  return PassCoding(rows, coded, grids, distribution, () if distribution.num_shapes else parameters)
+
+
+def shifted_levels(levels: np.ndarray, shifts: np.ndarray | None) -> np.ndarray:
+  """Returns levels plus shifts (see Distribution.level_shifts), int32 in 0..SCALE_LEVELS - 1."""
+  if shifts is None:
+    return levels
+  return np.where(levels < UNSHIFTED_LEVELS, levels, np.clip(levels + shifts, 0, SCALE_LEVELS - 1)).astype(np.int32)
 
 
 def restrict(coding: PassCoding, inside: np.ndarray | None, anchors: bool) -> PassCoding:

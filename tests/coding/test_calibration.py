@@ -7,19 +7,22 @@ from helpers.distribution_cases import CONFIGS, SMALL, variables_of
 from PIL import Image
 
 from mlic_jax.__main__ import main
-from mlic_jax.coding.calibration import FACTORS, PARTS, SHAPES, SYMBOLS, choose
-from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.coding import calibration
+from mlic_jax.coding.calibration import SHAPES, SYMBOLS, choose
+from mlic_jax.coding.checkpoint_io import load_model, save_model
 from mlic_jax.coding.codec import Codec
+from mlic_jax.coding.encode_options import EncodeOptions
+from mlic_jax.coding.latent_coder import LatentCoder
 from mlic_jax.model.scale_table import SCALE_LEVELS, SCALE_MIN, SCALE_STEP
 
 
 def counted(draws):
   """Counts of channels whose residuals over their predicted standard deviation are `draws`, (channels, n)."""
-  counts, rng = np.zeros((SMALL.M, PARTS * SCALE_LEVELS, SYMBOLS + 1), np.int32), np.random.default_rng(0)
+  counts, rng = np.zeros((SMALL.M, SCALE_LEVELS, SYMBOLS + 1), np.int32), np.random.default_rng(0)
   deviation = np.exp(rng.uniform(-1, 2, draws.shape[1]))
-  part = np.ceil(PARTS * np.log(deviation / SCALE_MIN) / SCALE_STEP).astype(int)
+  level = np.ceil(np.log(deviation / SCALE_MIN) / SCALE_STEP).astype(int)
   for channel, residuals in enumerate(draws):
-    np.add.at(counts, (channel, part, np.minimum(np.abs(np.rint(residuals * deviation)), SYMBOLS).astype(int)), 1)
+    np.add.at(counts, (channel, level, np.minimum(np.abs(np.rint(residuals * deviation)), SYMBOLS).astype(int)), 1)
   return counts
 
 
@@ -28,8 +31,7 @@ def test_the_shape_and_the_scale_of_known_elements_are_found():
   draws = np.stack([rng.laplace(0, 0.5**0.5, n), rng.normal(0, 1, n), rng.normal(0, 1.2, n), rng.normal(0, 0.85, n)])
   found = choose(SMALL, [counted(draws)])
   np.testing.assert_array_equal(np.array(SHAPES)[found.shapes[:4]], [1.0, 2.0, 2.0, 2.0])
-  step = FACTORS[1] / FACTORS[0]
-  np.testing.assert_allclose(np.log(found.factors[1:4]), np.log([1, 1.2, 0.85]), atol=np.log(step))
+  np.testing.assert_array_equal(found.shifts[1:4], np.rint(np.log([1, 1.2, 0.85]) / SCALE_STEP))
   assert found.after[0] < found.before[0]
 
 
@@ -51,6 +53,12 @@ def test_a_calibrated_model_writes_smaller_files_of_the_same_images(tmp_path, ph
   assert "rate 1: -" in out and "% bits of y on the 1 images of the fit" in out
   training = json.loads((tmp_path / "calibrated" / "config.json").read_text())["training"]
   assert training == {"step": 7, "calibration": {"images": 1, "crop_size": 64}}
+
+  crop = photograph[:64, 33:97]
+  found = calibration.fit(load_model("model"), [crop])
+  coder = LatentCoder(load_model("calibrated"))
+  z_symbols, passes, _ = coder.run_encoder(coder.analyze(crop, None), EncodeOptions())
+  assert coder.bits(z_symbols, passes)[0].sum() == pytest.approx(found.after[0], rel=0.01)
 
   before, after = Codec.load("model"), Codec.load("calibrated")
   files = [codec.encode(photograph) for codec in (before, after)]

@@ -18,7 +18,7 @@ def _with(distribution: str, **options) -> CodecConfig:
 CONFIGS = {
     "gaussian": SMALL, "laplace": _with("laplace"), "logistic": _with("logistic"),
     "one shape": _with("generalized_gaussian", shapes=(1.4,)),
-    "shapes by channel": _with("generalized_gaussian", shapes=SHAPES, shape_per="channel", scale_factors=True),
+    "shapes by channel": _with("generalized_gaussian", shapes=SHAPES, shape_per="channel", level_shifts=True),
     "shapes by element": _with("generalized_gaussian", shapes=SHAPES, shape_per="element"),
     "two Gaussians": _with("gaussian_mixture", mixture_components=2), "three Gaussians": _with("gaussian_mixture")}
 
@@ -29,7 +29,7 @@ def variables_of(config: CodecConfig) -> dict:
   steps = variables["params"]["slices"]["steps"]
   learned = steps.get("distribution_parameters", {})
   for name, values in learned.items():
-    learned[name] = rng.uniform(*dict(shape=(0, 3), log_factor=(-0.3, 0.3))[name], values.shape).astype(np.float32)
+    learned[name] = rng.uniform(*dict(shape=(0, 3), level_shift=(-2.6, 2.6))[name], values.shape).astype(np.float32)
   for network in "entropy_anchor", "entropy_nonanchor":
     bias = list(steps[network].values())[-1]["bias"]
     bias[:, :config.slice_channels] = 2.5

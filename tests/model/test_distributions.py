@@ -52,6 +52,8 @@ def named(name):
   return make_distribution(dataclasses.replace(SMALL, distribution=name))
 
 
+NUM_PARAMETERS = dict(zip(CONFIGS, (0, 0, 0, 0, 2, 1, 5, 8)))
+
 # name: (distribution, scale -> the reference)
 REFERENCES = {
     "laplace": (named("laplace"), lambda scale: scipy.stats.laplace(scale=laplace.UNIT * scale)),
@@ -126,11 +128,12 @@ def test_a_mixture_is_the_sum_of_compressai_s_gaussians(count):
     np.testing.assert_array_less(np.abs(got[likely] - bits) / np.maximum(bits, 1), tolerance)
 
 
-@pytest.mark.parametrize("name", ["laplace", "logistic", "one shape", "shapes by element", "three Gaussians"])
+@pytest.mark.parametrize("name", ["laplace", "logistic", "one shape", "shapes by channel", "shapes by element",
+                                  "three Gaussians"])
 def test_gradients_are_the_differences_of_the_bits_in_float64(name):
   distribution = make_distribution(CONFIGS[name])
   rng = np.random.default_rng(0)
-  count = dict(zip(CONFIGS, (0, 0, 0, 0, 1, 1, 5, 8)))[name]
+  count = NUM_PARAMETERS[name]
   arguments = np.concatenate([rng.normal(0, 2, (1, 300)), np.exp(rng.uniform(-1, 2, (1, 300))),
                               rng.uniform(0.3, 2.7, (count, 300))])
   with enable_x64():
@@ -143,7 +146,7 @@ def test_gradients_are_the_differences_of_the_bits_in_float64(name):
       wanted = (after - before) / 2e-6
       # A difference across the kink of |residual|, of a bin edge or of a hat says nothing of the slope at the point.
       smooth = likely & (np.abs(np.abs(arguments[0]) - 0.5) > 1e-3) & (np.abs(arguments[0]) > 1e-3)
-      if count == 1:
+      if name.startswith("shapes"):
         smooth &= np.abs(arguments[2] - np.rint(arguments[2])) > 1e-3
       assert smooth.sum() > 150
       np.testing.assert_allclose(np.asarray(slope)[smooth], wanted[smooth], rtol=1e-4, atol=1e-5)
@@ -152,7 +155,7 @@ def test_gradients_are_the_differences_of_the_bits_in_float64(name):
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "gaussian"])
 def test_far_elements_cost_what_is_bounded_and_gradients_lead_back_without_exploding(name):
   distribution = make_distribution(CONFIGS[name])
-  count = dict(zip(CONFIGS, (0, 0, 0, 0, 1, 1, 5, 8)))[name]
+  count = NUM_PARAMETERS[name]
   v = jnp.float32([-1e6, -3000, -40, -3, 0, 0.5, 3, 40, 3000, 1e6])
   parameters = [jnp.full_like(v, value) for value in (0.5,) * count]
   for scale in (SCALE_MIN, 1.0, 256.0):
@@ -177,6 +180,17 @@ def test_shape_2_is_the_gaussian_and_shape_1_the_laplace_distribution():
   v, scale = jnp.linspace(-8, 8, 161), jnp.float32(1.3)
   np.testing.assert_allclose(generalized(2.0).bits(v, scale), make_distribution(SMALL).bits(v, scale), atol=1e-4)
   np.testing.assert_allclose(generalized(1.0).bits(v, scale), named("laplace").bits(v, scale), atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [-3, 0, 2])
+def test_a_level_shift_moves_all_scales_but_those_of_the_first_levels(shift):
+  distribution, step = make_distribution(CONFIGS["shapes by channel"]), math.log(256 / SCALE_MIN) / 63
+  v, scale, shape = jnp.linspace(-3, 3, 61)[:, None], jnp.float32([0.13, 0.3, 2.0, 40.0]), jnp.float32(1)
+  moved = distribution.bits(v, scale, shape, jnp.float32(shift))
+  expected = distribution.bits(v, jnp.maximum(scale * np.float32(np.exp(shift * step)), SCALE_MIN), shape, 0.0)
+  np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-6)
+  first = jnp.float32([SCALE_MIN, 0.12])
+  np.testing.assert_array_equal(*(distribution.bits(v, first, shape, jnp.float32(each)) for each in (0, shift)))
 
 
 def test_the_gradient_with_respect_to_the_shape_is_finite_at_the_edge_of_a_bin():

@@ -28,6 +28,7 @@ from mlic_jax.model.straight_through import lower_bound
 BITS_MAX = -math.log2(1e-9)   # maximum for an element, about the cost of an escape code
 # Probability outside the zero bin of a Gaussian with the standard deviation SCALE_MIN, 5.5e-6.
 OUTSIDE_MIN = math.erfc(0.5 / SCALE_MIN / math.sqrt(2))
+UNSHIFTED_LEVELS = 2          # number of levels that Distribution.level_shifts leaves as they are
 
 
 class Distribution:
@@ -78,6 +79,13 @@ class Distribution:
     """Return the float32 position of the shape of each element in 0..num_shapes - 1, or None with one shape.
 
     The nearest integer is the index of the shape. NumPy on the host computes it, exactly on every machine."""
+    return None
+
+  def level_shifts(self, parameters: tuple[np.ndarray, ...]) -> np.ndarray | None:
+    """Return the int32 number of levels that the table adds to the level of each element, or None for no shifts.
+
+    Elements of the first UNSHIFTED_LEVELS levels are not shifted. All machines have to find the same shifts, so they
+    are not predicted."""
     return None
 
 

@@ -9,8 +9,10 @@ rows for each of `shapes`. The option `shape_per` selects the shape of an elemen
     "element"   a predicted shape, the third output of the entropy networks            (GGM-e)
 
 Shapes are learned as positions in `shapes`. Training interpolates geometrically between two shapes, and an element is
-coded with the nearest one. With `scale_factors` the scales of each channel have a factor, the exponential of
-`log_factor`, which `mlic-jax calibrate` fits to images.
+coded with the nearest one. With `level_shifts` each channel has a learned shift of its scales, in levels of the CDF
+table, which `mlic-jax calibrate` fits to images. Elements are coded with the nearest whole number of levels. The first
+two levels are not shifted: most elements are in the first one, and a grid of a portable file may move them to the
+second one (coding/portable_cdf.py), which costs next to nothing only without a shift.
 """
 
 import functools
@@ -20,14 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlic_jax.model import distributions, registry
-from mlic_jax.model.distributions import OUTSIDE_MIN, nats_to_bits
+from mlic_jax.model.distributions import OUTSIDE_MIN, UNSHIFTED_LEVELS, nats_to_bits
 from mlic_jax.model.generalized_normal import SHAPE_MAX, SHAPE_MIN, alpha_of_tail, bin_nats, cdf
-from mlic_jax.model.scale_table import SCALE_MIN
+from mlic_jax.model.scale_table import SCALE_MIN, SCALE_STEP, scale_table
 from mlic_jax.model.straight_through import lower_bound
 
-OPTIONS = dict(shapes=(1.5,), shape_per="model", scale_factors=False)
+OPTIONS = dict(shapes=(1.5,), shape_per="model", level_shifts=False)
 PER = ("model", "channel", "element")
 SHAPES_MAX = 32
+LAST_UNSHIFTED = float(scale_table()[UNSHIFTED_LEVELS - 1])
 
 
 def check(config) -> None:
@@ -58,12 +61,12 @@ class Distribution(distributions.Distribution):
 
   def __init__(self, config):
     super().__init__(config)
-    self.shapes, self.per, has_factors = _options(config).values()
+    self.shapes, self.per, self.has_shifts = _options(config).values()
     self.num_shapes, self.shapes_agree = len(self.shapes), self.per != "element"
     self.outputs = 3 if self.per == "element" else 2
     self.start = float(np.interp(1.5, self.shapes, np.arange(self.num_shapes)))  # initial position of the shape
     self.channel_parameters = (dict(shape=self.start) if self.per == "channel" else {}) | (
-        dict(log_factor=0.0) if has_factors else {})
+        dict(level_shift=0.0) if self.has_shifts else {})
 
   @functools.cached_property
   def units(self):
@@ -71,26 +74,31 @@ class Distribution(distributions.Distribution):
 
   def predict(self, raw, learned):
     raw_scale, mean, *raw_shape = raw
-    if "log_factor" in learned:
-      raw_scale = raw_scale * jnp.exp(learned["log_factor"])
-    scale, last = lower_bound(raw_scale, SCALE_MIN), self.num_shapes - 1
-    if self.per == "model":
-      return mean, scale, ()
-    position = learned["shape"] if self.per == "channel" else raw_shape[0] + self.start
-    position = -lower_bound(-lower_bound(position, 0.0), -float(last))
-    return mean, scale, (jnp.broadcast_to(position, scale.shape),)
+    scale, last, parameters = lower_bound(raw_scale, SCALE_MIN), self.num_shapes - 1, []
+    if self.per != "model":
+      position = learned["shape"] if self.per == "channel" else raw_shape[0] + self.start
+      parameters.append(-lower_bound(-lower_bound(position, 0.0), -float(last)))
+    if self.has_shifts:
+      parameters.append(learned["level_shift"])
+    return mean, scale, tuple(jnp.broadcast_to(each, scale.shape) for each in parameters)
 
-  def bits(self, residual, scale, *position):
-    if not position:
+  def bits(self, residual, scale, *parameters):
+    if self.has_shifts:
+      shifted = lower_bound(scale * jnp.exp(parameters[-1] * SCALE_STEP), SCALE_MIN)
+      scale = jnp.where(scale > LAST_UNSHIFTED, shifted, scale)
+    if self.per == "model":
       return nats_to_bits(bin_nats(residual, scale * self.units[0], self.shapes[0]))
-    shape, unit = (self._between(np.log(values), position[0]) for values in (self.shapes, self.units))
+    shape, unit = (self._between(np.log(values), parameters[0]) for values in (self.shapes, self.units))
     return nats_to_bits(bin_nats(residual, scale * unit, shape))
 
   def cdf(self, x, scale, shape=0):
     return cdf(x, scale * self.units[shape], self.shapes[shape])
 
   def shape_positions(self, parameters):
-    return np.asarray(parameters[0]) if parameters else None
+    return None if self.per == "model" else np.asarray(parameters[0])
+
+  def level_shifts(self, parameters):
+    return np.rint(parameters[-1]).astype(np.int32) if self.has_shifts else None
 
   def _between(self, logs, position):
     """Return exp of `logs`, values at the shapes, interpolated at `position`."""
