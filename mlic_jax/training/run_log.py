@@ -65,6 +65,11 @@ class CsvLog:
       self._file.close()
 
 
+def _fidelity(row: dict[str, float]) -> str:
+  """Returns the fidelity in a row of metrics as text: MS-SSIM where it is the distortion, and PSNR otherwise."""
+  return f"MS-SSIM {row['ms_ssim']:.4f}" if "ms_ssim" in row else f"PSNR {row['psnr']:.2f} dB"
+
+
 class RunLog:
   """Logs a run from step `start` to `num_steps`, as a context manager.
 
@@ -136,7 +141,7 @@ class RunLog:
     The columns of StepTimer are missing until a step has run without compiling; the speed is then not logged."""
     if self.quiet:
       return
-    figures, left = f"loss {row['loss']:.4f}  {row['bpp']:.4f} bpp  PSNR {row['psnr']:.2f} dB", ""
+    figures, left = f"loss {row['loss']:.4f}  {row['bpp']:.4f} bpp  {_fidelity(row)}", ""
     if "images_per_second" in row:
       figures += f"  {row['images_per_second']:.1f} images/s"
       seconds = (self.num_steps - row["step"]) * row["seconds_per_step"]
@@ -154,7 +159,7 @@ class RunLog:
     """Logs an evaluation: a row with EVAL_COLUMNS for each quality, the mean loss, and whether it was exported."""
     if self.quiet:
       return
-    points = "  ".join(f"{row['bpp']:.3f} bpp {row['psnr']:.2f} dB" for row in rows)
+    points = "  ".join(f"{row['bpp']:.3f} bpp {_fidelity(row)}" for row in rows)
     self.say(f"evaluation at step {step}: loss {loss:.4f}{' (best, exported)' if exported else ''}  {points}")
     self._board.add_scalar("eval/loss", loss, step)
     for row in rows:

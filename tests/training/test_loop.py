@@ -291,6 +291,16 @@ def test_an_evaluation_that_is_no_number_does_not_stop_later_exports(config, tmp
     exported.clear()
 
 
+@pytest.mark.parametrize("fidelity, text", [({}, "PSNR 26.50 dB"), ({"ms_ssim": 0.93194}, "MS-SSIM 0.9319")])
+def test_a_run_prints_the_fidelity_that_it_optimizes(tmp_path, capsys, fidelity, text):
+  row = dict(step=1, quality=2, lmbda=0.01, loss=1.5, bpp=0.25, psnr=26.5, **fidelity)
+  with loop.RunLog(tmp_path, 0, 5, 0) as run_log:
+    run_log.train(row)
+    run_log.evaluation(1, [row], 1.5, exported=True)
+  trained, evaluated = capsys.readouterr().out.splitlines()[-2:]
+  assert f"0.2500 bpp  {text}" in trained and f"0.250 bpp {text}" in evaluated
+
+
 def test_figures_of_a_run_that_had_other_columns_are_kept(tmp_path):
   path = tmp_path / "metrics.csv"
   path.write_text("step,loss,forgotten\n1,2.5,7\n2,2.25,8\n3,2.125,9\n3,2")
