@@ -36,7 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.grad_clip = 1.0                # maximum global norm of the gradient; 0: no clipping
   c.accumulate_steps = 1           # a batch is split into this many parts: less memory, the same gradient
   c.bfloat16_transforms = False    # g_a and g_s in bfloat16, for accelerators; the entropy model is always float32
-  c.entropy_precision = "highest"  # matmul precision of the entropy model in training; "high", "default" are faster
+  # Matmul precision of the entropy model in training. "high_gradients", "high" and "default" are faster.
+  c.entropy_precision = "highest"
   c.remat = False                  # recompute activations in the backward pass: less memory, more time
   c.scan_unroll = 0                # slices per iteration of the compiled loop; 0: all slices on CPU, 1 elsewhere
 

@@ -9,7 +9,10 @@ A convolution is linear in its input and in its kernel, so it is a `Form` (multi
 their compositions therefore use these gradients. The implementation depends on the platform of the lowered program.
 """
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,6 +28,21 @@ SETTINGS: Any = jax.config  # its attributes are unknown to type checkers
 # Positions per matrix product, so that its operands fit into the cache of a core.
 BLOCK = 1024
 INPUT, KERNEL, OUTPUT = range(3)  # argument indices of the forms of convolutions
+HIGH_GRADIENTS = "high_gradients"
+_gradient_precision: contextvars.ContextVar[str | None] = contextvars.ContextVar("gradient_precision", default=None)
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+  """Sets the matmul precision of what is traced inside, as jax.default_matmul_precision does.
+
+  HIGH_GRADIENTS means "highest", with gradients of convolutions that have "high", three bfloat16 products on TPUs."""
+  token = _gradient_precision.set("high" if name == HIGH_GRADIENTS else None)
+  try:
+    with jax.default_matmul_precision("highest" if name == HIGH_GRADIENTS else name):
+      yield
+  finally:
+    _gradient_precision.reset(token)
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1,
@@ -39,13 +57,19 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1,
   pad, size = padding(kernel.shape[0]), kernel.shape[0]
   out_shape = (batch, *((side + 2 * pad - size) // stride + 1 for side in sides), kernel.shape[-1])
   precision = SETTINGS.jax_default_matmul_precision
-  conv = Convolution((x.shape, kernel.shape, out_shape), precision, stride)
+  conv = Convolution((x.shape, kernel.shape, out_shape), precision, stride, gradient_precision=gradient_precision())
   return conv(x, kernel) + BiasBroadcast((bias.shape, out_shape), precision, before_shuffle)(bias)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves each channel of x (B, H, W, C) with its own channel of kernel (size, size, 1, C) -> (B, H, W, C)."""
-  return DepthwiseConvolution((x.shape, kernel.shape, x.shape), SETTINGS.jax_default_matmul_precision)(x, kernel)
+  return DepthwiseConvolution((x.shape, kernel.shape, x.shape), SETTINGS.jax_default_matmul_precision,
+                              gradient_precision=gradient_precision())(x, kernel)
+
+
+def gradient_precision() -> str | None:
+  """Returns the precision of gradients by `matmul_precision`; None is that of the forward pass."""
+  return _gradient_precision.get()
 
 
 def padding(size: int) -> int:
@@ -59,11 +83,14 @@ class PrecisionForm(Form):
 
   Attributes:
     precision: as in jax.default_matmul_precision.
+    gradient_precision: that of the derivatives by all arguments but the last one; None is `precision`.
   """
   precision: str | None
+  gradient_precision: str | None = dataclasses.field(default=None, kw_only=True)
 
   def derivative(self, index: int, on_cpu: bool, *others: jax.Array) -> jax.Array:
-    with jax.default_matmul_precision(self.precision):
+    is_gradient = index < len(self.shapes) - 1 and self.gradient_precision is not None
+    with jax.default_matmul_precision(self.gradient_precision if is_gradient else self.precision):
       return (self.on_cpu if on_cpu else self.on_other_platforms)(index, *others)
 
   def on_cpu(self, index: int, *others: jax.Array) -> jax.Array:

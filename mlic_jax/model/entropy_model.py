@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.kernels.convolution import matmul_precision
 from mlic_jax.model.mlic import PRECISION, build
 from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
 from mlic_jax.model.slices import Slices, SlicesOutput, SliceStep
@@ -39,7 +40,7 @@ def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: ja
   """
   quantizer = quantizer or (ROUNDING if key is None else NOISE)
   draws = quantizer.draws(key, y.shape)
-  with jax.default_matmul_precision(precision):
+  with matmul_precision(precision):
     coded: Any = Slices(config, scan_unroll).apply({"params": params}, hyper, y, quantizer, draws, method="scan")
     return coded
 

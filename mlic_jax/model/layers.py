@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.kernels.channel_product import channel_product
-from mlic_jax.kernels.convolution import conv2d, depthwise_conv, padding
+from mlic_jax.kernels.convolution import conv2d, depthwise_conv, matmul_precision, padding
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.initializers import normal
 from mlic_jax.model.lazy_params import parameter
@@ -270,6 +270,6 @@ class ConvStack(nn.Module):
     for i, features in enumerate(self.features):
       conv = Conv(features, self.kernel_size, name=f"conv{i}")
       is_other = i == len(self.features) - 1 and self.last_precision is not None
-      with jax.default_matmul_precision(self.last_precision) if is_other else contextlib.nullcontext():
+      with matmul_precision(self.last_precision) if is_other else contextlib.nullcontext():
         x = conv(gelu(x) if i else x, live if i == 0 else None)
     return x

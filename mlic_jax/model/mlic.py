@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.kernels.convolution import matmul_precision
 from mlic_jax.model import contexts, distributions, registry, selection_map, transforms
 from mlic_jax.model.hyper import HyperAnalysis, HyperSynthesis
 from mlic_jax.model.likelihoods import FactorizedPrior
@@ -49,8 +50,9 @@ class MLIC(nn.Module):
     remat: rematerialize blocks and slices in the gradient, to save memory.
     transform_precision: matmul precision of g_a, g_s and h_a, as in jax.default_matmul_precision. None is that of the
       caller, which is bfloat16 on TPUs and TF32 on recent GPUs unless JAX is configured otherwise.
-    entropy_precision: matmul precision of the entropy path in `code`, as in jax.default_matmul_precision. Layers that
-      return means, scales and residual predictions have full precision.
+    entropy_precision: matmul precision of the entropy path in `code`, as in jax.default_matmul_precision, or
+      "high_gradients" (kernels/convolution.py). Layers that return means, scales and residual predictions have full
+      precision.
     scan_unroll: slices per iteration of the scan over slices. 0 means all of them for gradients on CPU, where the
       gradient of a rolled loop is slow, and 1 otherwise. Results differ by rounding only.
     packed: the scan over slices reads and writes a few vectors in place of many arrays, for training on GPUs
@@ -105,7 +107,7 @@ class MLIC(nn.Module):
     """
     quantizer = quantizer or (NOISE if self.has_rng("noise") else ROUNDING)
     draws = lambda latent: quantizer.draws(self.make_rng("noise") if quantizer.draw else None, latent.shape, first)
-    with jax.default_matmul_precision(self.entropy_precision):
+    with matmul_precision(self.entropy_precision):
       medians, y_draws, z_draws = self.z_prior.medians, draws(y), draws(z)
       # Two calls, so that the medians cancel exactly in both results and get no gradient from noise.
       received, _ = quantizer.quantize(z - medians, z_draws)

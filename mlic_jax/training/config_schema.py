@@ -23,6 +23,7 @@ from mlic_jax import distortions
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.loader import DOWNSCALE, crop_sizes
 from mlic_jax.errors import ConfigError
+from mlic_jax.kernels.convolution import HIGH_GRADIENTS
 from mlic_jax.model import selection_map
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.model.registry import PartError
@@ -68,7 +69,7 @@ class Field(NamedTuple):
 
 DISTRIBUTION = "model.distribution"  # optional; the default is "gaussian"
 OPTIONS = "model.options."  # settings of contexts and transforms, each with its default (model/registry.py)
-PRECISIONS = ("highest", "high", "default")  # of jax.default_matmul_precision
+PRECISIONS = ("highest", HIGH_GRADIENTS, "high", "default")  # of kernels.convolution.matmul_precision
 ROUNDING = "later steps round differently"
 is_single_rate = lambda config: not config.model.get("num_rates", 0)
 FIELDS = {

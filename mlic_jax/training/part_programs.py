@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.distortions.mse import mean_squared_error
+from mlic_jax.kernels.convolution import matmul_precision
 from mlic_jax.model import transforms
 from mlic_jax.model.mlic import MLIC, build, scan_variant, side_multiple, unrolled_and_rolled
 from mlic_jax.model.quantizers import NOISE
@@ -57,7 +58,7 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
 
 def _scan(model: MLIC) -> Callable:
   def scan(module: MLIC, z, y, noise):
-    with jax.default_matmul_precision(module.entropy_precision):
+    with matmul_precision(module.entropy_precision):
       return module.slices.scan(module.h_s(z), y, NOISE, noise, None, module.remat)
 
   def loss(params, y, z, noise, y_hat_gradient):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.lowered_equations import equations_on, products
 
 from mlic_jax.kernels import convolution, winograd
-from mlic_jax.kernels.convolution import conv2d, conv_by_xla, depthwise_conv
+from mlic_jax.kernels.convolution import conv2d, conv_by_xla, depthwise_conv, matmul_precision
 from mlic_jax.kernels.padding import zero_pad
 
 # (B, H, W, C), size, stride: one block, several images a block, several blocks an image, rows longer than a block.
@@ -75,3 +76,17 @@ def test_half_the_multiplications_cost_less_than_threefold_rounding_errors():
   error = lambda conv: np.sqrt(np.mean((conv(x, kernel, np.zeros(64, np.float32), 1) - exact)**2))
   assert winograd.is_suitable(x, kernel.shape)
   assert 0 < error(conv2d) < 3 * error(plain)
+
+
+@pytest.mark.parametrize("name, value, of_gradient", [
+    ("highest", "HIGHEST", "HIGHEST"), ("high_gradients", "HIGHEST", "HIGH"), ("high", "HIGH", "HIGH")])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_matmul_precision_may_have_another_one_for_gradients(name, value, of_gradient, depthwise):
+  x, kernel = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 1 if depthwise else 8, 8))
+  conv = depthwise_conv if depthwise else lambda x, kernel: conv2d(x, kernel, jnp.zeros(8))
+  of = lambda program, *args: {each.name for each in products(equations_on(jax.make_jaxpr(program)(*args), "tpu"))}
+  with matmul_precision(name):
+    out, gradient = jax.vjp(conv, x, kernel)
+    assert of(conv, x, kernel) == {value}
+  assert of(gradient, out) == {of_gradient}
+  assert products(equations_on(jax.make_jaxpr(conv)(x, kernel), "tpu")) == {None}

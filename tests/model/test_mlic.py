@@ -89,7 +89,8 @@ def test_bfloat16_transforms_round_neither_y_nor_the_image(x):
 def test_the_precision_of_the_entropy_path_is_an_option_of_training_and_not_of_coding(variables):
   """On CPU products have one precision, so the claim is about the program that an accelerator is given."""
   y, z, highest = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 1, 1, TINY.N)), jax.lax.Precision.HIGHEST
-  for precision, in_training in [("highest", highest), ("default", jax.lax.Precision.DEFAULT)]:
+  for precision, in_training in [("highest", highest), ("high_gradients", highest),
+                                 ("default", jax.lax.Precision.DEFAULT)]:
     model = build(TINY, entropy_precision=precision)
     scan = lambda y, z: model.apply(variables, y, z, 2.0, method="code").y_bits
     coding = lambda z: model.apply(variables, z, method="hyper")
@@ -106,6 +107,18 @@ def test_a_low_precision_of_the_entropy_path_leaves_out_the_last_layers(variable
   in_full = [each.outvars[0].aval.shape[-1] for each in found
              if each.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2]
   assert sorted(in_full) == [cs, cs, 2 * cs, 2 * cs]  # two networks for residuals, and two for means and scales
+
+
+def test_high_gradients_of_the_entropy_path_leave_out_the_last_layers(variables):
+  model, last = build(TINY, entropy_precision="high_gradients", transform_precision="default"), 2 * TINY.slice_channels
+  y, z = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 1, 1, TINY.N))
+  _, gradient = jax.vjp(lambda params: model.apply({"params": params}, y, z, 2.0, method="code").y_bits.sum(),
+                        variables["params"])
+  found = named(equations_on(jax.make_jaxpr(gradient)(1.0), "tpu"), "conv_general_dilated")
+  highest, high = ([each.outvars[0].aval.shape for each in found if each.params["precision"] == (precision,) * 2]
+                   for precision in (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGH))
+  assert highest and high and len(highest) + len(high) == len(found)
+  assert any(last in shape for shape in highest) and not any(shape[:2] == (5, 5) for shape in highest)
 
 
 def test_rematerialization_changes_the_memory_and_not_the_gradient(x):
