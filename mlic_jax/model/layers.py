@@ -269,7 +269,7 @@ class ConvStack(nn.Module):
   def __call__(self, x: jax.Array, live: jax.Array | np.ndarray | None = None) -> jax.Array:
     for i, features in enumerate(self.features):
       conv = Conv(features, self.kernel_size, name=f"conv{i}")
-      is_other = i == len(self.features) - 1 and self.last_precision is not None
-      with matmul_precision(self.last_precision) if is_other else contextlib.nullcontext():
+      precision = self.last_precision if i == len(self.features) - 1 else None
+      with contextlib.nullcontext() if precision is None else matmul_precision(precision):
         x = conv(gelu(x) if i else x, live if i == 0 else None)
     return x
