@@ -89,6 +89,14 @@ def test_the_row_of_a_model_in_the_readme_has_its_rates_and_bd_rate(model):
   assert percent == f"{bd_rate(curves[model], curves['JPEG 4:2:0'])['percent']:+.1f} %"
 
 
+def test_nano_ms_ssim_saves_what_the_readme_says():
+  found = json.loads((ROOT / "docs/results/nano_ms_ssim_kodak.json").read_text())
+  curves = {curve.name: curve for curve in read_curves(found, "ms_ssim")}
+  percent = bd_rate(curves["nano_ms_ssim"], curves["AVIF 4:4:4"])["percent"]
+  assert percent <= -25 and bd_rate(curves["nano_ms_ssim"], curves["WebP"])["percent"] <= -45
+  assert f"{-percent:.1f} % fewer bits than AVIF" in (ROOT / "README.md").read_text().replace("\n", " ")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_page_of_a_model_is_what_the_command_writes_from_its_results(model):
   found = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/results").glob(f"{model}_kodak*.json")}

@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from mlic_jax.evaluation.bd_rate import bd_rate
 from mlic_jax.evaluation.results import read_curves
 
 BESIDE = {"psnr": ("JPEG 4:2:0", "WebP", "AVIF 4:4:4", "BPG 4:4:4", "VTM-17.0", "MLIC++"),
-          "ms_ssim": ("JPEG 4:2:0", "WebP", "AVIF 4:4:4", "BPG 4:4:4", "ELIC MS-SSIM (paper)")}
+          # Two that were trained for MS-SSIM.
+          "ms_ssim": ("JPEG 4:2:0", "WebP", "AVIF 4:4:4", "BPG 4:4:4", "Balle2018 hyperprior MS-SSIM (CompressAI)",
+                      "Cheng2020 anchor MS-SSIM (CompressAI)")}
+PROSE = 106     # characters of a line
 METRIC = {"psnr": "PSNR", "ms_ssim": "MS-SSIM"}
 
 
@@ -79,9 +83,9 @@ def write_readme(path: Path, results: dict[str, Any]) -> None:
 
 def _heading(results: dict[str, Any]) -> list[str]:
   entry = results["checkpoints"][0]
-  return [f"The model is `checkpoints/{entry['name']}` with fingerprint {entry['fingerprint']}. Rates are those of "
-          "complete files, and", f"every file was decoded ({results['date']}, mlic_jax {results['version']}, "
-          f"{results['costs'][0]['device']})."]
+  return textwrap.wrap(f"The model is `checkpoints/{entry['name']}` with fingerprint {entry['fingerprint']}. Rates are "
+                       f"those of complete files, and every file was decoded ({results['date']}, mlic_jax "
+                       f"{results['version']}, {results['costs'][0]['device']}).", PROSE)
 
 
 def _command(name: str, more: str) -> list[str]:
