@@ -9,7 +9,7 @@ from jax.experimental import layout
 # Rows, columns, images, channels: the order in which XLA for TPUs stores the images of convolutions. The last axis is
 # in the lanes of vectors.
 OF_CONVOLUTIONS = (1, 2, 0, 3)
-LANES, IMAGES_MIN = 128, 4  # with fewer channels or images another order may take less memory
+LANES, IMAGES_MIN = 128, 2  # with fewer channels or images another order may take less memory
 
 
 def in_order(x: jax.Array, axes: Sequence[int]) -> jax.Array:
