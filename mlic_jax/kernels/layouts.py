@@ -13,7 +13,9 @@ LANES, IMAGES_MIN = 128, 2  # with fewer channels or images another order may ta
 
 
 def in_order(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-  """Returns x, stored in the order of `axes`, the last one in the lanes of a TPU. For programs for TPUs alone."""
+  """Returns x, stored in the order of `axes`, the last one in the lanes of a TPU. For programs for TPUs alone.
+
+  jax.export refuses the constraint without disabled_checks=[DisabledSafetyCheck.custom_call("LayoutConstraint")]."""
   of_jax: Any = layout  # its types are those of one version of jax; 0.5 has no constraints
   if not hasattr(of_jax, "with_layout_constraint"):
     return x
