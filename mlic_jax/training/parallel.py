@@ -66,6 +66,10 @@ class PmappedWithOptions:
           self._pmapped.lower(*args).compile(compiler_options=options) if options else self._pmapped)
     return self._programs[signature](*args)
 
+  def trace(self, *args) -> jax.stages.Traced:
+    """Traces the function for arrays or shapes, like `trace` of a jitted function; without the options."""
+    return self._pmapped.trace(*args)
+
   def lower(self, *args) -> "LoweredWithOptions":
     """Lowers the function for arrays or shapes, like `lower` of a jitted function."""
     return LoweredWithOptions(self._pmapped.lower(*args), self._options(*args))
@@ -80,9 +84,9 @@ class LoweredWithOptions(NamedTuple):
     """Compiles the program with its options."""
     return self.lowered.compile(compiler_options=self.options)
 
-  def as_text(self) -> str:
-    """Returns the lowered program as text."""
-    return self.lowered.as_text()
+  def __getattr__(self, name: str) -> Any:
+    """Returns any other attribute of the lowered program, such as its text."""
+    return getattr(self.lowered, name)
 
 
 def mean_over_devices(tree: Any) -> Any:

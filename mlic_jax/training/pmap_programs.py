@@ -4,8 +4,9 @@
 them for every platform.
 """
 
+import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,11 @@ from mlic_jax.training.preemption import NO_SIGNALS
 from mlic_jax.training.preflight import LOCAL_FIELDS
 from mlic_jax.training.step import make_eval_step, make_train_step, state_shapes
 from mlic_jax.training.warm_start import load_teacher
+
+# LLVM takes half of the time of compiling a step on CPU. Convolutions and products are calls of a library, so fewer of
+# LLVM's optimizations leave steps as fast (docs/benchmarks/startup.md).
+OPTIMIZATION_LEVEL = "xla_backend_optimization_level"
+CPU_OPTIONS = {OPTIMIZATION_LEVEL: 1}
 
 Program = tuple[Any, tuple]  # a jitted function on all devices, and its arguments as shapes
 
@@ -68,14 +74,27 @@ def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
       in_axes=(0, 0, 0, None, None, None), devices=devices, compiler_options=_batch_options(devices))
 
 
-def _batch_options(devices: Sequence[jax.Device] | None) -> Callable[..., dict] | None:
-  """Returns the compiler options as a function of the arguments; None if the platform has none.
+class CompilerOptions(NamedTuple):
+  """The compiler options of a step as a function of its arguments. Its repr is part of the key of cached programs."""
+  device: jax.Device
 
-  The second argument is a batch (devices, images per device, ...)."""
+  def __call__(self, state: Any, batch: Any, *others: Any) -> dict[str, Any]:
+    """Returns the options for a batch (devices, images per device, ...)."""
+    if self.device.platform == "cpu":
+      return {} if _level_is_chosen() else dict(CPU_OPTIONS)
+    return tpu_options.options_for(batch.shape[1], self.device)
+
+
+def _level_is_chosen() -> bool:
+  """Whether JAX or XLA was told how much to optimize."""
+  settings: dict[str, Any] = jax.config.values  # JAX has no attribute for this one
+  return settings["jax_disable_most_optimizations"] or OPTIMIZATION_LEVEL in os.environ.get("XLA_FLAGS", "")
+
+
+def _batch_options(devices: Sequence[jax.Device] | None) -> CompilerOptions | None:
+  """Returns the compiler options as a function of the arguments; None if the platform has none."""
   device = devices[0] if devices else jax.local_devices()[0]
-  if device.platform != "tpu":
-    return None
-  return lambda state, batch, *others: tpu_options.options_for(batch.shape[1], device)
+  return CompilerOptions(device) if device.platform in ("cpu", "tpu") else None
 
 
 def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] | None = None) -> Program:

@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlic_jax.training import parallel
+from mlic_jax.training import parallel, pmap_programs
 
 COUNT = jax.local_device_count()
 
@@ -36,3 +36,21 @@ def test_the_options_are_those_for_the_arguments_and_reach_the_compiler(program)
     program(state, np.zeros((COUNT, 8), np.float32))
   with pytest.raises(jax.errors.JaxRuntimeError, match="xla_unknown"):
     program.lower(state, np.zeros((COUNT, 8), np.float32)).compile()
+
+
+def test_a_step_compiles_with_fewer_optimizations_on_cpu_unless_a_level_is_chosen(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "")
+  options = pmap_programs.CompilerOptions(jax.devices("cpu")[0])
+  batch = jax.ShapeDtypeStruct((1, 8, 64, 64, 3), np.uint8)
+  few = jax.config.values["jax_disable_most_optimizations"]
+  try:
+    jax.config.update("jax_disable_most_optimizations", False)
+    assert options(None, batch) == {"xla_backend_optimization_level": 1}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    assert options(None, batch) == {}
+    monkeypatch.setenv("XLA_FLAGS", "")
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert options(None, batch) == {}
+  finally:
+    jax.config.update("jax_disable_most_optimizations", few)
+  assert " at 0x" not in repr(options)   # it is part of the key of programs on disk
