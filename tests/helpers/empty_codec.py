@@ -16,6 +16,9 @@ class EmptyCodec:
   def choose_quality(self, quality):
     return quality
 
+  def tile_side(self, height, width):
+    return 0
+
   def has_compiled(self, height, width):
     return True
 
