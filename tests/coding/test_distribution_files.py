@@ -1,6 +1,7 @@
 """Tests of the distributions of y: tables, round trips of files, and damaged streams."""
 import argparse
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,10 @@ def rows_of(table):
   return [(np.diff(row[1:]), offset) for row, offset in zip(rows, table.offset)]
 
 
+def has_shifts(distribution):
+  return "level_shift" in distribution.channel_parameters
+
+
 @pytest.mark.parametrize("name", TABULATED)
 def test_the_rows_of_a_table_cost_what_the_distribution_says(name):
   """The bits of a row's cells by their counts are near those of `bits`, which training minimizes."""
@@ -40,17 +45,19 @@ def test_the_rows_of_a_table_cost_what_the_distribution_says(name):
   check_table(TABLES[name])
   assert len(rows) == SCALE_LEVELS * distribution.num_shapes + config.N == z_rows(config)[-1] + 1
   for shape in range(distribution.num_shapes):
-    for level in (0, 20, 40, 55):
-      counts, offset = rows[SCALE_LEVELS * shape + level]
+    for level, shift in itertools.product((0, 20, 40, 55), (0, -3, 2) if has_shifts(distribution) else (0,)):
+      row = int(skip_coding.shifted_levels(np.array(level), np.array(shift)))
+      counts, offset = rows[SCALE_LEVELS * shape + row]
       symbols = np.arange(offset, offset + len(counts) - 1, dtype=np.float32)
-      position = [np.float32(shape)] if distribution.num_shapes > 1 else []
-      bits = np.asarray(distribution.bits(symbols, np.float32(row_scales()[level]), *position))
+      parameters = [np.float32(shape)] if distribution.num_shapes > 1 else []
+      parameters += [np.float32(shift)] if has_shifts(distribution) else []
+      bits = np.asarray(distribution.bits(symbols, np.float32(row_scales()[level]), *parameters))
       likelihood = 2.0**-bits
       certain = likelihood > 100 / 2**16
       assert certain.any()
       np.testing.assert_allclose(-np.log2(counts[:-1][certain] / 2**16), bits[certain], atol=0.04)
       assert len(counts) == 2 - 2 * offset
-      assert 2 * distribution.cdf(float(offset), row_scales()[level], shape) <= TAIL_MASS
+      assert 2 * distribution.cdf(float(offset), row_scales()[row], shape) <= TAIL_MASS
 
 
 @st.composite
@@ -60,7 +67,7 @@ def passes(draw, name):
   distribution, rng = make_distribution(config), np.random.default_rng(draw(st.integers(0, 2**32)))
   raw = [jnp.asarray(rng.normal(0, draw(st.sampled_from([0.1, 1.0, 30.0])), SIZE), jnp.float32)
          for _ in range(distribution.outputs)]
-  learned = {key: jnp.asarray(rng.uniform(0, 2, SIZE[-1]), jnp.float32) for key in distribution.channel_parameters}
+  learned = {key: jnp.asarray(rng.uniform(-3, 2, SIZE[-1]), jnp.float32) for key in distribution.channel_parameters}
   mean, scale, parameters = distribution.predict(raw, learned)
   symbols = np.rint(rng.normal(size=SIZE) * np.asarray(scale)).astype(np.int32)
   far = draw(st.lists(st.tuples(st.integers(0, symbols.size - 1), st.integers(-2**27, 2**27)), max_size=5))
@@ -127,8 +134,9 @@ def test_another_machine_takes_the_same_rows_of_a_portable_file(name):
   for _ in range(20):
     shape = jnp.asarray(rng.uniform(0, 3, SIZE), jnp.float32)
     scale = jnp.asarray(np.maximum(np.exp(rng.normal(0, 1.5, SIZE)), SCALE_MIN), jnp.float32)
-    prior = Prior(jnp.asarray(rng.normal(size=SIZE), jnp.float32), scale, None,
-                  (shape,) if distribution.num_shapes > 1 else ())
+    parameters = [shape] if distribution.num_shapes > 1 else []
+    parameters += [jnp.asarray(rng.integers(-3, 3, SIZE), jnp.float32)] if has_shifts(distribution) else []
+    prior = Prior(jnp.asarray(rng.normal(size=SIZE), jnp.float32), scale, None, tuple(parameters))
     symbols = np.rint(rng.normal(size=SIZE) * np.asarray(scale)).astype(np.int32)
     stream, symbols, content = coded(name, prior, symbols, True, 0)
     positions = np.asarray(scale_level(scale))
