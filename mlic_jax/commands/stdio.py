@@ -14,7 +14,8 @@ from mlic_jax.paths import NamedBytes, local_path
 # Stands for stdin or stdout. Compare it with `is_stdio` only: Path("./-"), a file of that name, is equal to it.
 STDIO = Path("-")
 # The first bytes of supported image files: other streams are not read further, because they may have no end.
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
+         *(b"P%d" % kind for kind in range(1, 7)))
 
 
 class EndingError(ValueError):

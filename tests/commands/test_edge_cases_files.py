@@ -22,7 +22,7 @@ from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream
 from mlic_jax.commands import decode, encode
 from mlic_jax.console import printable
-from mlic_jax.data.image_io import encode_lossless, load_image, save_image
+from mlic_jax.data.image_io import FORMATS, encode_lossless, load_image, save_image
 
 IMAGE = np.uint8(np.mgrid[:12, :20].sum(0)[..., None] * np.array([8, 4, 2]))
 
@@ -178,6 +178,15 @@ def test_a_dash_is_stdin_and_stdout(photo, tmp_path, monkeypatch):
   assert b"20x12" in streams.out.getvalue()
   streams = Streams(monkeypatch, b"text")
   assert run("encode", "-", tmp_path / "out.mlic") == 2
+
+
+@pytest.mark.parametrize("name, mode", [*((name, "RGB") for name in FORMATS), ("PPM", "L"), ("PPM", "1")])
+def test_every_format_is_read_from_stdin(name, mode, tmp_path, monkeypatch):
+  content = io.BytesIO()
+  Image.fromarray(IMAGE).convert(mode).save(content, name)
+  Streams(monkeypatch, content.getvalue())
+  assert run("encode", "-", tmp_path / "out.mlic") == 0
+  assert is_mlic(tmp_path / "out.mlic")
 
 
 def test_a_dash_has_no_name_for_a_folder(tmp_path, capsys):
