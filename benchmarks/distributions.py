@@ -32,7 +32,8 @@ SHAPES = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 DISTRIBUTIONS = {
     "gaussian": ("gaussian", {}), "laplace": ("laplace", {}), "logistic": ("logistic", {}),
     "generalized_gaussian, one shape": ("generalized_gaussian", dict(shapes=(1.4,))),
-    "generalized_gaussian, by channel": ("generalized_gaussian", dict(shapes=SHAPES, shape_per="channel")),
+    "generalized_gaussian, by channel": ("generalized_gaussian", dict(shapes=SHAPES, shape_per="channel",
+                                                                      level_shifts=True)),
     "generalized_gaussian, by element": ("generalized_gaussian", dict(shapes=SHAPES, shape_per="element")),
     "gaussian_mixture, not portable": ("gaussian_mixture", dict(mixture_components=2))}
 
@@ -65,8 +66,10 @@ def main() -> None:
 
 
 def with_distribution(model: Model, distribution: str, options: dict) -> Codec:
-  """The codec of a Gaussian model with another distribution; outputs that it lacks are zeros."""
-  config = dataclasses.replace(model.config, distribution=distribution, options=dict(model.config.options) | options)
+  """The codec of a model with another distribution; outputs that it lacks are zeros."""
+  own = sys.modules[make_distribution(model.config).__module__]
+  kept = {name: value for name, value in dict(model.config.options).items() if name not in getattr(own, "OPTIONS", ())}
+  config = dataclasses.replace(model.config, distribution=distribution, options=kept | options)
   found = make_distribution(config)
   params = dict(model.variables["params"])
   steps = dict(params["slices"]["steps"])
