@@ -7,7 +7,7 @@
 * across: images coded on CPU are decoded on the device, and the other way round. It compares symbols, CDF rows and
   pixels, and reports the used share of the rounding error margin (benchmarks/cross_platform.py).
 * training: steps per second and share of the peak for nano and MLIC++, in float32 and with transforms in bfloat16. The
-  batch doubles until memory or time is exhausted.
+  batch doubles until memory or time is exhausted, or has the sizes of --batches. --configs chooses the models.
 * codec: seconds of the networks for an image, as encoder and as decoder.
 
 It needs jax, flax, optax, orbax-checkpoint, numpy, scipy, pillow and this repository. Files are coded as well if numba
@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import statistics
 import sys
@@ -53,6 +54,7 @@ from tools import config_fields  # noqa: F401 (before configs)
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 PARTS = ("parity", "across", "training", "codec")
+CONFIGS = dict(nano=nano, mlic_plus_plus=mlic_plus_plus)
 # Dense bfloat16 FLOP/s by the data sheets of the vendors; longer names first.
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
          "A10G": 70e12, "A10": 125e12, "V100": 125e12, "T4": 65e12, "TPU v4": 275e12, "TPU v5 lite": 197e12,
@@ -70,6 +72,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--minutes", type=float, default=8.0,
                       help="Start no measurement that would end later. Default: %(default)s.")
   parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="Run only these parts. Default: all.")
+  parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=tuple(CONFIGS), metavar="CONFIG",
+                      help="Time training steps of these configs. Default: nano mlic_plus_plus.")
+  parser.add_argument("--batches", nargs="+", type=int, default=(), metavar="N",
+                      help="Time training steps of these batch sizes. Default: 4 and its doubles, until memory or time "
+                      "is exhausted.")
+  parser.add_argument("--crop", type=int, metavar="PIXELS",
+                      help="Time training steps with crops of this side. Default: that of the config.")
   parser.add_argument("--small", action="store_true", help="Use small sizes for CPUs. Default: off.")
   return parser.parse_args(argv)
 
@@ -132,36 +141,44 @@ def across(args: argparse.Namespace) -> dict[str, Any]:
 
 # --- speed -------------------------------------------------------------------------------------
 
-def training(args: argparse.Namespace, left: Callable[[], float]) -> list[dict[str, Any]]:
-  """Returns a row for each config, precision and batch size."""
-  rows = []
-  for name, module in (("nano", nano),) if args.small else (("nano", nano), ("mlic_plus_plus", mlic_plus_plus)):
+def training(args: argparse.Namespace, left: Callable[[], float],
+             save: Callable[[Any], None] = lambda rows: None) -> list[dict[str, Any]]:
+  """Returns a row for each config, precision and batch size. `save` gets the rows so far after each of them."""
+  rows: list[dict[str, Any]] = []
+  for name in ("nano",) if args.small else args.configs:
     for in_bfloat16 in (False,) if args.small else (False, True):
-      batch, before = 1 if args.small else 4, 0.0
-      while before < left() / 2:  # a doubled batch takes at most twice as long, mostly to compile
-        config = module.get_config()
-        config.bfloat16_transforms, config.batch_size = in_bfloat16, batch
-        if args.small:
-          config.crop_size, config.optimizer = 64, "adam"
-          config.model = dict(SMALL, num_rates=len(config.lmbdas))
+      took = 0.0
+      for batch in (1,) if args.small else args.batches or (2**n for n in itertools.count(2)):
+        if took >= left() / 2:  # a doubled batch takes at most twice as long, mostly to compile
+          break
         began = time.monotonic()
-        row = dict(config=name, transforms="bfloat16" if in_bfloat16 else "float32", crop=config.crop_size, batch=batch)
-        try:
-          row.update(timed_steps(config, 1 if args.small else STEPS))
-        except jax.errors.JaxRuntimeError as error:
-          if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
-            raise
-          rows.append(dict(row, full=True))
-          say(f"{name}, {row['transforms']}, batch {batch}: does not fit")
+        rows.append(training_row(args, name, in_bfloat16, batch))
+        save(rows)
+        if "full" in rows[-1]:
           break
-        rows.append(row)
-        share = "unknown" if row["share_of_peak"] is None else f"{row['share_of_peak']:.1%}"
-        say(f"{name}, {row['transforms']}, batch {batch}: {row['steps_per_second']:.2f} steps/s, "
-            f"{row['crops_per_second']:.1f} crops/s, {share} of the peak")
-        before, batch = time.monotonic() - began, 2 * batch
-        if args.small:
-          break
+        took = time.monotonic() - began
   return rows
+
+
+def training_row(args: argparse.Namespace, name: str, in_bfloat16: bool, batch: int) -> dict[str, Any]:
+  """Returns the speed of a training step; with full=True instead if it does not fit into memory."""
+  config = CONFIGS[name].get_config()
+  config.bfloat16_transforms, config.batch_size, config.crop_size = in_bfloat16, batch, args.crop or config.crop_size
+  if args.small:
+    config.crop_size, config.optimizer = 64, "adam"
+    config.model = dict(SMALL, num_rates=len(config.lmbdas))
+  row = dict(config=name, transforms="bfloat16" if in_bfloat16 else "float32", crop=config.crop_size, batch=batch)
+  try:
+    row.update(timed_steps(config, 1 if args.small else STEPS))
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+      raise
+    say(f"{name}, {row['transforms']}, batch {batch}: does not fit")
+    return dict(row, full=True)
+  share = "unknown" if row["share_of_peak"] is None else f"{row['share_of_peak']:.1%}"
+  say(f"{name}, {row['transforms']}, batch {batch}: {row['steps_per_second']:.2f} steps/s, "
+      f"{row['crops_per_second']:.1f} crops/s, {share} of the peak")
+  return row
 
 
 def timed_steps(config, count: int) -> dict[str, Any]:
@@ -260,14 +277,15 @@ def main(argv: list[str] | None = None) -> None:
   left = lambda: 60 * args.minutes - (time.monotonic() - began)
   results = dict(cross_platform.conditions(), small=args.small, peak_flops=peak_flops())
   say(f"{results['device']}, jax {results['jax']}")
+  write = lambda found: write_whole(args.json, (json.dumps(found, indent=1) + "\n").encode())
   run = dict(parity=lambda: parity(args), across=lambda: across(args), codec=lambda: codec_times(args, left),
-             training=lambda: training(args, left))
+             training=lambda: training(args, left, lambda rows: write(dict(results, training=rows))))
   for name, measure in run.items():
     if name in args.only:
       before = time.monotonic()
       results[name] = measure()
       results[f"{name}_seconds"] = time.monotonic() - before
-      write_whole(args.json, (json.dumps(results, indent=1) + "\n").encode())  # saves results before the next part
+      write(results)  # before the next part, which may run out of time
 
 
 if __name__ == "__main__":

@@ -36,3 +36,33 @@ def test_a_cpu_decodes_what_itself_has_coded_and_the_times_are_those_of_all_part
 @pytest.mark.slow  # tests/model/test_reference_parity.py holds CPUs to the same arrays
 def test_a_cpu_is_near_the_recorded_arrays(check):
   assert all(value < 1e-4 for case in check("parity")["parity"].values() for value in case.values())
+
+
+def test_training_has_a_row_for_each_config_precision_and_batch_that_is_named(monkeypatch, tmp_path):
+  timed = []
+
+  def timed_steps(config, count):
+    timed.append((len(config.model["widths"]), config.bfloat16_transforms, config.batch_size, config.crop_size))
+    return dict(steps_per_second=1.0, crops_per_second=config.batch_size, share_of_peak=None)
+  monkeypatch.setattr(accelerator, "timed_steps", timed_steps)
+  file = tmp_path / "found.json"
+  accelerator.main(["--json", str(file), "--only", "training", "--configs", "nano", "--batches", "8", "32",
+                    "--crop", "256"])
+  assert timed == [(2, False, 8, 256), (2, False, 32, 256), (2, True, 8, 256), (2, True, 32, 256)]
+  rows = json.loads(file.read_text())["training"]
+  assert [(row["config"], row["transforms"], row["batch"]) for row in rows] == [
+    ("nano", "float32", 8), ("nano", "float32", 32), ("nano", "bfloat16", 8), ("nano", "bfloat16", 32)]
+
+
+def test_training_doubles_the_batch_until_it_does_not_fit(monkeypatch, tmp_path):
+  def timed_steps(config, count):
+    if config.batch_size > 8:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    return dict(steps_per_second=1.0, crops_per_second=config.batch_size, share_of_peak=None)
+  monkeypatch.setattr(accelerator, "timed_steps", timed_steps)
+  file = tmp_path / "found.json"
+  accelerator.main(["--json", str(file), "--only", "training", "--configs", "nano"])
+  rows = json.loads(file.read_text())["training"]
+  assert [(row["transforms"], row["batch"], "full" in row) for row in rows] == [
+    ("float32", 4, False), ("float32", 8, False), ("float32", 16, True),
+    ("bfloat16", 4, False), ("bfloat16", 8, False), ("bfloat16", 16, True)]
