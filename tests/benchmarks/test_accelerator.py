@@ -1,7 +1,6 @@
 """Tests that the check for accelerators runs on CPU with small sizes and writes its results."""
 import json
 
-import jax
 import pytest
 
 from benchmarks import accelerator
@@ -14,9 +13,7 @@ def run_check(tiny_checkpoint, tmp_path):
     accelerator.main(["--small", "--minutes", "60", "--ckpt", str(tiny_checkpoint), "--json", str(file),
                       "--only", *parts])
     return json.loads(file.read_text())
-  jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
-  yield check
-  jax.config.update("jax_disable_most_optimizations", False)
+  return check
 
 
 def test_a_cpu_decodes_what_itself_has_coded_and_the_times_are_those_of_all_parts(check, monkeypatch):

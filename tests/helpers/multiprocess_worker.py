@@ -1,4 +1,6 @@
-"""train.py as it is started, and a signal that comes to this process at a step: what a test cannot time from outside.
+"""train.py as it is started, with the stand-in for the model, which compiles in a second, and a signal at a step.
+
+A test cannot send the signal on time from outside.
 
     python tests/helpers/multiprocess_worker.py SIGNAL@STEP ARGUMENTS-OF-TRAIN.PY      SIGNAL@STEP may be ""
 """
@@ -24,8 +26,17 @@ def send_at(name: str, step: int) -> None:
   RunLog.step = reached
 
 
+def train_the_stand_in() -> None:
+  sys.path.insert(1, str(ROOT / "tests"))
+  from helpers.linear_stub import StandIn
+
+  from mlic_jax.training import loop
+  loop.build = StandIn
+
+
 if __name__ == "__main__":
   _, when, *arguments = sys.argv
+  train_the_stand_in()
   if when:
     name, _, step = when.partition("@")
     send_at(name, int(step))

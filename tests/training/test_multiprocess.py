@@ -15,12 +15,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.linear_stub import StandIn
 from helpers.small_training import rows
 from PIL import Image
 
 from mlic_jax.coding.checkpoint_io import load_model
 from mlic_jax.config import CodecConfig
-from mlic_jax.model.mlic import build
 from mlic_jax.training.checkpoints import Checkpoints
 from mlic_jax.training.config_schema import load_config
 from mlic_jax.training.optimizer import make_optimizer
@@ -29,8 +29,7 @@ from mlic_jax.training.step import state_shapes
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "helpers" / "multiprocess_worker.py"
 LIMIT = 300  # seconds for a start; a hang is a failure
-MODEL = dict(transforms="unshuffled", N=8, M=8, num_slices=1, widths=(8, 8), hyper_widths=(8, 8), contexts=(),
-             entropy_widths=(8,), lrp_widths=(), num_rates=2)
+MODEL = dict(N=4, M=8, num_slices=2, num_rates=2)
 SETTINGS = dict({f"model.{name}": value for name, value in MODEL.items()}, lmbdas=(0.01, 0.02), optimizer="adam",
                 num_steps=24, warmup_steps=2, checkpoint_every=5, eval_every=9, log_every=2, crop_size=64, batch_size=2,
                 holdout_every=4, eval_crop_size=64, eval_images=0, eval_batch_size=2, eval_pictures=0, peer_timeout=10)
@@ -90,7 +89,7 @@ def end(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
 
 def state_of(workdir):
   config = load_config("configs/nano.py", [each for each in arguments(workdir, "") if each.startswith("--config.")])
-  like = state_shapes(config, build(CodecConfig(**MODEL)), make_optimizer(config))
+  like = state_shapes(config, StandIn(CodecConfig(**MODEL)), make_optimizer(config))
   restored = Checkpoints(workdir, 2).restore(like)
   return jax.device_get(restored.state), restored.evaluated
 
