@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import TINY, random_variables
 from helpers import fake_bucket
-from helpers.small_training import cut, final_state, rows, small_config, standin_model, stop_at  # noqa: F401 (fixtures)
+from helpers.small_training import cut, final_state, rows, small_config, standin_compiled_once, stop_at  # noqa: F401 (fixtures)
 
 from mlic_jax.__main__ import main
 from mlic_jax.coding.checkpoint_io import CheckpointError, load_model, save_model

@@ -1,6 +1,7 @@
 """A training run of a few steps on twelve small images, and ways to cut it short."""
 import csv
 
+import jax
 import numpy as np
 import pytest
 from helpers.linear_stub import StandIn
@@ -8,10 +9,13 @@ from PIL import Image
 
 from configs import nano
 from mlic_jax.config import CodecConfig
-from mlic_jax.training import loop
+from mlic_jax.training import loop, pmap_programs
+from mlic_jax.training import step as step_module
 from mlic_jax.training.checkpoints import Checkpoints
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import state_shapes
+
+_programs = {}  # of this process
 
 
 class PowerCut(BaseException):
@@ -41,6 +45,27 @@ def standin_model(monkeypatch):
   monkeypatch.setattr(loop, "build", StandIn)
 
 
+@pytest.fixture(name="standin")
+def standin_compiled_once(monkeypatch):
+  """The stand-in, and programs that all runs of the same config share, as the executables on disk are shared.
+
+  The description of a program is everything that it is traced from (runtime/executable_cache.py), but for a training
+  step that a test replaces."""
+  monkeypatch.setattr(loop, "build", StandIn)
+  usual = step_module.with_executable_cache
+
+  def shared(function, name, description, jit=jax.jit, **options):
+    if description is None:
+      return usual(function, name, description, jit, **options)
+    key = name, description, loop.make_train_step
+    if key not in _programs:
+      _programs[key] = usual(function, name, description, jit, **options)
+    return _programs[key]
+
+  monkeypatch.setattr(step_module, "with_executable_cache", shared)
+  monkeypatch.setattr(pmap_programs, "with_executable_cache", shared)
+
+
 def rows(path):
   with path.open() as file:
     return list(csv.DictReader(file))
@@ -62,9 +87,15 @@ def cut():
 
 
 def final_state(config, workdir, model=StandIn):
-  like = state_shapes(config, model(CodecConfig(**config.model)), make_optimizer(config))
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-  restored = checkpoints.restore(like)
+  restored = checkpoints.restore(_state_shapes(config, model(CodecConfig(**config.model))))
   checkpoints.close()
   assert restored.state.step == config.num_steps
   return restored
+
+
+def _state_shapes(config, model):
+  key = "shapes", pmap_programs.cache_key(config, model)
+  if key not in _programs:
+    _programs[key] = state_shapes(config, model, make_optimizer(config))
+  return _programs[key]

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 from helpers import fake_bucket
 from helpers.linear_stub import StandIn
-from helpers.small_training import final_state, small_config, standin_model, stop_at  # noqa: F401 (fixtures)
+from helpers.small_training import final_state, small_config, standin_compiled_once, stop_at  # noqa: F401 (fixtures)
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.paths import as_path

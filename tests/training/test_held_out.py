@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from helpers.linear_stub import StandIn
-from helpers.small_training import cut, rows, small_config, standin_model, stop_at  # noqa: F401 (fixtures)
+from helpers.small_training import cut, rows, small_config, standin_compiled_once, stop_at  # noqa: F401 (fixtures)
 from PIL import Image
 
 from mlic_jax.config import CodecConfig

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY
 from helpers.linear_stub import StandIn
-from helpers.small_training import rows, small_config, standin_model  # noqa: F401 (fixtures)
+from helpers.small_training import rows, small_config, standin_compiled_once  # noqa: F401 (fixtures)
 from PIL import Image
 
 from configs import nano

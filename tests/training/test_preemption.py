@@ -5,7 +5,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from helpers.small_training import final_state, rows, small_config, standin_model, stop_at  # noqa: F401 (fixtures)
+from helpers.small_training import final_state, rows, small_config, standin_compiled_once, stop_at  # noqa: F401 (fixtures)
 
 from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import Checkpoints

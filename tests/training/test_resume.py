@@ -19,7 +19,7 @@ from helpers.small_training import (  # noqa: F401 (fixtures among them)
   final_state,
   rows,
   small_config,
-  standin_model,
+  standin_compiled_once,
   stop_at,
 )
 
