@@ -43,10 +43,11 @@ def test_another_package_named_configs_does_not_shadow_the_projects(tmp_path, re
   (tmp_path / "configs" / "mine.py").write_text("from configs import theirs\nget_config = theirs.get_config")
   (tmp_path / "configs" / "theirs.py").write_text(
       "from mlic_jax.training.config_schema import load_config\ndef get_config(): return load_config('nano')")
-  command = [sys.executable, "-m", "mlic_jax", "describe", "--config"]
+  code = ("import sys; from mlic_jax.training.config_schema import load_config\n"
+          "for config in sys.argv[1:]: assert load_config(config).seed == 0")
   env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
-  for config in ("mlic_plus_plus:mse:3", f"{ROOT}/configs/ablations/01_channel.py", "configs/mine.py"):
-    done = subprocess.run([*command, config], cwd=tmp_path, env=env, capture_output=True, text=True)
+  for configs in ([f"{ROOT}/configs/ablations/01_channel.py", "mlic_plus_plus:mse:3"], ["configs/mine.py"]):
+    done = subprocess.run([sys.executable, "-c", code, *configs], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

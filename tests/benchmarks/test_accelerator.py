@@ -1,6 +1,7 @@
 """Tests that the check for accelerators runs on CPU with small sizes and writes its results."""
 import json
 
+import jax
 import pytest
 
 from benchmarks import accelerator

@@ -65,7 +65,7 @@ def test_all_commands_say_what_is_wrong_with_stdin_and_stdout_closed(run):
                     "ablate --data nope --steps 1 --workdir w --configs nope"):
     status, out, err = run(arguments, "<&- >&-")
     assert (status, out) == (2, b"") and err.count("\n") == 1 and err.startswith("error: "), (arguments, err)
-  assert run("describe --config nano", "<&- >&-") == (0, b"", "")
+  assert run("describe --config ablations/00_hyperprior", "<&- >&-") == (0, b"", "")
 
 
 def test_a_full_disk_under_stdout_is_said_once_and_files_are_written(run, tmp_path):
@@ -75,7 +75,7 @@ def test_a_full_disk_under_stdout_is_said_once_and_files_are_written(run, tmp_pa
   assert run("encode a.png b.png --out-dir out --ckpt x", ">/dev/full") == said
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mlic", "b.mlic"]
   assert run("info a.mlic", ">/dev/full") == said
-  assert run("describe --config nano", ">/dev/full") == said
+  assert run("describe --config ablations/00_hyperprior", ">/dev/full") == said
   assert run("info a.mlic", "1</dev/null") == (1, b"", "error: stdout: Bad file descriptor\n")
 
 

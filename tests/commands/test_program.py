@@ -103,7 +103,7 @@ def test_a_folder_that_was_removed_under_the_command_is_named(tmp_path):
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "none"])
 def test_a_terminal_without_a_width_gets_a_table_all_the_same(columns, monkeypatch, capsys):
   monkeypatch.setenv("COLUMNS", columns)
-  assert main(["describe", "--config", "nano", "--height", "64", "--width", "64"]) == 0
+  assert main(["describe", "--config", "ablations/00_hyperprior", "--height", "64", "--width", "64"]) == 0
   assert max(map(len, capsys.readouterr().out.splitlines())) > 40
 
 

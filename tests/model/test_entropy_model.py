@@ -32,9 +32,14 @@ def variables():
 
 def test_predict_gives_what_the_codec_gives(variables):
   x = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
-  out = build(TINY).apply(variables, x, 2.0)
-  y, hyper = entropy_model.latents(TINY, variables, x, 2.0)
-  coded = entropy_model.predict(TINY, variables["params"]["slices"], hyper, y)
+  out = jax.jit(build(TINY).apply)(variables, x, 2.0)
+
+  @jax.jit
+  def latents_and_coded(variables, x):
+    y, hyper = entropy_model.latents(TINY, variables, x, 2.0)
+    return y, entropy_model.predict(TINY, variables["params"]["slices"], hyper, y)
+
+  y, coded = latents_and_coded(variables, x)
   np.testing.assert_allclose(coded.y_hat, out.y_hat, atol=1e-4)
   np.testing.assert_allclose(coded.bits, out.y_bits, atol=1e-4)
   assert coded.mean.shape == coded.scale.shape == y.shape and coded.scale.min() >= 0.11 - 1e-6
@@ -53,8 +58,8 @@ def test_predict_multiplies_in_the_precision_that_it_is_given(variables, precisi
 def test_every_module_of_the_entropy_model_is_seen_by_name_and_slice(variables, key):
   params, rng = variables["params"]["slices"], np.random.default_rng(0)
   y, hyper = (rng.normal(0, 3, (2, 4, 8, n)).astype(np.float32) for n in (TINY.M, 2 * TINY.M))
-  coded = entropy_model.predict(TINY, params, hyper, y, key)
-  slices = entropy_model.intermediates(TINY, params, hyper, y, key)
+  run = lambda function: jax.jit(lambda params: function(TINY, params, hyper, y, key))(params)
+  coded, slices = run(entropy_model.predict), run(entropy_model.intermediates)
   assert len(slices) == TINY.num_slices
   cs, top_level = TINY.slice_channels, {name.split("/")[0] for name in params["steps"]}
   for k, modules in enumerate(slices):
@@ -71,14 +76,17 @@ def test_a_custom_quantizer_stands_for_rounding_in_the_scan_and_in_the_codec():
   variables, rng = random_variables(SMALL), np.random.default_rng(0)
   y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (SMALL.M, 2 * SMALL.M))
   nothing = Quantizer(lambda residual, _: (residual, residual))
-  coded = entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y, quantizer=nothing)
+  predict = lambda *args: jax.jit(lambda params: entropy_model.predict(SMALL, params, hyper, y, *args))(
+      variables["params"]["slices"])
+  coded = predict(None, nothing)
   assert np.abs(coded.y_hat - y).max() <= 0.5 + 1e-5  # residual prediction alone is left
   half = Quantizer(lambda residual, draws: (residual + draws, residual), draw=lambda key, shape: jnp.full(shape, 8.0))
-  moved = entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y, jax.random.key(0), half)
+  moved = predict(jax.random.key(0), half)
   assert (moved.y_hat - y).min() >= 7.5 - 1e-5
 
   z = np.zeros((1, 1, 1, SMALL.N), np.float32)
-  out = build(SMALL).apply(variables, y, z, 2.0, quantizer=nothing, method="code")
+  code = jax.jit(lambda variables: build(SMALL).apply(variables, y, z, 2.0, quantizer=nothing, method="code"))
+  out = code(variables)
   assert np.abs(out.y_hat - y).max() <= 0.5 + 1e-5
 
 

@@ -113,14 +113,20 @@ def test_the_scan_and_the_single_passes_reconstruct_the_same():
   config = CONFIGS[0]
   variables = random_variables(config)
   model, (hyper, y) = build(config), latents(config, seed=3)
-  y_hat, y_bits, *_ = model.apply(variables, hyper, y, method=lambda m, *args: m.slices.scan(*args))
-  state, cs = model.apply(variables, hyper, method="initial_state"), config.slice_channels
-  for k in range(config.num_slices):
-    symbols = lambda prior, anchors: jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
-    prior, state = model.apply(variables, k, hyper, state, method="anchor_prior")
-    prior, state = model.apply(variables, k, hyper, state, symbols(prior, True), method="nonanchor_prior")
-    state = model.apply(variables, k, hyper, state, symbols(prior, False), method="finish_slice")
-  np.testing.assert_allclose(state.decoded, y_hat, atol=1e-4)
+  y_hat, y_bits, *_ = jax.jit(lambda *args: model.apply(*args, method=lambda m, *args: m.slices.scan(*args)))(
+      variables, hyper, y)
+
+  @jax.jit
+  def decoded_in_passes(variables, hyper, y):
+    state, cs = model.apply(variables, hyper, method="initial_state"), config.slice_channels
+    for k in range(config.num_slices):
+      symbols = lambda prior, anchors: jnp.round(pack(y[..., k * cs:(k + 1) * cs], anchors) - prior.mean)
+      prior, state = model.apply(variables, k, hyper, state, method="anchor_prior")
+      prior, state = model.apply(variables, k, hyper, state, symbols(prior, True), method="nonanchor_prior")
+      state = model.apply(variables, k, hyper, state, symbols(prior, False), method="finish_slice")
+    return state.decoded
+
+  np.testing.assert_allclose(decoded_in_passes(variables, hyper, y), y_hat, atol=1e-4)
   assert np.all(np.abs(y_hat - y) <= 1.0 + 1e-4)  # half a step of rounding, half a step of residual prediction
   assert y_bits.shape == y.shape and np.all(y_bits >= 0)
 
@@ -129,8 +135,8 @@ def test_slices_that_do_not_arrive_are_their_means_at_no_cost():
   config = CONFIGS[0]
   variables, (hyper, y) = random_variables(config), latents(config, seed=7)
   cs = config.slice_channels
-  scan = lambda y, arrived: build(config).apply(
-      variables, hyper, y, ROUNDING, None, arrived, method=lambda m, *args: m.slices.scan(*args))
+  scan = jax.jit(lambda y, arrived: build(config).apply(
+      variables, hyper, y, ROUNDING, None, arrived, method=lambda m, *args: m.slices.scan(*args)))
   whole, part = scan(y, None), scan(y, jnp.array([1]))
   np.testing.assert_array_equal(part.bits[..., cs:], 0)
   np.testing.assert_allclose(part.bits[..., :cs], whole.bits[..., :cs], atol=1e-4)
@@ -147,7 +153,8 @@ def training_scan(unroll: int):
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
   model = build(config, scan_unroll=unroll)
-  return y + noise, model.apply(variables, hyper, y, NOISE, noise, method=lambda m, *args: m.slices.scan(*args))
+  scan = jax.jit(lambda *args: model.apply(*args[:3], NOISE, noise, method=lambda m, *args: m.slices.scan(*args)))
+  return y + noise, scan(variables, hyper, y)
 
 
 def test_unrolling_changes_nothing_but_the_schedule():
@@ -195,5 +202,7 @@ def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity()
   scan = lambda y: build(config).apply(variables, hyper, y, method=lambda m, *args: m.slices.scan(*args))
   last = np.zeros((*SHAPE, config.M), bool)
   last[..., -config.slice_channels:] = ~np.asarray(anchor_mask(*SHAPE[1:]))[..., None]
-  np.testing.assert_array_equal(jax.grad(lambda y: scan(y).bits.sum())(y)[last], 0)
-  np.testing.assert_allclose(jax.grad(lambda y: scan(y).y_hat.sum())(y)[last], 1, atol=1e-6)
+  sums = lambda y: (lambda coded: (coded.bits.sum(), coded.y_hat.sum()))(scan(y))
+  of_bits, of_y_hat = jax.jit(jax.jacrev(sums))(y)
+  np.testing.assert_array_equal(of_bits[last], 0)
+  np.testing.assert_allclose(of_y_hat[last], 1, atol=1e-6)

@@ -2,7 +2,6 @@
 import csv
 import errno
 import json
-import os
 import subprocess
 import sys
 import weakref
@@ -18,6 +17,7 @@ from helpers.small_training import rows, small_config, standin_compiled_once  # 
 from PIL import Image
 
 from configs import nano
+from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.coding.checkpoint_io import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
@@ -37,7 +37,7 @@ def test_the_codec_learns_a_batch_by_heart():
   c.muon_learning_rate, c.learning_rate, c.warmup_steps, c.num_steps = 1e-2, 2e-3, 1, 100
   c.lmbdas = c.lmbdas[:TINY.num_rates]
   small = dict(TINY.to_dict(), transforms="unshuffled", widths=(16, 16), hyper_widths=(16, 16), contexts=(),
-               entropy_widths=(8,))
+               entropy_widths=(8,), num_slices=1, lrp_widths=())
   model, optimizer = build(CodecConfig.from_dict(small)), make_optimizer(c)
   state = parallel.replicate(create_state(c, model, optimizer))
   step = parallel.pmap_over_batch(make_train_step(c, model, optimizer, None, "cpu"), donate_state=True)
@@ -263,11 +263,11 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(monkeypatch):
     (["--config.data_dir=missing"], "missing: no such folder"),
     ([], "data_dir is empty"),
     (["--steps=3"], "steps")])
-def test_the_command_refuses_a_bad_argument_in_one_line(tmp_path, arguments, message):
-  command = [sys.executable, "train.py", "--config=configs/nano.py", f"--workdir={tmp_path / 'run'}", *arguments]
-  done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, JAX_PLATFORMS="cpu"))
-  assert done.returncode == 2
-  assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ") and message in done.stderr
+def test_the_command_refuses_a_bad_argument_in_one_line(tmp_path, capsys, arguments, message):
+  given = ["--config=configs/nano.py", f"--workdir={tmp_path / 'run'}", *arguments]
+  assert main_of_one_command("train", "train.py", given) == 2
+  out, err = capsys.readouterr()
+  assert not out and err.count("\n") == 1 and err.startswith("train.py: ") and message in err
   assert not (tmp_path / "run").exists()
 
 
