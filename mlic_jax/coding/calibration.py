@@ -2,7 +2,8 @@
 
 Means, scales, symbols and decoded images of a trained Gaussian model do not change. Only the CDF table changes: it is
 that of a generalized Gaussian, with the best shape and the best shift of the scales, in levels, for each channel.
-Elements are counted by level and symbol, and the cost of a candidate is the cost of these counts with its rows.
+Elements are counted by symbol and by level, as in a portable file, and the cost of a candidate is the cost of these
+counts with its rows.
 """
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -11,15 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.special
 
+from mlic_jax.coding import jit_functions, portable_cdf, skip_coding
 from mlic_jax.coding.cdf_tables import PRECISION, CDFTable, distribution_table, row_scales
 from mlic_jax.coding.checkpoint_io import Model
-from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import LatentCoder
 from mlic_jax.coding.skip_coding import shifted_levels
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.model.distributions import generalized_gaussian, make_distribution
-from mlic_jax.model.likelihoods import scale_index
 from mlic_jax.model.scale_table import SCALE_LEVELS, SCALE_STEP
 
 SHAPES = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
@@ -84,15 +84,20 @@ def calibrated(model: Model, found: Fit) -> tuple[CodecConfig, dict[str, Any]]:
 def count_elements(counts: np.ndarray, coder: LatentCoder, image: np.ndarray, quality: float | None) -> None:
   """Adds the elements of y of an image to `counts` (M, SCALE_LEVELS, SYMBOLS + 1).
 
-  The axes are channel, level of the scale and magnitude of the symbol."""
-  _, passes, _ = coder.run_encoder(coder.analyze(image, quality), EncodeOptions())
+  The axes are channel, level of the scale and magnitude of the symbol. Levels are those of a portable file, whose grids
+  move some elements to the next level."""
+  latents, origin = coder.analyze(image, quality), portable_cdf.origin_of_this_machine(coder.config)
   cs = coder.config.slice_channels
-  for number, (symbols, coded, (scale, *_)) in enumerate(passes):
-    level = np.asarray(scale_index(scale))
-    magnitude = np.minimum(np.abs(np.asarray(symbols)), SYMBOLS)
-    channel = number // 2 * cs + np.broadcast_to(np.arange(cs), level.shape)
-    index = (channel, level, magnitude)
-    np.add.at(counts, tuple(each.ravel() if coded is None else each[coded] for each in index), 1)
+
+  def count_pass(k, anchors, positions, prior):
+    coding = skip_coding.choose(coder.distribution, positions, prior, origin, 0, coder.has_map)
+    symbols = skip_coding.mask_skipped(np.asarray(jit_functions.symbols(latents.y, k, prior.mean, anchors)), coding)
+    channel = k * cs + np.broadcast_to(np.arange(cs), symbols.shape)
+    index = (channel, coding.rows, np.minimum(np.abs(symbols), SYMBOLS))   # a Gaussian has a row for each level
+    np.add.at(counts, tuple(each.ravel() if coding.coded is None else each[coding.coded] for each in index), 1)
+    return skip_coding.mark_skipped(symbols, coding, coder.config)
+
+  coder.run_passes(coder.symbols_of_z(latents), count_pass)
 
 
 def _costs(table: CDFTable) -> np.ndarray:

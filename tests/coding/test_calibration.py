@@ -7,9 +7,10 @@ from helpers.distribution_cases import CONFIGS, SMALL, variables_of
 from PIL import Image
 
 from mlic_jax.__main__ import main
-from mlic_jax.coding import calibration
+from mlic_jax.coding import calibration, jit_functions, portable_cdf, skip_coding
 from mlic_jax.coding.calibration import SHAPES, SYMBOLS, choose
-from mlic_jax.coding.checkpoint_io import load_model, save_model
+from mlic_jax.coding.cdf_tables import build_table, distribution_table, row_scales
+from mlic_jax.coding.checkpoint_io import Model, load_model, save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import LatentCoder
@@ -70,6 +71,32 @@ def test_a_calibrated_model_writes_smaller_files_of_the_same_images(tmp_path, ph
   assert "has the distribution 'generalized_gaussian'; wanted 'gaussian'" in capsys.readouterr().err
   assert main(["calibrate", "model", "--data", "images", "--out", "none", "--crop-size", "512"]) == 2
   assert "images: none of 2 images has 512x512 pixels" in capsys.readouterr().err
+
+
+def test_the_bits_of_the_fit_are_those_of_the_rows_of_a_portable_file(photograph, monkeypatch):
+  """The grids of portable files move elements to other rows, so that rows by the scales alone have other costs."""
+  monkeypatch.setattr(portable_cdf, "SHIFTS", np.roll(portable_cdf.SHIFTS, 2))   # the first grid is that of -27/56
+  model = Model("model", SMALL, variables_of(SMALL), build_table(SMALL, variables_of(SMALL)), bytes(8), None)
+  crop = photograph[:64, 33:97]
+  found = calibration.fit(model, [crop])
+  config, variables = calibration.calibrated(model, found)
+  coder = LatentCoder(Model("calibrated", config, variables, build_table(config, variables), bytes(8), None))
+  shapes = range(coder.distribution.num_shapes)
+  costs = np.concatenate([calibration._costs(distribution_table(coder.distribution, row_scales(), shape))
+                          for shape in shapes])
+  latents, origin = coder.analyze(crop, None), portable_cdf.origin_of_this_machine(config)
+  bits = {True: 0.0, False: 0.0}
+
+  def code_pass(k, anchors, positions, prior):
+    symbols = np.asarray(jit_functions.symbols(latents.y, k, prior.mean, anchors))
+    for portable in bits:
+      coding = skip_coding.choose(coder.distribution, positions, prior, origin if portable else None, 0, False)
+      bits[portable] += costs[coding.rows, np.minimum(np.abs(symbols), SYMBOLS)].sum()
+    return symbols
+
+  coder.run_passes(coder.symbols_of_z(latents), code_pass)
+  assert bits[True] == pytest.approx(found.after[0], rel=1e-9)
+  assert bits[False] != pytest.approx(found.after[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["laplace", "three Gaussians"])
