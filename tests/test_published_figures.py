@@ -77,6 +77,13 @@ def test_the_bd_rates_of_the_readme_are_those_of_the_results(results):
   assert cells == [f"{bd_rate(curves['nano'], curves[name])['percent']:+.1f} %" for name in BESIDE]
 
 
+def test_nano_saves_what_the_readme_says(results):
+  curves = psnr_curves(results)
+  percent = {name: bd_rate(curves["nano"], curves[name])["percent"] for name in ("AVIF 4:4:4", "HEIC 4:4:4")}
+  assert all(value <= -8 for value in percent.values())
+  assert f"{-percent['AVIF 4:4:4']:.1f} % fewer bits than AVIF" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_row_of_a_model_in_the_readme_has_its_rates_and_bd_rate(model):
   """By the metric that the row names."""
