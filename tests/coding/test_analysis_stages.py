@@ -1,5 +1,6 @@
 """Two stages of g_a give y of the whole image, compute early layers once, and exist only where that is right."""
 import dataclasses
+import functools
 import sys
 import types
 
@@ -19,6 +20,7 @@ from mlic_jax.model.mlic import build
 LIGHT = dataclasses.replace(TINY, transforms="unshuffled", widths=(24, 32))
 
 
+@functools.cache
 def measured(config, stride=16):
   model = build(config)
   variables = random_variables(config)

@@ -20,8 +20,8 @@ from mlic_jax.training import loop
 from mlic_jax.training.config_schema import check_fields
 from mlic_jax.training.pmap_programs import cache_key
 
-SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), contexts=(), entropy_widths=(4,),
-                    lrp_widths=(4,))
+SMALL = CodecConfig(transforms="unshuffled", N=4, M=8, num_slices=1, widths=(4, 4), hyper_widths=(4, 4), contexts=(),
+                    entropy_widths=(4,), lrp_widths=())
 RESEARCH = (Path(__file__).parents[2] / "docs" / "research.md").read_text()
 ABSOLUTE = RESEARCH.split("## A distortion\n", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
 

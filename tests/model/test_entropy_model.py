@@ -130,15 +130,17 @@ def test_new_parameters_have_the_structure_of_a_codec(variables):
   assert shapes(params) == shapes(variables["params"]["slices"])
 
 
-def test_the_example_in_docs_research_compares_contexts(tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
+def test_the_example_in_docs_research_compares_contexts(photograph, tmp_path, monkeypatch, capsys):
+  config = dataclasses.replace(SMALL, transforms="unshuffled", widths=(4, 4), num_rates=3)
+  save_model(tmp_path / "small", config, random_variables(config))
   blocks = re.findall(r"```python\n(.*?)```", RESEARCH.read_text(), re.DOTALL)
   code = "\n".join(block for block in blocks if "entropy_model" in block)
   save_image(tmp_path / "photo.png", photograph[:64, :64])
   monkeypatch.chdir(tmp_path)
   space = {}
-  exec(compile(code.replace("checkpoints/nano", str(tiny_checkpoint)), RESEARCH.name, "exec"), space)
+  exec(compile(code.replace("checkpoints/nano", "small"), RESEARCH.name, "exec"), space)
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[0] for line in lines[:2]] == ["local_checkerboard", "local_stacked"]
-  assert len(lines) == 2 + TINY.num_slices and "'entropy_anchor': (1, 4, 2, " in lines[2]
+  assert len(lines) == 2 + SMALL.num_slices and "'entropy_anchor': (1, 4, 2, " in lines[2]
   untrained = space["fitted_bits"](("channel", "local_stacked"), steps=0)
   assert 0 < float(lines[1].split()[1]) < untrained

@@ -20,6 +20,10 @@ def variables():
   return random_variables(TINY)
 
 
+LIGHT = CodecConfig.from_dict(dict(TINY.to_dict(), transforms="unshuffled", widths=(8, 8), hyper_widths=(8, 8),
+                                   contexts=("channel",), channel_widths=(8,), entropy_widths=(8,), lrp_widths=(8,)))
+
+
 @pytest.fixture(scope="module")
 def x():
   return np.random.default_rng(0).uniform(size=(2, 64, 128, 3)).astype(np.float32)
@@ -36,13 +40,13 @@ def test_pack_and_unpack_split_and_join_the_checkerboard():
 
 
 def test_outputs_have_the_shapes_of_the_contract(variables, x):
-  out = jax.jit(build(TINY).apply)(variables, x, jnp.array([1.0, 2.5]))
+  out = jax.eval_shape(build(TINY).apply, variables, x, jnp.array([1.0, 2.5]))
   assert out.x_hat.shape == x.shape and out.y_hat.shape == out.y_bits.shape == (2, 4, 8, TINY.M)
   assert out.z_bits.shape == (2, 1, 2, TINY.N)
 
 
-def test_noise_is_drawn_only_when_its_rng_is_given(variables, x):
-  model = build(TINY)
+def test_noise_is_drawn_only_when_its_rng_is_given(x):
+  model, variables = build(LIGHT), random_variables(LIGHT)
   compiled = jax.jit(lambda variables, **rngs: model.apply(variables, x, 2.0, rngs=rngs).y_bits)
   run = lambda **rngs: compiled(variables, **rngs)
   np.testing.assert_array_equal(run(), run())
@@ -60,8 +64,9 @@ def test_the_noise_of_training_is_as_wide_as_the_rounding_that_it_stands_for():
   np.testing.assert_array_equal(received, np.round(residual))
 
 
-def test_the_noise_of_an_image_is_that_of_its_index_in_the_whole_batch(variables, x):
-  run = jax.jit(lambda x, first: build(TINY).apply(variables, x, 2.0, None, first, rngs={"noise": jax.random.key(0)}))
+def test_the_noise_of_an_image_is_that_of_its_index_in_the_whole_batch(x):
+  variables, rngs = random_variables(LIGHT), {"noise": jax.random.key(0)}
+  run = jax.jit(lambda x, first: build(LIGHT).apply(variables, x, 2.0, None, first, rngs=rngs))
   both, second = run(x, 0), run(x[1:], 1)
   np.testing.assert_allclose(second.y_bits[0], both.y_bits[1], atol=1e-3)
   assert np.abs(run(x[1:], 0).y_bits[0] - both.y_bits[1]).max() > 0.1
@@ -122,7 +127,7 @@ def test_high_gradients_of_the_entropy_path_leave_out_the_last_layers(variables)
 
 
 def test_rematerialization_changes_the_memory_and_not_the_gradient(x):
-  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), widths=(8, 8, 8), num_rates=0))
+  config = CodecConfig.from_dict(dict(LIGHT.to_dict(), contexts=(), num_rates=0))
   variables = random_variables(config)
 
   def compiled(remat):
@@ -203,8 +208,8 @@ def test_the_lower_bound_lets_through_only_gradients_that_lead_back():
   np.testing.assert_array_equal(vjp(jnp.array([1.0, -1.0, 1.0]))[0], [0, -1, 1])
 
 
-def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(variables, x):
-  model = build(TINY)
+def test_the_aux_loss_moves_the_quantiles_alone_and_the_rate_does_not(x):
+  model, variables = build(LIGHT), random_variables(LIGHT)
   grads = jax.jit(jax.grad(lambda v: model.apply(v, method="aux_loss")))(variables)["params"]
   assert np.any(grads["z_prior"].pop("quantiles") != 0)
   assert all(np.all(g == 0) for g in jax.tree.leaves(grads))
