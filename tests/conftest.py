@@ -34,8 +34,9 @@ TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_wi
                    num_rates=3)
 
 # The longest files, which start first if several processes share the tests.
-LONG = ("test_multiprocess.py", "test_loop.py", "test_resume.py", "test_mlic.py", "test_entropy_model.py",
-        "test_slices.py")
+LONG = ("test_multiprocess.py", "test_entropy_model.py", "test_forward_mode.py", "test_slices.py",
+        "test_closed_streams.py", "test_mlic.py", "test_loop.py", "test_reference_parity.py", "test_step_semantics.py",
+        "test_latent_training.py")
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements"
 

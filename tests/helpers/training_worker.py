@@ -1,11 +1,16 @@
-"""Trains a small codec for 20 steps on the devices of this process, and prints the losses."""
+"""Trains a small model for 20 steps on the devices of this process, and prints the losses.
+
+    python tests/helpers/training_worker.py codec      or stand-in, which compiles in a second
+"""
 import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
+from helpers.linear_stub import StandIn
 
 from configs import nano
 from mlic_jax.config import CodecConfig
@@ -17,13 +22,13 @@ from mlic_jax.training.step import create_state, make_train_step
 GLOBAL_BATCH = 8
 
 
-def main() -> None:
+def main(name: str) -> None:
   config = nano.get_config()
   config.batch_size, config.warmup_steps, config.num_steps, config.partial_probability = GLOBAL_BATCH, 1, 20, 0.25
   config.muon_learning_rate, config.learning_rate = 1e-2, 2e-3
   small = CodecConfig(N=8, M=16, num_slices=2, widths=(8, 8, 8), hyper_widths=(8, 8), contexts=("channel",),
                       channel_widths=(8, 8), entropy_widths=(8,), lrp_widths=(8,), num_rates=6)
-  model, optimizer = build(small), make_optimizer(config)
+  model, optimizer = {"codec": build, "stand-in": StandIn}[name](small), make_optimizer(config)
   state = parallel.replicate(create_state(config, model, optimizer))
   step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
   pixels = np.random.default_rng(0).integers(0, 256, (GLOBAL_BATCH, 8, 8, 3), np.uint8)
@@ -36,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  main(sys.argv[1])

@@ -131,15 +131,16 @@ def test_a_teacher_of_other_rates_is_refused(config, tiny_checkpoint):
     warm_start.load_teacher(config, CodecConfig(**config.model))
 
 
-def losses_on(devices: int) -> list[float]:
+def losses_on(devices: int, model: str) -> list[float]:
   env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
-  done = subprocess.run([sys.executable, str(WORKER)], env=env, stdout=subprocess.PIPE, text=True, check=True,
+  done = subprocess.run([sys.executable, str(WORKER), model], env=env, stdout=subprocess.PIPE, text=True, check=True,
                         timeout=300)
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_loss_curve_does_not_depend_on_the_number_of_devices():
+@pytest.mark.parametrize("model", ["stand-in", pytest.param("codec", marks=pytest.mark.slow)])
+def test_the_loss_curve_does_not_depend_on_the_number_of_devices(model):
   """tests/training/test_multiprocess.py has the same test for processes."""
-  one = losses_on(1)
+  one = losses_on(1, model)
   assert one[-1] < 0.9 * one[0]
-  np.testing.assert_allclose(losses_on(8), one, rtol=1e-4)
+  np.testing.assert_allclose(losses_on(8, model), one, rtol=1e-4)
