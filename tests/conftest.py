@@ -16,6 +16,7 @@ from pathlib import Path
 # Tests compile with few optimizations, in subprocesses too, because compilation takes most of their time. The fixture
 # `as_shipped` is for tests of the exact bits that users get.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lowering is faster without lines of Python
 
 import jax
 import numpy as np
@@ -84,6 +85,14 @@ def tensorflow(request):
 def tfds():
   """The package tensorflow_datasets. Without TensorFlow it writes array_record, but not TFRecord."""
   return importlib.import_module("tensorflow_datasets")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings_of_the_compiler():
+  """Refuse a file that leaves other optimizations behind, with which the files after it compile for longer."""
+  yield
+  few = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+  assert jax.config.values["jax_disable_most_optimizations"] == few, "wanted the optimizations from before this file"
 
 
 @pytest.fixture(scope="module")
