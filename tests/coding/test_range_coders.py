@@ -32,7 +32,7 @@ streams = st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b"\xff" * 
                    max_size=8).map(b"".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(tables(), streams, st.integers(0, 150), st.integers(0, 2**32))
 @example(TABLE, b"", 0, 0)
 def test_both_read_any_stream_alike_and_write_what_they_read_alike(tfc, table, stream, count, seed):

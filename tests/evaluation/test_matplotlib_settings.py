@@ -41,11 +41,11 @@ def test_a_backend_of_the_environment_changes_nothing(usual, tmp_path, backend):
   assert plots(tmp_path, "plot", MPLBACKEND=backend) == usual
 
 
-@pytest.mark.parametrize("place, lines", [
-    ("folder", "text.usetex: True\nfont.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nfigure.dpi: 40\n"),
-    ("variable", "backend: module://matplotlib_inline.backend_inline\nno such setting\nfont.size: many\n"
-                 "lines.linewidth: 9\n")])
-def test_a_settings_file_of_the_user_changes_nothing(usual, tmp_path, place, lines):
+@pytest.mark.parametrize("lines", [
+    "text.usetex: True\nfont.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nfigure.dpi: 40\n",
+    "backend: module://matplotlib_inline.backend_inline\nno such setting\nfont.size: many\nlines.linewidth: 9\n"])
+@pytest.mark.parametrize("place", ["folder", "variable"])
+def test_a_settings_file_of_the_user_changes_nothing(usual, tmp_path, lines, place):
   (tmp_path / "other").mkdir()
   file = (tmp_path if place == "folder" else tmp_path / "other") / "matplotlibrc"
   file.write_text(lines)

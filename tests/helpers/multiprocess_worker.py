@@ -1,8 +1,8 @@
-"""train.py as it is started, with the stand-in for the model, which compiles in a second, and a signal at a step.
+"""train.py as it is started, with a signal at a step, which a test cannot send on time from outside.
 
-A test cannot send the signal on time from outside.
+    python tests/helpers/multiprocess_worker.py MODEL SIGNAL@STEP ARGUMENTS-OF-TRAIN.PY
 
-    python tests/helpers/multiprocess_worker.py SIGNAL@STEP ARGUMENTS-OF-TRAIN.PY      SIGNAL@STEP may be ""
+MODEL is codec, or stand-in, which compiles in a second. SIGNAL@STEP may be "".
 """
 import os
 import runpy
@@ -35,8 +35,9 @@ def train_the_stand_in() -> None:
 
 
 if __name__ == "__main__":
-  _, when, *arguments = sys.argv
-  train_the_stand_in()
+  _, model, when, *arguments = sys.argv
+  if model == "stand-in":
+    train_the_stand_in()
   if when:
     name, _, step = when.partition("@")
     send_at(name, int(step))

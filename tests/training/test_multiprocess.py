@@ -21,6 +21,7 @@ from PIL import Image
 
 from mlic_jax.coding.checkpoint_io import load_model
 from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import build
 from mlic_jax.training.checkpoints import Checkpoints
 from mlic_jax.training.config_schema import load_config
 from mlic_jax.training.optimizer import make_optimizer
@@ -29,7 +30,8 @@ from mlic_jax.training.step import state_shapes
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "helpers" / "multiprocess_worker.py"
 LIMIT = 300  # seconds for a start; a hang is a failure
-MODEL = dict(N=4, M=8, num_slices=2, num_rates=2)
+MODEL = dict(transforms="unshuffled", N=8, M=8, num_slices=1, widths=(8, 8), hyper_widths=(8, 8), contexts=(),
+             entropy_widths=(8,), lrp_widths=(), num_rates=2)
 SETTINGS = dict({f"model.{name}": value for name, value in MODEL.items()}, lmbdas=(0.01, 0.02), optimizer="adam",
                 num_steps=24, warmup_steps=2, checkpoint_every=5, eval_every=9, log_every=2, crop_size=64, batch_size=2,
                 holdout_every=4, eval_crop_size=64, eval_images=0, eval_batch_size=2, eval_pictures=0, peer_timeout=10)
@@ -42,9 +44,10 @@ def arguments(workdir, photographs, **changes):
 
 
 class Pod:
-  """Starts two processes with the compilation cache `cache`."""
+  """Starts two processes that train `model`, "stand-in" or "codec", with the compilation cache `cache`."""
 
-  def __init__(self, folder: Path):
+  def __init__(self, folder: Path, model: str):
+    self.model = model
     self.folder, self.cache, self.photographs = folder, folder / "cache", folder / "photographs"
     rng = np.random.default_rng(0)
     self.photographs.mkdir()
@@ -67,8 +70,9 @@ class Pod:
       if by_slurm:
         who = dict(SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost", SLURM_NTASKS=str(len(commands)),
                    SLURM_PROCID=str(i), SLURM_LOCALID=str(i), SLURM_STEP_NUM_NODES="1", SLURM_JOB_NUM_NODES="1")
-      started.append(subprocess.Popen([sys.executable, str(WORKER), signals[i], *command], text=True, cwd=ROOT,
-                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env | who))
+      command = [sys.executable, str(WORKER), self.model, signals[i], *command]
+      started.append(subprocess.Popen(command, text=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                      env=env | who))
     return started
 
   def run(self, workdir, signals=("", "")) -> tuple[list[int], list[str]]:
@@ -87,16 +91,17 @@ def end(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
   return [process.returncode for process in processes], said
 
 
-def state_of(workdir):
+def state_of(pod, workdir):
   config = load_config("configs/nano.py", [each for each in arguments(workdir, "") if each.startswith("--config.")])
-  like = state_shapes(config, StandIn(CodecConfig(**MODEL)), make_optimizer(config))
+  model = {"stand-in": StandIn, "codec": build}[pod.model](CodecConfig(**MODEL))
+  like = state_shapes(config, model, make_optimizer(config))
   restored = Checkpoints(workdir, 2).restore(like)
   return jax.device_get(restored.state), restored.evaluated
 
 
-@pytest.fixture(scope="module", name="pod")
-def two_processes(tmp_path_factory):
-  return Pod(tmp_path_factory.mktemp("pod"))
+@pytest.fixture(scope="module", name="pod", params=["stand-in", pytest.param("codec", marks=pytest.mark.slow)])
+def two_processes(tmp_path_factory, request):
+  return Pod(tmp_path_factory.mktemp("pod"), request.param)
 
 
 def test_a_pod_that_is_killed_and_stopped_again_and_again_ends_in_the_bits_of_one_left_alone(pod):
@@ -110,7 +115,7 @@ def test_a_pod_that_is_killed_and_stopped_again_and_again_ends_in_the_bits_of_on
   stopped = said[0].splitlines()[-1]
   assert stopped == said[1].splitlines()[-1] and stopped.startswith("train.py: stopped by SIGTERM at step 1")
   step = int(stopped.split(" at step ")[1].split(";")[0])
-  assert 11 <= step <= 14 and state_of(cut)[0].step == step
+  assert 11 <= step <= 14 and state_of(pod, cut)[0].step == step
 
   status, said = pod.run(cut, ("SIGTERM@24", "SIGTERM@23"))  # both, a moment apart, in the last steps
   assert status == [143, 143] and "at step 24" in said[0]
@@ -124,7 +129,7 @@ def test_a_pod_that_is_killed_and_stopped_again_and_again_ends_in_the_bits_of_on
   status, said = pod.run(whole)
   assert status == [0, 0], said
   assert (cut / "eval.csv").read_text() == (whole / "eval.csv").read_text()
-  jax.tree.map(np.testing.assert_array_equal, state_of(cut)[0], state_of(whole)[0])
+  jax.tree.map(np.testing.assert_array_equal, state_of(pod, cut)[0], state_of(pod, whole)[0])
   models = [load_model(workdir / "model") for workdir in (cut, whole)]
   assert models[0].training == models[1].training
   jax.tree.map(np.testing.assert_array_equal, *(model.variables for model in models))
