@@ -42,6 +42,7 @@ from mlic_jax.coding import jit_functions, portable_cdf
 from mlic_jax.coding.cdf_tables import build_table
 from mlic_jax.coding.checkpoint_io import Model, load_model
 from mlic_jax.coding.codec import Codec
+from mlic_jax.commands.arguments import positive_integer
 from mlic_jax.config import CodecConfig
 from mlic_jax.interop.reference_weights import from_state_dict
 from mlic_jax.model.complexity import describe
@@ -74,10 +75,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="Run only these parts. Default: all.")
   parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=tuple(CONFIGS), metavar="CONFIG",
                       help="Time training steps of these configs. Default: nano mlic_plus_plus.")
-  parser.add_argument("--batches", nargs="+", type=int, default=(), metavar="N",
+  parser.add_argument("--batches", nargs="+", type=positive_integer, default=(), metavar="N",
                       help="Time training steps of these batch sizes. Default: 4 and its doubles, until memory or time "
                       "is exhausted.")
-  parser.add_argument("--crop", type=int, metavar="PIXELS",
+  parser.add_argument("--crop", type=positive_integer, metavar="PIXELS",
                       help="Time training steps with crops of this side. Default: that of the config.")
   parser.add_argument("--small", action="store_true", help="Use small sizes for CPUs. Default: off.")
   return parser.parse_args(argv)
