@@ -13,7 +13,7 @@ import scipy.stats
 from helpers.distribution_cases import CONFIGS, SMALL, variables_of
 from jax.experimental import enable_x64
 
-from mlic_jax.model import distributions, entropy_model
+from mlic_jax.model import distributions, entropy_model, generalized_normal
 from mlic_jax.model.distributions import BITS_MAX, OUTSIDE_MIN, laplace, logistic, make_distribution
 from mlic_jax.model.generalized_normal import alpha_of_tail, bin_nats
 from mlic_jax.model.mlic import build
@@ -196,6 +196,31 @@ def test_a_level_shift_moves_all_scales_but_those_of_the_first_levels(shift):
 def test_the_gradient_with_respect_to_the_shape_is_finite_at_the_edge_of_a_bin():
   slope = jax.grad(lambda shape: bin_nats(jnp.float32(0.5), jnp.float32(0.01), shape))
   assert np.isfinite(slope(0.5)) and np.isfinite(slope(3.0))
+
+
+@pytest.mark.parametrize("terms, tolerance", [("TERMS", 1e-7), ("TERMS_FLOAT64", 1e-10)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_sums_have_enough_terms_for_their_dtype(monkeypatch, terms, tolerance, shape):
+  monkeypatch.setattr(generalized_normal, "TERMS_FLOAT64", getattr(generalized_normal, terms))
+  x = np.linspace(0.01, generalized_normal.TAIL_MAX, 400)
+  with enable_x64():
+    mass, log_tail = generalized_normal._mass_and_log_tail(jnp.asarray(x**(1 / shape)), shape)
+  np.testing.assert_allclose(mass, scipy.special.gammainc(1 / shape, x), rtol=tolerance)
+  atol = np.where(x < generalized_normal.SPLIT, tolerance, 1e-30)  # there the tail is 1 - mass
+  tail = scipy.special.gammaincc(1 / shape, x)
+  np.testing.assert_array_less(np.abs(np.exp(log_tail) - tail), tolerance * tail + atol)
+
+
+def test_the_gradient_of_a_generalized_gaussian_stores_one_array_for_each_argument():
+  v = jnp.linspace(-3, 3, 7)
+  for moving in (0,), (0, 1), (0, 1, 2):
+    arguments = [v, 1 + 0 * v, 1.5 + 0 * v]
+
+    def bits(*chosen, moving=moving, arguments=arguments):
+      return bin_nats(*(chosen[moving.index(i)] if i in moving else each for i, each in enumerate(arguments)))
+
+    _, pull_back = jax.vjp(bits, *(arguments[i] for i in moving))
+    assert sum(leaf.shape == v.shape for leaf in jax.tree.leaves(pull_back)) <= len(moving)
 
 
 def test_a_codec_learns_the_parameters_of_its_distribution():
