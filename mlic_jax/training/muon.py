@@ -1,6 +1,7 @@
 """Muon: momentum whose steps are orthogonalized, matrix by matrix (Jordan et al., 2024)."""
 
 import collections
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -23,13 +24,15 @@ class MuonState(NamedTuple):
   mu: Any           # momentum, a tree like the parameters
 
 
-def scale_by_muon(beta: float = BETA, rms: float = RMS, by_side: bool = False) -> optax.GradientTransformation:
+def scale_by_muon(beta: float = BETA, rms: float = RMS, platform: str | None = None) -> optax.GradientTransformation:
   """Returns orthogonalized Nesterov momentum for kernels (..., size, size, inputs, outputs).
 
   A kernel is a matrix (taps * inputs, outputs); with leading axes, those of the slices, it is several matrices. The
   live part of a step, which excludes rows and columns that are zero throughout, has a root mean square of `rms`: the
   channels that a slice cannot see yet have no gradient, and must not make the step of the others longer.
-  `by_side` iterates all matrices of one shorter side in one loop, which is fewer and larger kernels on GPUs."""
+
+  On the `platform` "gpu", all matrices of one shorter side are iterated in one loop, which is fewer and larger kernels.
+  On "cpu", sums are matrix products, whose programs compile faster."""
   def init(params):
     return MuonState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
@@ -39,12 +42,12 @@ def scale_by_muon(beta: float = BETA, rms: float = RMS, by_side: bool = False) -
     mu = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.mu, updates)
     now, later = 1 - beta**count, 1 - beta**(count + 1)  # bias corrections of averages that began at zero
     nesterov = jax.tree.map(lambda m, g: beta * m / later + (1 - beta) * g / now, mu, updates)
-    return _orthogonal_steps(nesterov, rms, by_side), MuonState(count, mu)
+    return _orthogonal_steps(nesterov, rms, platform), MuonState(count, mu)
 
   return optax.GradientTransformation(init, update)
 
 
-def _orthogonal_steps(kernels: Any, rms: float, by_side: bool) -> Any:
+def _orthogonal_steps(kernels: Any, rms: float, platform: str | None) -> Any:
   """Returns the step of each kernel of a tree.
 
   Matrices of one size, up to transposition, are orthogonalized as one batch: a network has few sizes, and the compiled
@@ -57,33 +60,39 @@ def _orthogonal_steps(kernels: Any, rms: float, by_side: bool) -> Any:
   for i, matrix in enumerate(matrices):
     by_size[tuple(sorted(matrix.shape[1:]))].append(i)
   batch_of = lambda indices: jnp.concatenate([flipped(i, matrices[i]) for i in indices])
-  joined = orthogonalize_by_side(list(map(batch_of, by_size.values()))) if by_side else None
+  joined = orthogonalize_by_side(list(map(batch_of, by_size.values()))) if platform == "gpu" else None
+  on_cpu = platform == "cpu"
   for number, indices in enumerate(by_size.values()):
     batch = batch_of(indices)
-    batch = rms * jnp.sqrt(_longer_live_side(batch))[:, None, None] * (joined[number] if joined else
-                                                                       orthogonalize(batch))
+    side = _longer_live_side(batch, on_cpu)
+    batch = rms * jnp.sqrt(side)[:, None, None] * (joined[number] if joined else orthogonalize(batch, on_cpu))
     ends = np.cumsum([len(matrices[i]) for i in indices])
     for i, step in zip(indices, jnp.split(batch, ends[:-1])):
       steps[i] = flipped(i, step).reshape(leaves[i].shape)
   return jax.tree.unflatten(treedef, steps)
 
 
-def _longer_live_side(matrices: jax.Array) -> jax.Array:
+def _longer_live_side(matrices: jax.Array, by_products: bool = False) -> jax.Array:
   """Counts the rows and columns that are not zero throughout; returns the larger count of each matrix, (batch,).
 
   n singular values of 1 in an n x m part, n <= m, have a root mean square of m**-0.5 over that part."""
   is_live = matrices != 0
+  if by_products:
+    ones, numbers = (lambda *shape: jnp.ones(shape, matrices.dtype)), is_live.astype(matrices.dtype)
+    of_lines = numbers @ ones(matrices.shape[2], 1), ones(1, matrices.shape[1]) @ numbers  # of rows, of columns
+    is_line_live = [(number > 0).astype(matrices.dtype).reshape(len(matrices), 1, -1) for number in of_lines]
+    return functools.reduce(jnp.maximum, [lines @ ones(lines.shape[2], 1) for lines in is_line_live])[:, 0, 0]
   count = lambda axis: jnp.any(is_live, axis).sum(-1)
   return jnp.maximum(count(1), count(2)).astype(matrices.dtype)
 
 
-def orthogonalize(x: jax.Array) -> jax.Array:
+def orthogonalize(x: jax.Array, on_cpu: bool = False) -> jax.Array:
   """Moves the singular values of matrices (batch, rows, columns) near 1, between 0.7 and 1.2; rows <= columns.
 
   The quintic is odd, f(X) = P(X X^T) X: an iteration multiplies X by symmetric matrices of the shorter side n. If the
   longer side is at least 1.5 n, the symmetric matrices are multiplied with each other first, and with X only twice.
   That is a third of the multiplications for the kernel of a 3x3 convolution."""
-  x = _normalized(x)
+  x = _normalized(x, by_products=on_cpu)
   if 2 * x.shape[2] < 3 * x.shape[1]:
     iterate = lambda _, x: COEFFICIENTS[0] * x + _even(x @ x.swapaxes(1, 2)) @ x
     return jax.lax.fori_loop(0, REPETITIONS, iterate, x)
@@ -103,8 +112,13 @@ def orthogonalize_by_side(batches: list[jax.Array]) -> list[jax.Array]:
   return batches
 
 
-def _normalized(x: jax.Array) -> jax.Array:
-  return x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
+def _normalized(x: jax.Array, by_products: bool = False) -> jax.Array:
+  if by_products:
+    elements = x.reshape(len(x), 1, -1)
+    norm = jnp.sqrt(elements @ elements.swapaxes(1, 2))
+  else:
+    norm = jnp.linalg.norm(x, axis=(1, 2), keepdims=True)
+  return x / (norm + 1e-8)
 
 
 def _even(gram: jax.Array) -> jax.Array:

@@ -68,7 +68,7 @@ def make_optimizer(config, platform: str | None = None) -> optax.GradientTransfo
   if config.optimizer == "adam":
     step = optax.adam(rate)
   elif config.optimizer == "muon":
-    muon = scale_by_muon(by_side=platform == "gpu")
+    muon = scale_by_muon(platform=platform)
     step = _with_kernels(muon, learning_rate_schedule(config, config.muon_learning_rate), optax.nadam(rate))
   else:
     step = _with_kernels(scale_by_soap(), rate, optax.adam(rate))

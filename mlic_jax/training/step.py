@@ -175,7 +175,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     grads, metrics = gradient(state.params, x, sample, noise_key, teacher_variables)
     if stop is not None:
       metrics["stop"] = stop
-    norms: Callable = norms_array_by_array
+    norms: Callable = functools.partial(norms_array_by_array, platform=platform)
     if platform == "gpu":
       metrics, norms = mean_over_devices(metrics), functools.partial(norms_in_one_vector, mean=mean_over_devices)
     else:

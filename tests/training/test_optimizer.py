@@ -1,4 +1,6 @@
 """Tests of optimizers and schedules, against optax and explicit formulas."""
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,7 +89,8 @@ def test_the_norm_of_a_gradient_and_what_it_is_clipped_to_are_those_of_optax(sha
   rng = np.random.default_rng(0)
   tree = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
   norm = optax.global_norm(tree)
-  assert float(jax.jit(global_norm)(tree)) == pytest.approx(float(norm), rel=2e-6)
+  for platform in None, "cpu", "gpu":
+    assert float(jax.jit(partial(global_norm, platform=platform))(tree)) == pytest.approx(float(norm), rel=2e-6)
   for max_norm in (0.5 * norm, 2 * norm):
     expected = optax.clip_by_global_norm(max_norm).update(tree, optax.EmptyState())[0]
     for known in (dict(norm=norm), {}):
@@ -146,10 +149,10 @@ def optax_step(name):
   return optax.scale_by_adam(), lambda *_: 1.0, optax.scale_by_adam()
 
 
-@pytest.mark.parametrize("name", ["adam", "muon"])
-def test_five_updates_are_those_of_optax(config, name):
+@pytest.mark.parametrize("name, platform", [("adam", None), ("muon", None), ("muon", "cpu"), ("muon", "gpu")])
+def test_five_updates_are_those_of_optax(config, name, platform):
   config.optimizer, config.muon_learning_rate, config.warmup_steps = name, 3e-2, 2
-  optimizer, rng = make_optimizer(config), np.random.default_rng(0)
+  optimizer, rng = make_optimizer(config, platform), np.random.default_rng(0)
   params = dict(kernel=jnp.zeros((3, 3, 4, 5)), bias=jnp.zeros(5))
   of_kernel, scale, of_bias = optax_step(name)
   state = optimizer.init(params)
@@ -204,14 +207,15 @@ def test_muon_gives_every_convolution_of_every_slice_an_orthogonal_step(config):
     assert 1e-3 <= np.abs(rest).min() and np.abs(rest).max() < 1.001 * np.abs(rest).min() < 2e-3
 
 
-def test_channels_that_a_slice_cannot_see_yet_do_not_change_its_step(config):
+@pytest.mark.parametrize("platform", [None, "cpu"])
+def test_channels_that_a_slice_cannot_see_yet_do_not_change_its_step(platform):
   """Their rows of a stacked kernel have no gradient. The live part of every slice has steps of one size, those of a
   kernel with these rows alone; before, the first slice took steps of 0.57 and the last of 0.21 (MLIC++)."""
   slices, channels, outputs = 10, 8, 48
   gradient = np.random.default_rng(0).normal(size=(slices, 3, 3, slices * channels, outputs)).astype(np.float32)
   for k in range(slices):
     gradient[k, :, :, k * channels:] = 0
-  muon = scale_by_muon()
+  muon = scale_by_muon(platform=platform)
   step = lambda kernel: np.asarray(muon.update(dict(kernel=jnp.asarray(kernel)), muon.init(dict(kernel=kernel)))[0][
       "kernel"])
   stacked = step(gradient)
