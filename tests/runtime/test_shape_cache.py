@@ -1,5 +1,6 @@
 """Tests of the cache of compiled image sizes: recent sizes stay, others are evicted."""
 import collections
+import gc
 import re
 import subprocess
 import sys
@@ -80,6 +81,9 @@ def test_a_codec_caches_compiled_functions_of_a_few_sizes(tiny_checkpoint, photo
   monkeypatch.setattr(shape_cache, "MAX_SIZES", 1)
   codec, held, blobs = Codec.load(tiny_checkpoint), [], []
   functions = [each for each in vars(jit_functions).values() if isinstance(each, shape_cache.ShapeCache)]
+  for function in functions:  # programs of other tests
+    function._cache.clear()
+  gc.collect()
   for width in (64, 128, 64):
     blob, picture, bits = codec.encode_with_bits(photograph[:64, :width], 2)
     np.testing.assert_array_equal(codec.decode(blob), picture)
