@@ -1,6 +1,7 @@
 """Measures what comes before the first training step, and the steps after it, in several checkouts in turns.
 
-    python benchmarks/first_step.py [--config nano] [--batch 16] [--crop 128] [--turns 3] [CHECKOUT ...]
+    python benchmarks/first_step.py [--config nano] [--batch 16] [--crop 128] [--turns 3] [--config.FIELD=VALUE ...]
+                                    [CHECKOUT ...]
 
 Without a CHECKOUT it measures this one. Each turn runs a process for every checkout. It prints medians of CPU seconds
 (user and system): tracing and lowering, compiling, and one step. The caches are off. CPU seconds do not depend on how
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("trace and lower", "compile", "step")
 
 
-def measure(config_name: str, batch: int, crop: int, steps: int) -> dict[str, float]:
+def measure(config_name: str, batch: int, crop: int, steps: int, overrides: list[str]) -> dict[str, float]:
   """Returns CPU seconds by column, measured in this process with the package that it imports."""
   import time
 
@@ -31,7 +32,7 @@ def measure(config_name: str, batch: int, crop: int, steps: int) -> dict[str, fl
   from mlic_jax.training.config_schema import load_config, model_config
   from mlic_jax.training.optimizer import make_optimizer
   from mlic_jax.training.step import create_state
-  config = load_config(config_name, [f"--config.batch_size={batch}", f"--config.crop_size={crop}"])
+  config = load_config(config_name, [f"--config.batch_size={batch}", f"--config.crop_size={crop}", *overrides])
   codec, devices = model_config(config, config_name), jax.devices()[:1]
   program, arguments = pmap_programs.training_program(config, codec, devices)
   times = [time.process_time()]
@@ -71,11 +72,13 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=5, help="Steps of each run. Default: %(default)s.")
   parser.add_argument("--turns", type=int, default=3, help="Runs of every checkout. Default: %(default)s.")
   parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-  args = parser.parse_args()
+  args, overrides = parser.parse_known_args()
+  if unknown := [each for each in overrides if not each.startswith("--config.")]:
+    parser.error(f"unknown arguments {' '.join(unknown)}")
   if args.measure:
-    print(json.dumps(measure(args.config, args.batch, args.crop, args.steps)))
+    print(json.dumps(measure(args.config, args.batch, args.crop, args.steps, overrides)))
     return
-  options = [f"--{name}={getattr(args, name)}" for name in ("config", "batch", "crop", "steps")]
+  options = [*(f"--{name}={getattr(args, name)}" for name in ("config", "batch", "crop", "steps")), *overrides]
   checkouts = [each.resolve() for each in args.checkouts] or [ROOT]
   results: dict[Path, list[dict[str, float]]] = {checkout: [] for checkout in checkouts}
   for turn in range(args.turns):

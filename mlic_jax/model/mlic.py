@@ -53,8 +53,8 @@ class MLIC(nn.Module):
     entropy_precision: matmul precision of the entropy path in `code`, as in jax.default_matmul_precision, or
       "high_gradients" (kernels/convolution.py). Layers that return means, scales and residual predictions have full
       precision.
-    scan_unroll: slices per iteration of the scan over slices. 0 means all of them for gradients on CPU, where the
-      gradient of a rolled loop is slow, and 1 otherwise. Results differ by rounding only.
+    scan_unroll: slices per iteration of the scan over slices. 0 means all of them for gradients on CPU, where they
+      are faster but compile for longer, and 1 otherwise. Results differ by rounding only.
     packed: the scan over slices reads and writes a few vectors in place of many arrays, for training on GPUs
       (kernels/packed_scan.py). Results differ by rounding only.
     for_tpu: the rolled scan over slices is arranged for training on TPUs. Both parities are packed once for all slices,

@@ -316,7 +316,7 @@ class Slices(nn.Module):
     inputs = steps, jnp.arange(count), split(y), jax.tree.map(split, draws), arrived
     scan = rolled if unroll < count else unrolled
     if scan is rolled and not self.scan_unroll and quantizer is not ROUNDING:
-      # On CPU the gradient through a rolled loop is 18 to 30 times slower. Nothing differentiates plain rounding.
+      # On CPU a rolled loop also multiplies channels that are not decoded yet. Nothing differentiates plain rounding.
       scan = lambda *args: jax.lax.platform_dependent(*args, cpu=unrolled, default=rolled)
     y_hat, (counted, prior) = scan(jnp.zeros_like(y), inputs)
     distribution = distributions.make_distribution(self.config)

@@ -151,7 +151,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
       return jax.lax.scan(body, zeros, parts, unroll=unroll)[0]
     return batch_gradient
 
-  # On CPU a gradient in a rolled loop is slow. The platform is chosen around the gradient and not inside the loop:
+  # On CPU a gradient in a rolled loop is slower. The platform is chosen around the gradient and not inside the loop:
   # tracing the gradient of a choice takes three times as long.
   unrolled, rolled = unrolled_and_rolled(model)
   rolled = scan_variant(rolled, platform)
