@@ -119,12 +119,19 @@ def test_the_results_are_those_of_the_model_in_the_repository(model):
   assert config["fingerprint"] in (ROOT / "checkpoints" / model / "README.md").read_text()
 
 
-def test_latent_optimization_saves_what_the_readme_says_and_improves_every_image():
-  found = json.loads((ROOT / "docs" / "results" / "nano_kodak_refined.json").read_text())
-  curves = psnr_curves(found)
+def test_latent_optimization_of_nano_is_below_bpg_and_saves_what_the_readme_says():
+  curves = psnr_curves(json.loads((ROOT / "docs/results/nano_kodak_refined.json").read_text()))
   percent = {name: bd_rate(curves["nano, refined 100"], curves[name])["percent"] for name in ("nano", "BPG 4:4:4")}
-  assert percent["nano"] <= -7 and percent["BPG 4:4:4"] <= -1
+  assert percent["BPG 4:4:4"] <= -1
   assert all(f"{value:+.1f} %" in (ROOT / "README.md").read_text() for value in percent.values())
+
+
+@pytest.mark.parametrize("name, most", [("nano_kodak_refined_before_h200", -8), ("nano_kodak_refined", -7)])
+def test_latent_optimization_saves_what_the_readme_says_and_improves_every_image(name, most):
+  found = json.loads((ROOT / f"docs/results/{name}.json").read_text())
+  curves = psnr_curves(found)
+  percent = bd_rate(curves["nano, refined 100"], curves["nano"])["percent"]
+  assert percent <= most and f"{percent:.1f} %" in (ROOT / "README.md").read_text()
   of = {(entry["name"], entry["quality"]): entry for entry in found["checkpoints"]}
   pairs = [(of["nano, refined 100", quality]["refine"]["lmbda"], *images) for quality in QUALITIES
            for images in zip(of["nano, refined 100", quality]["images"], of["nano", quality]["images"], strict=True)]
