@@ -9,6 +9,8 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.kernels.padding import zero_pad
+from mlic_jax.kernels.vector_products import stored
+from mlic_jax.kernels.window_attention import anchors_in_lanes, attend_in_lanes, images_of_windows, windows_in_lanes
 from mlic_jax.model import attention
 from mlic_jax.model.activation import gelu
 from mlic_jax.model.checkerboard import anchor_mask, positions
@@ -16,7 +18,6 @@ from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.lazy_params import parameter
 from mlic_jax.model.registry import options
 from mlic_jax.model.rope import Rotary
-from mlic_jax.model.softmax import softmax
 
 OPTIONS, check = {"rotary": False}, attention.check
 NUM_HEADS = 2
@@ -65,31 +66,61 @@ class Context(nn.Module):
   @nn.compact
   def __call__(self, inputs: ContextInputs) -> jax.Array:
     assert inputs.anchor is not None  # "anchor" is in `needs`
-    size, (b, h, w, c) = self.config.window_size, inputs.anchor.shape
-    rotary = options(self.config, sys.modules[__name__])["rotary"]
-    is_anchor = nonanchor_windows(anchor_mask(h, w)[..., None], size)[..., 0]       # (h, w/2, position)
-    hidden = is_anchor[..., :, None] & ~is_anchor[..., None, :]                     # (h, w/2, query, key)
+    qkv = nn.Dense(3 * inputs.anchor.shape[-1], name="qkv")(nn.LayerNorm(epsilon=1e-5, name="norm1")(inputs.anchor))
+    # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS.
+    qkv = [x.reshape(*x.shape[:-1], -1, NUM_HEADS) for x in jnp.split(qkv, 3, axis=-1)]
+    attended = self._attend_in_lanes(*qkv) if inputs.for_tpu else self._attend(jnp.stack(qkv, axis=-3))
 
-    qkv = nn.Dense(3 * c, name="qkv")(nn.LayerNorm(epsilon=1e-5, name="norm1")(inputs.anchor))
-    # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS. The heads are split before the windows,
-    # which are size^2 times larger.
-    qkv = qkv.reshape(b, h, w, 3, c // NUM_HEADS, NUM_HEADS).swapaxes(-2, -1).reshape(b, h, w, 3 * c)
-    windows = nonanchor_windows(qkv, size).reshape(b, h, w // 2, size**2, 3, NUM_HEADS, c // NUM_HEADS)
-    q, k, v = (windows[..., i, :, :] for i in range(3))
-    if rotary:
-      rotate, window = Rotary(name="rotary"), positions(size, size, None)
-      q, k = (rotate(t, window) for t in (q, k))
-    scores = jnp.einsum("byxqhd,byxkhd->byxhqk", q * (c // NUM_HEADS)**-0.5, k)
-    if not rotary:
-      table = parameter(self, "relative_position_table", nn.initializers.truncated_normal(0.02),
-                        ((2 * size - 1)**2, NUM_HEADS))
-      scores = scores + jnp.moveaxis(table[relative_position_index(size)], -1, 0)   # (head, query, key)
-    scores = scores + jnp.where(hidden, HIDDEN, 0.0)[None, :, :, None]
-    weights = softmax(scores) if inputs.for_tpu else nn.softmax(scores)
-    attended = jnp.einsum("byxhqk,byxkhd->byxqhd", weights, v)
-
-    x = nn.Dense(self.features, name="fusion")(attended.reshape(b, h, w // 2, size**2 * c))
+    x = nn.Dense(self.features, name="fusion")(attended)
     x = nn.Dense(self.features, name="proj")(x)
     out = nn.LayerNorm(epsilon=1e-5, name="norm2")(x)
     out = nn.Dense(self.features, name="fc2")(gelu(nn.Dense(2 * self.features, name="fc1")(out)))
     return x + out
+
+  def _attend(self, qkv: jax.Array) -> jax.Array:
+    """Attend in windows: queries, keys, values (B, h, w, 3, d, heads) -> (B, h, w/2, size^2 * heads * d)."""
+    size, (b, h, w, _, d, _) = self.config.window_size, qkv.shape
+    is_anchor = nonanchor_windows(anchor_mask(h, w)[..., None], size)[..., 0]       # (h, w/2, position)
+    hidden = is_anchor[..., :, None] & ~is_anchor[..., None, :]                     # (h, w/2, query, key)
+
+    # The heads are split before the windows, which are size^2 times larger.
+    windows = nonanchor_windows(qkv.swapaxes(-2, -1).reshape(b, h, w, -1), size)
+    windows = windows.reshape(b, h, w // 2, size**2, 3, NUM_HEADS, d)
+    q, k, v = (windows[..., i, :, :] for i in range(3))
+    q, k, biases = self._positioned(q, k)
+    scores = jnp.einsum("byxqhd,byxkhd->byxhqk", q * d**-0.5, k)
+    if biases is not None:
+      scores = scores + jnp.moveaxis(biases, -1, 0)
+    scores = scores + jnp.where(hidden, HIDDEN, 0.0)[None, :, :, None]
+    attended = jnp.einsum("byxhqk,byxkhd->byxqhd", nn.softmax(scores), v)
+    return attended.reshape(b, h, w // 2, -1)
+
+  def _attend_in_lanes(self, *qkv: jax.Array) -> jax.Array:
+    """Attend as `_attend`, with windows in the lanes of a TPU."""
+    size, (b, h, w, d, _) = self.config.window_size, qkv[0].shape
+    q, k, v = (windows_in_lanes(each, size) for each in qkv)
+    images = q.shape[2] // NUM_HEADS                                                # and strips of them
+    to_heads = lambda x: x.transpose(3, 1, 2, 0)                                    # (lanes, position, n, d)
+    q, k, learned = self._positioned(to_heads(q), to_heads(k))
+    is_anchor = anchors_in_lanes(h, w, size).astype(q.dtype)                        # (position, strips, lanes)
+    is_anchor = np.tile(is_anchor, (1, NUM_HEADS * b, 1))
+    biases = HIDDEN * (is_anchor * (1 - is_anchor[:, None]))                        # (key, query, n, lanes)
+    if learned is not None:
+      biases = biases + stored(jnp.repeat(learned.swapaxes(0, 1), images, axis=-1))[..., None]
+    q, k = to_heads(q * d**-0.5), to_heads(k)
+    if learned is None:  # XLA would rotate them again for every vector of products
+      q, k = jax.lax.optimization_barrier((q, k))
+    attended = attend_in_lanes(q, k, v, biases)
+    return images_of_windows(attended, NUM_HEADS, h, w).reshape(b, h, w // 2, -1)
+
+  def _positioned(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return queries and keys (..., position, heads, d) with their positions, and biases (query, key, heads) or None.
+
+    Either the queries and keys are rotated, or there are biases."""
+    size = self.config.window_size
+    if options(self.config, sys.modules[__name__])["rotary"]:
+      rotate, window = Rotary(name="rotary"), positions(size, size, None)
+      return rotate(q, window), rotate(k, window), None
+    table = parameter(self, "relative_position_table", nn.initializers.truncated_normal(0.02),
+                      ((2 * size - 1)**2, NUM_HEADS))
+    return q, k, table[relative_position_index(size)]
