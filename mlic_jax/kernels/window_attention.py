@@ -101,7 +101,7 @@ def attend_in_lanes(q: jax.Array, k: jax.Array, v: jax.Array, biases: jax.Array)
   """
   scores = contract(k, q) + biases
   highest = functools.reduce(jnp.maximum, jax.lax.stop_gradient(scores))
-  exponentials = stored(jnp.exp(scores - highest))
+  exponentials = jnp.exp(scores - highest)
   # The results are divided by the sums. There are more weights than results, and a gradient would keep all of them.
   inverse = 1 / total(exponentials)
   attended = contract(v.swapaxes(0, 1), exponentials)
