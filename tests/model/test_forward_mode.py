@@ -15,11 +15,12 @@ from mlic_jax.model.activation import gelu
 from mlic_jax.model.layers import GDN
 from mlic_jax.model.mlic import build
 from mlic_jax.model.quantizers import NOISE, Quantizer
+from mlic_jax.model.slices import Slices
 from mlic_jax.model.straight_through import lower_bound
 from mlic_jax.training.step import COMPILE_QUICKLY
 
-SMALL = CodecConfig(N=4, M=8, num_slices=2, widths=(4, 4, 4), hyper_widths=(4, 4), channel_widths=(4,),
-                    entropy_widths=(4,), lrp_widths=(4,), contexts=("channel", "local_attention"))
+SMALL = CodecConfig(N=4, M=8, num_slices=2, transforms="helpers.light_transforms", hyper_widths=(4, 4),
+                    channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), contexts=("channel", "local_attention"))
 UNQUANTIZED = Quantizer(lambda residual, _: (residual, residual))  # a smooth function of everything
 
 
@@ -117,16 +118,35 @@ def test_every_transform_can_be_differentiated_forward_over_reverse(name):
     trace_forward_over_reverse(lambda params, x: jnp.square(transform.apply(params, x)).sum(), params, x)
 
 
+# A loop over slices traces their indices, an unrolled one knows them. Some contexts are other programs then.
+@pytest.mark.parametrize("is_traced", [False, True])
 @pytest.mark.parametrize("name", contexts.available())
-def test_every_context_can_be_differentiated_forward_over_reverse(name):
+def test_every_context_can_be_differentiated_forward_over_reverse(name, is_traced):
   options = {option: True for option in getattr(contexts.find(name), "OPTIONS", {})}
-  config = CodecConfig(M=16, num_slices=2, contexts=(name,), entropy_widths=(4,), lrp_widths=(4,), channel_widths=(4,),
-                       options=options)
-  from mlic_jax.model.slices import Slices
-  y, hyper = (jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (16, 32))
-  slices = Slices(config)
-  zeros = jnp.zeros(hyper.shape), jnp.zeros(y.shape)
-  params = jax.eval_shape(lambda: slices.init(jax.random.key(0), *zeros, method="scan"))
+  config = CodecConfig(M=24, num_slices=3, contexts=(name,), options=options)
+  context = contexts.make_context(name, config)
+  arrays = [jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (48, 24, 8, 8)]
+
+  def inputs(k, hyper, decoded, previous, anchor):
+    live = (jnp if is_traced else np).arange(24) < 8 * k
+    return contexts.ContextInputs(k, hyper, decoded, live, previous, anchor)
+
+  params = jax.eval_shape(lambda *arrays: context.init(jax.random.key(0), inputs(2, *arrays)), *arrays)
+
+  def trace(k):
+    energy = lambda params, *arrays: jnp.square(context.apply(params, inputs(k, *arrays))).sum()
+    trace_forward_over_reverse(energy, params, *arrays)
+
+  if is_traced:
+    jax.eval_shape(trace, jax.ShapeDtypeStruct((), jnp.int32))
+  else:
+    trace(2)
+
+
+def test_the_scan_over_slices_can_be_differentiated_forward_over_reverse():
+  slices = Slices(SMALL)
+  hyper, y = (jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (16, 8))
+  params = jax.eval_shape(lambda *arrays: slices.init(jax.random.key(0), *arrays, method="scan"), hyper, y)
   bits = lambda params, hyper, y: slices.apply(params, hyper, y, NOISE, y, method="scan").bits.sum()
   trace_forward_over_reverse(bits, params, hyper, y)
 
