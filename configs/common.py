@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Matmul precision of the entropy model in training. "high_gradients", "high" and "default" are faster.
   c.entropy_precision = "highest"
   c.remat = False                  # recompute activations in the backward pass: less memory, more time
-  c.scan_unroll = 0                # slices per iteration of the compiled loop; 0: all slices on CPU, 1 elsewhere
+  c.scan_unroll = 0                # slices per iteration of the compiled loop; 0: what is fast on the platform
 
   # Checkpoints and evaluation
   c.keep_checkpoints = 2           # number of newest checkpoints to keep

@@ -19,7 +19,7 @@ from mlic_jax.coding.latent_optimization import Gradient, LatentPair, refine
 from mlic_jax.coding.latents import Latents
 from mlic_jax.coding.memory_estimate import check_memory
 from mlic_jax.coding.optimization_schedule import RefineError, Schedule
-from mlic_jax.model.mlic import unrolled_and_rolled
+from mlic_jax.model.mlic import for_gradients
 from mlic_jax.model.registry import PartError
 from mlic_jax.runtime.shape_cache import ShapeCache
 
@@ -136,10 +136,11 @@ def _gradient(module, distortion: ModuleType, variables, x, inside, quality, lmb
     rate_distortion: Callable[..., jax.Array] = functools.partial(_rate_distortion, module, distortion)
     return jax.grad(lambda latents, *others: rate_distortion(*others, *latents, quantizer, key))
 
-  arguments, (unrolled, rolled) = ((y, z), variables, x, inside, quality, lmbda), unrolled_and_rolled(module)
-  if unrolled is rolled:
+  arguments = (y, z), variables, x, inside, quality, lmbda
+  on_cpu, elsewhere = for_gradients(module, "cpu"), for_gradients(module, None)
+  if on_cpu is elsewhere:
     return gradient_of(module)(*arguments)
-  return jax.lax.platform_dependent(*arguments, cpu=gradient_of(unrolled), default=gradient_of(rolled))
+  return jax.lax.platform_dependent(*arguments, cpu=gradient_of(on_cpu), default=gradient_of(elsewhere))
 
 
 def _rate_distortion(module, distortion: ModuleType, variables, x, inside, quality, lmbda, y, z, quantizer,

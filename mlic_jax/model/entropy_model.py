@@ -30,18 +30,19 @@ def init(config: CodecConfig, key: jax.Array) -> dict[str, Any]:
 
 
 def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: jax.Array,
-            key: jax.Array | None = None, quantizer: Quantizer | None = None, scan_unroll: int = 0,
+            key: jax.Array | None = None, quantizer: Quantizer | None = None, scan_groups: tuple[int, ...] = (),
             precision: str = PRECISION) -> SlicesOutput:
   """Return y_hat, bits and prior of y (B, h, w, M), given hyper features (B, h, w, 2M). h and w are multiples of 4.
 
   Without a key the bits are those of a file, and they have no gradient through rounding. With a key they are those of
-  training, with noise for rounding. Another `quantizer` draws its random numbers from the key. `scan_unroll` is that of
+  training, with noise for rounding. Another `quantizer` draws its random numbers from the key. `scan_groups` is that of
   MLIC, and `precision` its entropy_precision.
   """
   quantizer = quantizer or (ROUNDING if key is None else NOISE)
   draws = quantizer.draws(key, y.shape)
   with matmul_precision(precision):
-    coded: Any = Slices(config, scan_unroll).apply({"params": params}, hyper, y, quantizer, draws, method="scan")
+    slices = Slices(config, scan_groups=scan_groups)
+    coded: Any = slices.apply({"params": params}, hyper, y, quantizer, draws, method="scan")
     return coded
 
 

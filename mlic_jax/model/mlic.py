@@ -21,6 +21,7 @@ from mlic_jax.model import contexts, distributions, registry, selection_map, tra
 from mlic_jax.model.hyper import HyperAnalysis, HyperSynthesis
 from mlic_jax.model.likelihoods import FactorizedPrior
 from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
+from mlic_jax.model.slice_groups import choose_groups
 from mlic_jax.model.slices import Prior, Slices, State
 
 # Matmul precision of coding and evaluation. TPUs and recent GPUs multiply in bfloat16 or TF32 by default: a prior that
@@ -53,8 +54,10 @@ class MLIC(nn.Module):
     entropy_precision: matmul precision of the entropy path in `code`, as in jax.default_matmul_precision, or
       "high_gradients" (kernels/convolution.py). Layers that return means, scales and residual predictions have full
       precision.
-    scan_unroll: slices per iteration of the scan over slices. 0 means all of them for gradients on CPU, where they
-      are faster but compile for longer, and 1 otherwise. Results differ by rounding only.
+    scan_unroll: slices per iteration of the scan over slices; num_slices means no loop. 0 means groups for gradients on
+      CPU, and 1 otherwise. Results differ by rounding only.
+    scan_groups: sizes of consecutive groups of slices, each a loop of its own (model/slice_groups.py). () means one
+      loop, or what `scan_unroll` says. Results differ by rounding only.
     packed: the scan over slices reads and writes a few vectors in place of many arrays, for training on GPUs
       (kernels/packed_scan.py). Results differ by rounding only.
     for_tpu: the rolled scan over slices is arranged for training on TPUs. Both parities are packed once for all slices,
@@ -69,6 +72,7 @@ class MLIC(nn.Module):
   transform_precision: str | None = PRECISION
   entropy_precision: str = PRECISION
   scan_unroll: int = 0
+  scan_groups: tuple[int, ...] = ()
   packed: bool = False
   for_tpu: bool = False
 
@@ -78,7 +82,7 @@ class MLIC(nn.Module):
     self.g_a, self.g_s = chosen.Analysis(config, self.remat), chosen.Synthesis(config, self.remat)
     self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
     self.z_prior = FactorizedPrior(config.N)
-    self.slices = Slices(config, self.scan_unroll, self.packed, self.for_tpu)
+    self.slices = Slices(config, self.scan_unroll, self.scan_groups, self.packed, self.for_tpu)
     if config.num_rates:
       # The initial gains cover a range around 1. Training learns the rates themselves.
       spread = lambda _: jnp.tile(jnp.linspace(-0.8, 0.8, config.num_rates)[:, None], (1, config.M))
@@ -224,19 +228,14 @@ def side_multiple(config: CodecConfig) -> int:
   return 4 * transforms.find(config.transforms).STRIDE
 
 
-def unrolled_and_rolled(model: MLIC) -> tuple[MLIC, MLIC]:
-  """Return the codec with an unrolled scan, for gradients on CPU, and with a rolled one, for gradients elsewhere.
+def for_gradients(model: MLIC, platform: str | None) -> MLIC:
+  """Return the codec with the scan that is fast for gradients on a platform; None is any platform but CPU.
 
-  Both are `model` if its scan_unroll is not 0. The scan itself makes this choice when its program is lowered, but a
-  gradient of the choice is slow to trace. Callers therefore choose between two gradients with
+  A model whose scan_unroll or scan_groups are set keeps them. The scan itself chooses its groups when its program is
+  lowered, but a gradient of that choice is slow to trace. Callers therefore choose between two gradients with
   jax.lax.platform_dependent."""
-  if model.scan_unroll or model.config.num_slices == 1:
-    return model, model
-  return model.clone(scan_unroll=model.config.num_slices), model.clone(scan_unroll=1)
-
-
-def scan_variant(model: MLIC, platform: str | None) -> MLIC:
-  """Return the codec with a rolled scan for training on a platform, as fast as it is known to be there."""
+  if not model.scan_unroll and not model.scan_groups and model.config.num_slices > 1:
+    model = model.clone(scan_unroll=1, scan_groups=choose_groups(platform, model.config.num_slices))
   if platform == "gpu" and model.scan_unroll == 1:
     return model.clone(packed=True)
   return model.clone(for_tpu=True) if platform == "tpu" else model

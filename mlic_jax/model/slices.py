@@ -10,6 +10,7 @@ steps therefore have the same shapes and are stacked on a leading axis, and k ma
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +19,13 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.kernels.packed_scan import packed_scan
 from mlic_jax.model import contexts, distributions, selection_map
 from mlic_jax.model.checkerboard import anchor_mask, pack, pack_parities, unpack, unpack_parities
 from mlic_jax.model.layers import ConvStack
 from mlic_jax.model.likelihoods import scale_index, scale_level
-from mlic_jax.model.packed_hyper import PackedHyper, full, means_of, parity_of
+from mlic_jax.model.packed_hyper import full, means_of, parity_of
 from mlic_jax.model.quantizers import ROUNDING, Quantizer
+from mlic_jax.model.slice_groups import GroupedScan, choose_groups
 
 # Matmul precision of the layers that return means, scales and residual predictions, in every training.
 OUTPUT_PRECISION = "highest"
@@ -80,9 +81,11 @@ class ChannelParameters(nn.Module):
 class SliceStep(nn.Module):
   """Step of one slice, with the parameters of this slice. `Slices` stacks the parameters of all slices.
 
-  `for_tpu` is as in MLIC."""
+  `for_tpu` is as in MLIC. `group` has the slices of the loop that runs this step with a traced k. Channels that none of
+  them reads are not multiplied. None means that it may be any slice, or that k is known while tracing."""
   config: CodecConfig
   for_tpu: bool = False
+  group: range | None = None
 
   def setup(self):
     config = self.config
@@ -191,18 +194,30 @@ class SliceStep(nn.Module):
   def _context_inputs(self, k, hyper, state: State) -> contexts.ContextInputs:
     cs = self.config.slice_channels
     previous = jax.lax.dynamic_slice_in_dim(state.decoded, jnp.maximum(k - 1, 0) * cs, cs, axis=-1)
-    live = _numpy_if_known(k).arange(self.config.M) < k * cs
-    return contexts.ContextInputs(k, full(hyper), state.decoded, live, previous, anchor=None, for_tpu=self.for_tpu)
+    return contexts.ContextInputs(k, full(hyper), state.decoded, self._is_decoded(k), previous, anchor=None,
+                                  for_tpu=self.for_tpu, group=self.group)
+
+  def _is_decoded(self, k) -> jax.Array | np.ndarray:
+    """Return (M,) bool, True on the channels of slices 0..k-1; a NumPy array if k is an int."""
+    return (np if isinstance(k, int) else jnp).arange(self.config.M) < k * self.config.slice_channels
+
+  def _last(self, k) -> jax.Array | int:
+    """Return the last slice of the group of slice k."""
+    return self.group[-1] if self.group else k
+
+  def _is_active(self, context: nn.Module, k) -> jax.Array | bool:
+    """Return whether a context is active in slice k. It is in all slices but the first one, or in none of them."""
+    return contexts.is_active(context, self.group[0] if self.group and self.group[0] else k)
 
   def _context_features(self, context: nn.Module, inputs: contexts.ContextInputs) -> jax.Array:
     """Return the features of a context; zeros for slices in which the context is inactive."""
-    is_active, (b, h, w, _) = contexts.is_active(context, inputs.k), inputs.hyper.shape
+    is_active, (b, h, w, _) = self._is_active(context, inputs.k), inputs.hyper.shape
     if is_active is False and not self.is_initializing():  # known while tracing
       return jnp.zeros((b, h, w // 2 if "anchor" in context.needs else w, context.features))
     return context(inputs) if is_active is True else jnp.where(is_active, context(inputs), 0.0)
 
   def _prior(self, of_pass: str, k, features: list[jax.Array], active: list[nn.Module], hyper, state) -> Prior:
-    is_live = lambda chosen: [jnp.broadcast_to(contexts.is_active(c, k), (c.features,)) for c in chosen]
+    is_live = lambda chosen: [jnp.broadcast_to(self._is_active(c, k), (c.features,)) for c in chosen]
     all_live = jnp.ones(2 * self.config.M, bool)
     live = jnp.concatenate([*is_live(active), all_live])
     out = getattr(self, f"entropy_{of_pass}")(jnp.concatenate(features, axis=-1), live)
@@ -210,8 +225,7 @@ class SliceStep(nn.Module):
     learned = self.distribution_parameters() if self.distribution.channel_parameters else {}
     (mean, scale, parameters), raw_scale, keep = self.distribution.predict(raw, learned), raw[0], None
     if selection_map.options(self.config)["selection_spatial"]:
-      is_decoded = _numpy_if_known(k).arange(self.config.M) < k * self.config.slice_channels
-      live = jnp.concatenate([all_live, is_decoded, *is_live(self._shared_contexts())])
+      live = jnp.concatenate([all_live, self._is_decoded(self._last(k)), *is_live(self._shared_contexts())])
       keep = self.map_both([full(hyper), state.decoded, *state.shared], mean, raw_scale, of_pass == "anchor", live)
     elif selection_map.has_map(self.config):
       keep = getattr(self, f"map_{of_pass}")(features, mean, scale, live)
@@ -226,9 +240,9 @@ class SliceStep(nn.Module):
     `coded` (B, h, w/2, Cs) bool marks the elements that get it; None means all."""
     if not self.config.lrp_widths:
       return current
-    M, cs = self.config.M, self.config.slice_channels
-    xp = _numpy_if_known(k)
-    live = xp.concatenate([xp.ones(M, bool), xp.arange(M) < (k + 1) * cs])
+    is_decoded = self._is_decoded(self._last(k) + 1)
+    xp = np if isinstance(is_decoded, np.ndarray) else jnp
+    live = xp.concatenate([xp.ones(self.config.M, bool), is_decoded])
     inputs = jnp.concatenate([means_of(hyper), self._with_slice(decoded, k, current)], axis=-1)
     residual = 0.5 * jnp.tanh(getattr(self, name)(inputs, live))
     if coded is not None:
@@ -236,17 +250,13 @@ class SliceStep(nn.Module):
     return current + residual * (anchor_mask(*current.shape[1:3])[..., None] == anchors)
 
 
-def _numpy_if_known(k):
-  """Return numpy if k is an int, so that masks that depend on k alone are known while tracing, else jax.numpy."""
-  return np if isinstance(k, int) else jnp
-
-
 class Slices(nn.Module):
   """Steps of all slices: their stacked parameters, the scan of training, and single passes for the codec.
 
-  `scan_unroll`, `packed` and `for_tpu` are as in MLIC."""
+  `scan_unroll`, `scan_groups`, `packed` and `for_tpu` are as in MLIC."""
   config: CodecConfig
   scan_unroll: int = 0
+  scan_groups: tuple[int, ...] = ()
   packed: bool = False
   for_tpu: bool = False
 
@@ -272,52 +282,18 @@ class Slices(nn.Module):
       num_arrived: (B,) number of slices that reach the decoder, see SliceStep. None means all.
       remat: rematerialize every step in the gradient.
     """
-    count, unroll = self.config.num_slices, self.scan_unroll or 1
+    count = self.config.num_slices
     split = lambda t: jnp.moveaxis(t.reshape(*t.shape[:-1], count, -1), -2, 0)
-
-    def body(decoded, inputs, hyper=hyper):
-      params, k, y_slice, draws, arrived = inputs
-      return self.step.apply({"params": params}, k, hyper, decoded, y_slice, quantizer, draws, arrived)
-
-    def rolled(start, inputs):
-      if self.packed:
-        params, *others = inputs
-        each = lambda hyper, decoded, params, others: body(decoded, (params, *others), hyper)
-        return packed_scan(jax.checkpoint(each) if remat else each, hyper, start, params, others)
-      if self.for_tpu:
-        return packed_passes(start, inputs)
-      return jax.lax.scan(jax.checkpoint(body) if remat else body, start, inputs, unroll=unroll)
-
-    def packed_passes(start, inputs):
-      """The rolled scan for TPUs, which packs the arrays of all slices at once."""
-      params, ks, y, draws, arrived = inputs
-      packed_hyper = PackedHyper.of(hyper)
-
-      def body(decoded, inputs):
-        params, k, y_slice, draws, arrived = inputs
-        return self.step.apply({"params": params}, k, packed_hyper, decoded, y_slice, quantizer, draws, arrived,
-                               method="passes")
-
-      inputs = params, ks, pack_parities(y), pack_parities(draws), arrived
-      y_hat, found = jax.lax.scan(jax.checkpoint(body) if remat else body, start, inputs, unroll=unroll)
-      return y_hat, unpack_parities(found)
-
-    def unrolled(y_hat, inputs):
-      """A loop in Python, whose k is known while tracing: channels that are not decoded yet are not multiplied."""
-      steps = []
-      for k, of_step in enumerate(_unstack(inputs, count)):
-        known = lambda decoded, inputs, k=k: body(decoded, (inputs[0], k, *inputs[2:]))
-        y_hat, coded = (jax.checkpoint(known) if remat else known)(y_hat, of_step)
-        steps.append(coded)
-      return y_hat, jax.tree.map(lambda *each: jnp.stack(each), *steps)
-
     arrived = None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived  # (slices, B)
     steps: Any = self.get_variable("params", "steps")
     inputs = steps, jnp.arange(count), split(y), jax.tree.map(split, draws), arrived
-    scan = rolled if unroll < count else unrolled
-    if scan is rolled and not self.scan_unroll and quantizer is not ROUNDING:
-      # On CPU a rolled loop also multiplies channels that are not decoded yet. Nothing differentiates plain rounding.
-      scan = lambda *args: jax.lax.platform_dependent(*args, cpu=unrolled, default=rolled)
+    in_groups = GroupedScan(self.step, hyper, quantizer, remat, self.scan_unroll or 1, self.packed, self.for_tpu)
+    sizes = self.scan_groups or ((1,) * count if self.scan_unroll >= count else (count,))
+    scan = partial(in_groups, sizes)
+    if not self.scan_unroll and not self.scan_groups and count > 1 and quantizer is not ROUNDING:
+      # On CPU a single loop multiplies channels that are not decoded yet. Nothing differentiates plain rounding.
+      on_cpu = partial(in_groups, choose_groups("cpu", count))
+      scan = partial(jax.lax.platform_dependent, cpu=on_cpu, default=scan)
     y_hat, (counted, prior) = scan(jnp.zeros_like(y), inputs)
     distribution = distributions.make_distribution(self.config)
     bits = distribution.bits(counted, prior.scale, *prior.parameters)  # of all slices in one call, which compiles once
@@ -337,12 +313,3 @@ class Slices(nn.Module):
     decoded = jnp.zeros((*hyper.shape[:-1], self.config.M))
     state: Any = self.step.apply({}, decoded, method="empty_state")
     return state
-
-
-def _unstack(stacked: Any, count: int) -> list[Any]:
-  """Split a tree along its first axis into a list of `count` trees.
-
-  The gradient of jax.lax.split is one concatenation. That of indexing is a sum of `count` arrays of mostly zeros."""
-  leaves, tree = jax.tree.flatten(stacked)
-  elements = [[jax.lax.squeeze(part, (0,)) for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
-  return [jax.tree.unflatten(tree, each) for each in zip(*elements)]

@@ -32,6 +32,7 @@ from mlic_jax.errors import ConfigError
 from mlic_jax.model import entropy_model
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.model.registry import custom_modules
+from mlic_jax.model.slice_groups import choose_groups
 from mlic_jax.training import preflight, warm_start
 from mlic_jax.training.checkpoints import write_config
 from mlic_jax.training.metrics_buffer import NonFiniteLoss
@@ -100,8 +101,7 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
   y, z, gains = (jnp.asarray(each) for each in (cache.train.y, cache.train.z, cache.gains))
   lmbdas = jnp.asarray(config.lmbdas if codec.num_rates else [config.lmbda], jnp.float32)
   variables = jax.device_put(cache.model.variables)
-  # Known here, so that one branch of the choice between a rolled and an unrolled scan is compiled instead of both.
-  scan_unroll = codec.num_slices if jax.default_backend() == "cpu" else 1
+  scan_groups = choose_groups(jax.default_backend(), codec.num_slices)  # for one platform, so one scan is traced
 
   @partial(jax.jit, donate_argnums=0)
   def train_step(state, step, variables, y, z):
@@ -114,7 +114,7 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
     latents, hyper = y[crop] * gains[rate][:, None, None], _hyper(cache.model, variables, z[rate, crop])
 
     def loss(params):
-      bits = entropy_model.predict(codec, params["slices"], hyper, latents, noise, scan_unroll=scan_unroll,
+      bits = entropy_model.predict(codec, params["slices"], hyper, latents, noise, scan_groups=scan_groups,
                                    precision=config.entropy_precision).bits
       bpp = bits.sum((1, 2, 3)) / cache.train.pixels
       return (weights * bpp).mean(), bpp.mean()

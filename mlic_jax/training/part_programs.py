@@ -15,7 +15,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.distortions.mse import mean_squared_error
 from mlic_jax.kernels.convolution import matmul_precision
 from mlic_jax.model import transforms
-from mlic_jax.model.mlic import MLIC, build, scan_variant, side_multiple, unrolled_and_rolled
+from mlic_jax.model.mlic import MLIC, build, for_gradients, side_multiple
 from mlic_jax.model.quantizers import NOISE
 from mlic_jax.runtime import tpu_options
 from mlic_jax.training.losses import as_cells
@@ -32,10 +32,9 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
     config: a training config; crop_size is the size of the images.
     codec: the CodecConfig of `config`.
     images: the number of images per device.
-    device: the target of the program; its platform decides whether the scan is unrolled.
+    device: the target of the program; its platform decides how the slices are scanned.
   """
-  unrolled, rolled = unrolled_and_rolled(build(codec, **build_options(config)))
-  model = unrolled if device.platform == "cpu" else scan_variant(rolled, device.platform)
+  model = for_gradients(build(codec, **build_options(config)), device.platform)
   array = lambda *shape: jax.ShapeDtypeStruct((images, *shape), jnp.float32)
   x = array(config.crop_size, config.crop_size, 3)
   quality = 1.0 if codec.num_rates else None

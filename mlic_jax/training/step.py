@@ -11,7 +11,7 @@ import optax
 
 from mlic_jax.model import transforms
 from mlic_jax.model.initializers import initial_variables
-from mlic_jax.model.mlic import scan_variant, side_multiple, unrolled_and_rolled
+from mlic_jax.model.mlic import for_gradients, side_multiple
 from mlic_jax.runtime.executable_cache import with_executable_cache
 from mlic_jax.training.clipping import norms_array_by_array, norms_in_one_vector
 from mlic_jax.training.losses import rd_loss
@@ -151,14 +151,13 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
       return jax.lax.scan(body, zeros, parts, unroll=unroll)[0]
     return batch_gradient
 
-  # On CPU a gradient in a rolled loop is slower. The platform is chosen around the gradient and not inside the loop:
-  # tracing the gradient of a choice takes three times as long.
-  unrolled, rolled = unrolled_and_rolled(model)
-  rolled = scan_variant(rolled, platform)
-  if unrolled is rolled and steps == 1:
+  # The platform is chosen around the gradient and not inside the scan over slices: tracing the gradient of a choice
+  # takes three times as long.
+  on_cpu, elsewhere = for_gradients(model, "cpu"), for_gradients(model, platform)
+  if on_cpu is elsewhere and steps == 1:
     gradient = gradient_of(model, 1)
   else:
-    gradient = _by_platform(platform, cpu=gradient_of(unrolled, steps), default=gradient_of(rolled, 1))
+    gradient = _by_platform(platform, cpu=gradient_of(on_cpu, steps), default=gradient_of(elsewhere, 1))
 
   def train_step(state: TrainState, x: jax.Array, teacher_variables=None,
                  stop: jax.Array | None = None) -> tuple[TrainState, dict[str, jax.Array]]:

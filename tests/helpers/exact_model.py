@@ -21,6 +21,7 @@ class ExactModel(nn.Module):
   transform_precision: str | None = "highest"
   entropy_precision: str = "highest"
   scan_unroll: int = 0
+  scan_groups: tuple[int, ...] = ()
   for_tpu: bool = False
   noisy: bool = False
 

@@ -17,6 +17,7 @@ class StandIn(nn.Module):
   transform_precision: str | None = "highest"
   entropy_precision: str = "highest"
   scan_unroll: int = 0
+  scan_groups: tuple[int, ...] = ()
   for_tpu: bool = False
 
   def setup(self):

@@ -1,5 +1,6 @@
 """Tests of the scan over slices: causality, and one computation for training, encoder and decoder."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,12 +12,13 @@ from helpers.lowered_equations import equations_on, named
 from helpers.other_options import other_options
 
 from mlic_jax.config import CodecConfig
-from mlic_jax.model import contexts
+from mlic_jax.model import contexts, distributions
 from mlic_jax.model.attention import ROTARY_CHANNELS
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.likelihoods import gaussian_bits
 from mlic_jax.model.mlic import build
 from mlic_jax.model.quantizers import NOISE, ROUNDING
+from mlic_jax.model.slice_groups import choose_groups
 from mlic_jax.model.slices import SliceStep
 from mlic_jax.training.step import COMPILE_QUICKLY
 
@@ -29,6 +31,8 @@ CONFIGS = [CodecConfig(M=12, num_slices=3, **SMALL),
                        options=dict(selection_widths=(8,)), **SMALL),
            CodecConfig(M=12, num_slices=2, contexts=("local_attention", "channel"),
                        options=dict(selection_widths=(8,), selection_spatial=True, selection_lrp=False), **SMALL)]
+ONE_LOOP = dict(scan_unroll=1)
+TWO_SLICES = CodecConfig(M=8, num_slices=2, **SMALL)
 SHAPE = (1, 4, 8)  # B, h, w
 
 
@@ -151,13 +155,11 @@ def test_slices_that_do_not_arrive_are_their_means_at_no_cost():
 
 
 @functools.cache
-def training_scan(unroll: int, **options):
+def training_scan(config: CodecConfig, **options):
   """y with its noise, and the training scan over it with the gradient of bits and y_hat."""
-  config = CodecConfig(M=8, num_slices=2, **SMALL)
   variables, (hyper, y) = random_variables(config), latents(config, seed=4)
   noise = np.random.default_rng(5).uniform(-0.5, 0.5, y.shape).astype(np.float32)
-  model = build(config, scan_unroll=unroll, **options)
-  run = lambda m, *args: m.slices.scan(*args)
+  model, run = build(config, **options), lambda m, *args: m.slices.scan(*args, None, m.remat)
   scan = lambda params: model.apply({"params": params}, hyper, y, NOISE, noise, method=run)
   bits = lambda params: ((coded := scan(params)).bits.sum() + coded.y_hat.sum(), coded)
   (_, coded), gradient = jax.jit(jax.value_and_grad(bits, has_aux=True), compiler_options=COMPILE_QUICKLY)(
@@ -166,15 +168,23 @@ def training_scan(unroll: int, **options):
 
 
 def test_the_rate_of_training_is_that_of_the_latent_with_its_noise():
-  noisy, coded, _ = training_scan(2)
+  noisy, coded, _ = training_scan(TWO_SLICES, scan_unroll=2)
   np.testing.assert_allclose(coded.bits, gaussian_bits(noisy, coded.mean, coded.scale), atol=1e-3)
+
+
+def assert_same_scans(config: CodecConfig, expected: dict, **options):
+  """Compare results and gradients of the training scan with some options and with the `expected` ones."""
+  found, wanted = training_scan(config, **options)[1:], training_scan(config, **expected)[1:]
+  # The gradient of the bias of keys is zero but for rounding, which is that of the largest gradients.
+  least = max(1.0, 1e-3 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted)))
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(least, np.abs(b).max()))
+  jax.tree.map(close, found, wanted)
 
 
 @pytest.mark.parametrize("options", [{}, dict(packed=True), dict(for_tpu=True)], ids=str)
 def test_the_unrolled_scan_and_those_for_gpus_and_tpus_have_the_same_results_and_gradients(options):
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
-  results = lambda unrolled, rolled: jax.tree.map(close, unrolled[1:], rolled[1:])
-  results(training_scan(2), training_scan(1, **options))  # the unrolled one is the default on CPU (test_lowering.py)
+  # The unrolled one is the default on CPU (test_lowering.py).
+  assert_same_scans(TWO_SLICES, dict(scan_unroll=2), scan_unroll=1, **options)
 
 
 @pytest.mark.parametrize("for_tpu, shape", [(False, (4, 8)), (True, (4, 4))])
@@ -198,3 +208,48 @@ def test_rounding_in_the_rate_has_no_gradient_and_in_y_hat_it_has_the_identity()
   of_bits, of_y_hat = jax.jit(jax.jacrev(sums))(y)
   np.testing.assert_array_equal(of_bits[last], 0)
   np.testing.assert_allclose(of_y_hat[last], 1, atol=1e-6)
+
+
+def test_groups_of_slices_have_the_results_and_gradients_of_one_loop_on_every_platform():
+  config = CodecConfig(M=16, num_slices=4, distribution="generalized_gaussian",  # heads of 4, 4, 6 channels
+                       contexts=("channel", "global_inter_linear"), options=dict(head_channels=5), **SMALL)
+  assert_same_scans(config, ONE_LOOP, scan_groups=(1, 3))
+  assert_same_scans(config, ONE_LOOP, scan_groups=(2, 2), for_tpu=True)
+  assert_same_scans(config, ONE_LOOP, scan_groups=(1, 3), packed=True, remat=True)
+
+
+def test_a_loop_over_a_group_multiplies_the_channels_that_its_last_slice_reads():
+  config = CodecConfig(M=24, num_slices=4, contexts=("channel",), **{**SMALL, "lrp_widths": ()})
+  variables, (hyper, y) = random_variables(config), latents(config, seed=4)
+
+  def widths(*groups):
+    run = lambda m, y: m.slices.scan(hyper, y, NOISE, y).bits
+    traced = jax.make_jaxpr(lambda y: build(config, scan_groups=groups).apply(variables, y, method=run))(y)
+    return {each.invars[0].aval.shape[-1] for each in named(equations_on(traced, "tpu"), "conv_general_dilated")}
+
+  assert widths(4) - widths(2, 2) == {24}
+  assert widths(2, 2) - widths(4) == {6, 18}
+
+
+def test_all_slices_are_in_one_group_but_on_cpus_and_tpus():
+  assert {sum(choose_groups(platform, count)) - count for platform in ("cpu", "gpu", "tpu", None)
+          for count in range(1, 12)} == {0}
+  assert [choose_groups(platform, 10) for platform in ("gpu", None, "tpu")] == [(10,), (10,), (5, 5)]
+  assert choose_groups("cpu", 4) == (1, 1, 1, 1) and choose_groups("tpu", 4) == (4,)
+
+
+def in_four_slices(config: CodecConfig) -> CodecConfig:
+  return dataclasses.replace(config, num_slices=4, M=4 * config.slice_channels)
+
+
+GROUPED_CONFIGS = [in_four_slices(each) for each in RANDOM_CONFIGS + CONFIGS[3:]] + [
+    CodecConfig(M=8, num_slices=4, distribution=name, contexts=("channel",), **{**SMALL, "lrp_widths": ()})
+    for name in distributions.available()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", GROUPED_CONFIGS,
+                         ids=lambda c: "-".join((*c.contexts, *dict(c.options), c.distribution)))
+def test_groups_of_slices_have_the_results_and_gradients_of_one_loop_for_all_parts(config):
+  assert_same_scans(config, ONE_LOOP, scan_groups=(2, 2))
+  assert_same_scans(config, ONE_LOOP, scan_groups=(1, 3))

@@ -11,7 +11,7 @@ from configs import nano
 from mlic_jax.coding.compile_specs import codec_programs
 from mlic_jax.config import CodecConfig
 from mlic_jax.kernels.convolution import conv2d, depthwise_conv
-from mlic_jax.model.mlic import unrolled_and_rolled
+from mlic_jax.model.mlic import for_gradients
 from mlic_jax.model.quantizers import NOISE, ROUNDING
 from mlic_jax.model.slices import Slices
 from mlic_jax.training import pmap_programs
@@ -141,9 +141,9 @@ def test_the_gradient_of_the_scan_alone_is_a_loop_but_on_cpu(scan_unroll, loops_
 
 def test_a_step_that_is_told_how_to_scan_is_not_traced_twice():
   told = StandIn(CodecConfig(N=4, M=8, num_slices=2), scan_unroll=1)
-  assert unrolled_and_rolled(told) == (told, told)
-  at_once, rolled = unrolled_and_rolled(StandIn(CodecConfig(N=4, M=8, num_slices=2)))
-  assert at_once.scan_unroll == 2 and rolled.scan_unroll == 1
+  assert for_gradients(told, "cpu") is told and for_gradients(told, None) is told
+  untold = StandIn(CodecConfig(N=4, M=8, num_slices=2))
+  assert for_gradients(untold, "cpu").scan_groups == (1, 1) and for_gradients(untold, None).scan_groups == (2,)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

@@ -33,11 +33,22 @@ class ContextInputs(NamedTuple):
   previous: jax.Array       # (B, h, w, Cs) y_hat of slice k-1, zeros for k = 0
   anchor: jax.Array | None  # (B, h, w, Cs) y_hat of slice k on its anchors, zeros elsewhere; None in the anchor pass
   for_tpu: bool = False     # as in MLIC
+  group: range | None = None     # as in SliceStep
 
   @property
-  def num_live(self) -> int | None:
-    """Number of decoded channels if it is positive and known while tracing, else None."""
-    return int(self.live.sum()) or None if isinstance(self.live, np.ndarray) else None
+  def live_in_group(self) -> jax.Array | np.ndarray:
+    """(M,) bool: `live` of the last slice of the group, a NumPy array, or `live` of slice k without a group.
+
+    Layers that get this mask do not multiply channels that are zeros in all slices of the group."""
+    if self.group is None:
+      return self.live
+    return np.arange(self.decoded.shape[-1]) < self.group[-1] * self.previous.shape[-1]
+
+  @property
+  def num_live_in_group(self) -> int | None:
+    """Number of channels in `live_in_group` if it is positive and known while tracing, else None."""
+    live = self.live_in_group
+    return int(live.sum()) or None if isinstance(live, np.ndarray) else None
 
 
 def hyper_guide(config: CodecConfig, inputs: ContextInputs, scales: bool) -> jax.Array:

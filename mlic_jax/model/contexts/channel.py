@@ -19,4 +19,4 @@ class Context(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: ContextInputs) -> jax.Array:
-    return ConvStack((*self.config.channel_widths, self.features), name="convs")(inputs.decoded, inputs.live)
+    return ConvStack((*self.config.channel_widths, self.features), name="convs")(inputs.decoded, inputs.live_in_group)

@@ -55,30 +55,35 @@ class Context(nn.Module):
   @nn.compact
   def __call__(self, inputs: ContextInputs) -> jax.Array:
     b, h, w, m = inputs.decoded.shape
-    flat = lambda name: Projection(name=name)(inputs.decoded, inputs.live, inputs.num_live).reshape(b, h * w, -1)
+    live, width = inputs.live_in_group, inputs.num_live_in_group
+    flat = lambda name: Projection(name=name)(inputs.decoded, live, width).reshape(b, h * w, -1)
     rotate = rotations(self.config, h, w)(None)
     attend = partial(self.attention, rotate_q=rotate, rotate_k=rotate)
     if self.attention is linear_attention:
       attend = partial(attend, for_tpu=inputs.for_tpu)
     attended = self._with_heads(attend, inputs, flat("queries"), flat("keys"), flat("values")).reshape(b, h, w, -1)
-    # Heads of undecoded slices see biases only, and have to stay zero.
-    attended = attended * inputs.live if inputs.num_live is None else jnp.pad(
-        attended, ((0, 0), (0, 0), (0, 0), (0, m - inputs.num_live)))
-    x = Conv(self.features * 3 // 2, 5, name="reprojection")(attended, inputs.live)
+    if width is None or not isinstance(inputs.k, int):
+      # Heads of undecoded slices see biases only, and have to stay zero.
+      attended = attended * inputs.live[:width]
+    if width is not None:
+      attended = jnp.pad(attended, ((0, 0), (0, 0), (0, 0), (0, m - width)))
+    x = Conv(self.features * 3 // 2, 5, name="reprojection")(attended, live)
     x = Conv(self.features, 1, name="skip")(x) + Mixer(2 * self.features, self.features, name="mlp")(x)
     return rotate_and_reweight(self.config, x)
 
   def _with_heads(self, attend, inputs: ContextInputs, *qkv: jax.Array) -> jax.Array:
     """Return attend(q, k, v, heads) with the number of heads of slice k."""
     cs, heads = self.config.slice_channels, partial(num_heads, self.config)
-    if inputs.num_live is not None:
-      return attend(*qkv, heads(inputs.num_live // cs))
-    counts = range(1, max(self.config.num_slices, 2))
+    width, known = qkv[0].shape[-1], inputs.num_live_in_group is not None
+    if known and isinstance(inputs.k, int):
+      return attend(*qkv, heads(width // cs))
+    first = max(inputs.group[0], 1) if inputs.group else 1
+    counts = range(first, 1 + (width // cs if known else max(self.config.num_slices - 1, 1)))
     if len({count * cs // heads(count) for count in counts}) == 1:  # heads have the same width for all k
-      return attend(*qkv, self.config.M * heads(1) // cs)
+      return attend(*qkv, width * heads(first) // (first * cs))
 
     def of_decoded(count, *qkv):
       out = attend(*(t[..., :count * cs] for t in qkv), heads(count))
-      return jnp.pad(out, ((0, 0), (0, 0), (0, self.config.M - count * cs)))
+      return jnp.pad(out, ((0, 0), (0, 0), (0, width - count * cs)))
 
-    return jax.lax.switch(inputs.k - 1, [partial(of_decoded, count) for count in counts], *qkv)
+    return jax.lax.switch(inputs.k - first, [partial(of_decoded, count) for count in counts], *qkv)

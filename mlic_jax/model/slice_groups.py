@@ -1,0 +1,104 @@
+"""Groups of consecutive slices, which the scan over the slices runs one after another.
+
+A group of one slice is compiled for this slice: k is known while tracing, and only the channels of decoded slices are
+multiplied. A larger group is a loop that is compiled once, for the channels that its last slice reads. Many groups
+multiply less, few groups compile faster.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlic_jax.kernels.packed_scan import packed_scan
+from mlic_jax.model.checkerboard import pack_parities, unpack_parities
+from mlic_jax.model.packed_hyper import PackedHyper
+from mlic_jax.model.quantizers import Quantizer
+
+MIN_SLICES_ON_TPU = 6  # for two groups; with fewer slices a second loop saves little
+
+
+def choose_groups(platform: str | None, num_slices: int) -> tuple[int, ...]:
+  """Return the sizes of the groups for gradients on a platform, such as "cpu". None is any platform but CPU."""
+  if platform == "cpu":
+    return (1,) * num_slices
+  if platform == "tpu" and num_slices >= MIN_SLICES_ON_TPU:
+    return num_slices // 2, num_slices - num_slices // 2
+  return (num_slices,)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedScan:
+  """The scan over the slices, in groups of given sizes.
+
+  Attributes:
+    step: the SliceStep.
+    hyper: (B, h, w, 2M) from h_s.
+    quantizer: stands for rounding.
+    remat: rematerialize every step in the gradient.
+    unroll: slices per iteration of a loop.
+    packed, for_tpu: as in MLIC.
+  """
+  step: Any
+  hyper: jax.Array
+  quantizer: Quantizer
+  remat: bool = False
+  unroll: int = 1
+  packed: bool = False
+  for_tpu: bool = False
+
+  def __call__(self, sizes: tuple[int, ...], y_hat: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+    """Run the steps of all slices, given y_hat (B, h, w, M) of zeros.
+
+    `inputs` are parameters, indices, y, draws and `arrived` of the slices, stacked. Returns y_hat and the second
+    results of SliceStep, stacked."""
+    start, found = 0, []
+    for size, of_group in zip(sizes, split_groups(inputs, sizes)):
+      run = self._single_slice if size == 1 else self._loop
+      y_hat, of_slices = run(range(start, start + size), y_hat, of_group)
+      found.append(of_slices)
+      start += size
+    return y_hat, jax.tree.map(lambda *each: jnp.concatenate(each), *found)
+
+  def _single_slice(self, group: range, y_hat, inputs) -> tuple[jax.Array, Any]:
+    def body(y_hat, inputs):
+      params, _, *others = jax.tree.map(lambda leaf: jax.lax.squeeze(leaf, (0,)), inputs)
+      return self._apply(self.step, y_hat, (params, group[0], *others))
+
+    y_hat, found = self._checkpoint(body)(y_hat, inputs)
+    return y_hat, jax.tree.map(lambda leaf: leaf[None], found)
+
+  def _loop(self, group: range, y_hat, inputs) -> tuple[jax.Array, Any]:
+    whole = len(group) == self.step.config.num_slices
+    body = partial(self._apply, self.step if whole else self.step.clone(group=group))
+    if self.packed:
+      params, *others = inputs
+      each = lambda hyper, y_hat, params, others: body(y_hat, (params, *others), hyper)
+      return packed_scan(self._checkpoint(each), self.hyper, y_hat, params, others)
+    if self.for_tpu:  # packs the arrays of all slices at once
+      params, k, y, draws, arrived = inputs
+      inputs = params, k, pack_parities(y), pack_parities(draws), arrived
+      body = partial(body, hyper=PackedHyper.of(self.hyper), method="passes")
+    y_hat, found = jax.lax.scan(self._checkpoint(body), y_hat, inputs, unroll=self.unroll)
+    return y_hat, unpack_parities(found) if self.for_tpu else found
+
+  def _apply(self, step, y_hat, inputs, hyper=None, method: str = "__call__") -> tuple[jax.Array, Any]:
+    params, k, y, draws, arrived = inputs
+    hyper = self.hyper if hyper is None else hyper
+    return step.apply({"params": params}, k, hyper, y_hat, y, self.quantizer, draws, arrived, method=method)
+
+  def _checkpoint(self, body):
+    return jax.checkpoint(body) if self.remat else body
+
+
+def split_groups(stacked: Any, sizes: tuple[int, ...]) -> list[Any]:
+  """Split a tree of arrays along their first axis, the slice, into trees of the given sizes.
+
+  The gradient of jax.lax.split is one concatenation. That of indexing is a sum of arrays of mostly zeros."""
+  if len(sizes) == 1:
+    return [stacked]
+  leaves, tree = jax.tree.flatten(stacked)
+  parts = [jax.lax.split(leaf, sizes) for leaf in leaves]
+  return [jax.tree.unflatten(tree, [part[i] for part in parts]) for i in range(len(sizes))]
