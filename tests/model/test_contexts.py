@@ -14,6 +14,7 @@ from mlic_jax.model import contexts
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.contexts.local_attention import nonanchor_windows
 from mlic_jax.model.mlic import build
+from mlic_jax.training.step import COMPILE_QUICKLY
 
 CONFIG = CodecConfig(N=8, M=24, num_slices=3, channel_widths=(8, 8), window_size=3)
 
@@ -170,3 +171,20 @@ def test_windows_are_those_around_the_nonanchors_row_by_row(h, w, size):
   wanted = [[padded[:, row:row + size, column:column + size].reshape(2, size**2, 3) for column in range(row % 2, w, 2)]
             for row in range(h)]
   np.testing.assert_array_equal(nonanchor_windows(jnp.asarray(x), size), np.moveaxis(np.asarray(wanted), 2, 0))
+
+
+@every_context
+def test_a_context_for_tpus_has_the_same_values_and_gradients(name, options):
+  (context, out, variables, _), inputs = made(name, options), inputs_of(k=2)
+  up = np.random.default_rng(1).normal(size=out.shape).astype(np.float32)
+
+  def gradient(for_tpu):
+    def product(variables, decoded, previous, anchor):
+      given = inputs._replace(decoded=decoded, previous=previous, anchor=anchor, for_tpu=for_tpu)
+      return jnp.vdot(context.apply(variables, given), up)
+
+    run = jax.jit(jax.value_and_grad(product, (0, 1, 2, 3)), compiler_options=COMPILE_QUICKLY)
+    return run(variables, inputs.decoded, inputs.previous, inputs.anchor)
+
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, gradient(False), gradient(True))

@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
-from mlic_jax.model.attention import nonanchor_features, project_parity, rotations, softmax_attention
+from mlic_jax.model.attention import nonanchor_features, project_parities, rotations, softmax_attention
 from mlic_jax.model.contexts import ContextInputs
 
 OPTIONS, check = attention.OPTIONS, attention.check
@@ -30,9 +30,7 @@ class Context(nn.Module):
   def __call__(self, inputs: ContextInputs) -> jax.Array:
     assert inputs.anchor is not None  # "anchor" is in `needs`
     h, w = inputs.anchor.shape[1:3]
-    q = project_parity("queries", inputs.anchor, anchors=True)
-    k = project_parity("keys", inputs.previous, anchors=True)
-    v = project_parity("values", inputs.previous, anchors=False)
+    q, k, v = project_parities((inputs.anchor, True), (inputs.previous, True), (inputs.previous, False), inputs.for_tpu)
     rotate = rotations(self.config, h, w)(True)
     attended = softmax_attention(q, k, v, NUM_HEADS, rotate_q=rotate, rotate_k=rotate)
     return nonanchor_features(self.config, attended, h, w)

@@ -20,7 +20,7 @@ from mlic_jax.model.attention import (
   Projection,
   linear_attention,
   nonanchor_features,
-  project_parity,
+  project_parities,
   rotate_and_reweight,
   rotations,
 )
@@ -57,7 +57,7 @@ class Context(nn.Module):
     if not self.needs:
       return self._of_hyper(guide)
     assert inputs.anchor is not None  # "anchor" is in `needs`
-    return self._of_anchors(guide, inputs.anchor)
+    return self._of_anchors(guide, inputs.anchor, inputs.for_tpu)
 
   def _of_hyper(self, guide: jax.Array) -> jax.Array:
     b, h, w, _ = guide.shape
@@ -72,11 +72,10 @@ class Context(nn.Module):
     out = Conv(self.features, name="reprojection")(jnp.asarray(x))
     return rotate_and_reweight(self.config, out + Gate(name="gate")(nn.LayerNorm(name="norm")(out)))
 
-  def _of_anchors(self, guide: jax.Array, anchor: jax.Array) -> jax.Array:
+  def _of_anchors(self, guide: jax.Array, anchor: jax.Array, for_tpu: bool) -> jax.Array:
     h, w = anchor.shape[1:3]
     guide = Conv(self.config.slice_channels, 1, name="guide")(guide)
-    q = project_parity("queries", guide, anchors=False)
-    k = project_parity("keys", guide, anchors=True)
-    v = project_parity("values", anchor, anchors=True)
+    q, k, v = project_parities((guide, False), (guide, True), (anchor, True), for_tpu)
     rotate = rotations(self.config, h, w)
-    return nonanchor_features(self.config, linear_attention(q, k, v, NUM_HEADS, rotate(False), rotate(True)), h, w)
+    attended = linear_attention(q, k, v, NUM_HEADS, rotate(False), rotate(True), for_tpu)
+    return nonanchor_features(self.config, attended, h, w)

@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
-from mlic_jax.model.attention import linear_attention, nonanchor_features, project_parity, rotations
+from mlic_jax.model.attention import linear_attention, nonanchor_features, project_parities, rotations
 from mlic_jax.model.contexts import ContextInputs
 
 OPTIONS, check = attention.OPTIONS, attention.check
@@ -29,9 +29,7 @@ class Context(nn.Module):
   def __call__(self, inputs: ContextInputs) -> jax.Array:
     assert inputs.anchor is not None  # "anchor" is in `needs`
     h, w = inputs.anchor.shape[1:3]
-    q = project_parity("queries", inputs.previous, anchors=False)
-    k = project_parity("keys", inputs.previous, anchors=True)
-    v = project_parity("values", inputs.anchor, anchors=True)
+    q, k, v = project_parities((inputs.previous, False), (inputs.previous, True), (inputs.anchor, True), inputs.for_tpu)
     rotate = rotations(self.config, h, w)
     attended = linear_attention(q, k, v, NUM_HEADS, rotate(False), rotate(True), inputs.for_tpu)
     return nonanchor_features(self.config, attended, h, w)

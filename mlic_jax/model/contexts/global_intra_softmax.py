@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import attention
-from mlic_jax.model.attention import nonanchor_features, project_parity, rotations, softmax_attention
+from mlic_jax.model.attention import nonanchor_features, project_parities, rotations, softmax_attention
 from mlic_jax.model.contexts import ContextInputs
 from mlic_jax.model.registry import options
 
@@ -59,9 +59,7 @@ class Context(nn.Module):
   def __call__(self, inputs: ContextInputs) -> jax.Array:
     assert inputs.anchor is not None  # "anchor" is in `needs`
     h, w = inputs.anchor.shape[1:3]
-    q = project_parity("queries", inputs.previous, anchors=False)
-    k = project_parity("keys", inputs.previous, anchors=True)
-    v = project_parity("values", inputs.anchor, anchors=True)
+    q, k, v = project_parities((inputs.previous, False), (inputs.previous, True), (inputs.anchor, True), inputs.for_tpu)
     settings, rotate = options(self.config, sys.modules[__name__]), rotations(self.config, h, w)
     visible = partial(beyond_window, h=h, w=w, size=settings["hidden_window"] or self.config.window_size)
     attended = softmax_attention(q, k, v, NUM_HEADS, visible, rotate_q=rotate(False), rotate_k=rotate(True),
