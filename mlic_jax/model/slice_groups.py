@@ -17,16 +17,11 @@ from mlic_jax.model.checkerboard import pack_parities, unpack_parities
 from mlic_jax.model.packed_hyper import PackedHyper
 from mlic_jax.model.quantizers import Quantizer
 
-MIN_SLICES_ON_TPU = 6  # for two groups; with fewer slices a second loop saves little
-
 
 def choose_groups(platform: str | None, num_slices: int) -> tuple[int, ...]:
   """Return the sizes of the groups for gradients on a platform, such as "cpu". None is any platform but CPU."""
-  if platform == "cpu":
-    return (1,) * num_slices
-  if platform == "tpu" and num_slices >= MIN_SLICES_ON_TPU:
-    return num_slices // 2, num_slices - num_slices // 2
-  return (num_slices,)
+  # On TPUs two loops take more cycles than one: XLA copies the parameters of each, and the arrays for their gradients.
+  return (1,) * num_slices if platform == "cpu" else (num_slices,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,40 +49,40 @@ class GroupedScan:
 
     `inputs` are parameters, indices, y, draws and `arrived` of the slices, stacked. Returns y_hat and the second
     results of SliceStep, stacked."""
-    start, found = 0, []
+    hyper: Any = self.hyper
+    if self.for_tpu:  # packs the arrays of all slices at once
+      params, k, y, draws, arrived = inputs
+      hyper, inputs = PackedHyper.of(hyper), (params, k, pack_parities(y), pack_parities(draws), arrived)
+    start, of_groups = 0, []
     for size, of_group in zip(sizes, split_groups(inputs, sizes)):
       run = self._single_slice if size == 1 else self._loop
-      y_hat, of_slices = run(range(start, start + size), y_hat, of_group)
-      found.append(of_slices)
+      y_hat, of_slices = run(range(start, start + size), hyper, y_hat, of_group)
+      of_groups.append(of_slices)
       start += size
-    return y_hat, jax.tree.map(lambda *each: jnp.concatenate(each), *found)
+    found = jax.tree.map(lambda *each: jnp.concatenate(each), *of_groups)
+    return y_hat, unpack_parities(found) if self.for_tpu else found
 
-  def _single_slice(self, group: range, y_hat, inputs) -> tuple[jax.Array, Any]:
+  def _single_slice(self, group: range, hyper, y_hat, inputs) -> tuple[jax.Array, Any]:
     def body(y_hat, inputs):
       params, _, *others = jax.tree.map(lambda leaf: jax.lax.squeeze(leaf, (0,)), inputs)
-      return self._apply(self.step, y_hat, (params, group[0], *others))
+      return self._apply(self.step, hyper, y_hat, (params, group[0], *others))
 
     y_hat, found = self._checkpoint(body)(y_hat, inputs)
     return y_hat, jax.tree.map(lambda leaf: leaf[None], found)
 
-  def _loop(self, group: range, y_hat, inputs) -> tuple[jax.Array, Any]:
+  def _loop(self, group: range, hyper, y_hat, inputs) -> tuple[jax.Array, Any]:
     whole = len(group) == self.step.config.num_slices
-    body = partial(self._apply, self.step if whole else self.step.clone(group=group))
+    step = self.step if whole else self.step.clone(group=group)
     if self.packed:
       params, *others = inputs
-      each = lambda hyper, y_hat, params, others: body(y_hat, (params, *others), hyper)
-      return packed_scan(self._checkpoint(each), self.hyper, y_hat, params, others)
-    if self.for_tpu:  # packs the arrays of all slices at once
-      params, k, y, draws, arrived = inputs
-      inputs = params, k, pack_parities(y), pack_parities(draws), arrived
-      body = partial(body, hyper=PackedHyper.of(self.hyper), method="passes")
-    y_hat, found = jax.lax.scan(self._checkpoint(body), y_hat, inputs, unroll=self.unroll)
-    return y_hat, unpack_parities(found) if self.for_tpu else found
+      each = lambda hyper, y_hat, params, others: self._apply(step, hyper, y_hat, (params, *others))
+      return packed_scan(self._checkpoint(each), hyper, y_hat, params, others)
+    return jax.lax.scan(self._checkpoint(partial(self._apply, step, hyper)), y_hat, inputs, unroll=self.unroll)
 
-  def _apply(self, step, y_hat, inputs, hyper=None, method: str = "__call__") -> tuple[jax.Array, Any]:
+  def _apply(self, step, hyper, y_hat, inputs) -> tuple[jax.Array, Any]:
     params, k, y, draws, arrived = inputs
-    hyper = self.hyper if hyper is None else hyper
-    return step.apply({"params": params}, k, hyper, y_hat, y, self.quantizer, draws, arrived, method=method)
+    return step.apply({"params": params}, k, hyper, y_hat, y, self.quantizer, draws, arrived,
+                      method="passes" if self.for_tpu else "__call__")
 
   def _checkpoint(self, body):
     return jax.checkpoint(body) if self.remat else body

@@ -214,7 +214,7 @@ def test_groups_of_slices_have_the_results_and_gradients_of_one_loop_on_every_pl
   config = CodecConfig(M=16, num_slices=4, distribution="generalized_gaussian",  # heads of 4, 4, 6 channels
                        contexts=("channel", "global_inter_linear"), options=dict(head_channels=5), **SMALL)
   assert_same_scans(config, ONE_LOOP, scan_groups=(1, 3))
-  assert_same_scans(config, ONE_LOOP, scan_groups=(2, 2), for_tpu=True)
+  assert_same_scans(config, ONE_LOOP, scan_groups=(2, 1, 1), for_tpu=True)
   assert_same_scans(config, ONE_LOOP, scan_groups=(1, 3), packed=True, remat=True)
 
 
@@ -231,11 +231,9 @@ def test_a_loop_over_a_group_multiplies_the_channels_that_its_last_slice_reads()
   assert widths(2, 2) - widths(4) == {6, 18}
 
 
-def test_all_slices_are_in_one_group_but_on_cpus_and_tpus():
-  assert {sum(choose_groups(platform, count)) - count for platform in ("cpu", "gpu", "tpu", None)
-          for count in range(1, 12)} == {0}
-  assert [choose_groups(platform, 10) for platform in ("gpu", None, "tpu")] == [(10,), (10,), (5, 5)]
-  assert choose_groups("cpu", 4) == (1, 1, 1, 1) and choose_groups("tpu", 4) == (4,)
+def test_all_slices_are_in_one_group_but_on_cpus():
+  assert choose_groups("cpu", 4) == (1, 1, 1, 1)
+  assert {choose_groups(platform, 10) for platform in ("gpu", "tpu", None)} == {(10,)}
 
 
 def in_four_slices(config: CodecConfig) -> CodecConfig:
