@@ -137,12 +137,13 @@ def test_gradients_are_the_differences_of_the_bits_in_float64(name):
   arguments = np.concatenate([rng.normal(0, 2, (1, 300)), np.exp(rng.uniform(-1, 2, (1, 300))),
                               rng.uniform(0.3, 2.7, (count, 300))])
   with enable_x64():
+    bits_of = jax.jit(distribution.bits)
     total = lambda *arguments: distribution.bits(*arguments).sum()
-    likely = np.asarray(distribution.bits(*arguments)) < BITS_MAX - 1
-    for i, slope in enumerate(jax.grad(total, argnums=tuple(range(len(arguments))))(*arguments)):
+    likely = np.asarray(bits_of(*arguments)) < BITS_MAX - 1
+    for i, slope in enumerate(jax.jit(jax.grad(total, argnums=tuple(range(len(arguments)))))(*arguments)):
       step = np.zeros_like(arguments)
       step[i] = 1e-6
-      after, before = (np.asarray(distribution.bits(*arguments + sign * step)) for sign in (1, -1))
+      after, before = (np.asarray(bits_of(*arguments + sign * step)) for sign in (1, -1))
       wanted = (after - before) / 2e-6
       # A difference across the kink of |residual|, of a bin edge or of a hat says nothing of the slope at the point.
       smooth = likely & (np.abs(np.abs(arguments[0]) - 0.5) > 1e-3) & (np.abs(arguments[0]) > 1e-3)
@@ -158,11 +159,16 @@ def test_far_elements_cost_what_is_bounded_and_gradients_lead_back_without_explo
   count = NUM_PARAMETERS[name]
   v = jnp.float32([-1e6, -3000, -40, -3, 0, 0.5, 3, 40, 3000, 1e6])
   parameters = [jnp.full_like(v, value) for value in (0.5,) * count]
+
+  @jax.jit
+  def bits_and_slope(v, *others):
+    bits, pull_back = jax.vjp(lambda v: distribution.bits(v, *others), v)
+    return bits, *pull_back(jnp.ones_like(bits))
+
   for scale in (SCALE_MIN, 1.0, 256.0):
     if name.endswith("Gaussians"):
       parameters[:count // 3 + 1] = [jnp.full_like(v, scale)] * (count // 3 + 1)
-    run = lambda v, scale=scale: distribution.bits(v, jnp.float32(scale), *parameters)
-    bits, slope = np.asarray(run(v)), np.asarray(jax.grad(lambda v: run(v).sum())(v))
+    bits, slope = map(np.asarray, bits_and_slope(v, jnp.float32(scale), *parameters))
     assert np.isfinite(bits).all() and np.isfinite(slope).all() and bits.max() <= BITS_MAX * 1.001
     far = np.abs(np.asarray(v)) > 1e3
     assert np.all(np.sign(slope[far]) == np.sign(np.asarray(v)[far])) and np.abs(slope).max() < 500
@@ -229,11 +235,11 @@ def test_a_codec_learns_the_parameters_of_its_distribution():
     config = CONFIGS[name]
     variables = variables_of(config)
 
-    def rate(params, config=config):
-      out = build(config).apply({"params": params}, x, rngs={"noise": jax.random.key(0)})
-      return out.y_bits.sum()
+    def rate(slices, config=config, params=variables["params"]):
+      model, noise = build(config, scan_unroll=1), {"noise": jax.random.key(0)}
+      return model.apply({"params": dict(params, slices=slices)}, x, rngs=noise).y_bits.sum()
 
-    slopes = jax.grad(rate)(variables["params"])["slices"]["steps"]
+    slopes = jax.jit(jax.grad(rate))(variables["params"]["slices"])["steps"]
     if name == "shapes by channel":
       assert all(np.all(slope != 0) for slope in slopes["distribution_parameters"].values())
     (last,) = [key for key in slopes["entropy_anchor"] if slopes["entropy_anchor"][key]["bias"].shape[-1] > 16]
