@@ -65,6 +65,10 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: -1 if item.path in shipped else order.get(item.path.name, len(LONG)))
 
 
+def pytest_sessionfinish():
+  gc.freeze()  # otherwise pytest and the interpreter search all objects for garbage as they end, which takes seconds
+
+
 def pytest_report_header():
   return ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy"))
 

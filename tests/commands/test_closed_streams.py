@@ -1,4 +1,5 @@
 """Tests of commands with closed standard streams, as under cron, or streams that cannot be written to."""
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlic_jax.__main__ import COMMANDS
 from mlic_jax.coding import bitstream
 from mlic_jax.data.image_io import load_image, save_image
 
@@ -14,11 +16,12 @@ ROOT = Path(__file__).parents[2]
 IMAGE = np.uint8(np.mgrid[:12, :20].sum(0)[..., None] * np.array([8, 4, 2]))
 
 PROGRAM = """
-import sys
+import atexit, gc, sys
 from mlic_jax.commands import decode, encode
 from helpers.empty_codec import EmptyCodec
 from mlic_jax.__main__ import main
 encode.load_codecs = decode.load_codecs = lambda *_, **__: [EmptyCodec()]
+atexit.register(gc.freeze)              # as in the program, whose other first steps are not needed here
 sys.exit(main())
 """
 
@@ -58,14 +61,49 @@ def test_a_dash_for_a_closed_stream_is_one_line_before_the_work(run, arguments, 
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mlic", "a.png"]
 
 
-def test_all_commands_say_what_is_wrong_with_stdin_and_stdout_closed(run):
-  for arguments in ("train --config nope --workdir w", "eval --ckpt nope", "describe --config nope", "convert no no",
-                    "estimate --config nope --topology v5e:3x5", "round-weights nope w", "info nope",
-                    "calibrate nope --data no --out w",
-                    "ablate --data nope --steps 1 --workdir w --configs nope"):
-    status, out, err = run(arguments, "<&- >&-")
-    assert (status, out) == (2, b"") and err.count("\n") == 1 and err.startswith("error: "), (arguments, err)
-  assert run("describe --config ablations/00_hyperprior", "<&- >&-") == (0, b"", "")
+# Forks a process for each line of `commands`, after the imports, which take nearly all of the time of a failure.
+FORKS = """
+import gc, importlib, json, os, pkgutil, sys, warnings
+import flax, grain, jax, matplotlib, optax, orbax.checkpoint
+import mlic_jax.commands
+from mlic_jax.__main__ import main
+for module in pkgutil.iter_modules(mlic_jax.commands.__path__):
+  importlib.import_module(f"mlic_jax.commands.{module.name}")
+with open("commands") as file:
+  commands = file.read().splitlines()
+gc.freeze()                             # for the exits
+found = []
+for command in commands:
+  assert sys.stdin is None and sys.stdout is None
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")     # of jax, whose threads have not started yet
+    child = os.fork()
+  if not child:
+    said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 2)
+    os.close(said)
+    sys.exit(main(command.split()))
+  status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  with open("said") as file:
+    found.append((status, file.read()))
+with open("found", "w") as file:
+  json.dump(found, file)
+"""
+
+
+def test_all_commands_say_what_is_wrong_with_stdin_and_stdout_closed(run, tmp_path):
+  fails = ("train --config nope --workdir w", "eval --ckpt nope", "describe --config nope", "convert no no",
+           "estimate --config nope --topology v5e:3x5", "round-weights nope w", "info nope",
+           "calibrate nope --data no --out w", "ablate --data nope --steps 1 --workdir w --configs nope",
+           "encode no --ckpt nope", "decode no --ckpt nope")
+  assert {line.split()[0] for line in fails} == set(COMMANDS)
+  works = "describe --config ablations/00_hyperprior"
+  (tmp_path / "commands").write_text("\n".join([*fails, works]))
+  assert run("", "<&- >&-", f"-c '{FORKS}'") == (0, b"", "")
+  *failed, worked = json.loads((tmp_path / "found").read_text())
+  for arguments, (status, err) in zip(fails, failed, strict=True):
+    assert status == 2 and err.count("\n") == 1 and err.startswith("error: "), (arguments, err)
+  assert worked == [0, ""]
 
 
 def test_a_full_disk_under_stdout_is_said_once_and_files_are_written(run, tmp_path):
