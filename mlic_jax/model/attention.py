@@ -83,20 +83,21 @@ def project_parities(queries: OfParity, keys: OfParity, values: OfParity, for_tp
   Returns:
     Queries, keys and values, (B, h w/2, C) each.
   """
-  names, given, (b, h, w, _) = ("queries", "keys", "values"), (queries, keys, values), queries[0].shape
+  given, (b, h, w, _) = (queries, keys, values), queries[0].shape
+  projections = [Projection(name=name) for name in ("queries", "keys", "values")]
   images = [x * (anchor_mask(h, w) == anchors)[..., None] for x, anchors in given]
   flat = lambda packed: packed.reshape(b, h * w // 2, -1)
-  if not for_tpu:
-    projected = (Projection(name=name)(x) for name, x in zip(names, images))
+  if not for_tpu or "params" not in projections[0].variables:  # while they are initialized
+    projected = (project(x) for project, x in zip(projections, images))
     return [flat(pack(x, anchors)) for x, (_, anchors) in zip(projected, given)]
-  joined = _project_together(names, images)
+  joined = _project_together(projections, images)
   packed = {anchors: jnp.split(flat(pack(joined, anchors)), 3, axis=-1) for anchors in {of for _, of in given}}
   return [packed[anchors][i] for i, (_, anchors) in enumerate(given)]
 
 
-def _project_together(names: Sequence[str], images: Sequence[jax.Array]) -> jax.Array:
-  """Apply a `Projection` to each of several images (B, h, w, C) and return the results side by side in the channels."""
-  params = [Projection(name=name).variables["params"] for name in names]
+def _project_together(projections: Sequence[Projection], images: Sequence[jax.Array]) -> jax.Array:
+  """Apply each projection to an image (B, h, w, C) and return the results side by side in the channels."""
+  params = [each.variables["params"] for each in projections]
   joined = lambda layer, name: jnp.concatenate([each[layer][name] for each in params], axis=-1)
   pointwise = jax.scipy.linalg.block_diag(*(each["pointwise"]["kernel"][0, 0] for each in params))[None, None]
   x = conv2d(jnp.concatenate(images, axis=-1), pointwise, joined("pointwise", "bias"))

@@ -84,12 +84,12 @@ def test_a_run_stays_at_its_rate_until_its_end_is_decided_and_then_goes_down(con
 
 # --- what a gradient becomes -----------------------------------------------------------
 
-@pytest.mark.parametrize("shapes", [[(3, 3, 48, 32), (48,), ()], [(5, 7), (4097,), (64, 65)]])
+@pytest.mark.parametrize("shapes", [[(3, 3, 48, 32), (7, 20, 40), (48,), ()], [(5, 7), (4097,), (64, 65)]])
 def test_the_norm_of_a_gradient_and_what_it_is_clipped_to_are_those_of_optax(shapes):
   rng = np.random.default_rng(0)
   tree = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
   norm = optax.global_norm(tree)
-  for platform in None, "cpu", "gpu":
+  for platform in None, "cpu", "gpu", "tpu":
     assert float(jax.jit(partial(global_norm, platform=platform))(tree)) == pytest.approx(float(norm), rel=2e-6)
   for max_norm in (0.5 * norm, 2 * norm):
     expected = optax.clip_by_global_norm(max_norm).update(tree, optax.EmptyState())[0]
