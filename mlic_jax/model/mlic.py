@@ -60,9 +60,9 @@ class MLIC(nn.Module):
       loop, or what `scan_unroll` says. Results differ by rounding only.
     packed: the scan over slices reads and writes a few vectors in place of many arrays, for training on GPUs
       (kernels/packed_scan.py). Results differ by rounding only.
-    for_tpu: the rolled scan over slices is arranged for training on TPUs. Both parities are packed once for all slices,
-      linear attention has positions in the lanes, and the gradient of a softmax keeps its result alone. Results differ
-      by rounding only.
+    for_tpu: the scan over slices is arranged for training on TPUs. Both parities are packed once for all slices,
+      attention has positions or windows in the lanes, contexts project queries, keys and values together, and the
+      gradient of a softmax keeps its result alone. Results differ by rounding only.
 
   The defaults are those of coding and evaluation. Training on accelerators chooses others.
   """
