@@ -120,7 +120,8 @@ def evaluation_program(config, codec: CodecConfig, devices: Sequence[jax.Device]
   batch_size, number = config.eval_batch_size // count, jax.ShapeDtypeStruct((), np.float32)
   arrays = params, _image_batch(batch_size, config.eval_crop_size), jax.ShapeDtypeStruct((batch_size,), np.float32)
   quality = number if codec.num_rates else None
-  return evaluation(make_eval_step(config, model), devices), (*_per_device(count, *arrays), quality, number, NO_SIGNALS)
+  step = make_eval_step(config, model, devices[0].platform if devices else None)
+  return evaluation(step, devices), (*_per_device(count, *arrays), quality, number, NO_SIGNALS)
 
 
 def _image_batch(count: int, side: int) -> jax.ShapeDtypeStruct:

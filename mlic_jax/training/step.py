@@ -226,13 +226,15 @@ def _by_platform(platform: str | None, cpu: Callable, default: Callable) -> Call
   return lambda *arguments: jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
 
 
-def make_eval_step(config, model) -> Callable:
+def make_eval_step(config, model, platform: str | None = None) -> Callable:
   """Returns eval_step(params, x, weight, quality, lmbda, stop) -> (sums, reconstructions).
 
   x (B, H, W, 3) uint8 and weight (B,), 0 for padding, are the batch of one device; quality is None for a single-rate
   model. sums has the sums over all devices of weight * metric and of weight; sums["stop"] has the sums of the flags of
   all processes (preemption.py). The reconstructions (B, H, W, 3) uint8 of this device are clipped and rounded, as in
-  decoded files. Rates are those of rounded latents."""
+  decoded files. Rates are those of rounded latents. `platform` is where the step will run, or None for any."""
+  model = model.clone(for_tpu=True) if platform == "tpu" else model
+
   def eval_step(params, x, weight, quality, lmbda, stop) -> tuple[dict[str, jax.Array], jax.Array]:
     x = x.astype(jnp.float32) / 255
     out = model.apply({"params": params}, x, quality=quality)

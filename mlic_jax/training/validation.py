@@ -32,7 +32,8 @@ class Validation:
     self.evaluated = evaluated
     rates = model.config.num_rates
     self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
-    self._step = pmap_programs.evaluation(make_eval_step(config, model), key=pmap_programs.cache_key(config, model))
+    step = make_eval_step(config, model, jax.devices()[0].platform)
+    self._step = pmap_programs.evaluation(step, key=pmap_programs.cache_key(config, model))
     self._compiled = False
     self._images: dict[int | None, np.ndarray] = {}  # by quality: (n, 2, H, W, 3), originals and reconstructions
 

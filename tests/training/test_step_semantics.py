@@ -10,6 +10,7 @@ from helpers.linear_stub import StandIn
 
 from configs import nano
 from mlic_jax.config import CodecConfig
+from mlic_jax.model.mlic import build
 from mlic_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mlic_jax.training.parallel import AXIS
 from mlic_jax.training.step import create_state, make_eval_step, make_train_step, rate_weights
@@ -296,3 +297,16 @@ def test_an_evaluation_rounds_and_a_training_adds_noise(config, x):
   out = model.apply({"params": params}, x[:2] / np.float32(255), 1.0)
   bpp = (np.asarray(out.y_bits).sum() + np.asarray(out.z_bits).sum()) / (64 * 64)
   np.testing.assert_allclose(sums["bpp"], bpp, rtol=1e-4)
+
+
+def test_an_evaluation_on_tpus_has_the_same_metrics(config, x):
+  config.model = dict(N=8, M=16, num_slices=2, transforms="cheng2020", widths=(8, 8, 8), entropy_widths=(8,),
+                      lrp_widths=(8,), contexts=("local_attention", "global_intra_linear"))
+  model = build(CodecConfig(**config.model))
+  params = create_state(config, model, make_optimizer(config)).params
+
+  def evaluated(platform):
+    step = jax.vmap(make_eval_step(config, model, platform), axis_name=AXIS, in_axes=(None, 0, 0, None, None, None))
+    return jax.jit(step)(params, x[None, :2], np.ones((1, 2), np.float32), None, 0.02, np.zeros(3))[0]
+
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), evaluated("tpu"), evaluated(None))
