@@ -57,6 +57,16 @@ def norms_array_by_array(*trees: Any, platform: str | None = None) -> tuple[tupl
   return trees, tuple(global_norm(tree, platform) for tree in trees)
 
 
+def norms_of_sums(sum_over_devices: Callable, count: int, *trees: Any) -> (
+    tuple[tuple[Any, ...], tuple[jax.Array, ...]]):
+  """Returns the means of trees over `count` devices, and the global_norm of each. This is for TPUs.
+
+  The norms are those of the sums, divided. From a mean XLA would read many parts, and write it to memory before."""
+  sums = sum_over_devices(trees)
+  norms = tuple(global_norm(tree, "tpu") / count for tree in sums)
+  return jax.tree.map(lambda x: x / count, sums), norms
+
+
 def norms_in_one_vector(*trees: Any, mean: Callable = lambda vector: vector) -> (
     tuple[tuple[Any, ...], tuple[jax.Array, ...]]):
   """Returns the trees, computed as parts of one vector, and the norm of each. This is for GPUs.

@@ -13,7 +13,7 @@ from mlic_jax.model import transforms
 from mlic_jax.model.initializers import initial_variables
 from mlic_jax.model.mlic import for_gradients, side_multiple
 from mlic_jax.runtime.executable_cache import with_executable_cache
-from mlic_jax.training.clipping import norms_array_by_array, norms_in_one_vector
+from mlic_jax.training.clipping import norms_array_by_array, norms_in_one_vector, norms_of_sums
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_frozen, is_quantiles, learning_rate_schedule
 from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
@@ -175,8 +175,11 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     if stop is not None:
       metrics["stop"] = stop
     norms: Callable = functools.partial(norms_array_by_array, platform=platform)
+    count: Any = jax.lax.psum(1, AXIS)
     if platform == "gpu":
       metrics, norms = mean_over_devices(metrics), functools.partial(norms_in_one_vector, mean=mean_over_devices)
+    elif platform == "tpu" and count > 1:
+      metrics, norms = mean_over_devices(metrics), functools.partial(norms_of_sums, sum_over_devices, count)
     else:
       grads, metrics = mean_over_devices((grads, metrics))
     paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(grads)

@@ -9,9 +9,16 @@ import optax.contrib
 import pytest
 
 from configs import mlic_plus_plus, nano
-from mlic_jax.training.clipping import clip_by_norm, global_norm, norms_array_by_array, norms_in_one_vector
+from mlic_jax.training.clipping import (
+  clip_by_norm,
+  global_norm,
+  norms_array_by_array,
+  norms_in_one_vector,
+  norms_of_sums,
+)
 from mlic_jax.training.muon import COEFFICIENTS, REPETITIONS, orthogonalize, orthogonalize_by_side, scale_by_muon
 from mlic_jax.training.optimizer import SCHEDULES, learning_rate_schedule, make_optimizer
+from mlic_jax.training.parallel import AXIS, sum_over_devices
 from mlic_jax.training.soap import scale_by_soap
 
 
@@ -111,6 +118,17 @@ def test_norms_in_one_vector_are_those_array_by_array_and_gradients_stay_as_they
   found, found_norms = norms_in_one_vector(main, aux, mean=lambda vector: vector / 2)
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b / 2), found, expected)
   np.testing.assert_allclose(found_norms, np.array(norms) / 2, rtol=2e-6)
+
+
+def test_norms_of_sums_over_devices_are_those_of_means():
+  rng = np.random.default_rng(0)
+  draw = lambda *shapes: [jnp.asarray(rng.normal(size=(3, *shape)), jnp.float32) for shape in shapes]
+  main, aux = draw((3, 3, 40, 50), (5,), ()), draw((4, 3))
+  run = jax.vmap(partial(norms_of_sums, sum_over_devices, 3), axis_name=AXIS, out_axes=None)
+  found, norms = run(main, aux)
+  means = jax.tree.map(lambda x: x.mean(0), (main, aux))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, means)
+  np.testing.assert_allclose(norms, [optax.global_norm(mean) for mean in means], rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 72), (1, 24, 30)])
