@@ -1,4 +1,4 @@
-"""Transforms of two layers, for tests of a whole codec that compile its second derivatives."""
+"""Transforms of two layers, for tests that compile gradients of a whole codec."""
 import jax
 from flax import linen as nn
 
@@ -27,7 +27,7 @@ class Synthesis(nn.Module):
   @nn.compact
   def __call__(self, y_hat: jax.Array) -> jax.Array:
     x = GDN(inverse=True, name="gdn")(SubpixelConv(self.config.N, name="up")(y_hat))
-    return pixel_shuffle(Conv(3 * 8 * 8, name="cells")(x), 8)
+    return pixel_shuffle(Conv(3 * 8 * 8, init_scale=0.2, init_bias=0.5, name="cells")(x), 8)
 
 
 def activation_floats_per_pixel(config: CodecConfig) -> float:

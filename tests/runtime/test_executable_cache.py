@@ -291,6 +291,7 @@ def test_an_error_in_the_compile_thread_is_reported_for_the_image():
 
 def test_executables_from_disk_are_freed_as_compiled_ones(folder, monkeypatch):
   monkeypatch.setattr(shape_cache, "MAX_SIZES", 2)
+  gc.freeze()  # what other tests have left, among which a collection would search for seconds
   traced = []
 
   def again():
