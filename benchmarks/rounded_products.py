@@ -225,7 +225,7 @@ def main() -> None:
       raise SystemExit(f"error: {journal} has runs of another config; wanted the same options, or another --out")
     results = found["runs"]
   args.out.mkdir(parents=True, exist_ok=True)
-  for kind, seed in ((kind, seed) for kind in args.kinds for seed in args.seeds):
+  for seed, kind in ((seed, kind) for seed in args.seeds for kind in args.kinds):
     if not any((each["kind"], each["seed"]) == (kind, seed) for each in results):
       results.append(trainings.run(kind, seed))
       write_whole(journal, json.dumps(dict(config=fields, runs=results), indent=2) + "\n")
