@@ -32,7 +32,8 @@ def scale_by_muon(beta: float = BETA, rms: float = RMS, platform: str | None = N
   channels that a slice cannot see yet have no gradient, and must not make the step of the others longer.
 
   On the `platform` "gpu", all matrices of one shorter side are iterated in one loop, which is fewer and larger kernels.
-  On "cpu", sums are matrix products, whose programs compile faster."""
+  On "cpu", those whose longer side is at least 1.5 times as long are, and sums are matrix products. Such programs
+  compile faster."""
   def init(params):
     return MuonState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
@@ -60,12 +61,10 @@ def _orthogonal_steps(kernels: Any, rms: float, platform: str | None) -> Any:
   for i, matrix in enumerate(matrices):
     by_size[tuple(sorted(matrix.shape[1:]))].append(i)
   batch_of = lambda indices: jnp.concatenate([flipped(i, matrices[i]) for i in indices])
-  joined = orthogonalize_by_side(list(map(batch_of, by_size.values()))) if platform == "gpu" else None
-  on_cpu = platform == "cpu"
-  for number, indices in enumerate(by_size.values()):
-    batch = batch_of(indices)
-    side = _longer_live_side(batch, on_cpu)
-    batch = rms * jnp.sqrt(side)[:, None, None] * (joined[number] if joined else orthogonalize(batch, on_cpu))
+  on_cpu, batches = platform == "cpu", list(map(batch_of, by_size.values()))
+  in_loops = orthogonalize_by_side(batches, on_cpu) if platform in ("cpu", "gpu") else map(orthogonalize, batches)
+  for indices, batch, orthogonal in zip(by_size.values(), batches, in_loops):
+    batch = rms * jnp.sqrt(_longer_live_side(batch, on_cpu))[:, None, None] * orthogonal
     ends = np.cumsum([len(matrices[i]) for i in indices])
     for i, step in zip(indices, jnp.split(batch, ends[:-1])):
       steps[i] = flipped(i, step).reshape(leaves[i].shape)
@@ -86,30 +85,42 @@ def _longer_live_side(matrices: jax.Array, by_products: bool = False) -> jax.Arr
   return jnp.maximum(count(1), count(2)).astype(matrices.dtype)
 
 
-def orthogonalize(x: jax.Array, on_cpu: bool = False) -> jax.Array:
+def orthogonalize(x: jax.Array) -> jax.Array:
   """Moves the singular values of matrices (batch, rows, columns) near 1, between 0.7 and 1.2; rows <= columns.
 
   The quintic is odd, f(X) = P(X X^T) X: an iteration multiplies X by symmetric matrices of the shorter side n. If the
   longer side is at least 1.5 n, the symmetric matrices are multiplied with each other first, and with X only twice.
   That is a third of the multiplications for the kernel of a 3x3 convolution."""
-  x = _normalized(x, by_products=on_cpu)
-  if 2 * x.shape[2] < 3 * x.shape[1]:
-    iterate = lambda _, x: COEFFICIENTS[0] * x + _even(x @ x.swapaxes(1, 2)) @ x
-    return jax.lax.fori_loop(0, REPETITIONS, iterate, x)
-  return _factor(x @ x.swapaxes(1, 2)) @ x
+  x = _normalized(x)
+  return _iterated(x) if _is_short(x) else _factor(x @ x.swapaxes(1, 2)) @ x
 
 
-def orthogonalize_by_side(batches: list[jax.Array]) -> list[jax.Array]:
-  """The same for each of several batches, with one loop for all batches that have the same number of rows."""
-  batches, by_rows = list(map(_normalized, batches)), collections.defaultdict(list)
+def orthogonalize_by_side(batches: list[jax.Array], on_cpu: bool = False) -> list[jax.Array]:
+  """The same for each of several batches, with one loop for all batches that have the same number of rows.
+
+  On CPU, where multiplications count more than kernels, matrices with nearly equal sides have loops of their own."""
+  batches, by_rows = [_normalized(x, by_products=on_cpu) for x in batches], collections.defaultdict(list)
   for i, x in enumerate(batches):
-    by_rows[x.shape[1]].append(i)
+    if on_cpu and _is_short(x):
+      batches[i] = _iterated(x)
+    else:
+      by_rows[x.shape[1]].append(i)
   for indices in by_rows.values():
     factors = _factor(jnp.concatenate([batches[i] @ batches[i].swapaxes(1, 2) for i in indices]))
     ends = np.cumsum([len(batches[i]) for i in indices])
     for i, factor in zip(indices, jnp.split(factors, ends[:-1])):
       batches[i] = factor @ batches[i]
   return batches
+
+
+def _is_short(x: jax.Array) -> bool:
+  """Whether the iteration of matrices (batch, rows, columns) themselves has the fewest multiplications."""
+  return 2 * x.shape[2] < 3 * x.shape[1]
+
+
+def _iterated(x: jax.Array) -> jax.Array:
+  iterate = lambda _, x: COEFFICIENTS[0] * x + _even(x @ x.swapaxes(1, 2)) @ x
+  return jax.lax.fori_loop(0, REPETITIONS, iterate, x)
 
 
 def _normalized(x: jax.Array, by_products: bool = False) -> jax.Array:

@@ -138,13 +138,18 @@ def test_the_step_of_muon_is_the_same_by_way_of_the_gram_matrix(shape):
       x, jnp.array(COEFFICIENTS), REPETITIONS, dimension_numbers=optax.contrib.MuonDimensionNumbers(1, 2))
   np.testing.assert_allclose(orthogonalize(x), expected, atol=1e-5)
   other = jnp.asarray(np.random.default_rng(1).normal(size=(3, 24, 40)), jnp.float32)
-  for found, alone in zip(orthogonalize_by_side([x, other, x[:, :8]]), (x, other, x[:, :8])):
-    np.testing.assert_allclose(found, orthogonalize(alone), atol=1e-5)
+  for on_cpu in False, True:
+    for found, alone in zip(orthogonalize_by_side([x, other, x[:, :8]], on_cpu), (x, other, x[:, :8])):
+      np.testing.assert_allclose(found, orthogonalize(alone), atol=1e-5)
 
 
-def test_matrices_of_one_side_share_a_loop():
-  loops = lambda sizes: str(jax.make_jaxpr(orthogonalize_by_side)([jnp.ones(size) for size in sizes])).count("scan[")
-  assert loops([(2, 8, 30), (1, 8, 9), (4, 8, 8)]) == 1 and loops([(2, 8, 30), (1, 9, 9)]) == 2
+def test_matrices_of_one_side_share_a_loop_but_on_cpu_nearly_square_ones():
+  def loops(*sizes, on_cpu=False):
+    run = partial(orthogonalize_by_side, on_cpu=on_cpu)
+    return str(jax.make_jaxpr(run)([jnp.ones(size) for size in sizes])).count("scan[")
+
+  assert loops((2, 8, 30), (1, 8, 9), (4, 8, 8)) == 1 and loops((2, 8, 30), (1, 9, 9)) == 2
+  assert loops((2, 8, 30), (1, 8, 12), on_cpu=True) == 1 and loops((2, 8, 30), (4, 8, 8), on_cpu=True) == 2
 
 
 def test_a_small_gradient_makes_a_step_of_the_learning_rate_too(config):
