@@ -44,7 +44,7 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
   y, z = jax.eval_shape(lambda params, x: model.apply({"params": params}, x, quality, method="analyze"), params, x)
   cell = transforms.cell(codec) if device.platform == "tpu" else 1  # as in a training step
   programs: dict[str, tuple[Callable, tuple[str, ...], tuple]] = {
-      "scan": (_scan, ("h_s", "slices"), (y, z, y, y)), "g_a": (_analysis, ("g_a",), (x, y)),
+      "scan": (scan_gradient, ("h_s", "slices"), (y, z, y, y)), "g_a": (_analysis, ("g_a",), (x, y)),
       "g_s": (partial(_synthesis, cell=cell), ("g_s",), (y, x))}
   function, modules, arguments = programs[part]
   sharding = jax.sharding.SingleDeviceSharding(device)
@@ -55,7 +55,8 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
   return jax.jit(function(model), compiler_options=options), jax.tree.map(on_device, (part_params, *arguments))
 
 
-def _scan(model: MLIC) -> Callable:
+def scan_gradient(model: MLIC) -> Callable:
+  """Returns the gradient of h_s and the scan over the slices, a function (params, y, z, noise, gradient of y_hat)."""
   def scan(module: MLIC, z, y, noise):
     with matmul_precision(module.entropy_precision):
       return module.slices.scan(module.h_s(z), y, NOISE, noise, None, module.remat)
