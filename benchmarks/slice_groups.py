@@ -36,7 +36,8 @@ def main() -> None:
   y, z = jax.eval_shape(lambda params: model.apply({"params": params}, x, quality, method="analyze"), params)
   rng = np.random.default_rng(0)
   draw = lambda shape: jnp.asarray(rng.normal(scale=0.03, size=shape.shape), jnp.float32)
-  arguments = jax.tree.map(draw, ({name: params[name] for name in ("h_s", "slices")}, y, z, y, y))
+  part = {name: each for name, each in params.items() if name in ("h_s", "slices") or not isinstance(each, dict)}
+  arguments = jax.tree.map(draw, (part, y, z, y, y))
   programs, seconds = {}, {}
   for sizes in args.sizes:
     variant = model.clone(scan_unroll=1, scan_groups=tuple(map(int, sizes.split(","))))
