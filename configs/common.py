@@ -39,7 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Matmul precision of the entropy model in training. "high_gradients", "high" and "default" are faster.
   c.entropy_precision = "highest"
   c.remat = False                  # recompute activations in the backward pass: less memory, more time
-  c.scan_unroll = 0                # slices per iteration of the compiled loop; 0: what is fast on the platform
+  # Slices in an iteration of the compiled loop. 0: all on CPU, 1 elsewhere. The number of slices is fastest on TPUs,
+  # too, but compiles for three times as long there.
+  c.scan_unroll = 0
 
   # Checkpoints and evaluation
   c.keep_checkpoints = 2           # number of newest checkpoints to keep
