@@ -87,7 +87,7 @@ def project_parities(queries: OfParity, keys: OfParity, values: OfParity, for_tp
   projections = [Projection(name=name) for name in ("queries", "keys", "values")]
   images = [x * (anchor_mask(h, w) == anchors)[..., None] for x, anchors in given]
   flat = lambda packed: packed.reshape(b, h * w // 2, -1)
-  if not for_tpu or "params" not in projections[0].variables:  # while they are initialized
+  if for_tpu is not True or "params" not in projections[0].variables:  # no parameters while they are initialized
     projected = (project(x) for project, x in zip(projections, images))
     return [flat(pack(x, anchors)) for x, (_, anchors) in zip(projected, given)]
   joined = _project_together(projections, images)
@@ -153,7 +153,7 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int,
   Returns:
     (B, positions, C).
   """
-  if for_tpu and rotate_q is rotate_k is no_rotation:
+  if for_tpu is True and rotate_q is rotate_k is no_rotation:
     heads = lambda t: in_order(t.swapaxes(1, 2).reshape(t.shape[0], num_heads, -1, t.shape[1]), range(4))
     q, k, v = softmax(heads(q), -2), softmax(heads(k), -1), heads(v)
     attended = jnp.einsum("bhde,bhdn->bhen", jnp.einsum("bhdn,bhen->bhde", k, v), q)

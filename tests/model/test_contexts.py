@@ -188,3 +188,10 @@ def test_a_context_for_tpus_has_the_same_values_and_gradients(name, options):
 
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
   jax.tree.map(close, gradient(False), gradient(True))
+
+
+@every_context
+def test_the_inputs_of_a_context_may_be_arguments_of_a_compiled_function(name, options):
+  (context, out, variables, _), inputs = made(name, options), inputs_of(k=1)
+  run = lambda variables, inputs: context.apply(variables, inputs._replace(k=1))
+  assert jax.eval_shape(run, variables, inputs).shape == out.shape

@@ -32,7 +32,7 @@ class ContextInputs(NamedTuple):
   live: jax.Array | np.ndarray   # (M,) bool, True on the channels of slices 0..k-1; a NumPy array when k is an int
   previous: jax.Array       # (B, h, w, Cs) y_hat of slice k-1, zeros for k = 0
   anchor: jax.Array | None  # (B, h, w, Cs) y_hat of slice k on its anchors, zeros elsewhere; None in the anchor pass
-  for_tpu: bool = False     # as in MLIC
+  for_tpu: bool = False     # as in MLIC; contexts ask `is True`, since jit traces it in inputs that are arguments
   group: range | None = None     # as in SliceStep
 
   @property

@@ -69,7 +69,7 @@ class Context(nn.Module):
     qkv = nn.Dense(3 * inputs.anchor.shape[-1], name="qkv")(nn.LayerNorm(epsilon=1e-5, name="norm1")(inputs.anchor))
     # Channel c of q, k and v is dimension c // NUM_HEADS of head c % NUM_HEADS.
     qkv = [x.reshape(*x.shape[:-1], -1, NUM_HEADS) for x in jnp.split(qkv, 3, axis=-1)]
-    attended = self._attend_in_lanes(*qkv) if inputs.for_tpu else self._attend(jnp.stack(qkv, axis=-3))
+    attended = self._attend_in_lanes(*qkv) if inputs.for_tpu is True else self._attend(jnp.stack(qkv, axis=-3))
 
     x = nn.Dense(self.features, name="fusion")(attended)
     x = nn.Dense(self.features, name="proj")(x)
