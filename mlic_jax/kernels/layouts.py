@@ -29,5 +29,11 @@ def as_convolutions_store(images: jax.Array) -> jax.Array:
   would copy each image before and after a convolution, and could not fuse its activation and the sum of its bias."""
   if images.shape[0] < IMAGES_MIN or images.shape[-1] < LANES:
     return images
-  stored = lambda images: in_order(images, OF_CONVOLUTIONS)
-  return jax.lax.platform_dependent(images, tpu=stored, default=lambda images: images)
+  in_their_order = lambda images: in_order(images, OF_CONVOLUTIONS)
+  return jax.lax.platform_dependent(images, tpu=in_their_order, default=lambda images: images)
+
+
+def stored(x: jax.Array) -> jax.Array:
+  """Returns x, stored in the order of its axes on TPUs, where slices of the first axis need no copies."""
+  in_order_of_axes = lambda x: in_order(x, range(x.ndim))
+  return jax.lax.platform_dependent(x, tpu=in_order_of_axes, default=lambda x: x)

@@ -12,7 +12,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from mlic_jax.kernels.layouts import in_order
+from mlic_jax.kernels.layouts import stored
 from mlic_jax.kernels.multilinear import Form
 
 
@@ -50,9 +50,3 @@ class Total(Form):
     if index == 0:
       return jnp.broadcast_to(other, self.shapes[0])
     return stored(functools.reduce(operator.add, stored(other)))
-
-
-def stored(x: jax.Array) -> jax.Array:
-  """Returns x, stored in the order of its axes on TPUs, where slices of the first axis need no copies."""
-  in_order_of_axes = lambda x: in_order(x, range(x.ndim))
-  return jax.lax.platform_dependent(x, tpu=in_order_of_axes, default=lambda x: x)

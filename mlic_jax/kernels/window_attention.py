@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlic_jax.kernels.layouts import LANES
-from mlic_jax.kernels.vector_products import contract, stored, total
+from mlic_jax.kernels.layouts import LANES, stored
+from mlic_jax.kernels.vector_products import contract, total
 
 
 def strips_of(h: int, w: int) -> tuple[int, int]:

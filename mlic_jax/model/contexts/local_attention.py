@@ -8,8 +8,8 @@ import numpy as np
 from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.kernels.layouts import stored
 from mlic_jax.kernels.padding import zero_pad
-from mlic_jax.kernels.vector_products import stored
 from mlic_jax.kernels.window_attention import anchors_in_lanes, attend_in_lanes, images_of_windows, windows_in_lanes
 from mlic_jax.model import attention
 from mlic_jax.model.activation import gelu
