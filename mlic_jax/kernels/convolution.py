@@ -12,11 +12,12 @@ their compositions therefore use these gradients. The implementation depends on 
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlic_jax.kernels import cells, winograd
 from mlic_jax.kernels.layouts import as_convolutions_store
@@ -167,7 +168,7 @@ class DepthwiseConvolution(Convolution):
     (x, dy), (size, *_) = others, self.shapes[KERNEL]
     padded = _padded(x, size)
     shifted = lambda tap: jax.lax.dynamic_slice(padded, (0, tap // size, tap % size, 0), x.shape)
-    taps = jax.lax.map(lambda tap: (shifted(tap) * dy).sum((0, 1, 2)), jnp.arange(size**2))
+    taps = _over_taps(size**2, lambda tap: (shifted(tap) * dy).sum((0, 1, 2)))
     return taps.reshape(self.shapes[KERNEL])
 
 
@@ -247,19 +248,30 @@ def _kernel_gradient(x: jax.Array, size: tuple[int, int], dy: jax.Array, stride:
 
     def product(tap):
       start = (0, tap // size[1], tap % size[1], 0)
-      read = jax.lax.dynamic_slice(of_x, start, (images, *extent, x.shape[-1]))[:, ::stride, ::stride]
+      read = jax.lax.dynamic_slice(of_x, start, (images, *extent, x.shape[-1]))
+      read = jax.lax.slice(read, (0,) * 4, read.shape, (1, stride, stride, 1))
       return jax.lax.dot_general(read.reshape(-1, x.shape[-1]), of_y, (((0,), (0,)), ((), ())))
 
     taps = size[0] * size[1]
-    return product(0)[None] if taps == 1 else jax.lax.map(product, jnp.arange(taps))
+    return product(0)[None] if taps == 1 else _over_taps(taps, product)
 
   if images == batch and rows == h:
     total = products(0, 0)
   else:
-    starts = jnp.stack(jnp.meshgrid(jnp.arange(0, batch, images), jnp.arange(0, h, rows)), -1).reshape(-1, 2)
+    starts = np.stack(np.meshgrid(np.arange(0, batch, images), np.arange(0, h, rows)), -1).reshape(-1, 2)
     zeros = jnp.zeros((size[0] * size[1], x.shape[-1], features), dy.dtype)
     total, _ = jax.lax.scan(lambda total, start: (total + products(*start), None), zeros, starts)
   return total.reshape(*size, x.shape[-1], features)
+
+
+def _over_taps(count: int, gradient: Callable[[jax.Array], jax.Array]) -> jax.Array:
+  """Returns the stacked gradients of taps 0 .. count - 1, computed in a loop.
+
+  jax.lax.map needs an array of indices. It would be a kernel, and XLA takes time for each kernel of a program that
+  grows with the program: 16 ms in a step of MLIC++."""
+  shape = jax.eval_shape(gradient, jax.ShapeDtypeStruct((), jnp.int32))
+  put = lambda tap, taps: jax.lax.dynamic_update_index_in_dim(taps, gradient(tap), tap, 0)
+  return jax.lax.fori_loop(0, count, put, jnp.zeros((count, *shape.shape), shape.dtype))
 
 
 def _divisor(number: int, most: int) -> int:

@@ -162,6 +162,18 @@ def test_a_depthwise_convolution_is_a_sum_of_taps_on_cpu_and_grouped_elsewhere(p
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+def test_loops_over_taps_and_blocks_need_no_array_of_indices_on_cpu(stride):
+  """XLA takes milliseconds for each kernel of a step, and there are hundreds of these loops."""
+  def response(x, kernel, depthwise_kernel):
+    return conv2d(x, kernel, jnp.zeros(8), stride).sum() + depthwise_conv(x, depthwise_kernel).sum()
+
+  x, kernels = np.zeros((2, 64, 64, 8)), (np.zeros((5, 5, 8, 8)), np.zeros((3, 3, 1, 8)))
+  equations = list(equations_on(jax.make_jaxpr(jax.grad(response, argnums=(1, 2)))(x, *kernels), "cpu"))
+  assert {each.params["length"] for each in named(equations, "scan")} >= {25, 9}
+  assert not named(equations, "iota")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_gradient_multiplies_in_the_precision_of_its_forward_pass(stride, platform):
   def response(x, kernel):
