@@ -17,11 +17,19 @@ from mlic_jax.model.checkerboard import pack_parities, unpack_parities
 from mlic_jax.model.packed_hyper import PackedHyper
 from mlic_jax.model.quantizers import Quantizer
 
+MIN_SLICES_IN_LOOPS = 6  # on CPU; fewer slices compile in less than a minute anyway
+
 
 def choose_groups(platform: str | None, num_slices: int) -> tuple[int, ...]:
   """Return the sizes of the groups for gradients on a platform, such as "cpu". None is any platform but CPU."""
-  # On TPUs two loops take more cycles than one: XLA copies the parameters of each, and the arrays for their gradients.
-  return (1,) * num_slices if platform == "cpu" else (num_slices,)
+  if platform != "cpu":
+    # On TPUs two loops take more cycles than one: XLA copies the parameters of each, and arrays for their gradients.
+    return (num_slices,)
+  # XLA takes longer for each kernel on CPU the more there are, and a slice on its own has kernels of its own.
+  if num_slices < MIN_SLICES_IN_LOOPS:
+    return (1,) * num_slices
+  pairs = num_slices // 3  # of the last slices, which read nearly the same channels
+  return (1,) * (num_slices - 2 * pairs) + (2,) * pairs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,6 +239,7 @@ def test_a_loop_over_a_group_multiplies_the_channels_that_its_last_slice_reads()
 
 def test_all_slices_are_in_one_group_but_on_cpus():
   assert choose_groups("cpu", 4) == (1, 1, 1, 1)
+  assert choose_groups("cpu", 10) == (1, 1, 1, 1, 2, 2, 2) and choose_groups("cpu", 6) == (1, 1, 2, 2)
   assert {choose_groups(platform, 10) for platform in ("gpu", "tpu", None)} == {(10,)}
 
 
