@@ -101,7 +101,7 @@ def _project_together(projections: Sequence[Projection], images: Sequence[jax.Ar
   joined = lambda layer, name: jnp.concatenate([each[layer][name] for each in params], axis=-1)
   pointwise = jax.scipy.linalg.block_diag(*(each["pointwise"]["kernel"][0, 0] for each in params))[None, None]
   x = conv2d(jnp.concatenate(images, axis=-1), pointwise, joined("pointwise", "bias"))
-  return depthwise_conv(x, joined("depthwise", "kernel")) + joined("depthwise", "bias")
+  return depthwise_conv(x, joined("depthwise", "kernel"), joined("depthwise", "bias"))
 
 
 def nonanchor_features(config: CodecConfig, attended: jax.Array, h: int, w: int) -> jax.Array:

@@ -68,7 +68,7 @@ class Conv(nn.Module):
     if live_outputs is not None:
       kernel, bias = kernel[..., :live_outputs], bias[:live_outputs]
     if self.depthwise:
-      return depthwise_conv(x[..., :live_outputs], kernel.astype(x.dtype)) + bias.astype(x.dtype)
+      return depthwise_conv(x[..., :live_outputs], kernel.astype(x.dtype), bias.astype(x.dtype))
     if isinstance(live, np.ndarray) and live.any():
       count = int(np.flatnonzero(live)[-1]) + 1
       x, kernel = x[..., :count], kernel[:, :, :count]

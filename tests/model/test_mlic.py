@@ -173,7 +173,8 @@ def test_depthwise_convolution_is_a_grouped_convolution():
   x, kernel = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((2, 5, 6, 4), (3, 3, 1, 4)))
   grouped = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", feature_group_count=4,
                                          dimension_numbers=("NHWC", "HWIO", "NHWC"))
-  np.testing.assert_allclose(depthwise_conv(x, kernel), grouped, atol=1e-5)
+  bias = np.arange(4, dtype=np.float32)
+  np.testing.assert_allclose(depthwise_conv(x, kernel, bias), grouped + bias, atol=1e-5)
 
 
 def test_pixel_shuffle_has_the_channel_order_of_pytorch():

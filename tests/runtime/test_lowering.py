@@ -150,7 +150,7 @@ def test_a_step_that_is_told_how_to_scan_is_not_traced_twice():
 def test_a_depthwise_convolution_is_a_sum_of_taps_on_cpu_and_grouped_elsewhere(platform):
   def response(x, kernel):
     with jax.default_matmul_precision("highest"):
-      return depthwise_conv(x, kernel).sum()
+      return depthwise_conv(x, kernel, jnp.zeros(2)).sum()
 
   traced = jax.make_jaxpr(jax.value_and_grad(response, argnums=(0, 1)))(np.zeros((1, 4, 4, 2)), np.zeros((3, 3, 1, 2)))
   equations = list(equations_on(traced, platform))
@@ -161,11 +161,21 @@ def test_a_depthwise_convolution_is_a_sum_of_taps_on_cpu_and_grouped_elsewhere(p
   assert (loops, convolutions) == (([9], []) if platform == "cpu" else ([], 3 * [(2, in_full)]))
 
 
+@pytest.mark.parametrize("conv, kernel", [(conv2d, (3, 3, 8, 8)), (depthwise_conv, (3, 3, 1, 8))])
+def test_the_gradient_of_a_bias_is_a_product_on_cpu(conv, kernel):
+  def gradient(x, kernel, dy):
+    return jax.vjp(lambda bias: conv(x, kernel, bias), jnp.zeros(8))[1](dy)
+
+  x = np.zeros((1, 4, 4, 8))
+  equations = list(equations_on(jax.make_jaxpr(gradient)(x, np.zeros(kernel), x), "cpu"))
+  assert named(equations, "dot_general") and not named(equations, "reduce_sum")
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_loops_over_taps_and_blocks_need_no_array_of_indices_on_cpu(stride):
   """XLA takes milliseconds for each kernel of a step, and there are hundreds of these loops."""
   def response(x, kernel, depthwise_kernel):
-    return conv2d(x, kernel, jnp.zeros(8), stride).sum() + depthwise_conv(x, depthwise_kernel).sum()
+    return conv2d(x, kernel, jnp.zeros(8), stride).sum() + depthwise_conv(x, depthwise_kernel, jnp.zeros(8)).sum()
 
   x, kernels = np.zeros((2, 64, 64, 8)), (np.zeros((5, 5, 8, 8)), np.zeros((3, 3, 1, 8)))
   equations = list(equations_on(jax.make_jaxpr(jax.grad(response, argnums=(1, 2)))(x, *kernels), "cpu"))
