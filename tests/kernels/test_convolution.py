@@ -38,8 +38,8 @@ def test_values_and_gradients_are_those_of_xla(monkeypatch, shape, size, stride)
 def test_values_and_gradients_of_a_depthwise_convolution_are_those_of_xla(size):
   rng = np.random.default_rng(0)
   normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  args, weights = (normal(2, 4, 6, 3), normal(size, size, 1, 3)), normal(2, 4, 6, 3)
-  grouped = lambda x, kernel: jax.lax.conv_general_dilated(
+  args, weights = (normal(2, 4, 6, 3), normal(size, size, 1, 3), normal(3)), normal(2, 4, 6, 3)
+  grouped = lambda x, kernel, bias: bias + jax.lax.conv_general_dilated(
       x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=3)
   wanted, got = (jax.value_and_grad(lambda args: (weights * conv(*args)).sum())(args)
                  for conv in (grouped, depthwise_conv))
@@ -83,7 +83,7 @@ def test_half_the_multiplications_cost_less_than_threefold_rounding_errors():
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_a_matmul_precision_may_have_another_one_for_gradients(name, value, of_gradient, depthwise):
   x, kernel = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 1 if depthwise else 8, 8))
-  conv = depthwise_conv if depthwise else lambda x, kernel: conv2d(x, kernel, jnp.zeros(8))
+  conv = lambda x, kernel: (depthwise_conv if depthwise else conv2d)(x, kernel, jnp.zeros(8))
   of = lambda program, *args: {each.name for each in products(equations_on(jax.make_jaxpr(program)(*args), "tpu"))}
   with matmul_precision(name):
     out, gradient = jax.vjp(conv, x, kernel)
