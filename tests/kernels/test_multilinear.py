@@ -20,7 +20,8 @@ CONVOLUTIONS = {
                 ((2, 8, 6, 3), (5, 5, 3, 4), (4,))),
     "halving": (lambda *args: conv2d(*args, 2), lambda x, kernel, bias: conv_by_xla(x, kernel, 2) + bias,
                 ((2, 8, 6, 3), (2, 2, 3, 4), (4,))),
-    "depthwise": (depthwise_conv, conv_by_xla, ((2, 8, 6, 3), (3, 3, 1, 3)))}
+    "depthwise": (depthwise_conv, lambda x, kernel, bias: conv_by_xla(x, kernel) + bias,
+                  ((2, 8, 6, 3), (3, 3, 1, 3), (3,)))}
 
 
 @pytest.fixture(params=CONVOLUTIONS)
@@ -94,7 +95,7 @@ def test_a_vmapped_convolution_and_its_gradient_are_those_of_the_examples_apart(
 
 def test_the_platform_that_a_program_is_lowered_for_chooses_the_algorithm():
   """On CPU a depthwise convolution is a sum of products; XLA convolves on other platforms."""
-  traced = jax.jit(depthwise_conv).trace(normal(0, 1, 4, 4, 3), normal(1, 3, 3, 1, 3))
+  traced = jax.jit(depthwise_conv).trace(normal(0, 1, 4, 4, 3), normal(1, 3, 3, 1, 3), normal(2, 3))
   convolves = lambda platform: "convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
   assert {platform: convolves(platform) for platform in ("cpu", "tpu", "cuda")} == dict(cpu=False, tpu=True, cuda=True)
 
