@@ -36,6 +36,8 @@ from mlic_jax.evaluation.results_cache import ResultsCache
 from mlic_jax.evaluation.workers import SerialExecutor, WorkerPool
 from mlic_jax.folder_lock import FolderLock
 from mlic_jax.model.distributions import make_distribution
+from mlic_jax.paths import is_remote
+from mlic_jax.runtime.platforms import check_platforms
 
 # bd_rate.py imports it late, after hours of work, so a missing package is reported here. It imports matplotlib, so
 # matplotlib_settings comes first.
@@ -61,8 +63,9 @@ def evaluate(arguments: argparse.Namespace, warn: Callable[[str], None],
   conventional, missing = baselines.select(arguments.baselines)
   published = select_published(arguments.published)
   coder = rangecoder.choose(arguments.coder, order=("tfc", "numba"))  # tfc is the coder of the published results
-  if not arguments.estimate:
-    rangecoder.load_in_background(coder)
+  check_platforms()
+  if not arguments.estimate and all(is_remote(path) or os.path.exists(path) for path in arguments.ckpt):
+    rangecoder.load_in_background(coder)  # otherwise the error would wait until the import ends
   load = lambda path: load_codec(path, coder, arguments)
   loaded = [(path, load(path)) for path in arguments.ckpt]
   loaded = [(path, each) for path, codec in loaded for each in codec_variants(codec, arguments)]

@@ -84,6 +84,17 @@ def test_results_say_which_range_coder_was_used(run, results, monkeypatch):
     assert results()["coder"] == coder
 
 
+def test_a_range_coder_is_loaded_only_for_checkpoints_that_exist(monkeypatch, tmp_path, capsys):
+  """The program ends when the import of the coder has ended, which takes seconds."""
+  loaded = []
+  monkeypatch.setattr(rangecoder, "load_in_background", loaded.append)
+  (tmp_path / "empty").mkdir()
+  for ckpt, problem in ("nowhere", "no such directory"), ("empty", "is no model directory"):
+    assert main_of_one_command("eval", "eval.py", ["--ckpt", str(tmp_path / ckpt), "--coder", "numba"]) == 2
+    assert problem in capsys.readouterr().err
+    assert loaded == (["numba"] if ckpt == "empty" else [])
+
+
 def test_a_codec_that_is_jpeg_gains_nothing_on_jpeg(run, results):
   _, out, _ = run("--ckpt", "x")
   gains = {row["curve"]: row["percent"] for row in results()["bd_rates"]}
