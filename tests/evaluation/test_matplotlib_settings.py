@@ -1,55 +1,76 @@
 """Tests that plots do not depend on the environment and the user settings of matplotlib."""
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.forked_programs import Program, run_forks
 
 ROOT = Path(__file__).parents[2]
 
+SHARED = """
+import jax, sys, xml.etree.ElementTree
+import mlic_jax.coding.codec, mlic_jax.evaluation.dataset, mlic_jax.evaluation.runner, rich.progress, scipy.optimize
+assert "matplotlib" not in sys.modules  # which reads the settings when it is imported
+"""
 PLOT = """
-import sys
+import os, sys
 import numpy as np
 from mlic_jax.console import prepare
+os.chdir(sys.argv[1])
 prepare()
 from mlic_jax.evaluation import bd_rate, plots, report_images, session
 curve = bd_rate.Curve("a $x_1$", np.array([0.1, 0.2, 0.4]), np.array([30.0, 31.0, 32.0]))
 other = curve._replace(name="b", kind="baseline", db=curve.db - 0.5)
 assert bd_rate.bd_rate(curve, other)["percent"] < 0
 for extension in "png", "svg":
-  plots.save_rd_plot(f"{sys.argv[1]}.{extension}", [curve, other], "title")
+  plots.save_rd_plot(f"plot.{extension}", [curve, other], "title")
 """
-
-
-def plots(folder: Path, name: str, **environment) -> tuple[bytes, bytes]:
-  """Returns the PNG and SVG that a process writes to `folder` with this environment; it prints nothing."""
-  usual = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "MATPLOTLIB"))}
-  done = subprocess.run([sys.executable, "-c", PLOT, str(folder / name)], cwd=folder, capture_output=True, text=True,
-                        env=usual | {"PYTHONPATH": str(ROOT)} | environment, timeout=300)
-  assert done.returncode == 0 and not done.stderr and not done.stdout, done.stderr
-  return (folder / f"{name}.png").read_bytes(), (folder / f"{name}.svg").read_bytes()
+BACKENDS = "module://matplotlib_inline.backend_inline", "module://nowhere", "TkAgg", "odd"
+SETTINGS = {
+    "readable": "text.usetex: True\nfont.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nfigure.dpi: 40\n",
+    "unreadable": "backend: module://matplotlib_inline.backend_inline\nno such setting\nfont.size: many\n"
+                  "lines.linewidth: 9\n"}
+PLACES = "folder", "variable"
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory):
-  return plots(tmp_path_factory.mktemp("usual"), "plot")
+def plotted(tmp_path_factory):
+  """{case: (its folder, the finished program)}; every program imports matplotlib for itself."""
+  folders, environments = {}, {}
+  for case in ["usual", *BACKENDS, *itertools.product(SETTINGS, PLACES)]:
+    folders[case], environments[case] = tmp_path_factory.mktemp("plots"), {}
+    if case in BACKENDS:
+      environments[case] = {"MPLBACKEND": case}
+    elif case != "usual":
+      settings, place = case
+      file = (folders[case] if place == "folder" else tmp_path_factory.mktemp("settings")) / "matplotlibrc"
+      file.write_text(SETTINGS[settings])
+      environments[case] = {"MATPLOTLIBRC": str(file)} if place == "variable" else {}
+  programs = [Program(PLOT, [str(folders[case])], environments[case]) for case in folders]
+  plain = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "MATPLOTLIB"))}
+  found = run_forks(SHARED, programs, ROOT, environment=plain)
+  return dict(zip(folders, zip(folders.values(), found), strict=True))
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "module://nowhere", "TkAgg", "odd"])
-def test_a_backend_of_the_environment_changes_nothing(usual, tmp_path, backend):
-  assert plots(tmp_path, "plot", MPLBACKEND=backend) == usual
+def plots(plotted, case) -> tuple[bytes, bytes]:
+  """Returns the PNG and SVG of a case, whose program prints nothing."""
+  folder, done = plotted[case]
+  assert done == (0, b"", ""), done.stderr
+  return (folder / "plot.png").read_bytes(), (folder / "plot.svg").read_bytes()
 
 
-@pytest.mark.parametrize("lines", [
-    "text.usetex: True\nfont.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nfigure.dpi: 40\n",
-    "backend: module://matplotlib_inline.backend_inline\nno such setting\nfont.size: many\nlines.linewidth: 9\n"])
-@pytest.mark.parametrize("place", ["folder", "variable"])
-def test_a_settings_file_of_the_user_changes_nothing(usual, tmp_path, lines, place):
-  (tmp_path / "other").mkdir()
-  file = (tmp_path if place == "folder" else tmp_path / "other") / "matplotlibrc"
-  file.write_text(lines)
-  assert plots(tmp_path, "plot", **({"MATPLOTLIBRC": str(file)} if place == "variable" else {})) == usual
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_of_the_environment_changes_nothing(plotted, backend):
+  assert plots(plotted, backend) == plots(plotted, "usual")
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_settings_file_of_the_user_changes_nothing(plotted, settings, place):
+  assert plots(plotted, (settings, place)) == plots(plotted, "usual")
 
 
 def test_a_settings_file_that_is_not_text_is_one_line(tmp_path):
