@@ -1,0 +1,19 @@
+"""A variable-rate codec of three rate points that compiles in seconds, for tests of what is around the model.
+
+Its transforms have the stages, layers and halos of larger ones: g_a reaches one position of y, and g_s two."""
+import dataclasses
+import functools
+
+from conftest import TINY, random_variables
+
+from mlic_jax.coding.cdf_tables import build_table
+from mlic_jax.coding.checkpoint_io import Model
+
+LIGHT = dataclasses.replace(TINY, transforms="helpers.light_transforms", hyper_widths=(16, 16), contexts=("channel",),
+                            entropy_widths=(16,), lrp_widths=())
+
+
+@functools.cache
+def light_model() -> Model:
+  variables = random_variables(LIGHT)
+  return Model("light", LIGHT, variables, build_table(LIGHT, variables), b"8 bytes.", None)
