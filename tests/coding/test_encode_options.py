@@ -3,6 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.light_codec import light_model
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.codec import Codec
@@ -19,8 +20,8 @@ COMBINATIONS = [{name: VALUES[name] for name in names}
 
 
 @pytest.fixture(scope="module")
-def codec(tiny_checkpoint):
-  return Codec.load(tiny_checkpoint)
+def codec():
+  return Codec(light_model())
 
 
 @pytest.mark.parametrize("changes", COMBINATIONS, ids=lambda changes: "-".join(changes) or "default")
@@ -53,7 +54,7 @@ def test_a_file_has_every_option_and_decodes_to_the_predicted_image(codec, photo
 def test_latents_are_optimized_for_the_file_that_skips(codec, photograph):
   both = codec.with_options(refine=3, lmbda=0.01, skip=0.8)
   again = codec.with_options(refine=3, lmbda=0.01).with_options(skip=0.8)
-  assert both.name == again.name == "tiny, without scales up to 0.8, refined 3 for 0.01"
+  assert both.name == again.name == "light, without scales up to 0.8, refined 3 for 0.01"
   assert both.encode(photograph, 2) == again.encode(photograph, 2)
   assert bitstream.parse(both.with_options(refine=None).encode(photograph, 2)).skipped_rows > 0
   assert both.with_options(refine=None).options == EncodeOptions(skip=0.8)
