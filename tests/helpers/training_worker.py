@@ -1,14 +1,18 @@
-"""Trains a small model for 20 steps on the devices of this process, and prints the losses.
+"""Trains a small model for 20 steps on each of several numbers of devices, and prints a line of losses for each.
 
-    python tests/helpers/training_worker.py codec      or stand-in, which compiles in a second
+    python tests/helpers/training_worker.py codec 1 8      or stand-in, which compiles in a second
+
+Each number has a process, which is forked after the imports.
 """
 import json
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import jax
 import numpy as np
 from helpers.linear_stub import StandIn
 
@@ -22,7 +26,9 @@ from mlic_jax.training.step import create_state, make_train_step
 GLOBAL_BATCH = 8
 
 
-def main(name: str) -> None:
+def train(name: str, devices: int) -> None:
+  jax.config.update("jax_num_cpu_devices", devices)
+  assert jax.device_count() == devices
   config = nano.get_config()
   config.batch_size, config.warmup_steps, config.num_steps, config.partial_probability = GLOBAL_BATCH, 1, 20, 0.25
   config.muon_learning_rate, config.learning_rate = 1e-2, 2e-3
@@ -37,8 +43,13 @@ def main(name: str) -> None:
   for _ in range(config.num_steps):
     state, metrics = step(state, parallel.shard(x), None)
     losses.append(float(parallel.unreplicate(metrics)["loss"]))
-  print(json.dumps(losses))
+  print(json.dumps(losses), flush=True)
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
+  for number in sys.argv[2:]:
+    if not (child := os.fork()):
+      train(sys.argv[1], int(number))
+      sys.exit()
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+      sys.exit(f"the training on {number} devices failed")
