@@ -1,4 +1,6 @@
 """Tests of programs that are traced once on CPU and lowered for TPUs, GPUs and CPUs."""
+import functools
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -40,13 +42,19 @@ def small_config():
 
 @pytest.fixture(scope="module", name="traced")
 def traced_programs(config):
-  """{name: (function, its arguments as shapes, its equations)}"""
+  """{name: (function, its arguments as shapes, its jaxpr)}"""
   codec = CodecConfig.from_dict(dict(SMALL))
   found = dict(training=pmap_programs.training_program(config, codec),
                evaluation=pmap_programs.evaluation_program(config, codec), **codec_programs(codec, 64, 64))
   jitted = {name: (jax.jit(function), arguments) for name, (function, arguments) in found.items()}
   return {name: (function, arguments, function.trace(*arguments).jaxpr)
           for name, (function, arguments) in jitted.items()}
+
+
+@pytest.fixture(scope="module")
+def lowered(traced):
+  """lowered(name, platform) -> the equations of a program on a platform"""
+  return functools.cache(lambda name, platform: tuple(equations_on(traced[name][2], platform)))
 
 
 @pytest.mark.parametrize("name", ["training", "evaluation", "analyze", "start", "nonanchors", "advance", "finish",
@@ -61,22 +69,22 @@ def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, name):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["training", "evaluation", "analyze", "finish", "refine"])
-def test_convolutions_are_the_quick_ones_on_cpu_and_plain_ones_elsewhere(traced, name, platform):
-  found = kernels(equations_on(traced[name][2], platform))
+def test_convolutions_are_the_quick_ones_on_cpu_and_plain_ones_elsewhere(lowered, name, platform):
+  found = kernels(lowered(name, platform))
   assert (QUICK in found) == (platform == "cpu")
   assert PLAIN in found  # also on CPU, where an image or its channels are few
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["training", "refine"])
-def test_the_slices_are_one_loop_where_there_is_a_gradient_but_on_cpu(traced, name, platform):
-  lengths = [each.params["length"] for each in named(equations_on(traced[name][2], platform), "scan")]
+def test_the_slices_are_one_loop_where_there_is_a_gradient_but_on_cpu(lowered, name, platform):
+  lengths = [each.params["length"] for each in named(lowered(name, platform), "scan")]
   assert lengths.count(SLICES) == (0 if platform == "cpu" else 2)  # forward and back
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(traced, platform):
-  equations = list(equations_on(traced["evaluation"][2], platform))
+def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(lowered, platform):
+  equations = lowered("evaluation", platform)
   assert [each.params["length"] for each in named(equations, "scan")] == [SLICES]
   reduced = [len(each.invars) for each in equations if each.primitive.name.startswith("psum") and each.invars]
   assert sum(reduced) == 1 if platform == "cpu" else sum(reduced) > 1
@@ -84,16 +92,19 @@ def test_an_evaluation_is_one_loop_and_one_reduction_on_cpu(traced, platform):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["evaluation", "analyze", "start", "nonanchors", "advance", "finish", "refine"])
-def test_evaluation_and_coding_multiply_in_full_precision(traced, name, platform):
-  assert products(equations_on(traced[name][2], platform)) == {jax.lax.Precision.HIGHEST}
+def test_evaluation_and_coding_multiply_in_full_precision(lowered, name, platform):
+  assert products(lowered(name, platform)) == {jax.lax.Precision.HIGHEST}
 
 
-def test_training_multiplies_in_full_precision_in_the_entropy_path_alone(traced):
-  assert products(equations_on(traced["training"][2], "tpu")) == {None, jax.lax.Precision.HIGHEST}
+def test_training_multiplies_in_full_precision_in_the_entropy_path_alone(lowered):
+  assert products(lowered("training", "tpu")) == {None, jax.lax.Precision.HIGHEST}
 
 
 def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(config):
-  codec = CodecConfig.from_dict(dict(SMALL))
+  config = config.copy_and_resolve_references()
+  config.model = dict(SMALL, transforms="helpers.light_transforms", widths=(), contexts=(),
+                      lrp_widths=())
+  codec = CodecConfig.from_dict(dict(config.model))
   with jax.default_matmul_precision("high"):
     step, arguments = pmap_programs.training_program(config, codec)
     found = products(equations_on(jax.make_jaxpr(step)(*arguments), "tpu"))
@@ -101,8 +112,8 @@ def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(config):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_a_step_is_taken_or_left_as_a_whole_on_cpu_alone(traced, platform):
-  choices = named(equations_on(traced["training"][2], platform), "cond")
+def test_a_step_is_taken_or_left_as_a_whole_on_cpu_alone(lowered, platform):
+  choices = named(lowered("training", platform), "cond")
   assert len(choices) == (1 if platform == "cpu" else 0)
 
 
@@ -132,11 +143,14 @@ def test_the_gradient_of_the_scan_alone_is_a_loop_but_on_cpu(scan_unroll, loops_
   slices = Slices(config, scan_unroll)
   params = jax.eval_shape(lambda: slices.init(jax.random.key(0), hyper, y, method="scan"))
   bits = lambda params, quantizer: slices.apply(params, hyper, y, quantizer, y, method="scan").bits.sum()
-  loops = lambda quantizer, platform: len(named(equations_on(jax.make_jaxpr(jax.grad(bits), static_argnums=1)(
-      params, quantizer), platform), "scan"))
-  assert loops(NOISE, "cpu") == loops_on_cpu and loops(NOISE, "tpu") == loops_elsewhere
+
+  def loops(quantizer):
+    traced = jax.make_jaxpr(jax.grad(bits), static_argnums=1)(params, quantizer)
+    return [len(named(equations_on(traced, platform), "scan")) for platform in ("cpu", "tpu")]
+
+  assert loops(NOISE) == [loops_on_cpu, loops_elsewhere]
   if scan_unroll == 0:  # plain rounding is for what takes no gradient: a loop everywhere
-    assert loops(ROUNDING, "cpu") == loops(ROUNDING, "tpu") == 2
+    assert loops(ROUNDING) == [2, 2]
 
 
 def test_a_step_that_is_told_how_to_scan_is_not_traced_twice():
