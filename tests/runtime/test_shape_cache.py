@@ -1,5 +1,6 @@
 """Tests of the cache of compiled image sizes: recent sizes stay, others are evicted."""
 import collections
+import dataclasses
 import gc
 import re
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import TINY, random_variables
 from helpers.fake_codec import FakeCodec
 from helpers.image_sets import photographs
 from PIL import Image
 
 from mlic_jax.coding import jit_functions
+from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.evaluation import image_metrics, runner
 from mlic_jax.runtime import shape_cache
@@ -39,6 +42,15 @@ def doubled():
     return 2 * x
 
   return double, traced
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+  """A codec whose programs compile faster than those of the tiny checkpoint."""
+  config = dataclasses.replace(TINY, transforms="helpers.light_transforms", contexts=(), lrp_widths=())
+  path = tmp_path_factory.mktemp("checkpoints") / "light"
+  save_model(path, config, random_variables(config))
+  return Codec.load(path, allow_custom_modules=True)
 
 
 def test_the_sizes_used_last_are_cached_and_no_others(monkeypatch):
@@ -77,9 +89,9 @@ def test_a_function_in_use_by_another_thread_is_not_freed(monkeypatch):
   assert not wrong
 
 
-def test_a_codec_caches_compiled_functions_of_a_few_sizes(tiny_checkpoint, photograph, monkeypatch):
+def test_a_codec_caches_compiled_functions_of_a_few_sizes(light, photograph, monkeypatch):
   monkeypatch.setattr(shape_cache, "MAX_SIZES", 1)
-  codec, held, blobs = Codec.load(tiny_checkpoint), [], []
+  codec, held, blobs = light, [], []
   functions = [each for each in vars(jit_functions).values() if isinstance(each, shape_cache.ShapeCache)]
   for function in functions:  # programs of other tests
     function._cache.clear()
@@ -103,8 +115,8 @@ def test_a_second_checkpoint_of_an_architecture_warms_nothing_again():
   assert (len(first.encoded), len(second.encoded)) == (2, 1)
 
 
-def test_an_image_is_evaluated_with_one_analysis_and_two_scans(tiny_checkpoint, photograph, monkeypatch):
-  codec, calls = Codec.load(tiny_checkpoint), []
+def test_an_image_is_evaluated_with_one_analysis_and_two_scans(light, photograph, monkeypatch):
+  codec, calls = light, []
   for name in ("analyze", "start", "finish"):
     function = getattr(jit_functions, name)
     counted = lambda *args, name=name, function=function: (calls.append(name), function(*args))[1]
