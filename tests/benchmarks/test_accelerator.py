@@ -3,22 +3,32 @@ import json
 
 import jax
 import pytest
+from conftest import random_variables
+from helpers.distribution_cases import SMALL
+from helpers.linear_stub import StandIn
 
 from benchmarks import accelerator
+from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.training import pmap_programs
 
 
 @pytest.fixture(name="check")
-def run_check(tiny_checkpoint, tmp_path):
+def run_check(tmp_path):
+  """check(*parts) -> the results of these parts of the benchmark, for a model that compiles fast."""
+  save_model(tmp_path / "small", SMALL, random_variables(SMALL))
+
   def check(*parts: str) -> dict:
     file = tmp_path / "found.json"
-    accelerator.main(["--small", "--minutes", "60", "--ckpt", str(tiny_checkpoint), "--json", str(file),
+    accelerator.main(["--small", "--minutes", "60", "--ckpt", str(tmp_path / "small"), "--json", str(file),
                       "--only", *parts])
     return json.loads(file.read_text())
   return check
 
 
 def test_a_cpu_decodes_what_itself_has_coded_and_the_times_are_those_of_all_parts(check, monkeypatch):
-  monkeypatch.setattr(accelerator, "SMALL", dict(accelerator.SMALL, contexts=(), lrp_widths=()))
+  monkeypatch.setattr(accelerator, "SMALL", SMALL.to_dict())
+  for module in accelerator, pmap_programs:  # the steps that are timed
+    monkeypatch.setattr(module, "build", StandIn)
   found = check("across", "training", "codec")
   assert found["platform"] == "cpu" and found["peak_flops"] is None and "parity" not in found
   for way in ("cpu to device", "device to cpu"):  # the same device, and bit for bit the same
