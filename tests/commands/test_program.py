@@ -94,7 +94,7 @@ def test_help_is_the_same_without_docstrings():
 def test_a_folder_that_was_removed_under_the_command_is_named(tmp_path):
   (tmp_path / "here").mkdir()
   command = (f"rmdir {tmp_path / 'here'} && "
-             f"{sys.executable} -m mlic_jax eval --ckpt {ROOT / 'checkpoints' / 'nano'}")
+             f"{sys.executable} -m mlic_jax eval --estimate --ckpt {ROOT / 'checkpoints' / 'nano'}")
   done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "here", capture_output=True, text=True, timeout=300,
                         env=os.environ | {"PYTHONPATH": str(ROOT)})
   assert (done.returncode, done.stderr) == (2, "error: the current folder no longer exists\n")

@@ -1,14 +1,16 @@
 """Tests of cached files that run code: forged files are not loaded, damaged ones are written again."""
 import os
 import pickle
-import subprocess
-import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.forked_programs import Program, run_forks
 
 from mlic_jax.runtime import executable_cache, startup, trusted_files
+
+ROOT = Path(__file__).parents[2]
 
 
 class Forged:
@@ -84,55 +86,76 @@ def test_a_written_file_is_trusted_for_any_umask_and_any_previous_file(tmp_path)
   assert trusted_files.read_trusted(str(tmp_path / "none")) is trusted_files.read_trusted(str(tmp_path)) is None
 
 
-def load_coder(folder):
-  """Whether the range coder was compiled, instead of read from the cache in `folder`, and stderr."""
-  program = ("import sys; from mlic_jax.coding import rangecoder, cdf_tables; import numpy as np;"
-             "table = cdf_tables.gaussian_table(np.ones(1)); symbols, rows = np.array([3, -200]), np.zeros(2, int);"
-             "encoder = rangecoder.Encoder(table, 'numba'); encoder.encode(symbols, rows);"
-             "decoded = rangecoder.Decoder(table, encoder.finish(), 'numba').decode(rows);"
-             "assert (decoded == symbols).all(); print('numba' in sys.modules)")
-  done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"MLIC_JAX_CACHE": str(folder)},
-                        capture_output=True, text=True, timeout=300)
-  assert done.returncode == 0, done.stderr
-  return done.stdout.strip() == "True", done.stderr
+SHARED = """
+import numba
+import mlic_jax.coding.rangecoder, mlic_jax.runtime.machine_code
+numba.njit("int64(int64)")(lambda x: 2 * x)  # its first function takes longer
+"""
+CODE = """
+import sys
+import numpy as np
+from mlic_jax.coding import cdf_tables, rangecoder
+from mlic_jax.runtime import machine_code
+compiled, usual = [], machine_code._compiled
+machine_code._compiled = lambda *args: compiled.append(args) or usual(*args)
+table = cdf_tables.gaussian_table(np.ones(1))
+symbols, rows = np.array([3, -200]), np.zeros(2, int)
+encoder = rangecoder.Encoder(table, "numba")
+encoder.encode(symbols, rows)
+decoded = rangecoder.Decoder(table, encoder.finish(), "numba").decode(rows)
+assert (decoded == symbols).all()
+print(len(compiled))
+"""
+COMPILED, READ = (0, b"2\n", ""), (0, b"0\n", "")  # an encoder and a decoder
 
 
-@pytest.fixture(scope="module", name="filled")
-def filled_cache(tmp_path_factory):
-  """{path below the folder: content} of the cache of the range coder."""
-  folder = tmp_path_factory.mktemp("filled")
-  assert load_coder(folder) == (True, "")
-  assert load_coder(folder) == (False, "")
+def load_coders(*folders):
+  """Loads the range coder in a program for each folder of its cache, one after the other; COMPILED or READ."""
+  return run_forks(SHARED, [Program(CODE, [], {"MLIC_JAX_CACHE": str(folder)}) for folder in folders], ROOT)
+
+
+def files_below(folder):
+  """{path below the folder: content}"""
   return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def copy_of(filled, folder):
-  for path, content in filled.items():
-    (folder / path.parent).mkdir(parents=True, exist_ok=True, mode=0o700)
-    (folder / path).touch(mode=0o600)
-    (folder / path).write_bytes(content)
-  return folder
+DAMAGE = {"empty": lambda content: b"", "cut": lambda content: content[:-9],
+          "zeros": lambda content: bytes(len(content)),
+          "a_bit": lambda content: content[:-900] + bytes([content[-900] ^ 1]) + content[-899:]}
 
 
-def test_a_copy_of_the_cache_of_the_range_coder_is_found(filled, tmp_path):
-  assert len(filled) == 2 and load_coder(copy_of(filled, tmp_path)) == (False, "")
+@pytest.fixture(scope="module", name="loaded")
+def loaded_caches(tmp_path_factory):
+  """{case: (the programs that have loaded the coder, files of its cache before them, files after them)}
+
+  The cases are "new", "copy", "writable by others", and those of DAMAGE."""
+  folders = {case: tmp_path_factory.mktemp("cache") for case in ("new", "copy", "writable by others", *DAMAGE)}
+  programs = {"new": load_coders(folders["new"], folders["new"])}
+  before = dict.fromkeys(folders, files_below(folders["new"]))
+  for case, folder in list(folders.items())[1:]:
+    for path, content in before[case].items():
+      (folder / path.parent).mkdir(parents=True, exist_ok=True, mode=0o700)
+      (folder / path).touch(mode=0o600)
+      (folder / path).write_bytes(DAMAGE.get(case, bytes)(content))
+      if case == "writable by others":
+        (folder / path).chmod(0o666)
+  copy, *others = load_coders(*list(folders.values())[1:], folders["writable by others"])
+  programs |= {"copy": [copy], "writable by others": [others[0], others[-1]]}
+  programs |= {case: [program] for case, program in zip(DAMAGE, others[1:-1], strict=True)}
+  return {case: (programs[case], before[case], files_below(folder)) for case, folder in folders.items()}
 
 
-@pytest.mark.parametrize("damage", [
-  lambda content: b"", lambda content: content[:-9], lambda content: bytes(len(content)),
-  lambda content: content[:-900] + bytes([content[-900] ^ 1]) + content[-899:]], ids=["empty", "cut", "zeros", "a_bit"])
-def test_a_damaged_cache_of_the_range_coder_is_made_again(filled, tmp_path, damage):
+def test_a_copy_of_the_cache_of_the_range_coder_is_found(loaded):
+  assert loaded["new"][0] == [COMPILED, READ] and len(loaded["new"][1]) == 2
+  assert loaded["copy"][0] == [READ]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_of_the_range_coder_is_made_again(loaded, damage):
   """As a power cut leaves files that were not on the disk yet."""
-  copy_of(filled, tmp_path)
-  for path in filled:
-    (tmp_path / path).write_bytes(damage(filled[path]))
-  assert load_coder(tmp_path) == (True, "")
-  assert {path: (tmp_path / path).read_bytes() for path in filled} == filled
+  programs, before, after = loaded[damage]
+  assert programs == [COMPILED] and after == before
 
 
-def test_machine_code_that_another_user_can_have_written_is_not_loaded(filled, tmp_path):
-  cache = copy_of(filled, tmp_path)
-  for path in filled:
-    (cache / path).chmod(0o666)
-  assert load_coder(cache) == (True, "")
-  assert load_coder(cache) == (False, "")
+def test_machine_code_that_another_user_can_have_written_is_not_loaded(loaded):
+  assert loaded["writable by others"][0] == [COMPILED, READ]
