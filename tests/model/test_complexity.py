@@ -24,10 +24,9 @@ def test_the_figures_of_mlic_plus_plus_are_those_of_the_authors_model():
   assert round(sum(part.kmacs for part in parts.values()), 1) == 1126.9
 
 
-@pytest.mark.parametrize("case", ["A", "B"])
-def test_live_parameters_are_those_that_the_authors_code_has(case):
-  manifest = [entry for entry in json.loads((GOLDEN / f"manifest_{case}.json").read_text())
-              if entry["kind"] == "parameter"]
+def test_live_parameters_are_those_that_the_authors_code_has():
+  """Of a model with another N, M and number of slices than MLIC++ has, which is above."""
+  manifest = [entry for entry in json.loads((GOLDEN / "manifest_B.json").read_text()) if entry["kind"] == "parameter"]
   config = infer_config({entry["name"]: SimpleNamespace(shape=entry["shape"]) for entry in manifest})
   assert sum(part.parameters for part in describe(config)) == sum(math.prod(entry["shape"]) for entry in manifest)
 
