@@ -21,7 +21,8 @@ from mlic_jax.model.contexts import global_inter_linear
 from mlic_jax.model.mlic import build
 from mlic_jax.model.rope import OutputRotary
 
-SMALL = CodecConfig(N=8, M=24, num_slices=3, channel_widths=(8, 8), entropy_widths=(8,), lrp_widths=(8,), window_size=3)
+SMALL = CodecConfig(N=8, M=24, num_slices=3, transforms="helpers.light_transforms", hyper_widths=(8, 8),
+                    channel_widths=(8, 8), entropy_widths=(8,), lrp_widths=(8,), window_size=3)
 MAPPED = dataclasses.replace(SMALL, num_rates=2, contexts=("local_attention", "channel"), options=dict(
     selection_widths=(8,), selection_spatial=True, selection_chance=0.5, selection_distance=0.3, selection_lrp=False))
 
@@ -173,7 +174,7 @@ def mapped(tmp_path_factory):
   params["slope"] += 1.0
   path = tmp_path_factory.mktemp("checkpoints") / "mapped"
   save_model(path, MAPPED, variables)
-  return Codec.load(path)
+  return Codec.load(path, allow_custom_modules=True)
 
 
 def test_what_is_left_out_is_its_mean_exactly_and_what_is_coded_is_not(mapped, photograph):
