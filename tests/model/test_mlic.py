@@ -20,8 +20,10 @@ def variables():
   return random_variables(TINY)
 
 
-LIGHT = CodecConfig.from_dict(dict(TINY.to_dict(), transforms="unshuffled", widths=(8, 8), hyper_widths=(8, 8),
+LIGHT = CodecConfig.from_dict(dict(TINY.to_dict(), transforms="helpers.light_transforms", hyper_widths=(8, 8),
                                    contexts=("channel",), channel_widths=(8,), entropy_widths=(8,), lrp_widths=(8,)))
+# Blocks that are rematerialized or run in bfloat16, and slices without contexts.
+BLOCKS = CodecConfig.from_dict(dict(LIGHT.to_dict(), transforms="unshuffled", widths=(8, 8), contexts=(), num_rates=0))
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +75,16 @@ def test_the_noise_of_an_image_is_that_of_its_index_in_the_whole_batch(x):
 
 
 def test_bfloat16_touches_the_transforms_and_no_parameter(x):
-  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), num_rates=0))
-  variables = random_variables(config)
-  exact = jax.jit(build(config).apply)(variables, x)
-  coarse = jax.jit(build(config, transform_dtype=jnp.bfloat16).apply)(variables, x)
+  variables = random_variables(BLOCKS)
+  exact = jax.jit(build(BLOCKS).apply)(variables, x)
+  coarse = jax.jit(build(BLOCKS, transform_dtype=jnp.bfloat16).apply)(variables, x)
   error = np.abs(coarse.x_hat - exact.x_hat)
   assert 1e-5 < error.mean() < 0.1 * np.std(exact.x_hat)
   assert coarse.x_hat.dtype == coarse.y_hat.dtype == jnp.float32
 
 
 def test_bfloat16_transforms_round_neither_y_nor_the_image(x):
-  config = CodecConfig.from_dict(dict(TINY.to_dict(), contexts=(), num_rates=0))
-  model, variables = build(config, transform_dtype=jnp.bfloat16), random_variables(config)
+  model, variables = build(BLOCKS, transform_dtype=jnp.bfloat16), random_variables(BLOCKS)
   y, _ = model.apply(variables, x, method="analyze")
   x_hat = model.apply(variables, y, method="synthesize")
   for values in (y, x_hat):
@@ -131,11 +131,10 @@ def test_high_gradients_of_the_entropy_path_leave_out_the_last_layers(variables)
 
 
 def test_rematerialization_changes_the_memory_and_not_the_gradient(x):
-  config = CodecConfig.from_dict(dict(LIGHT.to_dict(), contexts=(), num_rates=0))
-  variables = random_variables(config)
+  variables = random_variables(BLOCKS)
 
   def compiled(remat):
-    model = build(config, remat=remat, scan_unroll=config.num_slices)
+    model = build(BLOCKS, remat=remat, scan_unroll=BLOCKS.num_slices)
     loss = lambda v: jnp.square(model.apply(v, x[:1], rngs={"noise": jax.random.key(0)}).x_hat - x[:1]).sum()
     return jax.jit(jax.grad(loss)).lower(variables).compile(compiler_options={"xla_backend_optimization_level": 0})
   usual, again = compiled(False), compiled(True)
