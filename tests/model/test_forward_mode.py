@@ -1,5 +1,6 @@
 """Tests of tangents and Hessians of a codec: jax.jvp, jax.linearize, forward over reverse."""
 
+import dataclasses
 import functools
 
 import jax
@@ -74,7 +75,7 @@ def codec_derivatives():
   params, x = random_variables(SMALL), np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
 
   def loss(variables):
-    out = build(SMALL, scan_unroll=2).apply(variables, x, quantizer=UNQUANTIZED)
+    out = build(SMALL, scan_unroll=1).apply(variables, x, quantizer=UNQUANTIZED)
     return 100 * jnp.square(out.x_hat - x).mean() + (out.y_bits.sum() + out.z_bits.sum()) / x.size
 
   def derivatives(params, direction):
@@ -109,7 +110,8 @@ def trace_forward_over_reverse(loss, *args) -> None:
 
 @pytest.mark.parametrize("name", transforms.available())
 def test_every_transform_can_be_differentiated_forward_over_reverse(name):
-  fields = dict(hpcm=dict(widths=(8, 8, 8)), unshuffled=dict(options=dict(token_expansion=1)))
+  fields = dict(hpcm=dict(widths=(8, 8, 8)), token_mixing=dict(options=dict(token_blocks=1)),
+                unshuffled=dict(options=dict(token_expansion=1)))
   config = CodecConfig(N=4, M=8, num_slices=2, transforms=name, contexts=(), **fields.get(name, {}))
   chosen = transforms.find(name)
   for transform, shape in ((chosen.Analysis(config), (1, 64, 64, 3)), (chosen.Synthesis(config), (1, 4, 4, config.M))):
@@ -118,23 +120,28 @@ def test_every_transform_can_be_differentiated_forward_over_reverse(name):
     trace_forward_over_reverse(lambda params, x: jnp.square(transform.apply(params, x)).sum(), params, x)
 
 
+@functools.cache
+def shapes_of_context(name: str):
+  """A context of slices of 8 channels with all its options, its inputs and its parameters."""
+  options = {option: True for option in getattr(contexts.find(name), "OPTIONS", {})}
+  context = contexts.make_context(name, CodecConfig(M=24, num_slices=3, contexts=(name,), options=options))
+  arrays = [jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (48, 24, 8, 8)]
+  init = lambda *arrays: context.init(jax.random.key(0), inputs_of(2, np, *arrays))
+  return context, arrays, jax.eval_shape(init, *arrays)
+
+
+def inputs_of(k, xp, hyper, decoded, previous, anchor) -> contexts.ContextInputs:
+  return contexts.ContextInputs(k, hyper, decoded, xp.arange(24) < 8 * k, previous, anchor)
+
+
 # A loop over slices traces their indices, an unrolled one knows them. Some contexts are other programs then.
 @pytest.mark.parametrize("is_traced", [False, True])
 @pytest.mark.parametrize("name", contexts.available())
 def test_every_context_can_be_differentiated_forward_over_reverse(name, is_traced):
-  options = {option: True for option in getattr(contexts.find(name), "OPTIONS", {})}
-  config = CodecConfig(M=24, num_slices=3, contexts=(name,), options=options)
-  context = contexts.make_context(name, config)
-  arrays = [jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (48, 24, 8, 8)]
-
-  def inputs(k, hyper, decoded, previous, anchor):
-    live = (jnp if is_traced else np).arange(24) < 8 * k
-    return contexts.ContextInputs(k, hyper, decoded, live, previous, anchor)
-
-  params = jax.eval_shape(lambda *arrays: context.init(jax.random.key(0), inputs(2, *arrays)), *arrays)
+  (context, arrays, params), xp = shapes_of_context(name), jnp if is_traced else np
 
   def trace(k):
-    energy = lambda params, *arrays: jnp.square(context.apply(params, inputs(k, *arrays))).sum()
+    energy = lambda params, *arrays: jnp.square(context.apply(params, inputs_of(k, xp, *arrays))).sum()
     trace_forward_over_reverse(energy, params, *arrays)
 
   if is_traced:
@@ -144,7 +151,7 @@ def test_every_context_can_be_differentiated_forward_over_reverse(name, is_trace
 
 
 def test_the_scan_over_slices_can_be_differentiated_forward_over_reverse():
-  slices = Slices(SMALL)
+  slices = Slices(dataclasses.replace(SMALL, contexts=("channel",)))  # all contexts are above
   hyper, y = (jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (16, 8))
   params = jax.eval_shape(lambda *arrays: slices.init(jax.random.key(0), *arrays, method="scan"), hyper, y)
   bits = lambda params, hyper, y: slices.apply(params, hyper, y, NOISE, y, method="scan").bits.sum()
