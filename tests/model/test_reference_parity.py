@@ -35,6 +35,7 @@ class Case(NamedTuple):
   weights: dict[str, np.ndarray]
 
 
+@functools.cache
 def load_case(name: str) -> Case:
   manifest = json.loads((GOLDEN / f"manifest_{name}.json").read_text())
   weights = golden_fill.fill(manifest)
@@ -47,7 +48,8 @@ def load_case(name: str) -> Case:
   return Case(arrays, config, variables, x, weights)
 
 
-@pytest.fixture(scope="module", params=["A", "B", "C"])
+# B, two images at other sizes and one more slice, goes through the code of A.
+@pytest.fixture(scope="module", params=["A", pytest.param("B", marks=pytest.mark.slow), "C"])
 def case(request) -> Case:
   return load_case(request.param)
 
