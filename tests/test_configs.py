@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from helpers.paper_models import PAPER_MODELS
 
 from configs.mlic_plus_plus import LAMBDAS
+from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
 from mlic_jax.training import config_registry
@@ -156,11 +156,12 @@ def test_the_comparison_of_optimizers_differs_in_the_optimizer_alone_and_its_com
     (["--config=configs/mlic_plus_plus.py:mse:3", "--config.lmda=1"], "field 'lmda'; the nearest known one is 'lmbda'"),
     (["--config=configs/nano.py:mse:3"], "configs/nano.py takes no argument; wanted the name without ':mse:3'"),
     (["--config=configs/mlicc.py:mse:3"], "configs/mlicc.py:mse:3: no such config file")])
-def test_an_objective_or_a_field_that_does_not_exist_is_refused_in_one_line(tmp_path, arguments, message):
-  command = [sys.executable, "train.py", *arguments, f"--workdir={tmp_path / 'run'}"]
-  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ, JAX_PLATFORMS="cpu"))
-  assert done.returncode == 2
-  assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ") and message in done.stderr
+def test_an_objective_or_a_field_that_does_not_exist_is_refused_in_one_line(
+    tmp_path, monkeypatch, capsys, arguments, message):
+  monkeypatch.chdir(ROOT)
+  assert main_of_one_command("train", "train.py", [*arguments, f"--workdir={tmp_path / 'run'}"]) == 2
+  err = capsys.readouterr().err
+  assert err.count("\n") == 1 and err.startswith("train.py: ") and message in err
   assert not (tmp_path / "run").exists()
 
 

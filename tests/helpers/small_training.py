@@ -25,6 +25,10 @@ class PowerCut(BaseException):
 @pytest.fixture(name="config")
 def small_config(tmp_path):
   """A run of a few steps on twelve images of 72x80; the model is the stand-in."""
+  return config_on_images_in(tmp_path)
+
+
+def config_on_images_in(tmp_path):
   rng = np.random.default_rng(0)
   (tmp_path / "photographs").mkdir()
   for i in range(12):
@@ -47,9 +51,12 @@ def standin_model(monkeypatch):
 
 @pytest.fixture(name="standin")
 def standin_compiled_once(monkeypatch):
-  """The stand-in, and programs that all runs of the same config share, as the executables on disk are shared.
+  """The stand-in, and programs that all runs of the same config share, as the executables on disk are shared."""
+  share_programs(monkeypatch)
 
-  The description of a program is everything that it is traced from (runtime/executable_cache.py), but for a training
+
+def share_programs(monkeypatch):
+  """The description of a program is everything that it is traced from (runtime/executable_cache.py), but for a training
   step that a test replaces."""
   monkeypatch.setattr(loop, "build", StandIn)
   usual = step_module.with_executable_cache

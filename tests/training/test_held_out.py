@@ -79,28 +79,28 @@ def test_an_interrupted_run_evaluates_the_exported_model_when_it_goes_on(config,
                       lambda self, step, *others: evaluated.append(step) or usual(self, step, *others))
   config.num_steps = 5
   loop.train_and_evaluate(config, tmp_path / "run")  # an evaluation at its end
-  config.num_steps = 8
+  config.num_steps = 10
   loop.train_and_evaluate(config, tmp_path / "run")
   assert evaluated == []
   add_images(tmp_path / "photographs", 0, 256)
   config.num_steps = 12
   with monkeypatch.context() as patch:
-    stop_at(patch, 9, cut)
+    stop_at(patch, 11, cut)
     with pytest.raises(BaseException, match="^$"):
       loop.train_and_evaluate(config, tmp_path / "run")
-  assert evaluated == [8]
+  assert evaluated == [10]
   loop.train_and_evaluate(config, tmp_path / "run")  # no checkpoint was saved since: once more
   loop.train_and_evaluate(config, tmp_path / "run")
-  assert evaluated == [8, 8]
+  assert evaluated == [10, 10]
 
 
 def test_a_run_whose_data_folder_moves_up_trains_on_the_same_images(config, standin, tmp_path):
   """The runs agree bit for bit: no held-out image is trained on, and no trained image is held out."""
-  config.num_steps, config.eval_every = 4, 100
+  config.num_steps = 5
   for name in ("whole", "moved"):
     loop.train_and_evaluate(config, tmp_path / name)
   held_out = preflight.read_held_out(tmp_path / "moved")
-  config.num_steps = 8
+  config.num_steps = 10
   loop.train_and_evaluate(config, tmp_path / "whole")
   (tmp_path / "archive").mkdir()
   (tmp_path / "photographs").rename(tmp_path / "archive" / "renamed")

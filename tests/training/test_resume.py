@@ -15,9 +15,11 @@ import pytest
 from helpers.linear_stub import StandIn
 from helpers.small_training import (  # noqa: F401 (fixtures among them)
   PowerCut,
+  config_on_images_in,
   cut,
   final_state,
   rows,
+  share_programs,
   small_config,
   standin_compiled_once,
   stop_at,
@@ -45,32 +47,42 @@ from mlic_jax.training.preflight import workdir_lock
 from mlic_jax.training.step import create_state, make_train_step
 
 
+@pytest.fixture(scope="module", name="whole")
+def uninterrupted_run(tmp_path_factory):
+  """The workdir of a run of small_config, and its last state; tests read it."""
+  folder = tmp_path_factory.mktemp("whole")
+  with pytest.MonkeyPatch.context() as patch:
+    share_programs(patch)
+    config = config_on_images_in(folder)
+    loop.train_and_evaluate(config, folder / "run")
+    return folder / "run", final_state(config, folder / "run")
+
+
 @pytest.mark.parametrize("step, stop", [
     (11, cut), (4, cut), (7, lambda: os.kill(os.getpid(), signal.SIGTERM))],
     ids=["killed", "killed_before_the_first_checkpoint", "sigterm"])
 def test_an_interrupted_run_continued_is_bit_for_bit_the_uninterrupted_one(
-    config, standin, tmp_path, monkeypatch, step, stop):
-  loop.train_and_evaluate(config, tmp_path / "whole")
+    config, standin, whole, tmp_path, monkeypatch, step, stop):
   with monkeypatch.context() as patch:
     stop_at(patch, step, stop)
     with pytest.raises((PowerCut, Interrupted)):
       loop.train_and_evaluate(config, tmp_path / "cut")
   loop.train_and_evaluate(config, tmp_path / "cut")
-  jax.tree.map(np.testing.assert_array_equal, final_state(config, tmp_path / "whole"),
-               final_state(config, tmp_path / "cut"))
-  whole, again = (json.loads((tmp_path / name / "model" / "config.json").read_text()) for name in ("whole", "cut"))
-  assert whole == again  # with the figures of the evaluation that the model is of
+  whole, state = whole
+  jax.tree.map(np.testing.assert_array_equal, state, final_state(config, tmp_path / "cut"))
+  exported, again = (json.loads((run / "model" / "config.json").read_text()) for run in (whole, tmp_path / "cut"))
+  assert exported == again  # with the figures of the evaluation that the model is of
   for name in ("metrics.csv", "eval.csv"):
     steps = [row["step"] for row in rows(tmp_path / "cut" / name)]
-    assert steps == [row["step"] for row in rows(tmp_path / "whole" / name)]
+    assert steps == [row["step"] for row in rows(whole / name)]
 
 
 def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, standin, tmp_path):
-  config.num_steps = 6
+  config.num_steps = 5
   loop.train_and_evaluate(config, tmp_path / "run")
-  config.num_steps = 8
+  config.num_steps = 12
   loop.train_and_evaluate(config, tmp_path / "run")
-  assert final_state(config, tmp_path / "run").state.step == 8
+  assert final_state(config, tmp_path / "run").state.step == 12
   config.model.M, config.learning_rate = 16, 0.5
   message = r"these fields differ: learning_rate \(0.001 -> 0.5\), model.M \(8 -> 16\)"
   with pytest.raises(ConfigMismatch, match=message):
@@ -78,6 +90,7 @@ def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, sta
 
 
 def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, tmp_path):
+  config.optimizer = "adam"
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
   step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
   state = parallel.replicate(create_state(config, model, optimizer))
@@ -203,14 +216,16 @@ def test_only_complete_checkpoints_count(config, tmp_path):
 
 def test_a_run_whose_unrolling_is_a_field_of_the_model_goes_on_with_any_other(config, standin, tmp_path):
   """As older versions wrote it, in config files and in config.json."""
-  config.num_steps = 2
+  config.num_steps = 5
   config.model.scan_unroll = 2
   loop.train_and_evaluate(config, tmp_path / "run")
   assert build_options(config)["scan_unroll"] == 2
   del config.model["scan_unroll"]
-  config.num_steps, config.scan_unroll = 4, 1
+  config.num_steps = 12
   loop.train_and_evaluate(config, tmp_path / "run")
-  assert final_state(config, tmp_path / "run").state.step == 4
+  assert final_state(config, tmp_path / "run").state.step == 12
+  assert build_options(config)["scan_unroll"] == 0
+  config.scan_unroll = 1
   assert build_options(config)["scan_unroll"] == 1
 
 
