@@ -55,6 +55,13 @@ def cache_key(config, model, teacher=None) -> str | None:
   return repr((sorted((name, value) for name, value in fields.items() if name not in LOCAL_FIELDS), model))
 
 
+def evaluation_key(config, model) -> str | None:
+  """Returns the key of the cached evaluation, which reads only the distortion from a config; None as in cache_key.
+
+  A run that continues with more steps or another learning rate thus finds it."""
+  return None if cache_key(config, model) is None else repr((config.distortion, model))
+
+
 def training(train_step: Callable, devices: Sequence[jax.Device] | None = None,
              key: str | None = None) -> Callable:
   """Returns the training step on all devices: (state, batch, teacher_variables, flags) -> (state, metrics, flags).

@@ -33,7 +33,7 @@ class Validation:
     rates = model.config.num_rates
     self.rates = list(enumerate(config.lmbdas, start=1)) if rates else [(None, config.lmbda)]
     step = make_eval_step(config, model, jax.devices()[0].platform)
-    self._step = pmap_programs.evaluation(step, key=pmap_programs.cache_key(config, model))
+    self._step = pmap_programs.evaluation(step, key=pmap_programs.evaluation_key(config, model))
     self._compiled = False
     self._images: dict[int | None, np.ndarray] = {}  # by quality: (n, 2, H, W, 3), originals and reconstructions
 

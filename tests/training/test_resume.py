@@ -24,6 +24,7 @@ from helpers.small_training import (  # noqa: F401 (fixtures among them)
   standin_compiled_once,
   stop_at,
 )
+from ml_collections import ConfigDict
 
 from mlic_jax import folder_lock
 from mlic_jax.coding.checkpoint_io import load_model
@@ -41,10 +42,10 @@ from mlic_jax.training.checkpoints import (
 )
 from mlic_jax.training.config_schema import load_config
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.pmap_programs import build_options
+from mlic_jax.training.pmap_programs import build_options, evaluation_key
 from mlic_jax.training.preemption import Interrupted
 from mlic_jax.training.preflight import workdir_lock
-from mlic_jax.training.step import create_state, make_train_step
+from mlic_jax.training.step import create_state, make_eval_step, make_train_step
 
 
 @pytest.fixture(scope="module", name="whole")
@@ -87,6 +88,25 @@ def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, sta
   message = r"these fields differ: learning_rate \(0.001 -> 0.5\), model.M \(8 -> 16\)"
   with pytest.raises(ConfigMismatch, match=message):
     loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_run_that_continues_with_other_settings_of_training_finds_its_evaluation(config):
+  """An evaluation is traced from model and distortion alone."""
+  model = StandIn(CodecConfig(**config.model))
+  key = evaluation_key(config, model)
+  only_the_distortion = ConfigDict(dict(distortion=config.distortion))
+  evaluate = jax.vmap(make_eval_step(only_the_distortion, model), axis_name=parallel.AXIS,
+                      in_axes=(None, 0, 0, None, None, None))
+  shape = jax.ShapeDtypeStruct
+  params = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 64, 64, 3)))["params"]
+  sums, _ = jax.eval_shape(evaluate, params, shape((1, 2, 64, 64, 3), np.uint8), shape((1, 2), np.float32), 1.0, 0.1,
+                           np.zeros(3))
+  assert {"loss", "bpp", "weight"} <= set(sums)
+  config.num_steps, config.learning_rate, config.optimizer, config.seed = 99, 0.5, "adam", 7
+  assert evaluation_key(config, model) == key is not None
+  assert evaluation_key(config, StandIn(CodecConfig(**dict(config.model, M=16)))) != key
+  config.distortion = "ms_ssim"
+  assert evaluation_key(config, model) != key
 
 
 def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, tmp_path):
