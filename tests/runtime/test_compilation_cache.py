@@ -1,15 +1,18 @@
 """Tests of the folder of compiled functions: its location, its trust, and repair of damage."""
 import os
+import shutil
 import stat
-import subprocess
-import sys
+from pathlib import Path
 
 import jax
 import pytest
+from helpers.forked_programs import Program, run_forks
 from PIL import Image
 
 from mlic_jax.__main__ import main
 from mlic_jax.runtime import compilation_cache, trusted_files
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(name="chosen")
@@ -118,16 +121,15 @@ hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("/cache_hits")))
 print(jax.jit(lambda x: 3 * x)(2.0), sum(hits))
 """
+COMPILED, READ = (0, b"6.0 0\n", ""), (0, b"6.0 1\n", "")  # without a message
 
 
-def run(folder, before=""):
-  """What PROGRAM computes, how much of it came from the cache, and stderr."""
+def run(*programs):
+  """Runs pairs of a folder of the cache and code before PROGRAM, one after the other."""
   environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-  environment |= dict(MLIC_JAX_CACHE=str(folder), JAX_PLATFORMS="cpu")
-  done = subprocess.run([sys.executable, "-c", before + PROGRAM], env=environment, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  result, hits = done.stdout.split()
-  return float(result), int(hits), done.stderr
+  forks = [Program(before + PROGRAM, [], {"MLIC_JAX_CACHE": str(folder)}) for folder, before in programs]
+  return run_forks("import jax, mlic_jax.runtime.compilation_cache", forks, ROOT,
+                   environment=environment | {"JAX_PLATFORMS": "cpu"})
 
 
 DAMAGE = {"empty": lambda content: b"", "cut": lambda content: content[:len(content) // 2],
@@ -135,26 +137,39 @@ DAMAGE = {"empty": lambda content: b"", "cut": lambda content: content[:len(cont
           "a_bit": lambda content: content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]}
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
-def test_an_entry_of_jax_that_is_damaged_is_compiled_and_written_again(tmp_path, damage):
-  assert run(tmp_path)[:2] == (6, 0)
-  entry, = (tmp_path / "xla").glob("*-cache")
-  entry.write_bytes(damage(entry.read_bytes()))
-  assert run(tmp_path) == (6, 0, "")
-  assert run(tmp_path) == (6, 1, "")
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory):
+  """The path of the entry of PROGRAM, which a process has written."""
+  folder = tmp_path_factory.mktemp("filled")
+  assert run((folder, "")) == [COMPILED]
+  path, = (folder / "xla").glob("*-cache")
+  return path
 
 
-def test_an_entry_that_a_full_disk_cut_is_removed_and_the_reason_said_once(tmp_path):
+@pytest.fixture(scope="module")
+def repaired(entry, tmp_path_factory):
+  """{name of a damage: two programs that find an entry with it}"""
+  folders = {name: tmp_path_factory.mktemp("damaged") for name in DAMAGE}
+  for name, folder in folders.items():
+    shutil.copytree(entry.parent, folder / "xla")
+    (folder / "xla" / entry.name).write_bytes(DAMAGE[name](entry.read_bytes()))
+  found = iter(run(*[(folder, "") for folder in folders.values() for _ in range(2)]))
+  return {name: [next(found), next(found)] for name in folders}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_entry_of_jax_that_is_damaged_is_compiled_and_written_again(repaired, damage):
+  assert repaired[damage] == [COMPILED, READ]
+
+
+def test_an_entry_that_a_full_disk_cut_is_removed_and_the_reason_said_once(entry, tmp_path):
   """A limit on the size of files ends writes as a full disk does."""
-  assert run(tmp_path)[:2] == (6, 0)
-  entry, = (tmp_path / "xla").glob("*-cache")
-  size = entry.stat().st_size
-  entry.unlink()
-  limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))"
-  result, _, said = run(tmp_path, limit)
-  assert result == 6 and len(said.splitlines()) == 1 and "File too large" in said
-  assert not list((tmp_path / "xla").glob("*-cache"))
-  assert run(tmp_path) == (6, 0, "") and run(tmp_path) == (6, 1, "")
+  size = entry.stat().st_size // 2
+  limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+  entries = f"import pathlib; assert not list(pathlib.Path({str(tmp_path)!r}).glob('xla/*-cache'))\n"
+  limited, *later = run((tmp_path, limit), (tmp_path, entries), (tmp_path, ""))
+  assert limited[:2] == COMPILED[:2] and len(limited.stderr.splitlines()) == 1 and "File too large" in limited.stderr
+  assert later == [COMPILED, READ]
 
 
 @pytest.mark.parametrize("mode, folder_mode, stays",
