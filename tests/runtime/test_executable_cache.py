@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY, random_variables
+from helpers.distribution_cases import SMALL
 from helpers.linear_stub import StandIn
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
@@ -22,6 +23,7 @@ from test_lowering import small_config  # noqa: F401  a fixture
 
 from mlic_jax.coding import jit_functions
 from mlic_jax.coding.background_compile import decoder_compiled_in_background
+from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import registry
@@ -51,6 +53,14 @@ def program_folder(tmp_path, monkeypatch):
 def set_code(monkeypatch, digest, on_disk=None):
   monkeypatch.setattr(startup, "code", digest)
   monkeypatch.setattr(startup, "digest_of_code", lambda: on_disk or digest)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+  """The directory of a model without contexts, whose functions compile fast."""
+  path = tmp_path_factory.mktemp("checkpoints") / "small"
+  save_model(path, SMALL, random_variables(SMALL))
+  return path
 
 
 @pytest.fixture(name="scaled")
@@ -127,9 +137,9 @@ def test_programs_that_read_the_same_are_told_apart_by_what_they_leave_out(folde
 
 
 def test_two_models_of_which_a_program_takes_the_same_parameters(folder, monkeypatch):
-  other = TINY.from_dict(TINY.to_dict() | {"lrp_widths": [18, 18]})
-  z = np.zeros((1, 1, 1, TINY.N), np.float32)
-  for config in (TINY, other, TINY):
+  other = SMALL.from_dict(SMALL.to_dict() | {"lrp_widths": [18]})
+  z = np.zeros((1, 1, 1, SMALL.N), np.float32)
+  for config in (SMALL, other, SMALL):
     variables = random_variables(config)
     round_z = shape_cache.ShapeCache(jit_functions.round_z._function, size=3, module=0, describe=registry.description)
     symbols, finite = round_z(build(config), variables, z, z)
@@ -245,8 +255,8 @@ def test_of_threads_that_want_a_program_one_compiles_it_and_the_others_wait(fold
   assert len(written) == 1
 
 
-def test_a_decoder_is_compiled_in_a_thread_and_not_again(folder, tiny_checkpoint, photograph, monkeypatch):
-  codec, image, traced, here = Codec.load(tiny_checkpoint), photograph[:64, :64], [], threading.get_ident()
+def test_a_decoder_is_compiled_in_a_thread_and_not_again(folder, checkpoint, photograph, monkeypatch):
+  codec, image, traced, here = Codec.load(checkpoint), photograph[:64, :64], [], threading.get_ident()
   functions = {name: getattr(jit_functions, name) for name in ("start", "nonanchors", "advance", "finish")}
 
   def noted(name, function):
@@ -266,7 +276,7 @@ def test_a_decoder_is_compiled_in_a_thread_and_not_again(folder, tiny_checkpoint
   with decoder_compiled_in_background(codec, 64, 64):
     pass
   assert traced == [(name, False) for name in functions]
-  blob, picture = codec.encode_with_reconstruction(image, 2)
+  blob, picture = codec.encode_with_reconstruction(image)
   np.testing.assert_array_equal(codec.decode(blob), picture)
   as_in_a_new_process()
   with decoder_compiled_in_background(codec, 64, 64):          # which has nothing to do
@@ -347,7 +357,7 @@ def test_a_training_step_comes_back_with_the_names_of_its_figures(folder, config
   assert first_step(learning_rate=config.learning_rate / 2)[1] != metrics and len(traced) == 3
 
 
-def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_path):
+def test_the_second_process_of_a_command_traces_nothing(checkpoint, tmp_path):
   Image.effect_noise((64, 64), 40).convert("RGB").save(tmp_path / "photo.png")
 
   def encode():
@@ -355,7 +365,7 @@ def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_pat
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment |= dict(MLIC_JAX_CACHE=str(tmp_path / "cache"), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu")
     command = [sys.executable, "-m", "mlic_jax", "encode", tmp_path / "photo.png", tmp_path / "photo.mlic",
-               "--ckpt", tiny_checkpoint]
+               "--ckpt", checkpoint]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "cached_" in line]
