@@ -2,9 +2,10 @@
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
-from helpers.linear_stub import StandIn
+from helpers.small_training import standin_compiled_once  # noqa: F401  a fixture
 from PIL import Image
 
 from mlic_jax.__main__ import main
@@ -23,9 +24,9 @@ def get_config():
 
 
 @pytest.fixture(name="command")
-def two_configurations(tmp_path, monkeypatch):
+def two_configurations(tmp_path, standin, monkeypatch):
   """Arguments of `ablate` for small.py and large.py on eight images of 72x80; the model is the stand-in."""
-  monkeypatch.setattr(loop, "build", StandIn)
+  monkeypatch.setattr(jax, "clear_caches", lambda: None)  # has the programs of other tests too
   rng = np.random.default_rng(0)
   (tmp_path / "photographs").mkdir()
   for i in range(8):
