@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import TINY, random_variables
 from flax import linen as nn
+from helpers.light_codec import LIGHT, UNSHUFFLED
 
 from mlic_jax.coding import analysis_stages, tile_cells, tile_functions
 from mlic_jax.coding.analysis_stages import Stages
@@ -16,8 +17,6 @@ from mlic_jax.coding.tile_grid import TileGrid
 from mlic_jax.coding.tiled_analysis import TiledAnalysis
 from mlic_jax.model.layers import Conv
 from mlic_jax.model.mlic import build
-
-LIGHT = dataclasses.replace(TINY, transforms="unshuffled", widths=(24, 32))
 
 
 @functools.cache
@@ -30,13 +29,13 @@ def measured(config, stride=16):
 
 @pytest.mark.parametrize("config, stages", [
     (TINY, Stages(cut=2, factor=4, channels=16, first=4, second=3)),
-    (LIGHT, Stages(cut=4, factor=8, channels=24, first=4, second=3))])
+    (UNSHUFFLED, Stages(cut=4, factor=8, channels=24, first=4, second=3))])
 def test_the_cut_and_its_halos_follow_from_the_layers(config, stages):
   """Up to the second "down" of cheng2020 13 pixels, then 44; up to "fine3" of the light ones 32 pixels, then 40."""
   assert measured(config)[2] == stages
 
 
-@pytest.mark.parametrize("config, batch, floats, cells", [(TINY, 1, 2**25, 30), (LIGHT, 3, 64 * 32 * 3, 60)])
+@pytest.mark.parametrize("config, batch, floats, cells", [(TINY, 1, 2**25, 30), (UNSHUFFLED, 3, 64 * 32 * 3, 60)])
 def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch, floats, cells, monkeypatch):
   model, found, stages = measured(config)
   image = np.random.default_rng(0).integers(0, 256, (320, 384, 3), np.uint8)
@@ -55,7 +54,7 @@ def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch,
 
 
 def test_features_of_two_rows_of_tiles_are_kept_at_most():
-  model, found, stages = measured(LIGHT)
+  model, found, stages = measured(UNSHUFFLED)
   image, grid = np.zeros((640, 256, 3), np.uint8), TileGrid(640, 256, 128, 64)
   analysis, cell, held = TiledAnalysis([model], found, stages, image, grid, 16, 2.0, 1), 16 * 8 * 24 * 4, []
   for _ in analysis:
@@ -108,7 +107,7 @@ def test_transforms_with_branches_over_the_cut_have_one_stage(monkeypatch, analy
   module.activation_floats_per_pixel = lambda config: 8.0
   monkeypatch.setitem(sys.modules, "my_stages", types.ModuleType("my_stages"))
   monkeypatch.setitem(sys.modules, name, module)
-  _, _, stages = measured(dataclasses.replace(TINY, transforms=name), 8)
+  _, _, stages = measured(dataclasses.replace(LIGHT, transforms=name), 8)
   assert (stages and stages.cut) == cut
 
 

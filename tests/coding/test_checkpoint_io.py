@@ -7,21 +7,31 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, random_variables
+from conftest import random_variables
+from helpers.light_codec import UNSHUFFLED
 
 from mlic_jax.coding.cdf_tables import build_table
 from mlic_jax.coding.checkpoint_io import CheckpointError, _fingerprint, load_model, save_model
 
+CONFIG = dataclasses.replace(UNSHUFFLED, contexts=(), widths=(16, 16))
+
 
 @pytest.fixture(scope="module")
 def variables():
-  return random_variables(TINY)
+  return random_variables(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(variables, tmp_path_factory):
+  path = tmp_path_factory.mktemp("checkpoints") / "tiny"
+  save_model(path, CONFIG, variables, training={"steps": 300})
+  return path
 
 
 @pytest.fixture
-def damaged(tiny_checkpoint, tmp_path):
+def damaged(checkpoint, tmp_path):
   """Returns a copy of a model directory, to damage."""
-  return shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
+  return shutil.copytree(checkpoint, tmp_path / "damaged")
 
 
 def edit(path, **changes):
@@ -32,34 +42,34 @@ def edit(path, **changes):
   (path / "config.json").write_text(json.dumps(settings))
 
 
-def test_a_model_is_loaded_as_it_was_saved(tiny_checkpoint, variables):
-  model = load_model(tiny_checkpoint)
-  assert (model.name, model.config, model.training) == ("tiny", TINY, {"steps": 300})
+def test_a_model_is_loaded_as_it_was_saved(checkpoint, variables):
+  model = load_model(checkpoint)
+  assert (model.name, model.config, model.training) == ("tiny", CONFIG, {"steps": 300})
   assert jax.tree.structure(model.variables) == jax.tree.structure(variables)
   jax.tree.map(np.testing.assert_array_equal, model.variables, variables)
-  for stored, built in zip(model.table, build_table(TINY, variables)):
+  for stored, built in zip(model.table, build_table(CONFIG, variables)):
     np.testing.assert_array_equal(stored, built)
 
 
-def test_the_workdir_of_a_run_stands_for_its_model(tiny_checkpoint, tmp_path):
-  shutil.copytree(tiny_checkpoint, tmp_path / "my_run" / "model")
+def test_the_workdir_of_a_run_stands_for_its_model(checkpoint, tmp_path):
+  shutil.copytree(checkpoint, tmp_path / "my_run" / "model")
   assert load_model(tmp_path / "my_run").name == load_model(tmp_path / "my_run" / "model").name == "my_run"
 
 
 def test_saving_again_replaces_the_model_and_leaves_nothing_beside_it(tmp_path, variables):
-  save_model(tmp_path / "m", TINY, variables, {"steps": 1})
-  save_model(tmp_path / "m", TINY, variables, {"steps": 2})
+  save_model(tmp_path / "m", CONFIG, variables, {"steps": 1})
+  save_model(tmp_path / "m", CONFIG, variables, {"steps": 2})
   assert load_model(tmp_path / "m").training == {"steps": 2}
   assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path, variables):
-  save_model(tmp_path / "m", TINY, variables)
+  save_model(tmp_path / "m", CONFIG, variables)
   diverged = {"params": dict(variables["params"], log_gain=np.full((3, 32), np.nan, np.float32))}
   with pytest.raises(ValueError, match="log_gain is not finite"):
-    save_model(tmp_path / "m", TINY, diverged)
+    save_model(tmp_path / "m", CONFIG, diverged)
   with pytest.raises(TypeError):
-    save_model(tmp_path / "m", TINY, variables, training={"not": object()})
+    save_model(tmp_path / "m", CONFIG, variables, training={"not": object()})
   load_model(tmp_path / "m")
   assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
@@ -82,15 +92,15 @@ def test_a_run_that_is_killed_while_a_model_is_replaced_leaves_one_that_is_found
     if len(renames) == 2:
       raise Killed
 
-  save_model(path, TINY, variables, {"steps": 1})
+  save_model(path, CONFIG, variables, {"steps": 1})
   with monkeypatch.context() as patch, pytest.raises(Killed):
     patch.setattr(Path, "rename", rename)
     patch.setattr(shutil, "rmtree", rmtree)
-    save_model(path, TINY, variables, {"steps": 2})
+    save_model(path, CONFIG, variables, {"steps": 2})
   for each in path.parent, path:
     model = load_model(each)
     assert (model.name, model.training) == ("run", {"steps": found})
-  save_model(path, TINY, variables, {"steps": 3})        # by a process of the same number, as in containers
+  save_model(path, CONFIG, variables, {"steps": 3})        # by a process of the same number, as in containers
   assert load_model(path).training == {"steps": 3} and [each.name for each in path.parent.iterdir()] == ["model"]
 
 
@@ -98,23 +108,23 @@ def test_a_model_is_replaced_behind_its_link_and_may_have_the_longest_name(tmp_p
   real = tmp_path / ("m" * 255)
   (tmp_path / "link").symlink_to(real)
   for steps in 1, 2:
-    save_model(tmp_path / "link", TINY, variables, {"steps": steps})
+    save_model(tmp_path / "link", CONFIG, variables, {"steps": steps})
     assert (tmp_path / "link").is_symlink() and load_model(real).training == {"steps": steps}
   assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_checkpoint, tmp_path, variables):
-  fingerprint = load_model(tiny_checkpoint).fingerprint
+def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(checkpoint, tmp_path, variables):
+  fingerprint = load_model(checkpoint).fingerprint
   assert len(fingerprint) == 8
-  save_model(tmp_path / "renamed", TINY, variables, training=None)
+  save_model(tmp_path / "renamed", CONFIG, variables, training=None)
   assert load_model(tmp_path / "renamed").fingerprint == fingerprint
 
   changed = jax.tree.map(np.copy, variables)
-  changed["params"]["g_s"]["up0"]["igdn"]["beta"][0] += 1e-6
-  save_model(tmp_path / "changed", TINY, changed)
+  changed["params"]["g_s"]["in"]["bias"][0] += 1e-6
+  save_model(tmp_path / "changed", CONFIG, changed)
   assert load_model(tmp_path / "changed").fingerprint != fingerprint
 
-  save_model(tmp_path / "other", dataclasses.replace(TINY, window_size=3), variables)
+  save_model(tmp_path / "other", dataclasses.replace(CONFIG, window_size=3), variables)
   assert load_model(tmp_path / "other").fingerprint != fingerprint  # any field of the config counts
 
   with np.load(tmp_path / "changed" / "tables.npz") as arrays:
@@ -125,23 +135,23 @@ def test_the_fingerprint_follows_what_decides_decoding_and_nothing_else(tiny_che
   assert load_model(tmp_path / "renamed").fingerprint != fingerprint
 
 
-def test_the_unrolling_of_the_scan_is_no_part_of_the_fingerprint(tiny_checkpoint, tmp_path, variables):
+def test_the_unrolling_of_the_scan_is_no_part_of_the_fingerprint(checkpoint, tmp_path, variables):
   """scan_unroll changes only compilation. Older versions wrote it into config.json and the fingerprint."""
-  fingerprint = load_model(tiny_checkpoint).fingerprint
-  save_model(tmp_path / "model", TINY, variables)
+  fingerprint = load_model(checkpoint).fingerprint
+  save_model(tmp_path / "model", CONFIG, variables)
   assert "scan_unroll" not in json.loads((tmp_path / "model" / "config.json").read_text())["model"]
   for value in (0, 1, 7):
     edit(tmp_path / "model", model={"scan_unroll": value})
     assert load_model(tmp_path / "model").fingerprint == fingerprint
-    assert load_model(tmp_path / "model").config == TINY
+    assert load_model(tmp_path / "model").config == CONFIG
   edit(tmp_path / "model", fingerprint=None)  # of programs that wrote none
   assert load_model(tmp_path / "model").fingerprint == fingerprint
 
 
 def test_a_model_of_an_older_program_keeps_the_fingerprint_that_counted_its_unrolling(tmp_path, variables):
   """Every file of such a model has this fingerprint."""
-  save_model(tmp_path / "model", TINY, variables)
-  model, fields = load_model(tmp_path / "model"), TINY.to_dict()
+  save_model(tmp_path / "model", CONFIG, variables)
+  model, fields = load_model(tmp_path / "model"), CONFIG.to_dict()
   written = _fingerprint(fields | {"scan_unroll": 2}, model.variables["params"], model.table)
   assert written != model.fingerprint
   for value in (2, 0, 1):
@@ -199,15 +209,15 @@ def test_tables_of_another_model_are_refused(damaged):
 
 
 def test_parts_that_were_not_saved_together_are_refused(damaged, tmp_path, variables):
-  save_model(tmp_path / "other", TINY, random_variables(TINY, seed=1))
+  save_model(tmp_path / "other", CONFIG, random_variables(CONFIG, seed=1))
   shutil.rmtree(damaged / "params")
   shutil.copytree(tmp_path / "other" / "params", damaged / "params")
   with pytest.raises(CheckpointError, match="fingerprint of its files is [0-9a-f]{16}, config.json has [0-9a-f]{16}"):
     load_model(damaged)
 
 
-def test_a_directory_without_a_fingerprint_is_an_older_one_and_loads(damaged, tiny_checkpoint):
+def test_a_directory_without_a_fingerprint_is_an_older_one_and_loads(damaged, checkpoint):
   settings = json.loads((damaged / "config.json").read_text())
-  assert settings.pop("fingerprint") == load_model(tiny_checkpoint).fingerprint.hex()
+  assert settings.pop("fingerprint") == load_model(checkpoint).fingerprint.hex()
   (damaged / "config.json").write_text(json.dumps(settings))
-  assert load_model(damaged).fingerprint == load_model(tiny_checkpoint).fingerprint
+  assert load_model(damaged).fingerprint == load_model(checkpoint).fingerprint

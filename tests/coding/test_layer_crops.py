@@ -5,8 +5,9 @@ import types
 
 import numpy as np
 import pytest
-from conftest import TINY, random_variables
+from conftest import random_variables
 from flax import linen as nn
+from helpers.light_codec import LIGHT, UNSHUFFLED
 
 from mlic_jax.coding import layer_crops
 from mlic_jax.coding.layer_crops import Layer, crops_of
@@ -14,8 +15,6 @@ from mlic_jax.coding.receptive_field import halos
 from mlic_jax.coding.tile_grid import TileGrid
 from mlic_jax.model.layers import Conv, ConvTranspose
 from mlic_jax.model.mlic import build
-
-LIGHT = dataclasses.replace(TINY, transforms="unshuffled", widths=(24, 32))
 
 
 def layers_of(config, variables, stride=16):
@@ -25,15 +24,15 @@ def layers_of(config, variables, stride=16):
 
 def test_the_halo_shrinks_by_what_each_layer_looks_at():
   """1x1, 2 blocks of 3x3 and 1x1 at 1/16 of the resolution, 5 blocks and 1x1 at 1/8; to the next even number."""
-  _, layers = layers_of(LIGHT, random_variables(LIGHT))
+  _, layers = layers_of(UNSHUFFLED, random_variables(UNSHUFFLED))
   assert layers == (*((1, halo) for halo in (6, 4, 4, 4)), *((2, halo) for halo in (4, 4, 2, 2, 0, 0)))
 
 
 @pytest.mark.parametrize("number", [0, 4, 7, 8])
 def test_every_tile_has_the_pixels_of_the_whole_image(number):
-  variables = random_variables(LIGHT)
-  model, layers = layers_of(LIGHT, variables)
-  y_hat = np.random.default_rng(0).normal(0, 1, (1, 24, 24, LIGHT.M)).astype(np.float32)
+  variables = random_variables(UNSHUFFLED)
+  model, layers = layers_of(UNSHUFFLED, variables)
+  y_hat = np.random.default_rng(0).normal(0, 1, (1, 24, 24, UNSHUFFLED.M)).astype(np.float32)
   grid = TileGrid(24, 24, 8, 8)
   crops = crops_of(grid, number, 6, layers, 16)
   window = y_hat[0][grid.window(number, 6).slices][None]
@@ -84,5 +83,5 @@ def test_a_transform_with_branches_has_no_crops(monkeypatch):
   module.activation_floats_per_pixel = lambda config: 8.0
   monkeypatch.setitem(sys.modules, "my_branches", types.ModuleType("my_branches"))
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  config = dataclasses.replace(TINY, transforms=module.__name__)
+  config = dataclasses.replace(LIGHT, transforms=module.__name__)
   assert layers_of(config, random_variables(config), 4)[1] == ()

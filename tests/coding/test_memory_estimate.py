@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY, random_variables
+from helpers.light_codec import LIGHT
 from helpers.paper_models import PAPER_MODELS
 
 from mlic_jax.coding import jit_functions as compiled_functions
@@ -30,12 +31,12 @@ def test_a_kodak_image_takes_less_than_a_gigabyte_in_the_models_of_the_papers_an
   assert 0.3e9 < bytes_needed(PAPER_MODELS[name], 512, 768) < most
 
 
-@pytest.mark.parametrize("fields", [dict(widths=(48, 16, 16)), dict(transforms="elic", N=48),
+@pytest.mark.parametrize("fields", [dict(transforms="cheng2020", widths=(48, 16, 16)), dict(transforms="elic", N=48),
                                     dict(transforms="hpcm", widths=(24, 16, 16)),
                                     dict(transforms="token_mixing", widths=(24, 16, 16)),
                                     dict(transforms="unshuffled", widths=(192, 64))], ids=transforms.available())
 def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that(fields):
-  config = dataclasses.replace(TINY, **fields)
+  config = dataclasses.replace(LIGHT, **fields)
   variables, image = random_variables(config), jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)
   analyze = jax.jit(compiled_functions.analyze, static_argnums=0)
   compiled = analyze.lower(build(config), variables, image, np.float32(2)).compile()
