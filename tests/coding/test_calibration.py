@@ -62,7 +62,7 @@ def test_a_calibrated_model_writes_smaller_files_of_the_same_images(tmp_path, ph
   assert coder.bits(z_symbols, passes)[0].sum() == pytest.approx(found.after[0], rel=0.01)
 
   before, after = Codec.load("model"), Codec.load("calibrated")
-  files = [codec.encode(photograph) for codec in (before, after)]
+  files = [codec.encode(crop) for codec in (before, after)]
   assert len(files[1]) < len(files[0])
   np.testing.assert_array_equal(after.decode(files[1]), before.decode(files[0]))
 
