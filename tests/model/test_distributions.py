@@ -17,6 +17,7 @@ from mlic_jax.model import distributions, entropy_model, generalized_normal
 from mlic_jax.model.distributions import BITS_MAX, OUTSIDE_MIN, laplace, logistic, make_distribution
 from mlic_jax.model.generalized_normal import alpha_of_tail, bin_nats
 from mlic_jax.model.mlic import build
+from mlic_jax.model.quantizers import NOISE
 from mlic_jax.model.registry import PartError
 from mlic_jax.model.scale_table import SCALE_MIN
 
@@ -230,16 +231,14 @@ def test_the_gradient_of_a_generalized_gaussian_stores_one_array_for_each_argume
 
 
 def test_a_codec_learns_the_parameters_of_its_distribution():
-  x = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
+  rng = np.random.default_rng(0)
+  y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (SMALL.M, 2 * SMALL.M))
+  noise, scan = rng.uniform(-0.5, 0.5, y.shape).astype(np.float32), lambda model, *args: model.slices.scan(*args)
   for name in "shapes by channel", "shapes by element", "three Gaussians":
     config = CONFIGS[name]
-    variables = variables_of(config)
-
-    def rate(slices, config=config, params=variables["params"]):
-      model, noise = build(config, scan_unroll=1), {"noise": jax.random.key(0)}
-      return model.apply({"params": dict(params, slices=slices)}, x, rngs=noise).y_bits.sum()
-
-    slopes = jax.jit(jax.grad(rate))(variables["params"]["slices"])["steps"]
+    rate = lambda params, config=config: build(config, scan_unroll=1).apply(
+        {"params": params}, hyper, y, NOISE, noise, method=scan).bits.sum()
+    slopes = jax.jit(jax.grad(rate))(variables_of(config)["params"])["slices"]["steps"]
     if name == "shapes by channel":
       assert all(np.all(slope != 0) for slope in slopes["distribution_parameters"].values())
     (last,) = [key for key in slopes["entropy_anchor"] if slopes["entropy_anchor"][key]["bias"].shape[-1] > 16]
