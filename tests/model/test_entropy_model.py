@@ -22,22 +22,24 @@ from mlic_jax.model.scale_table import SCALE_MIN
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, transforms="unshuffled", widths=(4, 4), hyper_widths=(4, 4),
                     contexts=("channel",), channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
+# The entropy model is that of TINY; other transforms take long to trace.
+CODEC = dataclasses.replace(TINY, transforms="helpers.light_transforms")
 RESEARCH = Path(__file__).parents[2] / "docs" / "research.md"
 
 
 @pytest.fixture(scope="module")
 def variables():
-  return random_variables(TINY)
+  return random_variables(CODEC)
 
 
 def test_predict_gives_what_the_codec_gives(variables):
   x = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
-  out = jax.jit(build(TINY).apply)(variables, x, 2.0)
+  out = jax.jit(build(CODEC).apply)(variables, x, 2.0)
 
   @jax.jit
   def latents_and_coded(variables, x):
-    y, hyper = entropy_model.latents(TINY, variables, x, 2.0)
-    return y, entropy_model.predict(TINY, variables["params"]["slices"], hyper, y)
+    y, hyper = entropy_model.latents(CODEC, variables, x, 2.0)
+    return y, entropy_model.predict(CODEC, variables["params"]["slices"], hyper, y)
 
   y, coded = latents_and_coded(variables, x)
   np.testing.assert_allclose(coded.y_hat, out.y_hat, atol=1e-4)
@@ -49,22 +51,22 @@ def test_predict_gives_what_the_codec_gives(variables):
 
 @pytest.mark.parametrize("precision, found", [("highest", {"HIGHEST"}), ("default", {"DEFAULT", "HIGHEST"})])
 def test_predict_multiplies_in_the_precision_that_it_is_given(variables, precision, found):
-  y, hyper = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 4, 4, 2 * TINY.M))
-  run = lambda y: entropy_model.predict(TINY, variables["params"]["slices"], hyper, y, precision=precision).bits
+  y, hyper = jnp.zeros((1, 4, 4, CODEC.M)), jnp.zeros((1, 4, 4, 2 * CODEC.M))
+  run = lambda y: entropy_model.predict(CODEC, variables["params"]["slices"], hyper, y, precision=precision).bits
   assert {each.name for each in products(equations_on(jax.make_jaxpr(run)(y), "tpu"))} == found
 
 
 @pytest.mark.parametrize("key", [None, jax.random.key(3)])
 def test_every_module_of_the_entropy_model_is_seen_by_name_and_slice(variables, key):
   params, rng = variables["params"]["slices"], np.random.default_rng(0)
-  y, hyper = (rng.normal(0, 3, (2, 4, 8, n)).astype(np.float32) for n in (TINY.M, 2 * TINY.M))
-  run = lambda function: jax.jit(lambda params: function(TINY, params, hyper, y, key))(params)
+  y, hyper = (rng.normal(0, 3, (2, 4, 8, n)).astype(np.float32) for n in (CODEC.M, 2 * CODEC.M))
+  run = lambda function: jax.jit(lambda params: function(CODEC, params, hyper, y, key))(params)
   coded, slices = run(entropy_model.predict), run(entropy_model.intermediates)
-  assert len(slices) == TINY.num_slices
-  cs, top_level = TINY.slice_channels, {name.split("/")[0] for name in params["steps"]}
+  assert len(slices) == CODEC.num_slices
+  cs, top_level = CODEC.slice_channels, {name.split("/")[0] for name in params["steps"]}
   for k, modules in enumerate(slices):
-    silent = {f"contexts_{name}" for name in TINY.contexts
-              if k == 0 and "decoded" in contexts.make_context(name, TINY).needs}
+    silent = {f"contexts_{name}" for name in CODEC.contexts
+              if k == 0 and "decoded" in contexts.make_context(name, CODEC).needs}
     assert {name for name in modules if "/" not in name} == top_level - silent
     raw_scale, mean = (sum(unpack(jnp.split(modules[f"entropy_{name}"], 2, axis=-1)[half], anchors)
                            for name, anchors in (("anchor", True), ("nonanchor", False))) for half in (0, 1))
@@ -125,7 +127,7 @@ def test_the_relaxation_for_refining_in_the_research_notes_refines(tmp_path, pho
 
 
 def test_new_parameters_have_the_structure_of_a_codec(variables):
-  params = jax.eval_shape(lambda key: entropy_model.init(TINY, key), jax.random.key(0))
+  params = jax.eval_shape(lambda key: entropy_model.init(CODEC, key), jax.random.key(0))
   shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
   assert shapes(params) == shapes(variables["params"]["slices"])
 

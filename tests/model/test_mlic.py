@@ -1,5 +1,7 @@
 """Tests of the codec module and its layers, except for the scan over slices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,16 +16,16 @@ from mlic_jax.model.mlic import build
 from mlic_jax.model.quantizers import NOISE
 from mlic_jax.model.straight_through import lower_bound, ste_round
 
+CODEC = dataclasses.replace(TINY, transforms="helpers.light_transforms")  # others take long to trace
+LIGHT = dataclasses.replace(CODEC, hyper_widths=(8, 8), contexts=("channel",), channel_widths=(8,), entropy_widths=(8,),
+                            lrp_widths=(8,))
+# Blocks that are rematerialized or run in bfloat16, and slices without contexts.
+BLOCKS = dataclasses.replace(LIGHT, transforms="unshuffled", widths=(8, 8), contexts=(), num_rates=0)
+
 
 @pytest.fixture(scope="module")
 def variables():
-  return random_variables(TINY)
-
-
-LIGHT = CodecConfig.from_dict(dict(TINY.to_dict(), transforms="helpers.light_transforms", hyper_widths=(8, 8),
-                                   contexts=("channel",), channel_widths=(8,), entropy_widths=(8,), lrp_widths=(8,)))
-# Blocks that are rematerialized or run in bfloat16, and slices without contexts.
-BLOCKS = CodecConfig.from_dict(dict(LIGHT.to_dict(), transforms="unshuffled", widths=(8, 8), contexts=(), num_rates=0))
+  return random_variables(CODEC)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +44,9 @@ def test_pack_and_unpack_split_and_join_the_checkerboard():
 
 
 def test_outputs_have_the_shapes_of_the_contract(variables, x):
-  out = jax.eval_shape(build(TINY).apply, variables, x, jnp.array([1.0, 2.5]))
-  assert out.x_hat.shape == x.shape and out.y_hat.shape == out.y_bits.shape == (2, 4, 8, TINY.M)
-  assert out.z_bits.shape == (2, 1, 2, TINY.N)
+  out = jax.eval_shape(build(CODEC).apply, variables, x, jnp.array([1.0, 2.5]))
+  assert out.x_hat.shape == x.shape and out.y_hat.shape == out.y_bits.shape == (2, 4, 8, CODEC.M)
+  assert out.z_bits.shape == (2, 1, 2, CODEC.N)
 
 
 def test_noise_is_drawn_only_when_its_rng_is_given(x):
@@ -93,10 +95,10 @@ def test_bfloat16_transforms_round_neither_y_nor_the_image(x):
 
 def test_the_precision_of_the_entropy_path_is_an_option_of_training_and_not_of_coding(variables):
   """On CPU products have one precision, so the claim is about the program that an accelerator is given."""
-  y, z, highest = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 1, 1, TINY.N)), jax.lax.Precision.HIGHEST
+  y, z, highest = jnp.zeros((1, 4, 4, CODEC.M)), jnp.zeros((1, 1, 1, CODEC.N)), jax.lax.Precision.HIGHEST
   for precision, in_training in [("highest", highest), ("high_gradients", highest),
                                  ("default", jax.lax.Precision.DEFAULT)]:
-    model = build(TINY, entropy_precision=precision)
+    model = build(CODEC, entropy_precision=precision)
     scan = lambda y, z: model.apply(variables, y, z, 2.0, method="code").y_bits
     coding = lambda z: model.apply(variables, z, method="hyper")
     # The gains of a rate and g_s are outside the entropy path.
@@ -105,8 +107,8 @@ def test_the_precision_of_the_entropy_path_is_an_option_of_training_and_not_of_c
 
 
 def test_a_low_precision_of_the_entropy_path_leaves_out_the_last_layers(variables):
-  model = build(TINY, entropy_precision="default", transform_precision="high")
-  y, z, cs = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 1, 1, TINY.N)), TINY.slice_channels
+  model = build(CODEC, entropy_precision="default", transform_precision="high")
+  y, z, cs = jnp.zeros((1, 4, 4, CODEC.M)), jnp.zeros((1, 1, 1, CODEC.N)), CODEC.slice_channels
   bits = lambda y, z: model.apply(variables, y, z, 2.0, method="code").y_bits.sum()
   found = named(equations_on(jax.make_jaxpr(bits)(y, z), "tpu"), "conv_general_dilated")
   in_full = [each.outvars[0].aval.shape[-1] for each in found
@@ -115,8 +117,8 @@ def test_a_low_precision_of_the_entropy_path_leaves_out_the_last_layers(variable
 
 
 def test_high_gradients_of_the_entropy_path_leave_out_the_last_layers(variables):
-  model, last = build(TINY, entropy_precision="high_gradients", transform_precision="default"), 2 * TINY.slice_channels
-  y, z, found = jnp.zeros((1, 4, 4, TINY.M)), jnp.zeros((1, 1, 1, TINY.N)), []
+  model = build(CODEC, entropy_precision="high_gradients", transform_precision="default")
+  y, z, found, last = jnp.zeros((1, 4, 4, CODEC.M)), jnp.zeros((1, 1, 1, CODEC.N)), [], 2 * CODEC.slice_channels
 
   def trace(params):  # without running the forward pass, whose products are not those of the gradient
     bits = lambda params: model.apply({"params": params}, y, z, 2.0, method="code").y_bits.sum()
@@ -143,16 +145,16 @@ def test_rematerialization_changes_the_memory_and_not_the_gradient(x):
 
 
 def test_a_fraction_of_a_quality_is_the_geometric_mean_of_its_gains(variables):
-  gain = lambda q: build(TINY).apply(variables, q, method=lambda m, q: m._gain("log_gain", q))
+  gain = lambda q: build(CODEC).apply(variables, q, method=lambda m, q: m._gain("log_gain", q))
   np.testing.assert_allclose(gain(1.5)**2, gain(1.0) * gain(2.0), rtol=1e-6)
   np.testing.assert_array_equal(gain(jnp.array([3.0, 1.0]))[1:], gain(1.0))
 
 
 def test_a_missing_quality_and_a_size_that_is_no_multiple_are_refused(variables, x):
   with pytest.raises(ValueError, match=r"got no quality; a variable-rate codec wants one in 1\.\.3"):
-    build(TINY).apply(variables, x)
+    build(CODEC).apply(variables, x)
   with pytest.raises(ValueError, match="60x128; height and width have to be multiples of 64"):
-    build(TINY).apply(variables, x[:, :60], 1.0)
+    build(CODEC).apply(variables, x[:, :60], 1.0)
 
 
 def test_only_live_weights_are_drawn_and_the_first_slices_start_at_the_right_size():
