@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.light_codec import light_model
 
 from mlic_jax.coding import bitstream
 from mlic_jax.coding.bitstream import BitstreamError
@@ -12,8 +13,8 @@ from mlic_jax.data.image_io import ImageError, to_loaded_image
 
 
 @pytest.fixture(scope="module")
-def codec(tiny_checkpoint):
-  return Codec.load(tiny_checkpoint)
+def codec():
+  return Codec(light_model())
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,19 @@ import re
 
 import numpy as np
 import pytest
+from helpers.light_codec import LIGHT, light_model
 
 from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream
+from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.data.image_io import save_image
 from mlic_jax.model.scale_table import scale_table
 
 
 @pytest.fixture(scope="module")
-def codec(tiny_checkpoint):
-  return Codec.load(tiny_checkpoint)
+def codec():
+  return Codec(light_model())
 
 
 @pytest.mark.parametrize("options", [{}, dict(portable=False), dict(chunked=False)])
@@ -44,13 +46,15 @@ def test_all_elements_of_a_pass_may_be_skipped(codec, photograph):
 
 
 def test_a_scale_that_skips_nothing_or_everything_is_refused_in_one_line(
-    tmp_path, photograph, tiny_checkpoint, capsys):
+    tmp_path, photograph, capsys):
+  save_model(tmp_path / "light", LIGHT, light_model().variables)
+  model = ["--ckpt", str(tmp_path / "light"), "--allow-custom-modules"]
   save_image(tmp_path / "photo.png", photograph)
   files = [str(tmp_path / "photo.png"), str(tmp_path / "photo.mlic")]
   for scale, status in (("0.1", 2), ("256", 2), ("0.8", 0)):
-    assert main(["encode", *files, "--ckpt", str(tiny_checkpoint), "--skip", scale]) == status
+    assert main(["encode", *files, *model, "--skip", scale]) == status
     err = capsys.readouterr().err
     assert status == 0 or err.count("\n") == 1 and "wanted a scale of at least 0.11 and below 256" in err
   assert main(["info", files[1]]) == 0
   assert re.search(r"skipped +elements with scales up to 0\.\d+\n", capsys.readouterr().out)
-  assert main(["decode", files[1], str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 0
+  assert main(["decode", files[1], str(tmp_path / "out.png"), *model]) == 0
