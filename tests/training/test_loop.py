@@ -26,7 +26,7 @@ from mlic_jax.training import loop, parallel
 from mlic_jax.training.checkpoints import Evaluated
 from mlic_jax.training.config_schema import check_fields
 from mlic_jax.training.metrics_buffer import NonFiniteLoss
-from mlic_jax.training.optimizer import is_quantiles, make_optimizer
+from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.run_log import CsvLog
 from mlic_jax.training.step import create_state, make_train_step
 from mlic_jax.training.validation import Validation
@@ -47,18 +47,6 @@ def test_the_codec_learns_a_batch_by_heart():
     state, metrics = step(state, parallel.shard(x))
     losses.append(float(metrics["loss"][0]))
   assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
-
-
-def test_the_auxiliary_loss_trains_the_quantiles_and_nothing_else(config):
-  config.optimizer, config.learning_rate, config.final_learning_rate = "adam", 1e-30, 0.0  # moves by about the rate
-  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
-  state = create_state(config, model, optimizer)
-  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu"))
-  after, _ = step(parallel.replicate(state), parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
-  moved = jax.tree_util.tree_map_with_path(
-      lambda path, a, b: (is_quantiles(path), np.abs(a - b).max()), state.params, parallel.unreplicate(after.params))
-  for quantiles, distance in jax.tree.leaves(moved, is_leaf=lambda x: isinstance(x, tuple)):
-    assert distance < 1e-20 if not quantiles else 0 < distance < 2 * config.aux_learning_rate
 
 
 def test_a_run_is_continued_into_an_end_that_was_not_planned(config, standin, tmp_path):

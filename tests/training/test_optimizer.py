@@ -136,11 +136,12 @@ def test_the_step_of_muon_is_the_same_by_way_of_the_gram_matrix(shape):
   x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
   expected = optax.contrib._muon.orthogonalize_via_newton_schulz(
       x, jnp.array(COEFFICIENTS), REPETITIONS, dimension_numbers=optax.contrib.MuonDimensionNumbers(1, 2))
-  np.testing.assert_allclose(orthogonalize(x), expected, atol=1e-5)
+  alone, by_side = jax.jit(orthogonalize), jax.jit(orthogonalize_by_side, static_argnums=1)
+  np.testing.assert_allclose(alone(x), expected, atol=1e-5)
   other = jnp.asarray(np.random.default_rng(1).normal(size=(3, 24, 40)), jnp.float32)
   for on_cpu in False, True:
-    for found, alone in zip(orthogonalize_by_side([x, other, x[:, :8]], on_cpu), (x, other, x[:, :8])):
-      np.testing.assert_allclose(found, orthogonalize(alone), atol=1e-5)
+    for found, each in zip(by_side([x, other, x[:, :8]], on_cpu), (x, other, x[:, :8])):
+      np.testing.assert_allclose(found, alone(each), atol=1e-5)
 
 
 def test_matrices_of_one_side_share_a_loop_but_on_cpu_nearly_square_ones():
@@ -157,7 +158,7 @@ def test_a_small_gradient_makes_a_step_of_the_learning_rate_too(config):
   optimizer = make_optimizer(config)
   params = dict(kernel=jnp.zeros((1, 1, 3, 3)), bias=jnp.zeros(3), quantiles=jnp.zeros((1, 3)))
   tiny = jax.tree.map(lambda p: jnp.full(p.shape, 1e-5), params)
-  updates, _ = optimizer.update(tiny, optimizer.init(params), params)
+  updates, _ = jax.jit(optimizer.update)(tiny, optimizer.init(params), params)
   np.testing.assert_allclose(updates["bias"], -config.learning_rate, rtol=2e-3)
   np.testing.assert_allclose(updates["quantiles"], -config.aux_learning_rate, rtol=2e-3)
 
@@ -182,12 +183,13 @@ def test_five_updates_are_those_of_optax(config, name, platform):
   matrix = jnp.zeros((36, 5))
   kernel_state, bias_state = of_kernel.init(dict(kernel=matrix)), of_bias.init(params["bias"])
   peak = dict(adam=config.learning_rate, muon=config.muon_learning_rate)[name]
+  update, update_kernel, update_bias = map(jax.jit, (optimizer.update, of_kernel.update, of_bias.update))
   for i in range(5):
     gradient = dict(kernel=jnp.float32(rng.normal(size=(3, 3, 4, 5))), bias=jnp.float32(rng.normal(size=5)))
-    updates, state = optimizer.update(gradient, state, params)
-    step, kernel_state = of_kernel.update(dict(kernel=gradient["kernel"].reshape(36, 5)), kernel_state,
-                                          dict(kernel=matrix))
-    bias_step, bias_state = of_bias.update(gradient["bias"], bias_state)
+    updates, state = update(gradient, state, params)
+    step, kernel_state = update_kernel(dict(kernel=gradient["kernel"].reshape(36, 5)), kernel_state,
+                                       dict(kernel=matrix))
+    bias_step, bias_state = update_bias(gradient["bias"], bias_state)
     rate = float(learning_rate_schedule(config)(i)) / config.learning_rate
     np.testing.assert_allclose(updates["kernel"].reshape(36, 5), -rate * peak * scale(36, 5) * step["kernel"],
                                rtol=1e-3, atol=1e-6)
@@ -201,10 +203,11 @@ def test_soap_is_for_kernels_and_adam_for_the_rest_both_at_the_learning_rate(con
   state, kernel_state = optimizer.init(params), soap.init(dict(kernel=params["kernel"]))
   others = lambda tree: {name: value for name, value in tree.items() if name != "kernel"}
   adam_state = adam.init(others(params))
+  update, update_kernel = jax.jit(optimizer.update), jax.jit(soap.update)
   for i in range(3):
     gradient = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params)
-    updates, state = optimizer.update(gradient, state, params)
-    step, kernel_state = soap.update(dict(kernel=gradient["kernel"]), kernel_state)
+    updates, state = update(gradient, state, params)
+    step, kernel_state = update_kernel(dict(kernel=gradient["kernel"]), kernel_state)
     rest, adam_state = adam.update(others(gradient), adam_state)
     rate = float(learning_rate_schedule(config)(i))
     expected = jax.tree.map(lambda u, rate=rate: -rate * u, step | rest)
@@ -219,7 +222,7 @@ def test_muon_gives_every_convolution_of_every_slice_an_orthogonal_step(config):
   params = jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes,
                         is_leaf=lambda x: isinstance(x, tuple))
   optimizer = make_optimizer(config)
-  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
   matrices_of = lambda tree: [*np.reshape(tree["conv"]["kernel"], (2, 72, 24)), tree["lying"]["kernel"][0, 0]]
   for step, gradient in zip(matrices_of(updates), matrices_of(params)):
     u, _, vt = np.linalg.svd(gradient, full_matrices=False)
@@ -239,9 +242,8 @@ def test_channels_that_a_slice_cannot_see_yet_do_not_change_its_step(platform):
   for k in range(slices):
     gradient[k, :, :, k * channels:] = 0
   muon = scale_by_muon(platform=platform)
-  step = lambda kernel: np.asarray(muon.update(dict(kernel=jnp.asarray(kernel)), muon.init(dict(kernel=kernel)))[0][
-      "kernel"])
-  stacked = step(gradient)
+  step = jax.jit(lambda kernel: muon.update(dict(kernel=kernel), muon.init(dict(kernel=kernel)))[0]["kernel"])
+  stacked = np.asarray(step(gradient))
   assert not stacked[0].any()  # the first slice sees no other
   for k in range(1, slices):
     live, dead = np.split(stacked[k], [k * channels], axis=2)
@@ -256,11 +258,12 @@ def test_a_gradient_longer_than_grad_clip_counts_as_one_of_that_length(config, n
   scaled = lambda tree, length: jax.tree.map(lambda g: jnp.float32(g / optax.global_norm(tree) * length), tree)
   params, first, second = normal(), normal(), scaled(normal(), 0.5)
 
-  def update(grad_clip, length):  # after two gradients, as the first step of Adam is a sign
+  def update_with(grad_clip, length):  # after two gradients, as the first step of Adam is a sign
     config.optimizer, config.grad_clip = name, grad_clip
     optimizer = make_optimizer(config)
-    _, state = optimizer.update(scaled(first, length), optimizer.init(params), params)
-    return np.concatenate([u.ravel() for u in jax.tree.leaves(optimizer.update(second, state, params)[0])])
+    update = jax.jit(optimizer.update)
+    _, state = update(scaled(first, length), optimizer.init(params), params)
+    return np.concatenate([u.ravel() for u in jax.tree.leaves(update(second, state, params)[0])])
 
-  np.testing.assert_allclose(update(2.0, 100.0), update(2.0, 2.0), rtol=1e-3, atol=1e-9)
-  assert np.abs(update(0.0, 100.0) / update(0.0, 2.0) - 1).max() > 0.1
+  np.testing.assert_allclose(update_with(2.0, 100.0), update_with(2.0, 2.0), rtol=1e-3, atol=1e-9)
+  assert np.abs(update_with(0.0, 100.0) / update_with(0.0, 2.0) - 1).max() > 0.1
