@@ -66,6 +66,7 @@ def start(process: dict) -> int:
 
 if __name__ == "__main__":
   gc.freeze()  # for the exits
+  gc.set_threshold(50_000, 20, 50)  # as in conftest.py
   for line in sys.stdin:
     children = [start(process) for process in json.loads(line)]
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

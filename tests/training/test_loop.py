@@ -119,11 +119,11 @@ def test_the_average_is_what_is_exported_and_evaluated_on_every_held_out_photogr
 
   monkeypatch.setattr(loop, "make_train_step", make_step_with_that_average)
   loop.train_and_evaluate(config, tmp_path / "run")
-  exported = load_model(tmp_path / "run" / "model").variables["params"]
+  exported, apply = load_model(tmp_path / "run" / "model").variables["params"], jax.jit(model.apply)
   jax.tree.map(np.testing.assert_array_equal, exported, average)
   for quality, row in enumerate(rows(tmp_path / "run" / "eval.csv"), start=1):
     x = pixels / np.float32(255)
-    out = model.apply({"params": average}, x, quality)
+    out = apply({"params": average}, x, quality)
     mse = float(np.mean((np.round(np.clip(out.x_hat, 0, 1) * 255) / 255 - x)**2))
     bpp = float(out.y_bits.sum() + out.z_bits.sum()) / (3 * 64 * 64)
     assert (float(row["mse"]), float(row["bpp"])) == pytest.approx((mse, bpp), rel=1e-4)
