@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY
+from helpers.light_codec import LIGHT, light_model
 from helpers.paper_models import PAPER_MODELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from configs.nano import get_config
 from mlic_jax.__main__ import main
 from mlic_jax.coding import bitstream, jit_functions, latent_coder, portable_cdf
 from mlic_jax.coding.bitstream import BitstreamError, PortabilityError
+from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.portable_cdf import (
   BLOCK_SIZES,
@@ -37,7 +39,7 @@ from mlic_jax.model.likelihoods import scale_index, scale_level
 from mlic_jax.model.scale_table import SCALE_LEVELS, SCALE_MAX, SCALE_MIN, SCALE_STEP, scale_table
 from mlic_jax.model.slices import Prior
 
-EPSILON = 2.0**-portable_cdf.epsilon_exponent(TINY)
+EPSILON = 2.0**-portable_cdf.epsilon_exponent(LIGHT)
 SMALLEST = BLOCK_SIZES[0]
 
 
@@ -243,8 +245,15 @@ def test_no_position_is_near_an_edge_of_two_grids():
 # --- the codec ----------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def codec(tiny_checkpoint):
-  return Codec.load(tiny_checkpoint)
+def checkpoint(tmp_path_factory):
+  path = tmp_path_factory.mktemp("checkpoints") / "light"
+  save_model(path, LIGHT, light_model().variables)
+  return path
+
+
+@pytest.fixture(scope="module")
+def codec(checkpoint):
+  return Codec.load(checkpoint, allow_custom_modules=True)
 
 
 def disturb(monkeypatch, size):
@@ -269,7 +278,7 @@ def test_positions_that_are_off_by_half_of_epsilon_decode_to_the_same_image(
 @pytest.mark.parametrize("chunked", [True, False])
 def test_positions_that_are_off_by_twenty_epsilon_are_an_error_that_names_both_machines(
     codec, photograph, monkeypatch, chunked):
-  blob = codec.encode(photograph, chunked=chunked)
+  blob = codec.encode(np.tile(photograph, (2, 2, 1)), chunked=chunked)   # so large that slice 1 has other rows
   elsewhere = bitstream.Origin(portable_cdf.EPSILON_EXPONENT, "gpu", "aarch64", (0, 6, 1))
   monkeypatch.setattr(portable_cdf, "origin_of_this_machine", lambda: elsewhere)
   disturb(monkeypatch, 20 * EPSILON)
@@ -323,7 +332,7 @@ def test_both_kinds_of_file_decode_to_the_same_image_and_being_portable_costs_li
   np.testing.assert_array_equal(codec.decode(portable_file), codec.decode(plain))
   assert abs(len(portable_file) - len(plain) - (6 + 2 * 2)) <= 5 + 0.002 * len(plain)
   assert bitstream.parse(plain).origin is None and not bitstream.parse(plain).symbol_checksums
-  assert bitstream.parse(portable_file).origin == portable_cdf.origin_of_this_machine(TINY)
+  assert bitstream.parse(portable_file).origin == portable_cdf.origin_of_this_machine(LIGHT)
 
 
 def test_a_block_for_which_no_grid_is_safe_is_coded_all_the_same(codec, photograph, monkeypatch):
@@ -367,23 +376,25 @@ def test_files_of_versions_2_and_3_decode(codec, photograph, monkeypatch, skip):
 # --- the command line -------------------------------------------------------------------
 
 def test_info_says_where_a_file_was_written_and_no_portable_leaves_it_out(
-    tmp_path, photograph, tiny_checkpoint, capsys):
+    tmp_path, photograph, checkpoint, capsys):
   source, coded = tmp_path / "photo.png", tmp_path / "photo.mlic"
+  model = ["--ckpt", str(checkpoint), "--allow-custom-modules"]
   save_image(source, photograph)
-  for options, line in (([], rf"portable, epsilon 2\^-13, written on {portable_cdf.origin_of_this_machine(TINY)}\n"),
+  for options, line in (([], rf"portable, epsilon 2\^-13, written on {portable_cdf.origin_of_this_machine(LIGHT)}\n"),
                         (["--no-portable"], "only where arithmetic is bit-identical to that of the encoder\n")):
-    assert main(["encode", str(source), str(coded), "--ckpt", str(tiny_checkpoint), *options]) == 0
+    assert main(["encode", str(source), str(coded), *model, *options]) == 0
     capsys.readouterr()
     assert main(["info", str(coded)]) == 0
     assert re.search(f"decoding +{line}", capsys.readouterr().out)
-    assert main(["decode", str(coded), str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 0
+    assert main(["decode", str(coded), str(tmp_path / "out.png"), *model]) == 0
 
 
 def test_another_machine_is_one_line_on_stderr_and_leaves_no_image(
-    codec, tmp_path, photograph, tiny_checkpoint, monkeypatch, capsys):
+    codec, tmp_path, photograph, checkpoint, monkeypatch, capsys):
   (tmp_path / "photo.mlic").write_bytes(codec.encode(photograph))
   disturb(monkeypatch, 20 * EPSILON)
-  assert main(["decode", str(tmp_path / "photo.mlic"), str(tmp_path / "out.png"), "--ckpt", str(tiny_checkpoint)]) == 2
+  assert main(["decode", str(tmp_path / "photo.mlic"), str(tmp_path / "out.png"), "--ckpt", str(checkpoint),
+               "--allow-custom-modules"]) == 2
   out, err = capsys.readouterr()
   assert not out and err.count("\n") == 1 and "decodes to other symbols than were encoded" in err
   assert not (tmp_path / "out.png").exists()
