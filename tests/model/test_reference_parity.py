@@ -48,8 +48,7 @@ def load_case(name: str) -> Case:
   return Case(arrays, config, variables, x, weights)
 
 
-# B, two images at other sizes and one more slice, goes through the code of A.
-@pytest.fixture(scope="module", params=["A", pytest.param("B", marks=pytest.mark.slow), "C"])
+@pytest.fixture(scope="module", params=["A", "B", "C"])
 def case(request) -> Case:
   return load_case(request.param)
 
