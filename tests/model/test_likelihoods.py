@@ -36,8 +36,9 @@ def reference_likelihood(params: dict, v: np.ndarray) -> np.ndarray:
   return cumulative(v + 0.5) - cumulative(v - 0.5)
 
 
-@pytest.mark.parametrize("params", [symmetric_prior(), random_prior()], ids=["symmetric", "random"])
-def test_the_likelihood_of_z_is_the_difference_of_the_cumulative_network(params):
+@pytest.mark.parametrize("prior", [symmetric_prior, random_prior])
+def test_the_likelihood_of_z_is_the_difference_of_the_cumulative_network(prior):
+  params = prior()
   channels = len(params["quantiles"])
   v = np.repeat(np.linspace(-30, 30, 121)[:, None], channels, axis=1)
   run = lambda method: FactorizedPrior(channels).apply({"params": params}, v.astype(np.float32), method=method)

@@ -38,13 +38,18 @@ def variables_of(config: CodecConfig, bias: float) -> dict:
 
 
 CHANCE = selection_map.OPTIONS["selection_chance"]
-HALF = variables_of(MAPPED, np.log(CHANCE / (1 - CHANCE)) - selection_map.INITIAL_LOG_ODDS)
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory):
+def half():
+  """Variables of MAPPED whose maps leave out about half of the elements."""
+  return variables_of(MAPPED, np.log(CHANCE / (1 - CHANCE)) - selection_map.INITIAL_LOG_ODDS)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory, half):
   path = tmp_path_factory.mktemp("checkpoints") / "mapped"
-  save_model(path, MAPPED, HALF)
+  save_model(path, MAPPED, half)
   return Codec.load(path, allow_custom_modules=True)
 
 
@@ -54,17 +59,17 @@ def share_left_out(codec, photograph) -> float:
 
 # --- the model ----------------------------------------------------------------------------
 
-def test_a_model_without_a_map_has_none_of_its_parameters():
+def test_a_model_without_a_map_has_none_of_its_parameters(half):
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(random_variables(PLAIN))]
   assert not any(map(selection_map.is_map_parameter, paths)) and not selection_map.has_map(PLAIN)
-  of_maps = [path for path, _ in jax.tree_util.tree_leaves_with_path(HALF) if selection_map.is_map_parameter(path)]
+  of_maps = [path for path, _ in jax.tree_util.tree_leaves_with_path(half) if selection_map.is_map_parameter(path)]
   assert len(of_maps) == 2 * 2 * 2  # passes, layers, kernel and bias
 
 
-def test_a_skipped_element_is_its_mean_and_costs_nothing(photograph):
+def test_a_skipped_element_is_its_mean_and_costs_nothing(photograph, half):
   x = photograph[None, :64, :64] / np.float32(255)
   whole, mapped = (build(config).apply(variables, x, 2.0) for config, variables in
-                   ((PLAIN, {"params": without_maps(HALF["params"])}), (MAPPED, HALF)))
+                   ((PLAIN, {"params": without_maps(half["params"])}), (MAPPED, half)))
   all_coded = build(MAPPED).apply(variables_of(MAPPED, 30.0), x, 2.0)
   np.testing.assert_array_equal(all_coded.y_bits, whole.y_bits)
   np.testing.assert_array_equal(all_coded.x_hat, whole.x_hat)
@@ -77,14 +82,14 @@ def without_maps(params: dict) -> dict:
   return params | {"slices": {"steps": steps}}
 
 
-def test_the_map_alone_learns_by_its_loss_and_by_nothing_else(photograph):
+def test_the_map_alone_learns_by_its_loss_and_by_nothing_else(photograph, half):
   x, model = photograph[None, :64, :64] / np.float32(255), build(MAPPED, scan_unroll=1)
 
   def losses(params):
     out = model.apply({"params": params}, x, 2.0, rngs={"noise": jax.random.key(0)})
     return rd_loss(out, x, 0.01)[0], out.map_loss.mean()
 
-  _, pull = jax.vjp(jax.jit(losses), HALF["params"])
+  _, pull = jax.vjp(jax.jit(losses), half["params"])
   gradients = [pull(of)[0] for of in ((1.0, 0.0), (0.0, 1.0))]
   for path, of_rd in jax.tree_util.tree_leaves_with_path(gradients[0]):
     of_map = gradients[1]
@@ -108,11 +113,11 @@ def test_an_element_is_coded_from_its_chance_to_lie_that_far_off_on(chance):
   assert (best > 0) == (0.1 > chance)
 
 
-def test_a_larger_chance_leaves_more_out_with_the_same_parameters(photograph):
+def test_a_larger_chance_leaves_more_out_with_the_same_parameters(photograph, half):
   x, left_out = photograph[None, :64, :64] / np.float32(255), []
   for chance in (0.001, CHANCE, 0.2):
     config = dataclasses.replace(MAPPED, options=dict(selection_widths=(4,), selection_chance=chance))
-    left_out.append(np.mean(build(config).apply(HALF, x, 2.0).y_bits == 0))
+    left_out.append(np.mean(build(config).apply(half, x, 2.0).y_bits == 0))
   assert left_out[0] < left_out[1] < left_out[2]
 
 
@@ -199,14 +204,14 @@ def test_a_file_that_goes_by_a_map_that_the_model_does_not_have_is_refused_in_on
 
 # --- training -----------------------------------------------------------------------------
 
-def test_a_map_is_added_to_the_parameters_of_a_model_without_one():
+def test_a_map_is_added_to_the_parameters_of_a_model_without_one(half):
   params = random_variables(PLAIN)["params"]
-  both = with_map(params, HALF["params"])
+  both = with_map(params, half["params"])
   jax.tree.map(np.testing.assert_array_equal, without_maps(both), params)
   own = lambda tree: {name: part for name, part in tree["slices"]["steps"].items()
                       if name.startswith(selection_map.PREFIX)}
-  jax.tree.map(np.testing.assert_array_equal, own(both), own(HALF["params"]))
-  jax.tree.map(np.testing.assert_array_equal, with_map(HALF["params"], params), HALF["params"])
+  jax.tree.map(np.testing.assert_array_equal, own(both), own(half["params"]))
+  jax.tree.map(np.testing.assert_array_equal, with_map(half["params"], params), half["params"])
 
 
 def run_config(trained: str):
@@ -218,10 +223,10 @@ def run_config(trained: str):
   return c
 
 
-def test_a_training_of_the_map_leaves_all_else_as_it_is_to_the_bit(photograph):
+def test_a_training_of_the_map_leaves_all_else_as_it_is_to_the_bit(photograph, half):
   config = run_config("map")
   model, optimizer = build(check_fields(config)), make_optimizer(config)
-  params = jax.tree.map(jnp.asarray, HALF["params"])
+  params = jax.tree.map(jnp.asarray, half["params"])
   state = TrainState(jnp.int32(0), params, optimizer.init(params), None, jax.random.PRNGKey(0))
   step, losses = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu")), []
   x, state = parallel.shard(photograph[None, :64, :64].repeat(2, 0)), parallel.replicate(state)
