@@ -9,7 +9,9 @@ import importlib
 import importlib.util
 import os
 import platform
+import shutil
 import signal
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,9 +49,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-  """Restore signals, and skip tests of TensorFlow only in environments without it.
+  """Set up an empty cache, restore signals, and skip tests of TensorFlow only in environments without it.
 
-  Programs in the background of a shell, or under nohup, ignore Ctrl-C or SIGHUP, which some tests send."""
+  With the user's cache, tests would depend on what was compiled before. The processes of pytest-xdist inherit the empty
+  one. Programs in the background of a shell, or under nohup, ignore Ctrl-C or SIGHUP, which some tests send."""
+  if "MLIC_JAX_CACHE" not in os.environ:
+    os.environ["MLIC_JAX_CACHE"] = folder = tempfile.mkdtemp(prefix="mlic_jax_tests_")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
   for signum, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL):
     if signal.getsignal(signum) is signal.SIG_IGN:
       signal.signal(signum, usual)
