@@ -48,6 +48,19 @@ def test_files_are_coded_whatever_is_closed_and_nothing_else_is_written_into_the
   assert load_image(tmp_path / "out" / "new.png").shape == (12, 20, 3)
 
 
+def test_a_file_that_is_opened_later_does_not_get_the_output_of_closed_streams(tmp_path):
+  program = """
+from mlic_jax.console import prepare
+prepare()
+import os
+with open("file", "wb"):
+  os.write(1, b"output")
+  os.write(2, b"errors")
+"""
+  assert run_forks("", [Program(program, [])], tmp_path, ">&- 2>&-")[0].status == 0
+  assert (tmp_path / "file").read_bytes() == b""
+
+
 @pytest.mark.parametrize("redirections, name, commands", [
     ("<&-", "stdin", ("encode - b.mlic --ckpt x", "decode - b.png --ckpt x", "info -")),
     (">&-", "stdout", ("encode a.png - --ckpt x", "decode a.mlic - --ckpt x"))])
