@@ -357,7 +357,7 @@ def test_a_training_step_comes_back_with_the_names_of_its_figures(folder, config
   assert first_step(learning_rate=config.learning_rate / 2)[1] != metrics and len(traced) == 3
 
 
-def test_the_second_process_of_a_command_traces_nothing(checkpoint, tmp_path):
+def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_path):
   Image.effect_noise((64, 64), 40).convert("RGB").save(tmp_path / "photo.png")
 
   def encode():
@@ -365,7 +365,7 @@ def test_the_second_process_of_a_command_traces_nothing(checkpoint, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment |= dict(MLIC_JAX_CACHE=str(tmp_path / "cache"), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu")
     command = [sys.executable, "-m", "mlic_jax", "encode", tmp_path / "photo.png", tmp_path / "photo.mlic",
-               "--ckpt", checkpoint]
+               "--ckpt", tiny_checkpoint]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "cached_" in line]

@@ -1,4 +1,4 @@
-"""Tests of training in two processes over loopback, which run train.py but are forked after its imports.
+"""Tests of training in two processes over loopback, which are started as a user starts them.
 
 The compilation cache is on, and empty for the first start only, so that every later one runs what was compiled before.
 """
@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -29,6 +29,7 @@ from mlic_jax.training.step import state_shapes
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "helpers" / "multiprocess_worker.py"
+LIMIT = 300  # seconds for a start; a hang is a failure
 MODEL = dict(transforms="unshuffled", N=8, M=8, num_slices=1, widths=(8, 8), hyper_widths=(8, 8), contexts=(),
              entropy_widths=(8,), lrp_widths=(), num_rates=2)
 SETTINGS = dict({f"model.{name}": value for name, value in MODEL.items()}, lmbdas=(0.01, 0.02), optimizer="adam",
@@ -43,10 +44,10 @@ def arguments(workdir, photographs, **changes):
 
 
 class Pod:
-  """Trains `model`, "stand-in" or "codec", in two processes, with a compilation cache of this pod."""
+  """Starts two processes that train `model`, "stand-in" or "codec", with the compilation cache `cache`."""
 
-  def __init__(self, folder: Path, model: str, worker: subprocess.Popen):
-    self.model, self.worker = model, worker
+  def __init__(self, folder: Path, model: str):
+    self.model = model
     self.folder, self.cache, self.photographs = folder, folder / "cache", folder / "photographs"
     rng = np.random.default_rng(0)
     self.photographs.mkdir()
@@ -54,33 +55,40 @@ class Pod:
       pixels = rng.integers(0, 256, (9, 10, 3), np.uint8).repeat(8, 0).repeat(8, 1)
       Image.fromarray(pixels).save(self.photographs / f"f{i:02}.png")
 
-  def processes(self, commands: list[list[str]], signals=("", ""), by_slurm=False) -> list[dict]:
+  def start(self, commands: list[list[str]], signals=("", ""), by_slurm=False) -> list[subprocess.Popen]:
     """A process for each list of arguments; SIGNAL@STEP of each. `by_slurm`: SLURM says who is who, and jax asks it."""
     with socket.create_server(("localhost", 0)) as server:
       port = server.getsockname()[1]
-    env = dict(MLIC_JAX_CACHE=str(self.cache))
+    env = dict(os.environ, JAX_PLATFORMS="cpu", MLIC_JAX_CACHE=str(self.cache),
+               GLIBC_TUNABLES="glibc.malloc.hugetlb=0", PYTHONWARNINGS="ignore")
     if len(commands) > 1:
       env.update(JAX_COORDINATOR_ADDRESS=f"localhost:{port}")
       commands = [[*command, "--config.distributed=True"] for command in commands]
-    found = []
+    started = []
     for i, command in enumerate(commands):
       who = dict(JAX_NUM_PROCESSES=str(len(commands)), JAX_PROCESS_ID=str(i))
       if by_slurm:
         who = dict(SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost", SLURM_NTASKS=str(len(commands)),
                    SLURM_PROCID=str(i), SLURM_LOCALID=str(i), SLURM_STEP_NUM_NODES="1", SLURM_JOB_NUM_NODES="1")
-      found.append(dict(arguments=command, variables=env | who, signal=signals[i], model=self.model))
-    return found
-
-  def start(self, processes: list[dict]) -> tuple[list[int], list[str]]:
-    """Runs the processes at one time; returns (exit statuses, stderr of each)."""
-    said = [Path(tempfile.mkstemp(dir=self.folder)[1]) for _ in processes]
-    line = json.dumps([dict(process, said=str(path)) for process, path in zip(processes, said)])
-    print(line, file=self.worker.stdin, flush=True)
-    return json.loads(self.worker.stdout.readline()), [path.read_text() for path in said]
+      command = [sys.executable, str(WORKER), self.model, signals[i], *command]
+      started.append(subprocess.Popen(command, text=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                      env=env | who))
+    return started
 
   def run(self, workdir, signals=("", "")) -> tuple[list[int], list[str]]:
-    """Runs two processes with one workdir; returns (exit statuses, stderr of each)."""
-    return self.start(self.processes([arguments(workdir, self.photographs)] * 2, signals))
+    """Returns (exit statuses, stderr of each) of two processes with one workdir."""
+    return end(self.start([arguments(workdir, self.photographs)] * 2, signals))
+
+
+def end(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+  deadline, said = time.monotonic() + LIMIT, []
+  try:
+    for process in processes:
+      said.append(process.communicate(timeout=max(1, deadline - time.monotonic()))[1])
+  finally:
+    for process in processes:
+      process.kill()
+  return [process.returncode for process in processes], said
 
 
 def state_of(pod, workdir):
@@ -91,18 +99,9 @@ def state_of(pod, workdir):
   return jax.device_get(restored.state), restored.evaluated
 
 
-@pytest.fixture(scope="module", name="worker")
-def process_that_forks():
-  env = dict(os.environ, JAX_PLATFORMS="cpu", GLIBC_TUNABLES="glibc.malloc.hugetlb=0", PYTHONWARNINGS="ignore")
-  with subprocess.Popen([sys.executable, str(WORKER)], text=True, cwd=ROOT, env=env, stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE) as worker:
-    yield worker
-    worker.stdin.close()
-
-
 @pytest.fixture(scope="module", name="pod", params=["stand-in", pytest.param("codec", marks=pytest.mark.slow)])
-def two_processes(tmp_path_factory, request, worker):
-  return Pod(tmp_path_factory.mktemp("pod"), request.param, worker)
+def two_processes(tmp_path_factory, request):
+  return Pod(tmp_path_factory.mktemp("pod"), request.param)
 
 
 def test_a_pod_that_is_killed_and_stopped_again_and_again_ends_in_the_bits_of_one_left_alone(pod):
@@ -138,7 +137,7 @@ def test_a_pod_that_is_killed_and_stopped_again_and_again_ends_in_the_bits_of_on
 
 def test_a_pod_has_the_loss_curve_the_evaluation_and_the_model_of_one_process(pod):
   alone, whole = pod.folder / "alone", pod.folder / "whole"
-  status, said = pod.start(pod.processes([arguments(alone, pod.photographs)]))
+  status, said = end(pod.start([arguments(alone, pod.photographs)]))
   assert status == [0], said
   for name in ("metrics.csv", "eval.csv"):
     for one, two in zip(rows(alone / name), rows(whole / name), strict=True):
@@ -158,13 +157,14 @@ def test_processes_that_cannot_start_together_say_why_and_end(pod):
   """A pod with a worker that sees another workdir, and one with a host that cannot read a held-out image."""
   other = shutil.copytree(pod.photographs, pod.folder / "other")
   (other / "f04.png").write_bytes((other / "f04.png").read_bytes()[:-40])  # the header is whole
-  apart = pod.processes([arguments(pod.folder / name, pod.photographs) for name in ("here", "there")], by_slurm=True)
-  damaged = pod.processes([arguments(pod.folder / "third", photographs) for photographs in (pod.photographs, other)])
-  reasons = ["there is another folder on this process than on process 0"] * 2 + ["held-out images is 3 images "] * 2
-  status, said = pod.start([*apart, *damaged])
-  assert status == [2] * 4, said
-  for lines, reason in zip(said, reasons, strict=True):
-    assert lines.splitlines()[-1].startswith("train.py: ") and reason in lines.splitlines()[-1]
+  apart = pod.start([arguments(pod.folder / name, pod.photographs) for name in ("here", "there")], by_slurm=True)
+  damaged = pod.start([arguments(pod.folder / "third", photographs) for photographs in (pod.photographs, other)])
+  reasons = ("there is another folder on this process than on process 0", "the set of held-out images is 3 images ")
+  for processes, reason in zip((apart, damaged), reasons):
+    status, said = end(processes)
+    assert status == [2, 2], said
+    for lines in said:
+      assert lines.splitlines()[-1].startswith("train.py: ") and reason in lines.splitlines()[-1]
   assert not (pod.folder / "there").exists()
 
 
