@@ -44,7 +44,7 @@ def main_of_one_command(name: str, program: str, argv: list[str] | None = None) 
   def run():
     parser, command = _Parser(prog=program), _module(name)
     _add_command(parser, command)
-    return _run_command(command, parser, *parser.parse_known_args(argv))
+    return _run_command(command, parser, *parser.parse_known_intermixed_args(argv))
   return run_to_exit_status(run, program)
 
 
@@ -68,6 +68,10 @@ def _run(argv: list[str] | None, program: str) -> int | None:
   modules = {name: _module(name) for name in COMMANDS}
   for name, command in modules.items():
     _add_command(subparsers.add_parser(name, help=command.SUMMARY), command)
+  name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+  if name in COMMANDS:  # a parser that has commands cannot read options between paths, so the one of the command does
+    of_command = subparsers.choices[name]
+    return _run_command(modules[name], of_command, *of_command.parse_known_intermixed_args(arguments))
   args, rest = parser.parse_known_args(argv)
   return _run_command(modules[args.command], subparsers.choices[args.command], args, rest)
 

@@ -31,8 +31,8 @@ SUMMARY = "Decode .mlic files to images."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   file_arguments(parser, "IN.mlic OUT.png",
                  "Decode the .mlic file IN to the image OUT, whose name ends in .png, .webp, .tif or .bmp; - is stdin, "
-                 "or a PNG to stdout. With --out-dir, decode any number of files and folders. Name them before the "
-                 "options. Required.")
+                 "or a PNG to stdout. With --out-dir, decode any number of files and folders. Name them before "
+                 "--ckpt. Required.")
   checkpoint_argument(parser, "Decode with this checkpoint, which has to be the one that wrote the file; of several, "
                               "the right one is used. Required.")
   parser.add_argument("--slices", type=nonnegative_integer, metavar="K",

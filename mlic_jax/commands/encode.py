@@ -34,7 +34,7 @@ SUMMARY = "Compress images to .mlic files."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   file_arguments(parser, "IN OUT.mlic",
                  "Compress the image IN to the file OUT; - is stdin or stdout. With --out-dir, compress any number of "
-                 "images and folders. Name them before the options. Required.")
+                 "images and folders. Name them before --ckpt. Required.")
   checkpoint_argument(parser, "Encode with this model directory, or the model of this training workdir; with a target, "
                               "several single-rate checkpoints may be named. Required.")
   rate = parser.add_mutually_exclusive_group()

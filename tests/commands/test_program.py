@@ -59,6 +59,20 @@ def test_a_command_that_takes_fields_of_the_configuration_says_so(command, capsy
     assert "unrecognized arguments: --config.seed=1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command, option", [
+    ("encode", ["--quality", "3"]), ("encode", ["--overwrite"]), ("decode", ["--region", "1,2,3,4"]),
+    ("decode", ["--partial"]), ("convert", ["--to", "authors"]), ("round-weights", ["--allow-custom-modules"])])
+def test_options_may_stand_between_the_files(command, option, monkeypatch):
+  files = ["in.mlic", "out.png"]
+  required = ["--ckpt", "model"] if command in ("encode", "decode") else []
+  read = []
+  monkeypatch.setattr(import_module(f"mlic_jax.commands.{COMMANDS[command]}"), "run", read.append)
+  for order in [*files, *option], [*option, *files], [files[0], *option, files[1]]:
+    main([command, *order, *required])
+  assert len(read) == 3 and read[0] == read[1] == read[2]
+  assert files == [str(path) for path in getattr(read[0], "paths", files)]
+
+
 @pytest.mark.parametrize("command, script", [("train", "train.py"), ("eval", "eval.py")])
 def test_the_scripts_are_commands_of_the_program_under_their_own_names(command, script, capsys):
   ours = help_of(command, capsys=capsys)
