@@ -23,12 +23,11 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lowering is fa
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 from packaging.requirements import Requirement
 
-from mlic_jax.coding.checkpoint_io import _param_shapes
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.distributions import make_distribution
+from mlic_jax.model.param_shapes import param_shapes
 
 # Tracing creates millions of objects that stay; the default collection takes a tenth of the time of the tests.
 gc.freeze()
@@ -160,8 +159,7 @@ def random_variables(config: CodecConfig, seed: int = 0) -> dict:
     return np.asarray(value, np.float32)
 
   # The shapes are those that a model is loaded with, which are traced once for a config.
-  shapes = dict(params=unflatten_dict(_param_shapes(config), sep="/"))
-  return jax.tree_util.tree_map_with_path(fill, shapes, is_leaf=lambda shape: isinstance(shape, tuple))
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: fill(path, leaf.shape), dict(params=param_shapes(config)))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@
 In remote storage params/ and tables.npz lie in CKPT/PARTS, where PARTS is the entry "parts" of config.json. The checks
 for directories from untrusted sources are in checkpoint_safety.py.
 """
-import functools
 import hashlib
 import json
 import os
@@ -35,7 +34,8 @@ from mlic_jax.coding.checkpoint_safety import (
 )
 from mlic_jax.config import CodecConfig
 from mlic_jax.console import printable
-from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.model.mlic import build
+from mlic_jax.model.param_shapes import param_shapes
 from mlic_jax.paths import as_path, check_utf8, copy_files, is_remote, local_copy, remove_folder
 from mlic_jax.runtime.platforms import check_platforms
 
@@ -247,20 +247,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_params(path: Path, config: CodecConfig, params: dict[str, Any]) -> None:
-  wanted = _param_shapes(config)
-  found = {name: value.shape for name, value in _flatten(params)}
+  wanted, found = ({name: value.shape for name, value in _flatten(tree)} for tree in (param_shapes(config), params))
   for name in sorted(wanted.keys() | found.keys()):
     if wanted.get(name) != found.get(name):
       raise CheckpointError(f"{path}: parameter {name} has shape {found.get(name, 'none')}, "
                             f"but config.json implies {wanted.get(name, 'none')}")
-
-
-@functools.cache  # tracing takes a second or two
-def _param_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
-  x = jax.ShapeDtypeStruct((1, *(side_multiple(config),) * 2, 3), np.float32)
-  quality = 1.0 if config.num_rates else None
-  variables = jax.eval_shape(lambda x: build(config).init(jax.random.key(0), x, quality), x)
-  return {name: value.shape for name, value in _flatten(variables["params"])}
 
 
 def _check_table(path: Path, config: CodecConfig, table: CDFTable) -> None:

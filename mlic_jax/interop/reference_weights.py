@@ -8,7 +8,6 @@ state_dict_files.py reads and writes the files. The authors released MLIC++ in t
 (https://github.com/InterDigitalInc/CompressAI).
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from mlic_jax.interop.state_dict_names import (
   unwrapped,
 )
 from mlic_jax.interop.variants import infer_config, variant_of
+from mlic_jax.model.param_shapes import param_shapes
 
 
 def canonical_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ def from_state_dict(state_dict: Mapping[str, Any], variant: str | None = None) -
   except (ValueError, IndexError, TypeError) as error:   # raised for shapes that no model has
     raise WeightsError(f"the shapes are not those of an MLIC model ({' '.join(str(error).split())})") from error
   _check(arrays, entries, rename)
-  params = _map(lambda shape: np.zeros(shape.shape, np.float32), _target_shapes(config))
+  params = _map(lambda shape: np.zeros(shape.shape, np.float32), param_shapes(config))
   for entry in entries:
     parameter, values = _parameter(params, entry), layer_map.to_parameter(entry, arrays[entry.name])
     parameter[entry.region] = values.reshape(parameter[entry.region].shape)
@@ -115,16 +115,6 @@ def _check_unused_outputs(entry: layer_map.Entry, parameter: np.ndarray) -> None
   if np.any(np.asarray(parameter)[..., outputs.stop:]):
     raise WeightsError(f"{entry.name} has {parameter.shape[-1]} outputs; wanted {outputs.stop}, as in the release of "
                        "September 2023")
-
-
-@functools.cache  # tracing takes seconds
-def _target_shapes(config: CodecConfig) -> dict[str, Any]:
-  """Returns the shapes of all parameters as a tree of jax.ShapeDtypeStruct; those of the steps are stacked."""
-  import jax
-
-  from mlic_jax.model.mlic import build
-  x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-  return jax.eval_shape(build(config).init, jax.random.key(0), x)["params"]
 
 
 def _map(function, tree: Any) -> Any:

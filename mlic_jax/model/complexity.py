@@ -27,6 +27,7 @@ from flax import linen as nn
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import registry
 from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.model.param_shapes import apply_without_slices, step_param_shapes
 from mlic_jax.model.quantizers import NOISE
 from mlic_jax.model.slices import SliceStep
 from mlic_jax.runtime.executable_cache import with_executable_cache
@@ -78,7 +79,7 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
   rng = np.random.default_rng(0)
   normal = lambda channels: rng.standard_normal((1, side, side, channels), np.float32)
   hyper, decoded, y, noise = (normal(channels) for channels in (2 * M, M, cs, cs))
-  shapes = jax.eval_shape(step.init, jax.random.key(0), 0, hyper, decoded, y)["params"]
+  shapes = step_param_shapes(config)
   # Small, because likelihoods at their lower bound have no gradient.
   small = lambda shape: np.float32(0.3 / math.prod(shape[:-1])**0.5)
   params = jax.tree.map(lambda p: small(p.shape) * rng.standard_normal(p.shape, np.float32), shapes)
@@ -118,16 +119,9 @@ def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, in
   x = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
   quality = 1.0 if config.num_rates else None
   with nn.intercept_methods(count_positions):
-    init = lambda x: build(config).init(jax.random.key(0), x, quality, method=_apply_without_slices)
+    init = lambda x: build(config).init(jax.random.key(0), x, quality, method=apply_without_slices)
     variables = jax.eval_shape(init, x)
   return {path: math.prod(leaf.shape) for path, leaf in _leaves(variables["params"]).items()}, positions
-
-
-def _apply_without_slices(codec, x: jax.Array, quality: float | None) -> jax.Array:
-  """Run all of a codec but the slice steps."""
-  y, z = codec.analyze(x, quality)
-  codec.hyper(codec.round_z(z))
-  return codec.synthesize(y, quality)
 
 
 def _leaves(tree: Any) -> dict[Path, Any]:
