@@ -7,7 +7,11 @@ and lower, to compile, and the median of the runs, which take turns. The inputs 
 """
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp

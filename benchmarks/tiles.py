@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 from PIL import Image
 
@@ -89,7 +91,8 @@ def measure(tile: str, command: str, arguments: list[str], runs: int) -> None:
   """Runs a command and prints a row for the last run."""
   for _ in range(runs):
     process = subprocess.Popen([sys.executable, "-m", "mlic_jax", command, *arguments], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
+                               stderr=subprocess.STDOUT, text=True,
+                               env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
     assert process.stdout is not None
     output = process.stdout.read()
     _pid, status, usage = os.wait4(process.pid, 0)
