@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from mlic_jax.coding.bitstream import Bitstream, BitstreamError, PortabilityError
+from mlic_jax.coding.bitstream import Bitstream, BitstreamError
 from mlic_jax.coding.latent_coder import Job, LatentCoder
 from mlic_jax.coding.tile_batches import batches
 from mlic_jax.coding.tile_grid import Box
@@ -132,25 +132,14 @@ class TiledDecoder:
     one: other tiles of its batch go on."""
     num_slices = content.num_received if self._slices is None else min(content.num_received, self._slices)
     job = coder.decoding(content, num_slices, self._coder.inside(self._file.grid, number))
-    errors: list[BitstreamError] = []
-
-    def code_pass(k, anchors, positions, prior):
-      if not errors:
-        try:
-          return job.code_pass(k, anchors, positions, prior)
-        except PortabilityError:
-          raise
-        except BitstreamError as error:
-          errors.append(error)
-      return np.zeros(positions.shape, np.int32)
 
     def finish(last_pass):
       try:
-        return errors[0] if errors else y_hat_of(coder, job.finish(last_pass))
-      except BitstreamError as error:
+        return y_hat_of(coder, job.finish(last_pass))
+      except BitstreamError as error:  # passes read anything; the end of a stream shows what is wrong with it
         return error
 
-    return Job(job.z_symbols, code_pass, finish)
+    return job._replace(finish=finish)
 
   def _refuse(self, number: int, error: BitstreamError) -> None:
     """Raises the error of a tile, or reports it."""
