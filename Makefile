@@ -7,6 +7,8 @@ OUT ?= out/eval
 WORKERS ?= 2
 # A test file runs in one process, which compiles its models once. Files start in the order of tests/conftest.py.
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# The programs of the package restart themselves with huge pages. Tests, and the commands that they start, have them too.
+HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 RUN := .venv/bin/python
 LATEST := .venv-latest/bin/python
 TPU := .venv-tpu/bin/python
@@ -19,13 +21,13 @@ eval: .venv/.runtime  ## rate-distortion table of CKPT on sample images, from co
 	$(RUN) eval.py --ckpt $(CKPT) --out $(OUT) --report-images 0
 
 test: lint  ## the whole suite, in WORKERS processes with up to 5 GB each
-	$(RUN) -m pytest -q -rs $(PARALLEL)
+	$(HUGE_PAGES) $(RUN) -m pytest -q -rs $(PARALLEL)
 
 test-random: .venv/.dev  ## the suite in random order, which finds tests that depend on others; prints the seed
-	$(RUN) -m pytest -rs -p randomly $(PARALLEL)
+	$(HUGE_PAGES) $(RUN) -m pytest -rs -p randomly $(PARALLEL)
 
 test-optimized: .venv/.dev  ## the suite with full compiler optimizations, as for users; `make test` has few
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(RUN) -m pytest -q -rs $(PARALLEL)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(HUGE_PAGES) $(RUN) -m pytest -q -rs $(PARALLEL)
 
 test-slow: .venv/.dev  ## the long tests
 	$(RUN) -m pytest -q -rs -m slow
@@ -36,7 +38,7 @@ test-package: .venv/.dev  ## builds a wheel, installs it elsewhere and tests its
 test-latest:  ## the suite on the newest releases of all packages, without TensorFlow
 	test -x $(LATEST) || $(PYTHON) -m venv .venv-latest
 	$(LATEST) $(PIP) --upgrade --upgrade-strategy eager -r requirements-latest.txt
-	$(LATEST) -m pytest -rs --without-tensorflow $(PARALLEL)
+	$(HUGE_PAGES) $(LATEST) -m pytest -rs --without-tensorflow $(PARALLEL)
 
 test-tpu:  ## compiles programs for TPUs without a TPU; Linux on x86-64
 	test -x $(TPU) || $(PYTHON) -m venv .venv-tpu

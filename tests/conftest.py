@@ -19,6 +19,9 @@ from pathlib import Path
 # `as_shipped` is for tests of the exact bits that users get.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lowering is faster without lines of Python
+# To divide kernels among threads takes longer than to compile the few of a small program in one.
+if (SPLIT := "--xla_cpu_parallel_codegen_split_count") not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {SPLIT}=1".strip()
 
 import jax
 import numpy as np
