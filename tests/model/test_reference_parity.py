@@ -15,12 +15,10 @@ from helpers import golden_fill
 from mlic_jax.config import CodecConfig
 from mlic_jax.interop.reference_weights import from_state_dict
 from mlic_jax.model.checkerboard import pack
-from mlic_jax.model.mlic import build
+from mlic_jax.model.mlic import CodecOutput, build
 from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
 from mlic_jax.model.slices import SliceStep
 from mlic_jax.training.step import COMPILE_QUICKLY
-
-pytestmark = pytest.mark.usefixtures("as_shipped")
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 TOLERANCE = dict(rtol=0, atol=1e-4)  # the recorded arrays themselves are good to 1.5e-5
@@ -53,20 +51,21 @@ def case(request) -> Case:
   return load_case(request.param)
 
 
-@pytest.fixture(scope="module")
-def passes(case):
-  """What every pass of the encoder computes: {recorded name: array at the positions that the pass codes}."""
-  model, found = build(case.config), {}
-  apply = lambda *args, method: model.apply(case.variables, *args, method=method)
-  y, z = apply(case.x, method="analyze")
-  z_symbols = apply(z, method="round_z")
-  hyper = apply(z_symbols, method="hyper")
-  found.update(y=y, z=z, z_symbols=z_symbols, z_hat=z_symbols + case.variables["params"]["z_prior"]["quantiles"][:, 1],
-               hyper_params=hyper)
-  step, cs = SliceStep(case.config), case.config.slice_channels
+class Computed(NamedTuple):
+  """What the codec computes of the input of a case."""
+  arrays: dict[str, jax.Array]   # by recorded name, at the positions that a pass codes
+  symbols: np.ndarray            # of all slices, in the order of the release
+  rows: np.ndarray               # of the CDF table, for `symbols`
+  output: CodecOutput            # of the scan of training
 
-  @jax.jit
-  def run_slice(params, k, state, y_slice):
+
+@pytest.fixture(scope="module")
+def computed(case) -> Computed:
+  """What every pass of the encoder computes, and the scan of training; one program, which compiles g_a and g_s once."""
+  model, step, count = build(case.config), SliceStep(case.config), case.config.num_slices
+
+  def run_slice(hyper, state, inputs):
+    k, params, y_slice = inputs
     run = lambda *args, method: step.apply({"params": params}, k, hyper, *args, method=method,
                                            capture_intermediates=True, mutable="intermediates")
     (anchors, state), seen_prior = run(state, method="anchor_prior")
@@ -75,39 +74,47 @@ def passes(case):
     (others, state), seen_other_prior = run(state, method="nonanchor_prior")
     other_symbols = jnp.round(pack(y_slice, False) - others.mean)
     state, seen_other_lrp = run(state, other_symbols, method="finish_slice")
-    seen = [s["intermediates"] for s in (seen_prior, seen_lrp, seen_other_prior, seen_other_lrp)]
     coded = [(anchor_symbols, anchors.row), (other_symbols, others.row)]
-    return state, coded, seen
+    seen = (seen_prior, seen_lrp, seen_other_prior, seen_other_lrp)
+    output = lambda i, name: seen[i]["intermediates"][name]["__call__"][0]
+    found = {"local_ctx": output(2, "contexts_local_attention"), "channel_ctx": output(0, "contexts_channel"),
+             "global_inter_ctx": output(0, "contexts_global_inter_linear"),
+             "global_intra_ctx": output(2, "contexts_global_intra_linear")}
+    for i, parity in ((0, "anchor"), (2, "nonanchor")):
+      found[f"{parity}_scales"], found[f"{parity}_means"] = jnp.split(output(i, f"entropy_{parity}"), 2, axis=-1)
+      found[f"lrp_{parity}"] = 0.5 * jnp.tanh(output(i + 1, f"lrp_{parity}"))
+    return state, (coded, found)
 
-  state, symbols, indexes = apply(hyper, method="initial_state"), [], []
-  with jax.default_matmul_precision("highest"):
-    for k in range(case.config.num_slices):
-      params = jax.tree.map(lambda p: p[k], case.variables["params"]["slices"]["steps"])
-      state, coded, seen = run_slice(params, k, state, y[..., k * cs:(k + 1) * cs])
-      channels_first = lambda t: np.moveaxis(t, -1, 1).ravel()  # the order of the release within a pass
-      symbols += [channels_first(s) for s, _ in coded]
-      indexes += [channels_first(i) for _, i in coded]
-      output = lambda i, name: seen[i][name]["__call__"][0]
-      for i, parity in ((0, "anchor"), (2, "nonanchor")):
-        scales, means = jnp.split(output(i, f"entropy_{parity}"), 2, axis=-1)
-        found[f"s{k}_{parity}_scales"], found[f"s{k}_{parity}_means"] = scales, means
-        lrp = 0.5 * jnp.tanh(output(i + 1, f"lrp_{parity}"))
-        found[f"s{k}_lrp_{parity}"] = lrp
-      found[f"s{k}_local_ctx"] = output(2, "contexts_local_attention")
-      if k:
-        found[f"s{k}_channel_ctx"] = output(0, "contexts_channel")
-        found[f"s{k}_global_inter_ctx"] = output(0, "contexts_global_inter_linear")
-        found[f"s{k}_global_intra_ctx"] = output(2, "contexts_global_intra_linear")
-  found.update(y_hat=state.decoded, symbols=np.concatenate(symbols), indexes=np.concatenate(indexes))
-  return found
+  @jax.jit
+  def run(variables, x):
+    apply = lambda *args, method: model.apply(variables, *args, method=method)
+    y, z = apply(x, method="analyze")
+    z_symbols = apply(z, method="round_z")
+    hyper = apply(z_symbols, method="hyper")
+    y_slices = jnp.moveaxis(y.reshape(*y.shape[:-1], count, -1), -2, 0)
+    with jax.default_matmul_precision("highest"):
+      state, (coded, found) = jax.lax.scan(
+          functools.partial(run_slice, hyper), apply(hyper, method="initial_state"),
+          (jnp.arange(count), variables["params"]["slices"]["steps"], y_slices))
+    arrays = dict(y=y, z=z, z_symbols=z_symbols, hyper_params=hyper, y_hat=state.decoded,
+                  z_hat=z_symbols + variables["params"]["z_prior"]["quantiles"][:, 1])
+    return arrays, coded, found, model.apply(variables, x)
+
+  arrays, coded, found, output = run(case.variables, case.x)
+  first = {name: int(name in ("channel_ctx", "global_inter_ctx", "global_intra_ctx")) for name in found}
+  arrays |= {f"s{k}_{name}": found[name][k] for name in found for k in range(first[name], count)}
+  channels_first = lambda t: np.moveaxis(t, -1, 1).ravel()  # the order of the release within a pass
+  symbols, rows = (np.concatenate([channels_first(of_pass[i][k]) for k in range(count) for of_pass in coded])
+                   for i in range(2))
+  return Computed(arrays, symbols, rows, output)
 
 
-def test_every_recorded_array_of_every_pass_is_reproduced(case, passes):
+def test_every_recorded_array_of_every_pass_is_reproduced(case, computed):
   compared = 0
   for name, wanted in case.arrays.items():
-    if name not in passes or name in ("symbols", "indexes", "z_symbols"):
+    if name not in computed.arrays or name == "z_symbols":
       continue
-    got = np.asarray(passes[name])
+    got = np.asarray(computed.arrays[name])
     if got.shape != wanted.shape:  # computed here only where the pass codes: on one parity
       wanted = pack(wanted, anchors="_anchor" in name)
     np.testing.assert_allclose(got, wanted, err_msg=name, **TOLERANCE)
@@ -116,14 +123,14 @@ def test_every_recorded_array_of_every_pass_is_reproduced(case, passes):
   assert compared == 5 + case.config.num_slices * (per_slice + contexts_of_later_slices) - contexts_of_later_slices
 
 
-def test_symbols_are_equal_and_so_are_their_table_rows(case, passes):
-  np.testing.assert_array_equal(passes["z_symbols"], case.arrays["z_symbols"])
-  np.testing.assert_array_equal(passes["symbols"], case.arrays["symbols"])
-  assert np.count_nonzero(passes["indexes"] != case.arrays["indexes"]) <= len(passes["indexes"]) // 10_000
+def test_symbols_are_equal_and_so_are_their_table_rows(case, computed):
+  np.testing.assert_array_equal(computed.arrays["z_symbols"], case.arrays["z_symbols"])
+  np.testing.assert_array_equal(computed.symbols, case.arrays["symbols"])
+  assert np.count_nonzero(computed.rows != case.arrays["indexes"]) <= len(computed.rows) // 10_000
 
 
-def test_the_scan_gives_the_recorded_reconstruction_and_bits(case):
-  out = build(case.config).apply(case.variables, case.x)
+def test_the_scan_gives_the_recorded_reconstruction_and_bits(case, computed):
+  out = computed.output
   np.testing.assert_allclose(out.y_hat, case.arrays["y_hat"], **TOLERANCE)
   np.testing.assert_allclose(out.x_hat, case.arrays["x_hat"], **TOLERANCE)
   np.testing.assert_allclose(2.0**-out.y_bits, case.arrays["y_likelihoods"], **TOLERANCE)
