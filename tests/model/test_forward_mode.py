@@ -1,6 +1,5 @@
 """Tests of tangents and Hessians of a codec: jax.jvp, jax.linearize, forward over reverse."""
 
-import dataclasses
 import functools
 
 import jax
@@ -17,11 +16,12 @@ from mlic_jax.model.layers import GDN
 from mlic_jax.model.mlic import build
 from mlic_jax.model.quantizers import NOISE, Quantizer
 from mlic_jax.model.slices import Slices
+from mlic_jax.model.softmax import softmax
 from mlic_jax.model.straight_through import lower_bound
 from mlic_jax.training.step import COMPILE_QUICKLY
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, transforms="helpers.light_transforms", hyper_widths=(4, 4),
-                    channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), contexts=("channel", "local_attention"))
+                    channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), contexts=("channel",))
 UNQUANTIZED = Quantizer(lambda residual, _: (residual, residual))  # a smooth function of everything
 
 
@@ -54,6 +54,13 @@ def test_the_second_derivative_of_gelu_is_that_of_the_definition():
   along = lambda f: lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
   for second in (along(jax.grad(lambda x: gelu(x).sum())), along(along(gelu))):
     np.testing.assert_allclose(second(x), exact, atol=2e-6)
+
+
+def test_the_second_derivative_of_softmax_is_that_of_jax():
+  x = normal(0, 3, 5)
+  second, wanted = (jax.jit(jax.hessian(lambda x, f=f: jnp.sin(f(x)).sum()))(x) for f in (softmax, jax.nn.softmax))
+  np.testing.assert_allclose(second, wanted, atol=1e-6)
+  assert np.abs(wanted).max() > 0.01
 
 
 def test_below_its_bound_a_lower_bound_has_the_tangent_of_max():
@@ -151,7 +158,7 @@ def test_every_context_can_be_differentiated_forward_over_reverse(name, is_trace
 
 
 def test_the_scan_over_slices_can_be_differentiated_forward_over_reverse():
-  slices = Slices(dataclasses.replace(SMALL, contexts=("channel",)))  # all contexts are above
+  slices = Slices(SMALL)  # all contexts are above
   hyper, y = (jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (16, 8))
   params = jax.eval_shape(lambda *arrays: slices.init(jax.random.key(0), *arrays, method="scan"), hyper, y)
   bits = lambda params, hyper, y: slices.apply(params, hyper, y, NOISE, y, method="scan").bits.sum()
