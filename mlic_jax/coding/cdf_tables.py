@@ -11,6 +11,7 @@ R is 64 times the number of shapes of the distribution of y (model/distributions
 distribution has a row for each element instead of a table.
 """
 import heapq
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -142,17 +143,19 @@ def quantize_pmf(pmf: np.ndarray, precision: int = PRECISION) -> np.ndarray:
   pmf = pmf / pmf.sum()
   if len(pmf) > total:
     raise ValueError(f"{len(pmf)} cells do not fit into {total} counts")
-  counts = np.maximum(np.rint(pmf * total), 1).astype(int)
-  step = 1 if counts.sum() < total else -1
+  # Numbers of Python, because single elements of arrays take ten times as long.
+  counts, masses = np.maximum(np.rint(pmf * total), 1).astype(int).tolist(), pmf.tolist()
+  missing = total - sum(counts)
+  step = 1 if missing > 0 else -1
 
   def cost(cell):  # change of the expected code length, in nats, by one step
     after = counts[cell] + step
-    return pmf[cell] * np.log(counts[cell] / after) if after >= 1 else np.inf
+    return masses[cell] * math.log(counts[cell] / after) if after >= 1 else math.inf
 
   heap = [(cost(cell), cell) for cell in range(len(counts))]
   heapq.heapify(heap)
-  for _ in range(abs(total - counts.sum())):
+  for _ in range(abs(missing)):
     cell = heap[0][1]
     counts[cell] += step
     heapq.heapreplace(heap, (cost(cell), cell))
-  return counts
+  return np.array(counts)
