@@ -6,9 +6,9 @@ import types
 
 import numpy as np
 import pytest
-from conftest import TINY, random_variables
+from conftest import random_variables
 from flax import linen as nn
-from helpers.light_codec import LIGHT, UNSHUFFLED
+from helpers.light_codec import CHENG, LIGHT, UNSHUFFLED
 
 from mlic_jax.coding import analysis_stages, tile_cells, tile_functions
 from mlic_jax.coding.analysis_stages import Stages
@@ -28,14 +28,14 @@ def measured(config, stride=16):
 
 
 @pytest.mark.parametrize("config, stages", [
-    (TINY, Stages(cut=2, factor=4, channels=16, first=4, second=3)),
+    (CHENG, Stages(cut=2, factor=4, channels=16, first=4, second=3)),
     (UNSHUFFLED, Stages(cut=4, factor=8, channels=24, first=4, second=3))])
 def test_the_cut_and_its_halos_follow_from_the_layers(config, stages):
   """Up to the second "down" of cheng2020 13 pixels, then 44; up to "fine3" of the light ones 32 pixels, then 40."""
   assert measured(config)[2] == stages
 
 
-@pytest.mark.parametrize("config, batch, floats, cells", [(TINY, 1, 2**25, 30), (UNSHUFFLED, 3, 64 * 32 * 3, 60)])
+@pytest.mark.parametrize("config, batch, floats, cells", [(CHENG, 1, 2**25, 30), (UNSHUFFLED, 3, 64 * 32 * 3, 60)])
 def test_y_is_that_of_the_whole_image_and_cells_are_computed_once(config, batch, floats, cells, monkeypatch):
   model, found, stages = measured(config)
   image = np.random.default_rng(0).integers(0, 256, (320, 384, 3), np.uint8)
@@ -107,13 +107,13 @@ def test_transforms_with_branches_over_the_cut_have_one_stage(monkeypatch, analy
   module.activation_floats_per_pixel = lambda config: 8.0
   monkeypatch.setitem(sys.modules, "my_stages", types.ModuleType("my_stages"))
   monkeypatch.setitem(sys.modules, name, module)
-  _, _, stages = measured(dataclasses.replace(LIGHT, transforms=name), 8)
+  _, _, stages = measured(dataclasses.replace(LIGHT, transforms=name, contexts=()), 8)
   assert (stages and stages.cut) == cut
 
 
 def test_transforms_in_blocks_have_one_stage():
-  model = build(TINY)
-  variables = random_variables(TINY)
+  model = build(CHENG)
+  variables = random_variables(CHENG)
   analysis_stages._measured.pop(model, None)
   try:
     assert analysis_stages.measure(model, variables, Halos(4, 8, 2), 16) is None

@@ -13,7 +13,7 @@ from helpers.light_codec import UNSHUFFLED
 from mlic_jax.coding.cdf_tables import build_table
 from mlic_jax.coding.checkpoint_io import CheckpointError, _fingerprint, load_model, save_model
 
-CONFIG = dataclasses.replace(UNSHUFFLED, contexts=(), widths=(16, 16))
+CONFIG = dataclasses.replace(UNSHUFFLED, widths=(16, 16))
 
 
 @pytest.fixture(scope="module")

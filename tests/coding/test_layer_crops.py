@@ -83,5 +83,5 @@ def test_a_transform_with_branches_has_no_crops(monkeypatch):
   module.activation_floats_per_pixel = lambda config: 8.0
   monkeypatch.setitem(sys.modules, "my_branches", types.ModuleType("my_branches"))
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  config = dataclasses.replace(LIGHT, transforms=module.__name__)
+  config = dataclasses.replace(LIGHT, transforms=module.__name__, contexts=())
   assert layers_of(config, random_variables(config), 4)[1] == ()

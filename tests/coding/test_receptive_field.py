@@ -6,8 +6,9 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, random_variables
+from conftest import random_variables
 from flax import linen as nn
+from helpers.light_codec import CHENG, LIGHT, UNSHUFFLED
 
 from mlic_jax.coding.receptive_field import TilingError, halos
 from mlic_jax.model.layers import Conv, ConvTranspose
@@ -16,18 +17,17 @@ from mlic_jax.model.mlic import build
 
 def test_it_is_what_the_layers_of_the_papers_transforms_add_up_to():
   """Of cheng2020, in pixels: 57 of g_a; of g_s 2 convolutions at 1/16, then 1 and 5 halved to the end of 104."""
-  assert halos(build(TINY), random_variables(TINY)) == (4, 8, 1)
+  assert halos(build(CHENG), random_variables(CHENG)) == (4, 8, 1)
 
 
 def test_it_is_what_the_layers_of_the_light_transforms_add_up_to():
   """5 blocks of 3x3 at 1/8 and 2 at 1/16 of the resolution: 72 pixels."""
-  config = dataclasses.replace(TINY, transforms="unshuffled", widths=(24, 32))
-  assert halos(build(config), random_variables(config)) == (5, 6, 1)
+  assert halos(build(UNSHUFFLED), random_variables(UNSHUFFLED)) == (5, 6, 1)
 
 
 def test_a_perturbation_reaches_as_far_as_the_halo_and_no_farther():
-  model, variables = build(TINY), random_variables(TINY)
-  y_hat = np.random.default_rng(0).normal(0, 1, (2, 20, 20, TINY.M)).astype(np.float32)
+  model, variables = build(CHENG), random_variables(CHENG)
+  y_hat = np.random.default_rng(0).normal(0, 1, (2, 20, 20, CHENG.M)).astype(np.float32)
   y_hat[1, :10], y_hat[1, 11:] = y_hat[0, :10], y_hat[0, 11:]
   x_hat = np.asarray(model.apply(variables, y_hat, 2, method="synthesize"))
   moved = np.abs(x_hat[1] - x_hat[0]).reshape(20, -1).max(1)   # of the rows of pixels of each row of y
@@ -84,7 +84,7 @@ def halos_of(monkeypatch, analysis):
   module.activation_floats_per_pixel = lambda config: 8.0
   monkeypatch.setitem(sys.modules, "my_transforms", types.ModuleType("my_transforms"))
   monkeypatch.setitem(sys.modules, name, module)
-  config = dataclasses.replace(TINY, transforms=name)
+  config = dataclasses.replace(LIGHT, transforms=name, contexts=())
   return halos(build(config), random_variables(config))
 
 

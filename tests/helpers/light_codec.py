@@ -11,7 +11,8 @@ from mlic_jax.coding.checkpoint_io import Model
 
 LIGHT = dataclasses.replace(TINY, transforms="helpers.light_transforms", hyper_widths=(16, 16), contexts=("channel",),
                             entropy_widths=(16,), lrp_widths=())
-UNSHUFFLED = dataclasses.replace(LIGHT, transforms="unshuffled", widths=(24, 32))   # of this package, with wider halos
+CHENG = dataclasses.replace(TINY, contexts=(), entropy_widths=(16,), lrp_widths=())  # the transforms of the papers
+UNSHUFFLED = dataclasses.replace(LIGHT, transforms="unshuffled", widths=(24, 32), contexts=())  # with wider halos
 
 
 @functools.cache
