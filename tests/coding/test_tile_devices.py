@@ -1,4 +1,5 @@
 """Tiles on several devices, in a process with three CPU devices."""
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import random_variables
 from helpers.light_codec import LIGHT, light_model
 
 from mlic_jax.coding import memory_estimate, tile_devices
@@ -66,7 +68,8 @@ def test_files_and_pixels_do_not_depend_on_the_number_of_devices(tmp_path):
   waves = np.sin(row / [9, 14, 23] + 1) + np.cos(column / [17, 8, 12])
   image = np.uint8(np.clip(128 + 50 * waves + np.random.default_rng(0).normal(0, 6, waves.shape), 0, 255))
   np.save(tmp_path / "image.npy", image)
-  save_model(tmp_path / "light", LIGHT, light_model().variables)
+  config = dataclasses.replace(LIGHT, contexts=())
+  save_model(tmp_path / "light", config, random_variables(config))
   env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=3",
              PYTHONPATH=os.pathsep.join(map(str, Path(__file__).parents[1:3])))
   done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path], env=env, stdout=subprocess.PIPE, check=True,

@@ -1,4 +1,5 @@
 """Tests of the command line: round trips, and one line with exit status 2 for user errors."""
+import dataclasses
 import functools
 import re
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import random_variables
-from helpers.distribution_cases import SMALL
+from helpers.light_codec import LIGHT
 from PIL import Image, ImageCms
 
 from mlic_jax.__main__ import main
@@ -280,25 +281,25 @@ def test_a_file_is_read_no_further_than_its_header_when_that_is_none():
 
 
 @pytest.fixture(scope="module")
-def tile_checkpoint(tmp_path_factory):
-  """The directory of a model without contexts, because tiles need more programs than images."""
-  path = tmp_path_factory.mktemp("checkpoints") / "small"
-  save_model(path, SMALL, random_variables(SMALL))
-  return path
+def tile_model(tmp_path_factory):
+  """The options with a model without contexts, because tiles need more programs than images."""
+  path, config = tmp_path_factory.mktemp("checkpoints") / "light", dataclasses.replace(LIGHT, contexts=())
+  save_model(path, config, random_variables(config))
+  return "--ckpt", path, "--allow-custom-modules"
 
 
 @pytest.fixture(scope="module")
-def tiled(folder, tile_checkpoint):
+def tiled(folder, tile_model):
   """photo.png in 2x3 tiles of 64 pixels, and the image that it decodes to."""
-  assert run("encode", folder / "photo.png", folder / "tiled.mlic", "--ckpt", tile_checkpoint, "--tile", 64) == 0
-  assert run("decode", folder / "tiled.mlic", folder / "tiled.png", "--ckpt", tile_checkpoint) == 0
+  assert run("encode", folder / "photo.png", folder / "tiled.mlic", *tile_model, "--tile", 64) == 0
+  assert run("decode", folder / "tiled.mlic", folder / "tiled.png", *tile_model) == 0
   return folder / "tiled.mlic", load_image(folder / "tiled.png")
 
 
-def test_a_region_of_a_tiled_file_has_the_pixels_of_the_image(folder, tile_checkpoint, tiled, capsys):
+def test_a_region_of_a_tiled_file_has_the_pixels_of_the_image(folder, tile_model, tiled, capsys):
   path, image = tiled
   out = folder / "region.png"
-  assert run("decode", path, out, "--ckpt", tile_checkpoint, "--region", "100,5,30,60") == 0
+  assert run("decode", path, out, *tile_model, "--region", "100,5,30,60") == 0
   assert "region.png: 30x60" in capsys.readouterr().out
   assert np.abs(load_image(out).astype(int) - image[5:65, 100:130]).max() <= 1
   assert run("info", path) == 0
@@ -308,13 +309,13 @@ def test_a_region_of_a_tiled_file_has_the_pixels_of_the_image(folder, tile_check
 @pytest.mark.parametrize("region, message", [
     ("100,5,31,60", "the region has 31x60 pixels at 100,5; the image has 130x65"),
     ("1,2,3", "'1,2,3'; wanted column, row, width and height"), ("0,0,0,5", "wanted column, row")])
-def test_a_region_that_is_not_there_is_one_line(folder, tile_checkpoint, tiled, region, message, capsys):
-  assert run("decode", tiled[0], folder / "no.png", "--ckpt", tile_checkpoint, "--region", region) == 2
+def test_a_region_that_is_not_there_is_one_line(folder, tile_model, tiled, region, message, capsys):
+  assert run("decode", tiled[0], folder / "no.png", *tile_model, "--region", region) == 2
   line, = capsys.readouterr().err.splitlines()
   assert message in line and not (folder / "no.png").exists()
 
 
-def test_tiles_are_encoded_from_strips_of_the_file(folder, tile_checkpoint, tiled, photograph, monkeypatch, capsys):
+def test_tiles_are_encoded_from_strips_of_the_file(folder, tile_model, tiled, photograph, monkeypatch, capsys):
   from mlic_jax.commands import encode
   whole = []
   load = encode.load_image_with_profile
@@ -324,35 +325,35 @@ def test_tiles_are_encoded_from_strips_of_the_file(folder, tile_checkpoint, tile
   out = folder / "strips.mlic"
   files = ("photo.png", [], None), ("profile.tif", [], SRGB), ("profile.tif", ["--no-icc"], None)
   for name, options, expected in files:
-    assert run("encode", folder / name, out, "--ckpt", tile_checkpoint, "--tile", 64, *options) == 0
+    assert run("encode", folder / name, out, *tile_model, "--tile", 64, *options) == 0
     assert not whole and profile(out) == expected
-  assert run("encode", folder / "photo.png", out, "--ckpt", tile_checkpoint, "--tile", 64) == 0
+  assert run("encode", folder / "photo.png", out, *tile_model, "--tile", 64) == 0
   assert out.read_bytes() == tiled[0].read_bytes()
   broken = (folder / "photo.png").read_bytes()
   (folder / "late.png").write_bytes(broken[:len(broken) // 2])
   out.unlink()
   capsys.readouterr()
-  assert run("encode", folder / "late.png", out, "--ckpt", tile_checkpoint, "--tile", 64) == 2
+  assert run("encode", folder / "late.png", out, *tile_model, "--tile", 64) == 2
   error = capsys.readouterr().err
   assert error.count("\n") == 1 and "late.png" in error and "truncated" in error and not whole and not out.exists()
-  assert run("encode", folder / "photo.png", out, "--ckpt", tile_checkpoint, "--tile", 0) == 0 and whole
+  assert run("encode", folder / "photo.png", out, *tile_model, "--tile", 0) == 0 and whole
 
 
-def test_a_batch_of_tiles_makes_a_file_that_any_decoder_reads(folder, tile_checkpoint, tiled):
+def test_a_batch_of_tiles_makes_a_file_that_any_decoder_reads(folder, tile_model, tiled):
   path, image = tiled
   batched, out = folder / "batched.mlic", folder / "batched.png"
-  arguments = "--ckpt", tile_checkpoint, "--tile-batch"
+  arguments = *tile_model, "--tile-batch"
   assert run("encode", folder / "photo.png", batched, *arguments, 4, "--tile", 64) == 0
   assert run("decode", batched, out, *arguments, 1) == 0
   assert np.abs(load_image(out).astype(int) - image).max() <= 1
 
 
-def test_partial_names_the_missing_tiles_of_a_file_and_decodes_the_others(folder, tile_checkpoint, tiled, capsys):
+def test_partial_names_the_missing_tiles_of_a_file_and_decodes_the_others(folder, tile_model, tiled, capsys):
   path, image = tiled
   cut, out = folder / "cut_tiles.mlic", folder / "partial.png"
   cut.write_bytes(path.read_bytes()[:-20])
-  assert run("decode", cut, out, "--ckpt", tile_checkpoint) == 2
+  assert run("decode", cut, out, *tile_model) == 2
   assert "tile 6 of 6 (row 2, column 3) is incomplete" in capsys.readouterr().err
-  assert run("decode", cut, out, "--ckpt", tile_checkpoint, "--partial") == 0
+  assert run("decode", cut, out, *tile_model, "--partial") == 0
   assert "cut_tiles.mlic: tile 6 of 6 (row 2, column 3)" in capsys.readouterr().err
   assert load_image(out).shape == image.shape

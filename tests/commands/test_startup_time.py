@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import numpy as np
+from conftest import random_variables
+from helpers.distribution_cases import SMALL
 from PIL import Image
 
+from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.commands.codec_io import load_codecs
 
@@ -18,8 +21,9 @@ def test_the_garbage_collector_is_off_while_a_codec_loads_and_then_on(monkeypatc
   assert seen == [False, False] and gc.isenabled()
 
 
-def test_coding_with_a_filled_cache_imports_no_slow_libraries(tiny_checkpoint, tmp_path):
+def test_coding_with_a_filled_cache_imports_no_slow_libraries(tmp_path):
   """Their imports, and reading by them, take as long as everything else."""
+  save_model(tmp_path / "small", SMALL, random_variables(SMALL))
   Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "x.png")
   code = """
 import sys
@@ -34,7 +38,7 @@ from mlic_jax.model.distributions import make_distribution
 make_distribution(CodecConfig(distribution="generalized_gaussian"))     # that of nano
 print(*sorted({"numba", "orbax.checkpoint", "tensorstore", "scipy.special", "PIL.PdfImagePlugin"} & set(sys.modules)))
 """
-  run = lambda: subprocess.run([sys.executable, "-c", code, str(tmp_path), str(tiny_checkpoint)], check=True,
+  run = lambda: subprocess.run([sys.executable, "-c", code, str(tmp_path), str(tmp_path / "small")], check=True,
                                capture_output=True, text=True, timeout=300,
                                env=os.environ | {"MLIC_JAX_CACHE": str(tmp_path / "cache")}).stdout.splitlines()[-1]
   assert "numba orbax.checkpoint" in run()
