@@ -27,6 +27,7 @@ def run_check(tmp_path):
 
 def test_a_cpu_decodes_what_itself_has_coded_and_the_times_are_those_of_all_parts(check, monkeypatch):
   monkeypatch.setattr(accelerator, "SMALL", SMALL.to_dict())
+  monkeypatch.setattr(accelerator, "kmacs", lambda codec, side: 1.0)   # tests/model/test_complexity.py counts them
   for module in accelerator, pmap_programs:  # the steps that are timed
     monkeypatch.setattr(module, "build", StandIn)
   found = check("across", "training", "codec")

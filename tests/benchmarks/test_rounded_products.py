@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.lowered_equations import equations_on, implementation, named
 from helpers.small_configs import small_nano
-from jax.extend.core import Literal
+from jax.extend.core import Literal, jaxpr_as_fun
 
 from benchmarks import rounded_products
 from benchmarks.rounded_products import with_rounded_products
@@ -21,7 +21,7 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def gradient_of_small_nano():
-  """Returns the gradient of a loss of a small nano, whose scan is unrolled, and the shapes of its arguments."""
+  """Returns the jaxpr of the gradient of a loss of a small nano, whose scan is unrolled."""
   config = CodecConfig.from_dict(dict(small_nano().model, num_rates=2))
   model = build(config, transform_precision=None, entropy_precision="default", scan_unroll=config.num_slices)
   x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
@@ -30,7 +30,7 @@ def gradient_of_small_nano():
   def loss(params, x):
     out = model.apply({"params": params}, x, 1.0, rngs={"noise": jax.random.key(0)})
     return out.y_bits.sum() + out.z_bits.sum() + jnp.square(out.x_hat - x).sum()
-  return jax.grad(loss), params, x
+  return jax.make_jaxpr(jax.grad(loss))(params, x)
 
 
 def one_pass(equations):
@@ -52,8 +52,8 @@ def products_in(traced):
 
 
 def test_the_products_of_one_pass_on_a_tpu_are_rounded_and_no_others():
-  gradient, *shapes = gradient_of_small_nano()
-  program = jax.make_jaxpr(with_rounded_products(gradient))(*shapes)
+  gradient = gradient_of_small_nano()
+  program = jax.make_jaxpr(with_rounded_products(jaxpr_as_fun(gradient)))(*gradient.in_avals)
   count, others = 0, 0
   for equation, makers in products_in(program):
     is_map = equation.primitive.name == "multilinear_derivative"
@@ -66,7 +66,7 @@ def test_the_products_of_one_pass_on_a_tpu_are_rounded_and_no_others():
       others += len(named(inside, "conv_general_dilated"))
   equations = list(equations_on(program, "tpu"))
   assert len(named(equations, "reduce_precision")) == count
-  on_tpus = list(equations_on(jax.make_jaxpr(gradient)(*shapes), "tpu"))
+  on_tpus = list(equations_on(gradient, "tpu"))
   assert one_pass(equations) == one_pass(on_tpus) and count == 2 * one_pass(on_tpus).total() > 0
   assert others > 20  # transforms and last layers
 

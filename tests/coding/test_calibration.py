@@ -1,4 +1,5 @@
 """Tests of calibration: fitted shapes and factors make files smaller and change nothing else."""
+import dataclasses
 import json
 
 import numpy as np
@@ -15,6 +16,8 @@ from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.encode_options import EncodeOptions
 from mlic_jax.coding.latent_coder import LatentCoder
 from mlic_jax.model.scale_table import SCALE_LEVELS, SCALE_MIN, SCALE_STEP
+
+LIGHT = dataclasses.replace(SMALL, transforms="helpers.light_transforms", widths=())  # compiles faster
 
 
 def counted(draws):
@@ -44,39 +47,40 @@ def test_gaussian_elements_gain_nothing():
 
 def test_a_calibrated_model_writes_smaller_files_of_the_same_images(tmp_path, photograph, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  save_model("model", SMALL, variables_of(SMALL), training={"step": 7})
+  save_model("model", LIGHT, variables_of(LIGHT), training={"step": 7})
   (tmp_path / "images").mkdir()
   Image.fromarray(photograph).save("images/a.png")
   Image.fromarray(photograph[:20]).save("images/too_small.png")
-  arguments = ["calibrate", "model", "--data", "images", "--out", "calibrated", "--crop-size", "64"]
-  assert main(arguments) == 0
+  run = lambda *arguments: main(["calibrate", *arguments, "--data", "images", "--allow-custom-modules"])
+  arguments = "model", "--out", "calibrated", "--crop-size", "64"
+  assert run(*arguments) == 0
   out = capsys.readouterr().out
   assert "rate 1: -" in out and "% bits of y on the 1 images of the fit" in out
   training = json.loads((tmp_path / "calibrated" / "config.json").read_text())["training"]
   assert training == {"step": 7, "calibration": {"images": 1, "crop_size": 64}}
 
   crop = photograph[:64, 33:97]
-  found = calibration.fit(load_model("model"), [crop])
-  coder = LatentCoder(load_model("calibrated"))
+  found = calibration.fit(load_model("model", allow_custom_modules=True), [crop])
+  coder = LatentCoder(load_model("calibrated", allow_custom_modules=True))
   z_symbols, passes, _ = coder.run_encoder(coder.analyze(crop, None), EncodeOptions())
   assert coder.bits(z_symbols, passes)[0].sum() == pytest.approx(found.after[0], rel=0.01)
 
-  before, after = Codec.load("model"), Codec.load("calibrated")
+  before, after = (Codec.load(name, allow_custom_modules=True) for name in ("model", "calibrated"))
   files = [codec.encode(crop) for codec in (before, after)]
   assert len(files[1]) < len(files[0])
   np.testing.assert_array_equal(after.decode(files[1]), before.decode(files[0]))
 
-  assert main(arguments) == 2 and "calibrated: already exists" in capsys.readouterr().err
-  assert main(["calibrate", "calibrated", "--data", "images", "--out", "again"]) == 2
+  assert run(*arguments) == 2 and "calibrated: already exists" in capsys.readouterr().err
+  assert run("calibrated", "--out", "again") == 2
   assert "has the distribution 'generalized_gaussian'; wanted 'gaussian'" in capsys.readouterr().err
-  assert main(["calibrate", "model", "--data", "images", "--out", "none", "--crop-size", "512"]) == 2
+  assert run("model", "--out", "none", "--crop-size", "512") == 2
   assert "images: none of 2 images has 512x512 pixels" in capsys.readouterr().err
 
 
 def test_the_bits_of_the_fit_are_those_of_the_rows_of_a_portable_file(photograph, monkeypatch):
   """The grids of portable files move elements to other rows, so that rows by the scales alone have other costs."""
   monkeypatch.setattr(portable_cdf, "SHIFTS", np.roll(portable_cdf.SHIFTS, 2))   # the first grid is that of -27/56
-  model = Model("model", SMALL, variables_of(SMALL), build_table(SMALL, variables_of(SMALL)), bytes(8), None)
+  model = Model("model", LIGHT, variables_of(LIGHT), build_table(LIGHT, variables_of(LIGHT)), bytes(8), None)
   crop = photograph[:64, 33:97]
   found = calibration.fit(model, [crop])
   config, variables = calibration.calibrated(model, found)
