@@ -1,5 +1,6 @@
 """Tests of state dicts of the authors' release and of CompressAI: reading, writing and refusals."""
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,12 +100,24 @@ TRAINED = [CodecConfig(**SMALL), CodecConfig(contexts=variants.CONTEXTS["mlic"],
 @pytest.mark.parametrize("config", TRAINED, ids=lambda config: variants.variant_of(config, "compressai"))
 def test_a_model_of_this_package_computes_the_same_after_the_way_there_and_back(config):
   """Its parameters are random also where they belong to slices that are not decoded, which no state dict has."""
-  variables, x = random_variables(config), np.random.default_rng(1).uniform(size=(1, 64, 128, 3)).astype(np.float32)
+  variables, rng = random_variables(config), np.random.default_rng(1)
   again, returned = from_state_dict(to_state_dict(config, variables, "compressai"))
-  assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(returned)))
-  before, after = (build(each).apply(parameters, x) for each, parameters in ((config, variables), (again, returned)))
-  for name in "x_hat", "y_hat", "y_bits", "z_bits":
-    np.testing.assert_allclose(getattr(after, name), getattr(before, name), rtol=0, atol=1e-5, err_msg=name)
+  before, after = dict(variables["params"]), dict(returned["params"])
+  steps = [dict(slices=params.pop("slices")) for params in (before, after)]
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, steps)))
+  hyper, y = (rng.normal(size=(1, 4, 8, n)).astype(np.float32) for n in (2 * config.M, config.M))
+  coded = [scan_of(each)(params, hyper, y) for each, params in zip((config, again), steps)]
+  for name in "y_hat", "bits", "mean", "scale":
+    of_both = [getattr(each, name) for each in coded]
+    np.testing.assert_allclose(*of_both, rtol=0, atol=1e-5, err_msg=name)
+
+
+@functools.cache
+def scan_of(config: CodecConfig):
+  """The scan over the slices, compiled: a function (params, hyper, y)."""
+  return jax.jit(lambda params, hyper, y: build(config).apply(
+      {"params": params}, hyper, y, method=lambda codec, hyper, y: codec.slices.scan(hyper, y)))
 
 
 def test_contexts_in_another_order_are_written_in_the_order_of_the_other_implementation(converted):
@@ -144,9 +157,13 @@ def test_wrappers_prefixes_and_both_namings_of_the_bottleneck_give_the_same_vari
   assert_same(from_state_dict({"epoch": 3, wrapper: renamed}), converted)
 
 
+def shapes(model: str) -> dict:
+  """{common name: what has the shape of the parameter} of a small model."""
+  return {common: SimpleNamespace(shape=tuple(shape)) for _, shape, _, kind, common in
+          LAYOUTS[model]["small"]["state_dict"] if kind == "parameter"}
+
+
 def test_a_model_is_recognized_by_its_keys_and_mlic_plus_has_to_be_named():
-  shapes = lambda model: {common: SimpleNamespace(shape=tuple(shape)) for _, shape, _, kind, common in
-                          LAYOUTS[model]["small"]["state_dict"] if kind == "parameter"}
   contexts = lambda model, variant=None: infer_config(shapes(model), variant).contexts
   assert contexts("mlic") == ("local_stacked", "global_intra_softmax", "channel")
   assert contexts("mlicplus") == contexts("mlicpp") == CodecConfig().contexts
@@ -212,7 +229,7 @@ def test_a_model_that_the_other_implementation_does_not_have_is_refused_in_one_l
 
 
 def test_mlic_v2_without_a_map_and_mlic_v2_for_the_authors_are_refused():
-  config, variables = from_state_dict(compressai_fill.fill(LAYOUTS["mlicv2"]["tiny"]["state_dict"]))
+  config, variables = infer_config(shapes("mlicv2")), {"params": {}}
   with pytest.raises(WeightsError, match="^MLICv2, which the authors' code does not have; wanted mlic, mlic_plus or"):
     to_state_dict(config, variables, "authors")
   without = {name: value for name, value in dict(config.options).items() if not name.startswith("selection")}
