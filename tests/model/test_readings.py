@@ -2,12 +2,14 @@
 (tests/interop/test_compressai_parity.py) hold all of them together."""
 
 import dataclasses
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from conftest import random_variables
 
 from mlic_jax.coding.checkpoint_io import save_model
@@ -19,6 +21,7 @@ from mlic_jax.model.channel_reweighting import Reweighting
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.contexts import global_inter_linear
 from mlic_jax.model.mlic import build
+from mlic_jax.model.param_shapes import step_param_shapes
 from mlic_jax.model.rope import OutputRotary
 
 SMALL = CodecConfig(N=8, M=24, num_slices=3, transforms="helpers.light_transforms", hyper_widths=(8, 8),
@@ -42,6 +45,31 @@ def inputs_of(config, k, h=4, w=6, traced=False):
   return contexts.ContextInputs(k, normal(1, h, w, 2 * config.M, seed=2), decoded, live, previous, anchor)
 
 
+def variables_of(context, given):
+  """Random parameters of a context, which no program has to draw."""
+  with_known_slice = lambda given: given._replace(k=1, live=np.arange(SMALL.M) < SMALL.slice_channels, for_tpu=False)
+  shapes = jax.eval_shape(lambda given: context.init(jax.random.key(0), with_known_slice(given)), given)
+  return filled(shapes)
+
+
+def filled(shapes):
+  """Arrays of the shapes, with random numbers that keep activations of order 1."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda each: np.float32(
+      rng.normal(size=each.shape) / np.sqrt(max(np.prod(each.shape[:-1]), 4))), shapes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run_known(context, k, variables, hyper, decoded, previous, anchor):
+  live = np.arange(context.config.M) < k * context.config.slice_channels
+  return context.apply(variables, contexts.ContextInputs(k, hyper, decoded, live, previous, anchor))
+
+
+def run(context, variables, given):
+  """What a context returns if the index of the slice is known; one program for a slice."""
+  return run_known(context, given.k, variables, given.hyper, given.decoded, given.previous, given.anchor)
+
+
 # --- heads between slices -----------------------------------------------------------------
 
 @pytest.mark.parametrize("slice_channels, wanted", [(32, [1, 2, 3, 4]), (16, [1, 1, 1, 2]), (64, [2, 4, 6, 8]),
@@ -57,14 +85,14 @@ def test_heads_have_so_many_channels_as_nearly_as_they_are_equal(slice_channels,
 def test_a_slice_whose_index_is_traced_has_the_heads_of_that_slice(name, head_channels, rotary):
   config = dataclasses.replace(SMALL, options=dict(head_channels=head_channels, rotary=rotary))
   context = contexts.make_context(name, config)
-  variables = context.init(jax.random.key(0), inputs_of(config, 2, traced=True))
-  run = jax.jit(lambda inputs: context.apply(variables, inputs._replace(for_tpu=False)))  # which is never traced
+  variables = variables_of(context, inputs_of(config, 2))
+  run_traced = jax.jit(lambda inputs: context.apply(variables, inputs._replace(for_tpu=False)))  # which is never traced
   for k in 1, 2:
-    traced, known = run(inputs_of(config, k, traced=True)), context.apply(variables, inputs_of(config, k))
+    traced, known = run_traced(inputs_of(config, k, traced=True)), run(context, variables, inputs_of(config, k))
     np.testing.assert_allclose(traced, known, atol=1e-5)
   by_slice = contexts.make_context(name, dataclasses.replace(config, options=dict(rotary=rotary)))
   given = inputs_of(config, 2)
-  assert not np.allclose(by_slice.apply(variables, given), context.apply(variables, given), atol=1e-3)
+  assert not np.allclose(run(by_slice, variables, given), run(context, variables, given), atol=1e-3)
 
 
 # --- attention within a slice -------------------------------------------------------------
@@ -84,11 +112,11 @@ def test_the_window_that_is_hidden_may_have_a_side_of_its_own(hidden):
   context = lambda **fields: contexts.make_context("global_intra_softmax", dataclasses.replace(SMALL, **fields))
   given, by_setting, by_window = inputs_of(SMALL, 1, h=6, w=8), context(options=dict(hidden_window=hidden)), context(
       window_size=hidden) if hidden > 1 else None
-  variables = by_setting.init(jax.random.key(0), given)
-  out = by_setting.apply(variables, given)
-  assert not np.allclose(out, context().apply(variables, given), atol=1e-3)
+  variables = variables_of(by_setting, given)
+  out = run(by_setting, variables, given)
+  assert not np.allclose(out, run(context(), variables, given), atol=1e-3)
   if by_window is not None:
-    np.testing.assert_array_equal(out, by_window.apply(variables, given))
+    np.testing.assert_array_equal(out, run(by_window, variables, given))
 
 
 # --- the first slice ----------------------------------------------------------------------
@@ -96,7 +124,7 @@ def test_the_window_that_is_hidden_may_have_a_side_of_its_own(hidden):
 def test_a_context_of_anchors_alone_does_not_widen_the_network_of_the_others():
   both = dataclasses.replace(SMALL, contexts=("local_attention", "global_hyper_anchors", "channel"))
   without = dataclasses.replace(SMALL, contexts=("local_attention", "channel"))
-  of = lambda config, part: random_variables(config)["params"]["slices"]["steps"][part]["conv0"]["kernel"].shape
+  of = lambda config, part: step_param_shapes(config)[part]["conv0"]["kernel"].shape
   features = SMALL.context_ratio * SMALL.slice_channels
   wide, narrow = of(both, "entropy_anchor"), of(without, "entropy_anchor")
   assert wide[-2] == narrow[-2] + features and of(both, "entropy_nonanchor") == of(without, "entropy_nonanchor")
@@ -107,13 +135,13 @@ def test_a_context_of_anchors_alone_does_not_widen_the_network_of_the_others():
 def test_the_guide_is_the_half_of_the_hyper_features_in_the_option(name, scales):
   config = dataclasses.replace(SMALL, options=dict(guide_scales=scales))
   context, given = contexts.make_context(name, config), inputs_of(SMALL, 0)
-  variables = context.init(jax.random.key(0), given)
+  variables = variables_of(context, given)
   changes = []
   for half in (slice(None, SMALL.M), slice(SMALL.M, None)):
     hyper = given.hyper.copy()
     hyper[..., half] += 1.0
-    changes.append(not np.array_equal(context.apply(variables, given),
-                                      context.apply(variables, given._replace(hyper=hyper))))
+    changes.append(not np.array_equal(run(context, variables, given),
+                                      run(context, variables, given._replace(hyper=hyper))))
   assert changes == [scales, not scales]
 
 
@@ -124,10 +152,10 @@ def test_plain_convolutions_see_anchors_at_every_distance_that_masked_ones_do_no
   for plain in False, True:
     config = dataclasses.replace(SMALL, options=dict(plain_convolutions=plain))
     context, given = contexts.make_context("local_stacked", config), inputs_of(SMALL, 1, h=8, w=8)
-    variables = context.init(jax.random.key(0), given)
+    variables = variables_of(context, given)
     changed = given.anchor.copy()
     changed[:, 3, 4] += 1.0
-    reached = np.abs(context.apply(variables, given) - context.apply(variables, given._replace(anchor=changed)))
+    reached = np.abs(run(context, variables, given) - run(context, variables, given._replace(anchor=changed)))
     place = np.stack(np.indices((8, 8)), axis=-1)
     steps = np.asarray(pack(jnp.asarray(abs(place - [3, 4])), anchors=False))
     within = steps.max(-1) <= 3 if plain else steps.sum(-1) <= 3
@@ -152,16 +180,18 @@ def test_output_features_are_rotated_pair_by_pair_by_their_absolute_positions():
 def test_scores_between_channels_may_be_divided_by_the_number_of_positions():
   """Four times the image of the same: the scores are then twice as large, so that the result is another one."""
   tile, module = normal(1, 4, 4, 6), Reweighting(cosines=False)
-  variables = module.init(jax.random.key(0), tile)
+  variables = filled(jax.eval_shape(module.init, jax.random.key(0), tile))
   assert "temperature" not in variables["params"]
   flat = lambda x: x.reshape(-1, 6)
-  norm = lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  affine = lambda x: x * variables["params"]["norm"]["scale"] + variables["params"]["norm"]["bias"]
+  norm = lambda x: affine((x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6))
   project = lambda name, x: x @ variables["params"][name]["kernel"][0, 0] + variables["params"][name]["bias"]
   u = norm(flat(tile))
   q, k, v = (project(name, u) for name in ("queries", "keys", "values"))
-  weights = jax.nn.softmax(q.T @ k / np.sqrt(16), axis=-1)
+  weights = scipy.special.softmax(q.T @ k / np.sqrt(16), axis=-1)
   mixed = (weights @ v.T).T
-  _, seen = module.apply(variables, tile, capture_intermediates=True, mutable="intermediates")
+  _, seen = jax.jit(functools.partial(module.apply, capture_intermediates=True, mutable="intermediates"))(
+      variables, tile)
   np.testing.assert_allclose(flat(seen["intermediates"]["out"]["__call__"][0]), project("out", mixed), atol=1e-5)
 
 
@@ -179,13 +209,17 @@ def mapped(tmp_path_factory):
 
 def test_what_is_left_out_is_its_mean_exactly_and_what_is_coded_is_not(mapped, photograph):
   x = photograph[None, :64, :64] / np.float32(255)
-  coded = build(MAPPED).apply(mapped.variables, *build(MAPPED).apply(mapped.variables, x, 2.0, method="analyze"),
-                              method=lambda m, y, z: m.slices.scan(m.hyper(m.round_z(z)), y))
+
+  def code(codec, x):
+    y, z = codec.analyze(x, 2.0)
+    return codec.slices.scan(codec.hyper(codec.round_z(z)), y)
+
+  coded = jax.jit(lambda variables, x: build(MAPPED).apply(variables, x, method=code))(mapped.variables, x)
   kept = np.asarray(coded.keep) > 0
   assert 0.2 < kept.mean() < 0.8
   np.testing.assert_array_equal(np.asarray(coded.y_hat)[~kept], np.asarray(coded.mean)[~kept])
   assert not coded.bits[~kept].any()
-  off = np.asarray(coded.y_hat - coded.mean)[kept]
+  off = (np.asarray(coded.y_hat) - coded.mean)[kept]
   assert np.mean(np.abs(off - np.round(off)) > 1e-3) > 0.9   # with the predicted residual
 
 
