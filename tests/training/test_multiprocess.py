@@ -1,9 +1,12 @@
 """Tests of training in two processes over loopback, which are started as a user starts them.
 
 The compilation cache is on, and empty for the first start only, so that every later one runs what was compiled before.
+A process may begin further runs after its first one, which spares the imports and the tracing of a start.
 """
+import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,17 +14,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from helpers.linear_stub import StandIn
+from helpers.multiprocess_worker import STATUS, THEN
 from helpers.small_training import rows
 from PIL import Image
 
+from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.coding.checkpoint_io import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build
+from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import Checkpoints
 from mlic_jax.training.config_schema import load_config
 from mlic_jax.training.optimizer import make_optimizer
@@ -55,48 +62,67 @@ class Pod:
       pixels = rng.integers(0, 256, (9, 10, 3), np.uint8).repeat(8, 0).repeat(8, 1)
       Image.fromarray(pixels).save(self.photographs / f"f{i:02}.png")
 
-  def start(self, commands: list[list[str]], signals=("", ""), by_slurm=False) -> list[subprocess.Popen]:
-    """A process for each list of arguments; SIGNAL@STEP of each. `by_slurm`: SLURM says who is who, and jax asks it."""
+  def start(self, *runs: list[list[str]], signals=(), by_slurm=False) -> list[subprocess.Popen]:
+    """Starts two processes, which make `runs`, each with a list of arguments for each process, one after the other.
+
+    `signals` has SIGNAL@STEP, or "", of both processes for each run. `by_slurm`: SLURM says who is who, and jax asks
+    it."""
     with socket.create_server(("localhost", 0)) as server:
       port = server.getsockname()[1]
-    env = dict(os.environ, JAX_PLATFORMS="cpu", MLIC_JAX_CACHE=str(self.cache),
-               GLIBC_TUNABLES="glibc.malloc.hugetlb=0", PYTHONWARNINGS="ignore")
-    if len(commands) > 1:
-      env.update(JAX_COORDINATOR_ADDRESS=f"localhost:{port}")
-      commands = [[*command, "--config.distributed=True"] for command in commands]
+    env = dict(os.environ, JAX_PLATFORMS="cpu", MLIC_JAX_CACHE=str(self.cache), PYTHONWARNINGS="ignore",
+               GLIBC_TUNABLES="glibc.malloc.hugetlb=0", JAX_COORDINATOR_ADDRESS=f"localhost:{port}")
     started = []
-    for i, command in enumerate(commands):
-      who = dict(JAX_NUM_PROCESSES=str(len(commands)), JAX_PROCESS_ID=str(i))
+    for i in range(2):
+      who = dict(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
       if by_slurm:
-        who = dict(SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost", SLURM_NTASKS=str(len(commands)),
+        who = dict(SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2",
                    SLURM_PROCID=str(i), SLURM_LOCALID=str(i), SLURM_STEP_NUM_NODES="1", SLURM_JOB_NUM_NODES="1")
-      command = [sys.executable, str(WORKER), self.model, signals[i], *command]
+      command = [sys.executable, str(WORKER), self.model]
+      for number, (run, sent) in enumerate(zip(runs, signals or [("", "")] * len(runs), strict=True)):
+        command += [*([THEN] if number else []), sent[i], *run[i], "--config.distributed=True"]
       started.append(subprocess.Popen(command, text=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                       env=env | who))
     return started
 
-  def run(self, workdir, signals=("", "")) -> tuple[list[int], list[str]]:
-    """Returns (exit statuses, stderr of each) of two processes with one workdir."""
-    return end(self.start([arguments(workdir, self.photographs)] * 2, signals))
+  def run(self, *runs: tuple[Path, tuple[str, str]]) -> list["Run"]:
+    """Makes runs of (workdir, signals) in one start of the pod."""
+    return end(self.start(*[[arguments(workdir, self.photographs)] * 2 for workdir, _ in runs],
+                          signals=[signals for _, signals in runs]))
 
 
-def end(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
-  deadline, said = time.monotonic() + LIMIT, []
+class Run(NamedTuple):
+  status: list[int]       # exit status of each process
+  said: list[str]         # stderr of each process
+  printed: str            # stdout of process 0
+
+
+def end(processes: list[subprocess.Popen]) -> list[Run]:
+  """Waits for the processes, and returns what each of their runs left."""
+  deadline, streams = time.monotonic() + LIMIT, []
   try:
     for process in processes:
-      said.append(process.communicate(timeout=max(1, deadline - time.monotonic()))[1])
+      streams.append(process.communicate(timeout=max(1, deadline - time.monotonic())))
   finally:
     for process in processes:
       process.kill()
-  return [process.returncode for process in processes], said
+  of_runs = lambda text: re.split(rf"^{STATUS}\d+\n", text, flags=re.MULTILINE)
+  status = [[*map(int, re.findall(rf"^{STATUS}(\d+)$", err, flags=re.MULTILINE)), process.returncode]
+            for process, (_, err) in zip(processes, streams, strict=True)]
+  said = [of_runs(err) for _, err in streams]
+  return [Run(list(each[:2]), list(each[2:4]), each[4])
+          for each in zip(*status, *said, of_runs(streams[0][0]), strict=True)]
+
+
+@functools.cache
+def shapes(model):
+  config = load_config("configs/nano.py", [each for each in arguments("", "") if each.startswith("--config.")])
+  make = {"stand-in": StandIn, "codec": build}[model]
+  return state_shapes(config, make(CodecConfig(**MODEL)), make_optimizer(config))
 
 
 def state_of(pod, workdir):
-  config = load_config("configs/nano.py", [each for each in arguments(workdir, "") if each.startswith("--config.")])
-  model = {"stand-in": StandIn, "codec": build}[pod.model](CodecConfig(**MODEL))
-  like = state_shapes(config, model, make_optimizer(config))
-  restored = Checkpoints(workdir, 2).restore(like)
-  return jax.device_get(restored.state), restored.evaluated
+  with Checkpoints(workdir, 2) as checkpoints:
+    return jax.device_get(checkpoints.restore(shapes(pod.model)).state)
 
 
 @pytest.fixture(scope="module", name="pod", params=["stand-in", pytest.param("codec", marks=pytest.mark.slow)])
@@ -105,40 +131,39 @@ def two_processes(tmp_path_factory, request):
 
 
 def test_a_pod_that_is_killed_and_stopped_again_and_again_ends_in_the_bits_of_one_left_alone(pod):
-  cut = pod.folder / "cut"
-  status, said = pod.run(cut, ("", "SIGKILL@8"))  # the first start: it compiles
-  assert status == [1, -signal.SIGKILL]
-  assert said[0].splitlines()[-1].startswith("train.py: process 1 ")
+  cut, whole = pod.folder / "cut", pod.folder / "whole"
+  (killed,) = pod.run((cut, ("", "SIGKILL@8")))  # the first start: it compiles
+  assert killed.status == [1, -signal.SIGKILL]
+  assert killed.said[0].splitlines()[-1].startswith("train.py: process 1 ")
 
-  status, said = pod.run(cut, ("", "SIGTERM@11"))  # one of them alone, and the lock of the killed run is no obstacle
-  assert status == [143, 143]
-  stopped = said[0].splitlines()[-1]
-  assert stopped == said[1].splitlines()[-1] and stopped.startswith("train.py: stopped by SIGTERM at step 1")
-  step = int(stopped.split(" at step ")[1].split(";")[0])
-  assert 11 <= step <= 14 and state_of(pod, cut)[0].step == step
+  stopped, in_the_last_steps, continued, left_alone, late = pod.run(
+      (cut, ("", "SIGTERM@11")),             # one of them alone, and the lock of the killed run is no obstacle
+      (cut, ("SIGTERM@24", "SIGTERM@23")),   # both, a moment apart
+      (cut, ("", "")), (whole, ("", "")),
+      (pod.folder / "late", ("SIGTERM@1", "")))  # with the exit statuses of the processes themselves
+  assert stopped.status == in_the_last_steps.status == late.status == [143, 143]
+  assert continued.status == left_alone.status == [0, 0], (continued.said, left_alone.said)
+  line = stopped.said[0].splitlines()[-1]
+  assert line == stopped.said[1].splitlines()[-1] and line.startswith("train.py: stopped by SIGTERM at step 1")
+  step = int(line.split(" at step ")[1].split(";")[0])
+  assert 11 <= step <= 14 and f"continuing at step {step}, 24 steps" in in_the_last_steps.printed
+  assert "at step 24" in in_the_last_steps.said[0] and "continuing at step 24, 24 steps" in continued.printed
+  evaluation = "evaluation at step 24"
+  assert evaluation not in in_the_last_steps.printed and evaluation in continued.printed
 
-  status, said = pod.run(cut, ("SIGTERM@24", "SIGTERM@23"))  # both, a moment apart, in the last steps
-  assert status == [143, 143] and "at step 24" in said[0]
-  assert [row["step"] for row in rows(cut / "eval.csv")] == ["9", "9", "18", "18"]
-
-  status, said = pod.run(cut)
-  assert status == [0, 0], said
   assert [row["step"] for row in rows(cut / "eval.csv")] == ["9", "9", "18", "18", "24", "24"]
-
-  whole = pod.folder / "whole"
-  status, said = pod.run(whole)
-  assert status == [0, 0], said
   assert (cut / "eval.csv").read_text() == (whole / "eval.csv").read_text()
-  jax.tree.map(np.testing.assert_array_equal, state_of(pod, cut)[0], state_of(pod, whole)[0])
+  jax.tree.map(np.testing.assert_array_equal, state_of(pod, cut), state_of(pod, whole))
   models = [load_model(workdir / "model") for workdir in (cut, whole)]
   assert models[0].training == models[1].training
   jax.tree.map(np.testing.assert_array_equal, *(model.variables for model in models))
 
 
-def test_a_pod_has_the_loss_curve_the_evaluation_and_the_model_of_one_process(pod):
+def test_a_pod_has_the_loss_curve_the_evaluation_and_the_model_of_one_process(pod, monkeypatch):
   alone, whole = pod.folder / "alone", pod.folder / "whole"
-  status, said = end(pod.start([arguments(alone, pod.photographs)]))
-  assert status == [0], said
+  if pod.model == "stand-in":
+    monkeypatch.setattr(loop, "build", StandIn)
+  assert main_of_one_command("train", "train.py", arguments(alone, pod.photographs)) == 0
   for name in ("metrics.csv", "eval.csv"):
     for one, two in zip(rows(alone / name), rows(whole / name), strict=True):
       for column in ("step", "loss", "bpp", "psnr"):
@@ -157,13 +182,12 @@ def test_processes_that_cannot_start_together_say_why_and_end(pod):
   """A pod with a worker that sees another workdir, and one with a host that cannot read a held-out image."""
   other = shutil.copytree(pod.photographs, pod.folder / "other")
   (other / "f04.png").write_bytes((other / "f04.png").read_bytes()[:-40])  # the header is whole
-  apart = pod.start([arguments(pod.folder / name, pod.photographs) for name in ("here", "there")], by_slurm=True)
-  damaged = pod.start([arguments(pod.folder / "third", photographs) for photographs in (pod.photographs, other)])
-  reasons = ("there is another folder on this process than on process 0", "the set of held-out images is 3 images ")
-  for processes, reason in zip((apart, damaged), reasons):
-    status, said = end(processes)
-    assert status == [2, 2], said
-    for lines in said:
+  ended = end(pod.start([arguments(pod.folder / "third", photographs) for photographs in (pod.photographs, other)],
+                        [arguments(pod.folder / name, pod.photographs) for name in ("here", "there")], by_slurm=True))
+  reasons = ("the set of held-out images is 3 images ", "there is another folder on this process than on process 0")
+  for run, reason in zip(ended, reasons, strict=True):
+    assert run.status == [2, 2], run.said
+    for lines in run.said:
       assert lines.splitlines()[-1].startswith("train.py: ") and reason in lines.splitlines()[-1]
   assert not (pod.folder / "there").exists()
 
@@ -171,6 +195,6 @@ def test_processes_that_cannot_start_together_say_why_and_end(pod):
 @pytest.mark.slow
 def test_when_the_first_process_is_killed_the_other_ends_too(pod):
   """JAX reports it, whose service runs in process 0, or our heartbeat, whichever is first."""
-  status, said = pod.run(pod.folder / "headless", ("SIGKILL@8", ""))
-  assert status[0] == -signal.SIGKILL and status[1] not in (0, 2)
-  assert "process 0 " in said[1] or "another task died" in said[1]
+  (run,) = pod.run((pod.folder / "headless", ("SIGKILL@8", "")))
+  assert run.status[0] == -signal.SIGKILL and run.status[1] not in (0, 2)
+  assert "process 0 " in run.said[1] or "another task died" in run.said[1]
