@@ -1,10 +1,10 @@
 """A training run of a few steps on twelve small images, and ways to cut it short."""
 import csv
 
-import jax
 import numpy as np
 import pytest
 from helpers.linear_stub import StandIn
+from helpers.shared_programs import with_programs_of_this_process
 from PIL import Image
 
 from configs import nano
@@ -13,9 +13,13 @@ from mlic_jax.training import loop, pmap_programs
 from mlic_jax.training import step as step_module
 from mlic_jax.training.checkpoints import Checkpoints
 from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.step import state_shapes
+from mlic_jax.training.step import create_state, state_shapes
 
-_programs = {}  # of this process
+_state_shapes_of = {}  # {key of a config: shapes}
+# The fields that a program is not traced from, in addition to the fields of paths.
+FIELDS_OF_THE_LOOP = ("seed", "log_every", "checkpoint_every", "eval_every", "eval_images", "eval_crop_size",
+                      "eval_batch_size", "eval_pictures", "holdout_every", "keep_checkpoints", "crop_schedule",
+                      "downscale_probability")
 
 
 class PowerCut(BaseException):
@@ -38,7 +42,7 @@ def config_on_images_in(tmp_path):
   c.data_dir, c.holdout_every, c.crop_size, c.batch_size = str(tmp_path / "photographs"), 4, 64, 4
   c.model = dict(N=4, M=8, num_slices=2, num_rates=2)
   c.lmbdas, c.num_steps, c.learning_rate, c.warmup_steps = (0.0018, 0.0483), 12, 1e-3, 2
-  c.schedule, c.final_learning_rate, c.partial_probability = "cosine", 1e-6, 0.0
+  c.optimizer = "adam"  # as Muon, which is for convolutions, has no parameters in the stand-in
   c.log_every, c.checkpoint_every, c.eval_every = 4, 5, 6
   c.eval_images, c.eval_crop_size, c.eval_batch_size = 0, 64, 2
   return c
@@ -56,21 +60,25 @@ def standin_compiled_once(monkeypatch):
 
 
 def share_programs(monkeypatch):
-  """The description of a program is everything that it is traced from (runtime/executable_cache.py), but for a training
-  step that a test replaces."""
+  """Shares programs between runs whose configs differ only by what the programs are not traced from."""
+  usual_key = pmap_programs.cache_key
+
+  def cache_key(config, model, teacher=None):
+    config = config.copy_and_resolve_references()
+    if config.schedule == "wsd" and not config.decay_start:  # the learning rate does not depend on the last step
+      config.num_steps = 0
+    return usual_key(config, model, teacher)
+
+  def create_state_once(config, model, optimizer, key=None):
+    return create_state(config, model, optimizer,
+                        key and repr((config.seed, config.optimizer, config.ema_decay > 0, model)))
+
   monkeypatch.setattr(loop, "build", StandIn)
-  usual = step_module.with_executable_cache
-
-  def shared(function, name, description, jit=jax.jit, **options):
-    if description is None:
-      return usual(function, name, description, jit, **options)
-    key = name, description, loop.make_train_step
-    if key not in _programs:
-      _programs[key] = usual(function, name, description, jit, **options)
-    return _programs[key]
-
-  monkeypatch.setattr(step_module, "with_executable_cache", shared)
-  monkeypatch.setattr(pmap_programs, "with_executable_cache", shared)
+  monkeypatch.setattr(loop, "create_state", create_state_once)
+  monkeypatch.setattr(pmap_programs, "cache_key", cache_key)
+  monkeypatch.setattr(pmap_programs, "LOCAL_FIELDS", (*pmap_programs.LOCAL_FIELDS, *FIELDS_OF_THE_LOOP))
+  for module in step_module, pmap_programs:
+    monkeypatch.setattr(module, "with_executable_cache", with_programs_of_this_process)
 
 
 def rows(path):
@@ -93,6 +101,19 @@ def cut():
   raise PowerCut
 
 
+def initial_state(config):
+  """The state that a run of the stand-in begins with."""
+  model = StandIn(CodecConfig(**config.model))
+  return loop.create_state(config, model, make_optimizer(config), pmap_programs.cache_key(config, model))
+
+
+def training_program(config):
+  """The training step of a run of the stand-in: (state, batch, teacher_variables, flags) -> (state, metrics, flags)."""
+  model = StandIn(CodecConfig(**config.model))
+  train_step = loop.make_train_step(config, model, make_optimizer(config), None, "cpu")
+  return pmap_programs.training(train_step, key=pmap_programs.cache_key(config, model))
+
+
 def final_state(config, workdir, model=StandIn):
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   restored = checkpoints.restore(_state_shapes(config, model(CodecConfig(**config.model))))
@@ -102,7 +123,7 @@ def final_state(config, workdir, model=StandIn):
 
 
 def _state_shapes(config, model):
-  key = "shapes", pmap_programs.cache_key(config, model)
-  if key not in _programs:
-    _programs[key] = state_shapes(config, model, make_optimizer(config))
-  return _programs[key]
+  key = pmap_programs.cache_key(config, model)
+  if key not in _state_shapes_of:
+    _state_shapes_of[key] = state_shapes(config, model, make_optimizer(config))
+  return _state_shapes_of[key]

@@ -7,16 +7,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from helpers import fake_bucket
-from helpers.linear_stub import StandIn
-from helpers.small_training import final_state, small_config, standin_compiled_once, stop_at  # noqa: F401 (fixtures)
+from helpers.small_training import (  # noqa: F401 (fixtures among them)
+  final_state,
+  initial_state,
+  small_config,
+  standin_compiled_once,
+  stop_at,
+)
 
-from mlic_jax.config import CodecConfig
 from mlic_jax.paths import as_path
 from mlic_jax.training import checkpoints as module
 from mlic_jax.training import loop, parallel
 from mlic_jax.training.checkpoints import Checkpoints, DamagedCheckpoints, Evaluated
-from mlic_jax.training.optimizer import make_optimizer
-from mlic_jax.training.step import create_state
 
 
 def names(folder):
@@ -24,9 +26,8 @@ def names(folder):
 
 
 @pytest.fixture(name="state")
-def initial_state(config):
-  state = create_state(config, StandIn(CodecConfig(**config.model)), make_optimizer(config))
-  return parallel.unreplicate(parallel.replicate(state))
+def first_state(config, standin):
+  return parallel.unreplicate(parallel.replicate(initial_state(config)))
 
 
 # --- what a killed process leaves ------------------------------------------------------

@@ -36,7 +36,6 @@ def add_images(folder, low, high):
 
 def test_a_better_model_is_exported_after_harder_images_were_added(config, standin, tmp_path, capsys):
   config.num_steps = config.eval_every = 6
-  config.optimizer, config.learning_rate, config.ema_decay = "adam", 3e-3, 0.0
   workdir = tmp_path / "run"
   loop.train_and_evaluate(config, workdir)
   before = exported(workdir)["eval_loss"]

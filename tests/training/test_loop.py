@@ -7,13 +7,12 @@ import sys
 import weakref
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY
 from helpers.linear_stub import StandIn
-from helpers.small_training import rows, small_config, standin_compiled_once  # noqa: F401 (fixtures)
+from helpers.small_training import initial_state, rows, small_config, standin_compiled_once  # noqa: F401 (fixtures)
 from PIL import Image
 
 from configs import nano
@@ -22,7 +21,7 @@ from mlic_jax.coding.checkpoint_io import load_model
 from mlic_jax.config import CodecConfig
 from mlic_jax.errors import ConfigError
 from mlic_jax.model.mlic import build
-from mlic_jax.training import loop, parallel
+from mlic_jax.training import loop, parallel, pmap_programs
 from mlic_jax.training.checkpoints import Evaluated
 from mlic_jax.training.config_schema import check_fields
 from mlic_jax.training.metrics_buffer import NonFiniteLoss
@@ -50,7 +49,6 @@ def test_the_codec_learns_a_batch_by_heart():
 
 
 def test_a_run_is_continued_into_an_end_that_was_not_planned(config, standin, tmp_path):
-  config.update(dict(optimizer="adam", schedule="wsd", final_learning_rate=0.0, decay_start=0))
   loop.train_and_evaluate(config, tmp_path / "run")
   config.update(dict(num_steps=16, decay_start=12))
   loop.train_and_evaluate(config, tmp_path / "run")
@@ -98,26 +96,32 @@ def test_the_exported_model_is_that_of_the_best_evaluation(config, standin, tmp_
   assert exported["training"]["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
 
 
+def replace_training(monkeypatch, before=lambda state: state, after=lambda state: state):
+  """Replaces the states (devices, ...) before and after each step of the next runs, whose program is the usual one."""
+  usual = pmap_programs.training
+
+  def training(*args, **options):
+    program = usual(*args, **options)
+
+    def step(state, *others):
+      new, *rest = program(before(state), *others)
+      return after(new), *rest
+    return step
+
+  monkeypatch.setattr(pmap_programs, "training", training)
+
+
 def test_the_average_is_what_is_exported_and_evaluated_on_every_held_out_photograph(
     config, standin, tmp_path, monkeypatch):
-  config.optimizer, config.num_steps, config.eval_every, config.eval_pictures = "adam", 2, 2, 0
+  config.num_steps, config.eval_every, config.eval_pictures = 2, 2, 0
   config.eval_dir, config.eval_batch_size = str(tmp_path / "held_out"), 2
   pixels = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)  # the last batch is half padding
   (tmp_path / "held_out").mkdir()
   for i, each in enumerate(pixels):
     Image.fromarray(each).save(tmp_path / "held_out" / f"{i}.png")
   model = StandIn(CodecConfig(**config.model))
-  average = jax.tree.map(lambda p: 0.7 * p, create_state(config, model, make_optimizer(config)).params)
-
-  def make_step_with_that_average(*args):
-    train_step = make_train_step(*args)
-
-    def step(*args):
-      new, metrics = train_step(*args)
-      return new.replace(ema_params=average), metrics
-    return step
-
-  monkeypatch.setattr(loop, "make_train_step", make_step_with_that_average)
+  average = jax.tree.map(lambda p: np.float32(0.7) * np.asarray(p), initial_state(config).params)
+  replace_training(monkeypatch, after=lambda new: new.replace(ema_params=parallel.replicate(average)))
   loop.train_and_evaluate(config, tmp_path / "run")
   exported, apply = load_model(tmp_path / "run" / "model").variables["params"], jax.jit(model.apply)
   jax.tree.map(np.testing.assert_array_equal, exported, average)
@@ -161,44 +165,39 @@ def test_a_model_that_the_disk_does_not_take_leaves_the_old_one(config, standin,
   monkeypatch.setattr(np, "savez_compressed", full)
   model = StandIn(CodecConfig(**config.model))
   validation = Validation(config, model, np.zeros((1, 64, 64, 3), np.uint8), tmp_path / "run", Evaluated())
-  state = parallel.replicate(create_state(config, model, make_optimizer(config)))
+  state = parallel.replicate(initial_state(config))
   problem = validation.export(state, 13, 0.1, [])
   assert "No space left" in problem
   assert (tmp_path / "run" / "model" / "config.json").read_bytes() == before
   assert not list((tmp_path / "run").glob(".model*"))
 
 
-def test_a_few_steps_are_traced(config, standin, tmp_path):
+def test_a_few_steps_are_traced(config, standin, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)  # which the profiler imports if it is there
   config.profile_steps = "3:5"
   loop.train_and_evaluate(config, tmp_path / "run")
   assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_single_rate_model_trains_on_its_lmbda(config, standin, tmp_path):
-  config.model.num_rates, config.optimizer = 0, "adam"
-  config.lmbda = 0.013
+  config.model.num_rates, config.lmbda = 0, 0.013
   loop.train_and_evaluate(config, tmp_path / "run")
   assert [row["quality"] for row in rows(tmp_path / "run" / "eval.csv")] == ["", ""]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_checkpoint(
     config, standin, tmp_path, monkeypatch):
-  def make_failing_step(*args):
-    train_step = make_train_step(*args)
+  def poisoned(state):
+    if state.step[0] != 8:  # the ninth step is another one
+      return state
+    return state.replace(params=parallel.replicate(jax.tree.map(lambda p: np.full_like(p[0], np.nan), state.params)))
 
-    def failing_step(state, *rest):
-      poison = jnp.where(state.step == 8, jnp.nan, 1.0)  # the ninth step
-      poisoned = state.replace(params=jax.tree.map(lambda p: p * poison, state.params))
-      new, metrics = train_step(poisoned, *rest)
-      return new, metrics
-    return failing_step
-
-  monkeypatch.setattr(loop, "make_train_step", make_failing_step)
-  with pytest.raises(NonFiniteLoss, match=r"at step 9 .*last good checkpoint is step 5") as error:
-    loop.train_and_evaluate(config, tmp_path / "run")
+  with monkeypatch.context() as patch:
+    replace_training(patch, before=poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"at step 9 .*last good checkpoint is step 5") as error:
+      loop.train_and_evaluate(config, tmp_path / "run")
   assert "\n" not in str(error.value)
   assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["5"]
-  monkeypatch.setattr(loop, "make_train_step", make_train_step)
   loop.train_and_evaluate(config, tmp_path / "run")  # and that checkpoint is good
 
 

@@ -43,6 +43,7 @@ def test_further_signals_do_not_keep_the_state_from_being_saved(config, standin,
   def send():
     for number in sent if when == "at_once" else [first]:
       os.kill(os.getpid(), number)
+  config.eval_every = 12  # none before the stop
   if when == "while_saving":
     monkeypatch.setattr(Checkpoints, "save", save_and_send)
   stop_at(monkeypatch, 7, send)

@@ -18,11 +18,13 @@ from helpers.small_training import (  # noqa: F401 (fixtures among them)
   config_on_images_in,
   cut,
   final_state,
+  initial_state,
   rows,
   share_programs,
   small_config,
   standin_compiled_once,
   stop_at,
+  training_program,
 )
 from ml_collections import ConfigDict
 
@@ -41,11 +43,10 @@ from mlic_jax.training.checkpoints import (
   write_config,
 )
 from mlic_jax.training.config_schema import load_config
-from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.pmap_programs import build_options, evaluation_key
-from mlic_jax.training.preemption import Interrupted
+from mlic_jax.training.preemption import NO_SIGNALS, Interrupted
 from mlic_jax.training.preflight import workdir_lock
-from mlic_jax.training.step import create_state, make_eval_step, make_train_step
+from mlic_jax.training.step import make_eval_step
 
 
 @pytest.fixture(scope="module", name="whole")
@@ -109,15 +110,12 @@ def test_a_run_that_continues_with_other_settings_of_training_finds_its_evaluati
   assert evaluation_key(config, model) != key
 
 
-def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, tmp_path):
-  config.optimizer = "adam"
-  model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
-  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, "cpu"), donate_state=True)
-  state = parallel.replicate(create_state(config, model, optimizer))
+def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, standin):
+  step, state = training_program(config), parallel.replicate(initial_state(config))
   kept = parallel.unreplicate(state)
   copy = jax.tree.map(np.copy, kept)
   for _ in range(3):
-    state, _ = step(state, parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)))
+    state, *_ = step(state, parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)), None, NO_SIGNALS)
   jax.tree.map(np.testing.assert_array_equal, kept, copy)
 
 
@@ -224,8 +222,8 @@ def test_the_lock_of_a_run_on_another_machine_holds_while_it_is_written(tmp_path
       workdir_lock(tmp_path).__enter__()
 
 
-def test_only_complete_checkpoints_count(config, tmp_path):
-  state = create_state(config, StandIn(CodecConfig(**config.model)), make_optimizer(config))
+def test_only_complete_checkpoints_count(config, standin, tmp_path):
+  state = initial_state(config)
   checkpoints = Checkpoints(tmp_path, 2)
   assert checkpoints.latest_step is None
   checkpoints.save(parallel.unreplicate(parallel.replicate(state)), Evaluated())

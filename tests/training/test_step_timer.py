@@ -2,7 +2,7 @@
 import time
 from pathlib import Path
 
-from helpers.small_training import rows, small_config, standin_model  # noqa: F401 (fixtures)
+from helpers.small_training import rows, small_config, standin_compiled_once  # noqa: F401 (fixtures)
 from PIL import Image
 
 from mlic_jax.training import loop
@@ -35,7 +35,7 @@ def test_a_log_line_gives_no_speed_where_every_step_of_it_compiled(config, stand
   for path in Path(config.data_dir).iterdir():
     Image.effect_noise((144, 136), 40).convert("RGB").save(path)
   config.log_every, config.num_steps, config.crop_schedule = 1, 6, ((4, 128),)
-  config.crop_size, config.downscale_probability, config.optimizer = 64, 0.0, "adam"
+  config.crop_size, config.downscale_probability = 64, 0.0
   loop.train_and_evaluate(config, tmp_path / "run")
   speeds = {int(row["step"]): row["images_per_second"] for row in rows(tmp_path / "run" / "metrics.csv")}
   lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
