@@ -1,5 +1,6 @@
 """Claims about every distortion of the objective, and one outside of the package."""
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables
+from helpers.linear_stub import StandIn
 from PIL import Image
 
 from configs import nano
@@ -73,7 +75,7 @@ def config_of(folder, **changes):
   return c
 
 
-def test_a_distortion_of_ones_own_trains_and_optimizes_latents(folder, capsys):
+def test_a_distortion_of_ones_own_trains_and_optimizes_latents(folder, monkeypatch, capsys):
   (folder / "images").mkdir()
   rng = np.random.default_rng(0)
   for i in range(6):
@@ -81,6 +83,7 @@ def test_a_distortion_of_ones_own_trains_and_optimizes_latents(folder, capsys):
     Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
   light = dataclasses.replace(SMALL, transforms="helpers.light_transforms", widths=())
   config = config_of(folder, distortion="own_distortions.absolute", model=light.to_dict())
+  monkeypatch.setattr(loop, "build", StandIn)
   loop.train_and_evaluate(config, folder / "run")
   names, *rows = (line.split(",") for line in (folder / "run" / "metrics.csv").read_text().splitlines())
   for row in rows:
@@ -88,7 +91,10 @@ def test_a_distortion_of_ones_own_trains_and_optimizes_latents(folder, capsys):
     assert float(row["distortion"]) > 0
     assert float(row["loss"]) == pytest.approx(float(row["bpp"]) + 0.01 * float(row["distortion"]), rel=1e-4)
 
-  codec = Codec.load(folder / "run", allow_custom_modules=True).with_options(refine=3)
+  # The codec of the same config, with the record of the run.
+  record = json.loads((folder / "run" / "model" / "config.json").read_text())["training"]
+  save_model(folder / "codec", light, random_variables(light), record)
+  codec = Codec.load(folder / "codec", allow_custom_modules=True).with_options(refine=3)
   image = np.asarray(Image.open(folder / "images" / "0.png"))[:50, :70]
   blob = codec.encode(image)
   decoded = codec.decode(blob)
