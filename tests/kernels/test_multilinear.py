@@ -39,17 +39,25 @@ def assert_close(got, wanted):
 
 def test_a_tangent_goes_through_a_convolution(convolution):
   own, plain, primals, tangents = convolution
-  assert_close(jax.jvp(own, primals, tangents), jax.jvp(plain, primals, tangents))
-  y, linear = jax.linearize(own, *primals)
-  assert_close((y, linear(*tangents)), jax.jvp(plain, primals, tangents))
+
+  @jax.jit
+  def results(primals, tangents):
+    y, linear = jax.linearize(own, *primals)
+    return jax.jvp(own, primals, tangents), (y, linear(*tangents)), jax.jvp(plain, primals, tangents)
+
+  tangent, linearized, wanted = results(primals, tangents)
+  assert_close(tangent, wanted)
+  assert_close(linearized, wanted)
 
 
 @pytest.mark.parametrize("argument", [0, 1])
 def test_the_forward_jacobian_is_that_of_reverse_mode(convolution, argument):
   own, plain, primals, _ = convolution
   small = [each[:1, :4, :2] if i == 0 else each for i, each in enumerate(primals)]
-  assert_close(jax.jacfwd(own, argument)(*small), jax.jacrev(plain, argument)(*small))
-  assert_close(jax.jacrev(own, argument)(*small), jax.jacfwd(plain, argument)(*small))
+  modes = (jax.jacrev, plain), (jax.jacrev, own), (jax.jacfwd, own)
+  wanted, reverse, forward = jax.jit(lambda *args: [mode(conv, argument)(*args) for mode, conv in modes])(*small)
+  assert_close(reverse, wanted)
+  assert_close(forward, wanted)
 
 
 def energy(conv):
@@ -58,39 +66,52 @@ def energy(conv):
 
 def test_hessian_vector_products_agree_in_all_orders_of_differentiation(convolution):
   own, plain, primals, tangents = convolution
-  forward_over_reverse = lambda f: jax.jvp(jax.grad(f), (primals,), (tangents,))[1]
   inner = lambda x, y: sum(jnp.vdot(a, b) for a, b in zip(x, y))
-  reverse_over_forward = lambda f: jax.grad(lambda args: jax.jvp(f, (args,), (tangents,))[1])(primals)
-  reverse_over_reverse = lambda f: jax.grad(lambda args: inner(jax.grad(f)(args), tangents))(primals)
-  wanted = reverse_over_reverse(energy(plain))
-  for product in (forward_over_reverse, reverse_over_forward, reverse_over_reverse):
-    assert_close(product(energy(own)), wanted)
+  forward_over_reverse = lambda f, primals, tangents: jax.jvp(jax.grad(f), (primals,), (tangents,))[1]
+  reverse_over_forward = lambda f, primals, tangents: jax.grad(
+      lambda args: jax.jvp(f, (args,), (tangents,))[1])(primals)
+  reverse_over_reverse = lambda f, primals, tangents: jax.grad(lambda args: inner(jax.grad(f)(args), tangents))(primals)
+  orders = ((reverse_over_reverse, plain), (reverse_over_reverse, own), (forward_over_reverse, own),
+            (reverse_over_forward, own))
+  wanted, *products = jax.jit(lambda *args: [order(energy(conv), *args) for order, conv in orders])(primals, tangents)
+  for product in products:
+    assert_close(product, wanted)
 
 
 def test_a_third_derivative_is_that_of_xla(convolution):
   own, plain, primals, tangents = convolution
-  along = lambda f: lambda args: jax.jvp(f, (args,), (tangents,))[1]
-  third = lambda conv: jax.grad(along(along(energy(conv))))(primals)
-  assert_close(third(own), third(plain))
+
+  @jax.jit
+  def third(primals, tangents):
+    along = lambda f: lambda args: jax.jvp(f, (args,), (tangents,))[1]
+    return [jax.grad(along(along(energy(conv))))(primals) for conv in (own, plain)]
+
+  assert_close(*third(primals, tangents))
 
 
 @pytest.mark.parametrize("stacked", [(0,), (1,), (0, 1)], ids=["inputs", "kernels", "both"])
 def test_a_vmapped_convolution_and_its_gradient_are_those_of_the_examples_apart(convolution, stacked):
   own, _, primals, _ = convolution
   axes = [i if i in stacked else None for i in range(len(primals))]  # axis 0 of inputs, axis 1 of kernels
-  args = [jnp.stack([each, -2 * each, each + 1], axis) if axis is not None else each
+  args = [np.stack([each, -2 * each, each + 1], axis) if axis is not None else each
           for each, axis in zip(primals, axes)]
-  pick = lambda n: [jnp.take(each, n, axis) if axis is not None else each for each, axis in zip(args, axes)]
-  wanted = [(own(*pick(n)), jax.grad(energy(own))(pick(n))) for n in range(3)]
-  got = jax.vmap(lambda *args: (own(*args), jax.grad(energy(own))([*args])), axes)(*args)
-  assert_close(got, jax.tree.map(lambda *each: jnp.stack(each), *wanted))
-  # The gradient of what is shared is the sum over the examples.
-  shared = jax.grad(lambda args: jax.vmap(lambda *args: energy(own)(args), axes)(*args).sum())(args)
+  pick = lambda n: [np.take(each, n, axis) if axis is not None else each for each, axis in zip(args, axes)]
+  apart = jax.jit(lambda *args: (own(*args), jax.grad(energy(own))([*args])))
+  wanted = [apart(*pick(n)) for n in range(3)]
+
+  @jax.jit
+  def results(*args):
+    # The gradient of what is shared is the sum over the examples.
+    total = lambda args: jax.vmap(lambda *args: energy(own)(args), axes)(*args).sum()
+    return jax.vmap(lambda *args: (own(*args), jax.grad(energy(own))([*args])), axes)(*args), jax.grad(total)([*args])
+
+  got, shared = results(*args)
+  assert_close(got, jax.tree.map(lambda *each: np.stack(each), *wanted))
   for i, axis in enumerate(axes):
     if axis is None:
       assert_close(shared[i], sum(gradient[i] for _, gradient in wanted))
     else:
-      assert_close(shared[i], jnp.stack([gradient[i] for _, gradient in wanted], axis))
+      assert_close(shared[i], np.stack([gradient[i] for _, gradient in wanted], axis))
 
 
 def test_the_platform_that_a_program_is_lowered_for_chooses_the_algorithm():
