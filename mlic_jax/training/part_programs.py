@@ -15,7 +15,8 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.distortions.mse import mean_squared_error
 from mlic_jax.kernels.convolution import matmul_precision
 from mlic_jax.model import transforms
-from mlic_jax.model.mlic import MLIC, build, for_gradients, side_multiple
+from mlic_jax.model.mlic import MLIC, build, for_gradients
+from mlic_jax.model.param_shapes import param_shapes
 from mlic_jax.model.quantizers import NOISE
 from mlic_jax.runtime import tpu_options
 from mlic_jax.training.losses import as_cells
@@ -38,9 +39,7 @@ def part_program(part: str, config, codec: CodecConfig, images: int, device: jax
   array = lambda *shape: jax.ShapeDtypeStruct((images, *shape), jnp.float32)
   x = array(config.crop_size, config.crop_size, 3)
   quality = 1.0 if codec.num_rates else None
-  side = side_multiple(codec)
-  start = lambda: model.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)), quality)["params"]
-  params = jax.eval_shape(start)
+  params = param_shapes(codec)
   y, z = jax.eval_shape(lambda params, x: model.apply({"params": params}, x, quality, method="analyze"), params, x)
   cell = transforms.cell(codec) if device.platform == "tpu" else 1  # as in a training step
   programs: dict[str, tuple[Callable, tuple[str, ...], tuple]] = {
