@@ -50,8 +50,8 @@ def test_options_that_do_not_go_together_are_one_line(arguments, words, capsys):
 
 def small_config():
   c = nano.get_config()
-  c.model.update(N=8, M=16, num_slices=2, widths=(8, 8), hyper_widths=(8, 8), channel_widths=(8,), entropy_widths=(8,),
-                 lrp_widths=(8,))
+  c.model.update(N=8, M=16, num_slices=2, transforms="helpers.light_transforms", widths=(), hyper_widths=(8, 8),
+                 channel_widths=(8,), entropy_widths=(8,), lrp_widths=(8,))
   c.crop_size, c.scan_unroll = 64, 1
   return c
 
