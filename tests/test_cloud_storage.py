@@ -10,8 +10,9 @@ import fsspec
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, random_variables
+from conftest import random_variables
 from helpers import fake_bucket
+from helpers.light_codec import UNSHUFFLED
 from helpers.small_training import cut, final_state, rows, small_config, standin_compiled_once, stop_at  # noqa: F401 (fixtures)
 
 from mlic_jax.__main__ import main
@@ -46,8 +47,8 @@ def cut_behind_the_checkpoint():
 
 def test_a_run_on_remote_paths_that_is_killed_ends_in_the_bits_of_a_local_one(
     config, standin, bucket, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   copy_files(tmp_path / "photographs", as_path(f"{bucket}/photographs"))
-  local = str(tmp_path / "photographs")
   loop.train_and_evaluate(config, tmp_path / "run")
   config.data_dir = f"{bucket}/photographs"
   with monkeypatch.context() as patch:
@@ -66,22 +67,23 @@ def test_a_run_on_remote_paths_that_is_killed_ends_in_the_bits_of_a_local_one(
   assert any(name.startswith("tensorboard/") for name in names("run"))
   model = load_model(f"{bucket}/run")
   assert model.name == "run" and model.fingerprint == load_model(tmp_path / "run").fingerprint
-  config.data_dir = local
+  assert json.loads(fake_bucket.OBJECTS["bucket/run/config.json"][0])["model"]["M"] == 8
+  assert not (tmp_path / "gs:").exists()   # no path of the bucket was taken for a local one
 
 
 def test_a_remote_model_is_replaced_whole_or_not_at_all(bucket):
-  variables = random_variables(TINY)
-  save_model(f"{bucket}/m", TINY, variables, {"steps": 1})
+  variables = random_variables(UNSHUFFLED)
+  save_model(f"{bucket}/m", UNSHUFFLED, variables, {"steps": 1})
   first = load_model(f"{bucket}/m")
   changed = jax.tree.map(np.copy, variables)
   changed["params"]["log_gain"] += 1
   for refused in ("manifest.ocdbt", "tables.npz", "config.json"):  # wherever the store fails
     fake_bucket.REFUSED[:] = [refused]
     with pytest.raises(OSError, match="not available"):
-      save_model(f"{bucket}/m", TINY, changed, {"steps": 2})
+      save_model(f"{bucket}/m", UNSHUFFLED, changed, {"steps": 2})
     assert load_model(f"{bucket}/m").fingerprint == first.fingerprint
   fake_bucket.REFUSED.clear()
-  save_model(f"{bucket}/m", TINY, changed, {"steps": 2})
+  save_model(f"{bucket}/m", UNSHUFFLED, changed, {"steps": 2})
   second = load_model(f"{bucket}/m")
   assert second.training == {"steps": 2} and second.fingerprint != first.fingerprint
   assert {name.split("/")[0] for name in names("m")} == {"config.json", second.fingerprint.hex()}  # nothing is left
@@ -139,10 +141,3 @@ def test_a_storage_whose_package_is_missing_is_one_line_that_names_it():
   code = "from mlic_jax.paths import as_path\ntry: as_path('gs://b/x')\nexcept ValueError as error: print(error)"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert re.search(r"gs://b/x: .*gcsfs", done.stdout) or shutil.which("gcsfs")
-
-
-def test_a_folder_named_like_a_bucket_is_never_made(config, standin, bucket, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  loop.train_and_evaluate(config, f"{bucket}/run")
-  assert not (tmp_path / "gs:").exists()
-  assert json.loads(fake_bucket.OBJECTS["bucket/run/config.json"][0])["model"]["M"] == 8

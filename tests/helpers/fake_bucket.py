@@ -114,6 +114,7 @@ class ObjectStoreFileSystem(fsspec.AbstractFileSystem):
 class _Api(BaseHTTPRequestHandler):
   """The requests of TensorStore's driver "gcs"."""
   protocol_version = "HTTP/1.1"
+  disable_nagle_algorithm = True  # otherwise the content of an answer waits until its headers are acknowledged
 
   def _answer(self, status: int, content: bytes = b"", **headers) -> None:
     self.send_response(status)
@@ -195,7 +196,7 @@ def bucket() -> Iterator[str]:
   OBJECTS.clear()
   REFUSED.clear()
   server = ThreadingHTTPServer(("localhost", 0), _Api)
-  threading.Thread(target=server.serve_forever, daemon=True).start()
+  threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # seconds until it ends
   variables = dict(TENSORSTORE_GCS_HTTP_URL=f"http://localhost:{server.server_port}", EPATH_USE_TF="false",
                    GOOGLE_AUTH_TOKEN_FOR_TESTING="token")
   for name in ("gs", "gcs"):  # as as_path and as etils ask for it
