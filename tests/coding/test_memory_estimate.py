@@ -4,8 +4,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, random_variables
-from helpers.light_codec import LIGHT
+from conftest import TINY
+from helpers.light_codec import LIGHT, light_model
 from helpers.paper_models import PAPER_MODELS
 
 from mlic_jax.coding import jit_functions as compiled_functions
@@ -36,8 +36,10 @@ def test_a_kodak_image_takes_less_than_a_gigabyte_in_the_models_of_the_papers_an
                                     dict(transforms="token_mixing", widths=(24, 16, 16)),
                                     dict(transforms="unshuffled", widths=(192, 64))], ids=transforms.available())
 def test_it_covers_what_xla_reports_for_the_transforms_and_is_no_more_than_three_times_that(fields):
-  config = dataclasses.replace(LIGHT, **fields)
-  variables, image = random_variables(config), jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)
+  config = dataclasses.replace(LIGHT, contexts=(), **fields)
+  init = lambda x: build(config).init(jax.random.key(0), x, 2.0, method="analyze")
+  variables = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
+  image = jax.ShapeDtypeStruct((1, 256, 256, 3), np.uint8)
   analyze = jax.jit(compiled_functions.analyze, static_argnums=0)
   compiled = analyze.lower(build(config), variables, image, np.float32(2)).compile()
   report = compiled.memory_analysis()
@@ -95,8 +97,8 @@ def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
     assert memory_estimate.bytes_available() is None
 
 
-def test_an_image_that_does_not_fit_is_refused_before_any_work(tiny_checkpoint, photograph, monkeypatch):
-  codec = Codec.load(tiny_checkpoint)
+def test_an_image_that_does_not_fit_is_refused_before_any_work(photograph, monkeypatch):
+  codec = Codec(light_model())
   needed = bytes_needed(codec.config, 65, 130)
   for name in ("analyze", "start"):
     monkeypatch.setattr(compiled_functions, name, lambda *args: pytest.fail("work was begun"))
