@@ -88,18 +88,18 @@ def live_parameters(config: CodecConfig) -> list[dict[Path, int]]:
     out = step.apply({"params": params}, k, hyper, decoded * (jnp.arange(M) < k * cs), 0.3 * y, NOISE, 0.3 * noise)
     return sum((rng.standard_normal(each.shape, np.float32) * each).sum() for each in jax.tree.leaves(out))
 
-  def count(params, k):
-    live = {path: g != 0 for path, g in _leaves(jax.grad(response)(params, k)).items()}
+  def count(params, k) -> dict[Path, int]:
+    live = {path: np.asarray(g) != 0 for path, g in _leaves(gradient(params, k)).items()}
     for path in live:
       if path[-1] == BIAS and (kernel := (*path[:-1], KERNEL)) in live:
-        live[path] |= live[kernel].any(axis=range(live[kernel].ndim - 1))
-    return {path: mask.sum() for path, mask in live.items()}
+        live[path] |= live[kernel].any(axis=tuple(range(live[kernel].ndim - 1)))
+    return {path: int(np.count_nonzero(mask)) for path, mask in live.items()}
 
-  # It runs a few times on small arrays, so that optimization in the compiler takes longer than it saves.
-  count = with_executable_cache(count, f"{__name__}.count", registry.description(build(config)),
-               compiler_options={"xla_backend_optimization_level": 0})
-  counts = [count(params, k) for k in np.arange(config.num_slices, dtype=np.int32)]
-  return [{path: int(size) for path, size in each.items()} for each in counts]
+  # It runs a few times on small arrays, so that optimization in the compiler takes longer than it saves. NumPy counts,
+  # because loops over all parameters are slow without.
+  gradient = with_executable_cache(jax.grad(response), f"{__name__}.gradient", registry.description(build(config)),
+                                   compiler_options={"xla_backend_optimization_level": 0})
+  return [count(params, k) for k in np.arange(config.num_slices, dtype=np.int32)]
 
 
 def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, int], Counter[Path]]:
