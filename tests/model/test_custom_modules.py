@@ -75,7 +75,7 @@ NOTES = (Path(__file__).parents[2] / "docs" / "research.md").read_text()
 DISTRIBUTION, = (code for code in re.findall(r"```python\n(.*?)```", NOTES, re.DOTALL) if "hyperbolic secant" in code)
 FIELDS = dict(TINY.to_dict(), transforms="own_parts.patches", contexts=["channel", "own_parts.from_hyper"],
               options={"hyper_features": 6}, distribution="own_parts.secant",
-              num_rates=2, entropy_widths=[8], channel_widths=[8], lrp_widths=[8])
+              num_rates=2, num_slices=1, M=16, entropy_widths=[8], channel_widths=[8], lrp_widths=[])
 
 
 @pytest.fixture(name="folder")

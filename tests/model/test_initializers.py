@@ -1,4 +1,7 @@
 """Tests of initial parameters that share one random generator."""
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +13,18 @@ from mlic_jax.model import initializers
 from mlic_jax.model.initializers import initial_variables
 from mlic_jax.model.layers import Conv
 from mlic_jax.model.mlic import build
+from mlic_jax.training.step import COMPILE_QUICKLY
+
+# With masked kernels, kernels of inputs that are not decoded yet, and many others; more take long to compile apart.
+CODEC = dataclasses.replace(TINY, transforms="helpers.light_transforms", contexts=("local_checkerboard", "channel"))
 
 
 @pytest.fixture(scope="module")
 def both():
   """Leaves by path: drawn together, and each apart."""
-  init, key = lambda key: build(TINY).init(key, jnp.zeros((1, 64, 64, 3)), 1.0), jax.random.key(1)
-  found = jax.jit(lambda: initial_variables(init, key)), jax.jit(lambda: init(key))
+  init, key = lambda key: build(CODEC).init(key, jnp.zeros((1, 64, 64, 3)), 1.0), jax.random.key(1)
+  compiled = partial(jax.jit, compiler_options=COMPILE_QUICKLY)
+  found = compiled(lambda: initial_variables(init, key)), compiled(lambda: init(key))
   return [jax.tree_util.tree_flatten_with_path(jax.device_get(each()))[0] for each in found]
 
 
