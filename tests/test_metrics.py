@@ -88,9 +88,14 @@ def test_ms_ssim_of_equal_images_is_one_and_falls_with_noise():
   assert values[0] > values[1] > values[2] > 0
 
 
+@jax.jit
+def value_and_gradient(x, y):
+  return jax.value_and_grad(lambda y: ms_ssim(x, y).sum())(y)
+
+
 def test_ms_ssim_of_opposite_images_is_zero_and_no_gradient_is_nan():
   x = jnp.asarray(IMAGE[None], jnp.float32) / 255
-  value, gradient = jax.jit(jax.value_and_grad(lambda y: ms_ssim(x, y).sum()))(1 - x)
+  value, gradient = value_and_gradient(x, 1 - x)
   assert value == 0
   assert np.isfinite(gradient).all()
 
@@ -99,8 +104,7 @@ def test_the_gradient_of_ms_ssim_predicts_its_change():
   x = jnp.asarray(IMAGE[None], jnp.float32) / 255
   y = jnp.asarray(noisy(IMAGE, 20)[None], jnp.float32) / 255
   step = jnp.asarray(rng.normal(0, 1e-2, y.shape), jnp.float32)
-  value_and_grad = jax.jit(jax.value_and_grad(lambda y: ms_ssim(x, y).sum()))
-  (_, gradient), (above, _), (below, _) = value_and_grad(y), value_and_grad(y + step), value_and_grad(y - step)
+  (_, gradient), (above, _), (below, _) = (value_and_gradient(x, each) for each in (y, y + step, y - step))
   assert float(above - below) == pytest.approx(float(2 * (gradient * step).sum()), rel=0.02)
 
 
