@@ -53,10 +53,10 @@ def case(request) -> Case:
 
 class Computed(NamedTuple):
   """What the codec computes of the input of a case."""
-  arrays: dict[str, jax.Array]   # by recorded name, at the positions that a pass codes
+  arrays: dict[str, np.ndarray]  # by recorded name, at the positions that a pass codes
   symbols: np.ndarray            # of all slices, in the order of the release
   rows: np.ndarray               # of the CDF table, for `symbols`
-  output: CodecOutput            # of the scan of training
+  output: CodecOutput            # NumPy arrays, of the scan of training
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def computed(case) -> Computed:
                   z_hat=z_symbols + variables["params"]["z_prior"]["quantiles"][:, 1])
     return arrays, coded, found, model.apply(variables, x)
 
-  arrays, coded, found, output = run(case.variables, case.x)
+  arrays, coded, found, output = jax.device_get(run(case.variables, case.x))
   first = {name: int(name in ("channel_ctx", "global_inter_ctx", "global_intra_ctx")) for name in found}
   arrays |= {f"s{k}_{name}": found[name][k] for name in found for k in range(first[name], count)}
   channels_first = lambda t: np.moveaxis(t, -1, 1).ravel()  # the order of the release within a pass
@@ -114,7 +114,7 @@ def test_every_recorded_array_of_every_pass_is_reproduced(case, computed):
   for name, wanted in case.arrays.items():
     if name not in computed.arrays or name == "z_symbols":
       continue
-    got = np.asarray(computed.arrays[name])
+    got = computed.arrays[name]
     if got.shape != wanted.shape:  # computed here only where the pass codes: on one parity
       wanted = pack(wanted, anchors="_anchor" in name)
     np.testing.assert_allclose(got, wanted, err_msg=name, **TOLERANCE)
@@ -136,7 +136,7 @@ def test_the_scan_gives_the_recorded_reconstruction_and_bits(case, computed):
   np.testing.assert_allclose(2.0**-out.y_bits, case.arrays["y_likelihoods"], **TOLERANCE)
   np.testing.assert_allclose(2.0**-out.z_bits, case.arrays["z_likelihoods"], **TOLERANCE)
   for name in ("y_bits", "z_bits"):
-    total = np.asarray(getattr(out, name), np.float64).sum(axis=(1, 2, 3))
+    total = getattr(out, name).sum(axis=(1, 2, 3), dtype=np.float64)
     np.testing.assert_allclose(total, case.arrays[name], rtol=1e-5)
 
 
