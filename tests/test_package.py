@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.forked_programs import Program, run_forks
 
 from mlic_jax import __version__, evaluation
 from mlic_jax.__main__ import main_of_one_command
@@ -45,10 +46,10 @@ def test_another_package_named_configs_does_not_shadow_the_projects(tmp_path, re
       "from mlic_jax.training.config_schema import load_config\ndef get_config(): return load_config('nano')")
   code = ("import sys; from mlic_jax.training.config_schema import load_config\n"
           "for config in sys.argv[1:]: assert load_config(config).seed == 0")
-  env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
-  for configs in ([f"{ROOT}/configs/ablations/01_channel.py", "mlic_plus_plus:mse:3"], ["configs/mine.py"]):
-    done = subprocess.run([sys.executable, "-c", code, *configs], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+  theirs, mine = [f"{ROOT}/configs/ablations/01_channel.py", "mlic_plus_plus:mse:3"], ["configs/mine.py"]
+  programs = [Program(code, configs) for configs in (theirs, mine)]
+  for done in run_forks("import mlic_jax.training.config_schema", programs, tmp_path):
+    assert done.status == 0, done.stderr
 
 
 def test_a_config_elsewhere_can_start_from_one_of_the_projects(tmp_path):

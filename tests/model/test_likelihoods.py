@@ -12,7 +12,8 @@ from mlic_jax.model.scale_table import SCALE_MIN, scale_table
 
 def symmetric_prior(channels: int = 2) -> dict:
   """Parameters of a density of z that is exactly symmetric around 0: no bias, no gates."""
-  params = FactorizedPrior(channels).init(jax.random.key(0), jnp.zeros(channels), method="bits")["params"]
+  init = jax.jit(lambda key: FactorizedPrior(channels).init(key, jnp.zeros(channels), method="bits"))
+  params = init(jax.random.key(0))["params"]
   return {name: jnp.zeros_like(value) if name.startswith(("bias", "factor")) else value
           for name, value in params.items()}
 
@@ -71,7 +72,7 @@ def test_a_nearly_impossible_value_costs_30_bits():
 
 
 def test_the_gradient_of_impossible_values_leads_back():
-  slope = jax.grad(lambda v: gaussian_bits(v, 0.0, jnp.float32(1.0)))
+  slope = jax.jit(jax.grad(lambda v: gaussian_bits(v, 0.0, jnp.float32(1.0))))
   assert slope(3.0) > 0 > slope(-3.0)
   difference = gaussian_bits(2.001, 0, 1.0) - gaussian_bits(1.999, 0, 1.0)
   np.testing.assert_allclose(slope(2.0), difference / 0.002, rtol=0.01)
@@ -92,7 +93,7 @@ def test_a_scale_takes_the_first_table_row_that_is_not_below_it():
 
 def test_the_cumulative_of_z_rises_and_its_bins_sum_to_one():
   prior = FactorizedPrior(channels=3)
-  variables = prior.init(jax.random.key(1), jnp.zeros(3), method="bits")
+  variables = jax.jit(lambda key: prior.init(key, jnp.zeros(3), method="bits"))(jax.random.key(1))
   v = jnp.tile(jnp.arange(-300.0, 301.0)[:, None], (1, 3))
   assert np.all(np.diff(prior.apply(variables, v, method="cumulative_logits"), axis=0) > 0)
   np.testing.assert_allclose(prior.apply(variables, v, method="likelihood").sum(0), 1, atol=1e-3)
