@@ -31,6 +31,14 @@ def loaded_once():
 
 
 @pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory):
+  """The directory of a variable-rate model with three rate points, which compiles faster than that of other tests."""
+  path, config = tmp_path_factory.mktemp("checkpoints") / "tiny", dataclasses.replace(LIGHT, contexts=())
+  save_model(path, config, random_variables(config))
+  return path
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory, photograph, tiny_checkpoint):
   """Returns a folder with photo.png, photo.mlic at quality 2, and other files."""
   folder = tmp_path_factory.mktemp("cli")
@@ -46,14 +54,16 @@ def folder(tmp_path_factory, photograph, tiny_checkpoint):
 
 
 def run(*arguments):
-  return main([str(a) for a in arguments])
+  """Runs a command with arguments of any type, and with the option for the transforms of tests."""
+  arguments = [str(argument) for argument in arguments]
+  return main([*arguments, *["--allow-custom-modules"] * ("--ckpt" in arguments)])
 
 
 def test_decode_gives_the_image_that_the_codec_gives(folder, tiny_checkpoint, capsys):
   from mlic_jax import Codec
   assert run("decode", folder / "photo.mlic", folder / "out.png", "--ckpt", tiny_checkpoint) == 0
   assert "130x65" in capsys.readouterr().out
-  decoded = Codec.load(tiny_checkpoint).decode((folder / "photo.mlic").read_bytes())
+  decoded = Codec.load(tiny_checkpoint, allow_custom_modules=True).decode((folder / "photo.mlic").read_bytes())
   np.testing.assert_array_equal(load_image(folder / "out.png"), decoded)
 
 
@@ -103,14 +113,14 @@ def test_a_file_of_another_checkpoint_is_refused_with_both_fingerprints(folder, 
                                                                         monkeypatch):
   monkeypatch.setattr(Codec, "has_compiled", lambda *_: False)
   monkeypatch.setattr(compile_progress, "_read", dict)
-  from mlic_jax.coding.checkpoint_io import load_model, save_model
-  model = load_model(tiny_checkpoint)
+  from mlic_jax.coding.checkpoint_io import load_model
+  model = load_model(tiny_checkpoint, allow_custom_modules=True)
   params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] + 1e-6)
   save_model(tmp_path / "other", model.config, {"params": params})
   assert run("decode", folder / "photo.mlic", tmp_path / "out.png", "--ckpt", tmp_path / "other") == 2
   err = capsys.readouterr().err
   assert err.count("\n") == 1
-  assert model.fingerprint.hex() in err and load_model(tmp_path / "other").fingerprint.hex() in err
+  assert model.fingerprint.hex() in err and load_model(tmp_path / "other", True).fingerprint.hex() in err
   assert not (tmp_path / "out.png").exists()
 
 
@@ -229,8 +239,8 @@ def test_a_target_beyond_every_file_is_said_and_gives_the_last_file(folder, tmp_
 
 
 def test_of_checkpoints_one_that_reaches_a_target_is_named_and_found_again(folder, tmp_path, tiny_checkpoint, capsys):
-  from mlic_jax.coding.checkpoint_io import load_model, save_model
-  model = load_model(tiny_checkpoint)
+  from mlic_jax.coding.checkpoint_io import load_model
+  model = load_model(tiny_checkpoint, allow_custom_modules=True)
   params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] - 1)
   save_model(tmp_path / "coarse", model.config, {"params": params})
   ckpts = "--ckpt", tiny_checkpoint, tmp_path / "coarse"
@@ -245,7 +255,7 @@ def test_of_checkpoints_one_that_reaches_a_target_is_named_and_found_again(folde
 
 def test_slices_and_partial_give_what_the_codec_gives_and_say_so(folder, tmp_path, tiny_checkpoint, capsys):
   from mlic_jax import Codec
-  codec, blob = Codec.load(tiny_checkpoint), (folder / "photo.mlic").read_bytes()
+  codec, blob = Codec.load(tiny_checkpoint, allow_custom_modules=True), (folder / "photo.mlic").read_bytes()
   assert run("decode", folder / "photo.mlic", tmp_path / "one.png", "--ckpt", tiny_checkpoint, "--slices", 1) == 0
   assert "1 of 2 slices" in capsys.readouterr().out
   np.testing.assert_array_equal(load_image(tmp_path / "one.png"), codec.decode(blob, slices=1))
@@ -281,25 +291,17 @@ def test_a_file_is_read_no_further_than_its_header_when_that_is_none():
 
 
 @pytest.fixture(scope="module")
-def tile_model(tmp_path_factory):
-  """The options with a model without contexts, because tiles need more programs than images."""
-  path, config = tmp_path_factory.mktemp("checkpoints") / "light", dataclasses.replace(LIGHT, contexts=())
-  save_model(path, config, random_variables(config))
-  return "--ckpt", path, "--allow-custom-modules"
-
-
-@pytest.fixture(scope="module")
-def tiled(folder, tile_model):
+def tiled(folder, tiny_checkpoint):
   """photo.png in 2x3 tiles of 64 pixels, and the image that it decodes to."""
-  assert run("encode", folder / "photo.png", folder / "tiled.mlic", *tile_model, "--tile", 64) == 0
-  assert run("decode", folder / "tiled.mlic", folder / "tiled.png", *tile_model) == 0
+  assert run("encode", folder / "photo.png", folder / "tiled.mlic", "--ckpt", tiny_checkpoint, "--tile", 64) == 0
+  assert run("decode", folder / "tiled.mlic", folder / "tiled.png", "--ckpt", tiny_checkpoint) == 0
   return folder / "tiled.mlic", load_image(folder / "tiled.png")
 
 
-def test_a_region_of_a_tiled_file_has_the_pixels_of_the_image(folder, tile_model, tiled, capsys):
+def test_a_region_of_a_tiled_file_has_the_pixels_of_the_image(folder, tiny_checkpoint, tiled, capsys):
   path, image = tiled
   out = folder / "region.png"
-  assert run("decode", path, out, *tile_model, "--region", "100,5,30,60") == 0
+  assert run("decode", path, out, "--ckpt", tiny_checkpoint, "--region", "100,5,30,60") == 0
   assert "region.png: 30x60" in capsys.readouterr().out
   assert np.abs(load_image(out).astype(int) - image[5:65, 100:130]).max() <= 1
   assert run("info", path) == 0
@@ -309,13 +311,13 @@ def test_a_region_of_a_tiled_file_has_the_pixels_of_the_image(folder, tile_model
 @pytest.mark.parametrize("region, message", [
     ("100,5,31,60", "the region has 31x60 pixels at 100,5; the image has 130x65"),
     ("1,2,3", "'1,2,3'; wanted column, row, width and height"), ("0,0,0,5", "wanted column, row")])
-def test_a_region_that_is_not_there_is_one_line(folder, tile_model, tiled, region, message, capsys):
-  assert run("decode", tiled[0], folder / "no.png", *tile_model, "--region", region) == 2
+def test_a_region_that_is_not_there_is_one_line(folder, tiny_checkpoint, tiled, region, message, capsys):
+  assert run("decode", tiled[0], folder / "no.png", "--ckpt", tiny_checkpoint, "--region", region) == 2
   line, = capsys.readouterr().err.splitlines()
   assert message in line and not (folder / "no.png").exists()
 
 
-def test_tiles_are_encoded_from_strips_of_the_file(folder, tile_model, tiled, photograph, monkeypatch, capsys):
+def test_tiles_are_encoded_from_strips_of_the_file(folder, tiny_checkpoint, tiled, photograph, monkeypatch, capsys):
   from mlic_jax.commands import encode
   whole = []
   load = encode.load_image_with_profile
@@ -325,35 +327,35 @@ def test_tiles_are_encoded_from_strips_of_the_file(folder, tile_model, tiled, ph
   out = folder / "strips.mlic"
   files = ("photo.png", [], None), ("profile.tif", [], SRGB), ("profile.tif", ["--no-icc"], None)
   for name, options, expected in files:
-    assert run("encode", folder / name, out, *tile_model, "--tile", 64, *options) == 0
+    assert run("encode", folder / name, out, "--ckpt", tiny_checkpoint, "--tile", 64, *options) == 0
     assert not whole and profile(out) == expected
-  assert run("encode", folder / "photo.png", out, *tile_model, "--tile", 64) == 0
+  assert run("encode", folder / "photo.png", out, "--ckpt", tiny_checkpoint, "--tile", 64) == 0
   assert out.read_bytes() == tiled[0].read_bytes()
   broken = (folder / "photo.png").read_bytes()
   (folder / "late.png").write_bytes(broken[:len(broken) // 2])
   out.unlink()
   capsys.readouterr()
-  assert run("encode", folder / "late.png", out, *tile_model, "--tile", 64) == 2
+  assert run("encode", folder / "late.png", out, "--ckpt", tiny_checkpoint, "--tile", 64) == 2
   error = capsys.readouterr().err
   assert error.count("\n") == 1 and "late.png" in error and "truncated" in error and not whole and not out.exists()
-  assert run("encode", folder / "photo.png", out, *tile_model, "--tile", 0) == 0 and whole
+  assert run("encode", folder / "photo.png", out, "--ckpt", tiny_checkpoint, "--tile", 0) == 0 and whole
 
 
-def test_a_batch_of_tiles_makes_a_file_that_any_decoder_reads(folder, tile_model, tiled):
+def test_a_batch_of_tiles_makes_a_file_that_any_decoder_reads(folder, tiny_checkpoint, tiled):
   path, image = tiled
   batched, out = folder / "batched.mlic", folder / "batched.png"
-  arguments = *tile_model, "--tile-batch"
+  arguments = "--ckpt", tiny_checkpoint, "--tile-batch"
   assert run("encode", folder / "photo.png", batched, *arguments, 4, "--tile", 64) == 0
   assert run("decode", batched, out, *arguments, 1) == 0
   assert np.abs(load_image(out).astype(int) - image).max() <= 1
 
 
-def test_partial_names_the_missing_tiles_of_a_file_and_decodes_the_others(folder, tile_model, tiled, capsys):
+def test_partial_names_the_missing_tiles_of_a_file_and_decodes_the_others(folder, tiny_checkpoint, tiled, capsys):
   path, image = tiled
   cut, out = folder / "cut_tiles.mlic", folder / "partial.png"
   cut.write_bytes(path.read_bytes()[:-20])
-  assert run("decode", cut, out, *tile_model) == 2
+  assert run("decode", cut, out, "--ckpt", tiny_checkpoint) == 2
   assert "tile 6 of 6 (row 2, column 3) is incomplete" in capsys.readouterr().err
-  assert run("decode", cut, out, *tile_model, "--partial") == 0
+  assert run("decode", cut, out, "--ckpt", tiny_checkpoint, "--partial") == 0
   assert "cut_tiles.mlic: tile 6 of 6 (row 2, column 3)" in capsys.readouterr().err
   assert load_image(out).shape == image.shape
