@@ -22,7 +22,8 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 
 def gradient_of_small_nano():
   """Returns the jaxpr of the gradient of a loss of a small nano, whose scan is unrolled."""
-  config = CodecConfig.from_dict(dict(small_nano().model, num_rates=2))
+  config = CodecConfig.from_dict(dict(small_nano().model, num_rates=2, transforms="helpers.light_transforms",
+                                      widths=()))
   model = build(config, transform_precision=None, entropy_precision="default", scan_unroll=config.num_slices)
   x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, 1.0)["params"], x)

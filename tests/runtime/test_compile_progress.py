@@ -1,10 +1,12 @@
 """Tests of the messages before a compilation."""
 import numpy as np
 import pytest
+from helpers.light_codec import LIGHT, light_model
 from helpers.linear_stub import StandIn
 from helpers.small_training import small_config, standin_model  # noqa: F401 (fixtures)
 
 from mlic_jax.__main__ import main
+from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
@@ -79,13 +81,14 @@ def test_a_training_says_that_it_compiles_and_compiles_its_step_once(config, sta
   assert places == sorted(places) and len(traced) == 1
 
 
-def test_encoding_reports_compilation_before_the_first_image_alone(
-    tiny_checkpoint, photograph, tmp_path, monkeypatch, capsys):
+def test_encoding_reports_compilation_before_the_first_image_alone(photograph, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(Codec, "has_compiled", lambda *_: False)  # whatever ran before
+  save_model(tmp_path / "light", LIGHT, light_model().variables)
   (tmp_path / "pictures").mkdir()
   for name in ("a", "b"):
     save_image(tmp_path / "pictures" / f"{name}.png", np.ascontiguousarray(photograph[:50, :60]))
-  arguments = ["encode", tmp_path / "pictures", "--ckpt", tiny_checkpoint, "--out-dir", tmp_path / "out"]
+  arguments = ["encode", tmp_path / "pictures", "--ckpt", tmp_path / "light", "--allow-custom-modules",
+               "--out-dir", tmp_path / "out"]
   assert main([*map(str, arguments)]) == 0
   assert capsys.readouterr().err.splitlines() == [
       "compiling for 60x50 pixels: some seconds to half a minute on a CPU the first time"]
