@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 from helpers.fake_codec import FakeCodec
-from test_eval import IMAGE, read_results, run_eval, two_photographs  # noqa: F401 (fixtures)
+from test_eval import IMAGE, plots_that_are_drawn, read_results, run_eval, two_photographs  # noqa: F401 (fixtures)
 
 from mlic_jax.coding import memory_estimate
 from mlic_jax.data.file_listing import list_files
@@ -68,7 +68,7 @@ def test_curves_whose_names_are_alike_have_a_file_each_for_compressai(tmp_path):
       ["猫", "狗", "WebP", "webp", "WebP"])
 
 
-def test_a_folder_or_a_checkpoint_may_be_called_what_is_markup_elsewhere(run, results, folder, tmp_path):
+def test_a_folder_or_a_checkpoint_may_be_called_what_is_markup_elsewhere(drawn, run, folder, tmp_path):
   class Marked(FakeCodec):
     name = "[red] :smile: $x^{"
 

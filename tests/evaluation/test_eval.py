@@ -15,7 +15,7 @@ from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.coding import rangecoder
 from mlic_jax.commands import codec_io
 from mlic_jax.data.image_io import save_image
-from mlic_jax.evaluation import baselines, bit_maps, image_metrics
+from mlic_jax.evaluation import baselines, bit_maps, image_metrics, plots
 from mlic_jax.folder_lock import FolderLock
 
 rows, columns = np.mgrid[:70, :100][..., None] / 9
@@ -31,10 +31,17 @@ def two_photographs(tmp_path):
   return tmp_path / "photos"
 
 
+@pytest.fixture(name="drawn")
+def plots_that_are_drawn():
+  """Has `run` draw the plots, which are empty files in other tests."""
+
+
 @pytest.fixture(name="run")
-def run_eval(folder, tmp_path, monkeypatch, capsys):
+def run_eval(folder, tmp_path, monkeypatch, capsys, request):
   """eval.py on `folder` into tmp_path / "out": (exit status, stdout, stderr without what is said of compilers)."""
   monkeypatch.setattr(codec_io, "complain", lambda line: None)
+  if "drawn" not in request.fixturenames:
+    monkeypatch.setattr(plots, "save_rd_plot", lambda path, *_: path.touch())
 
   def run(*arguments, codec=FakeCodec):
     monkeypatch.setitem(vars(mlic_jax), "Codec", codec)
@@ -58,7 +65,7 @@ def test_what_is_compiled_for_the_first_image_is_said(run, tmp_path, monkeypatch
   assert said == ["compiling for 100x70 pixels: some seconds to half a minute on a CPU the first time"]
 
 
-def test_results_json_has_the_promised_fields_one_entry_per_quality(run, results, tmp_path):
+def test_results_json_has_the_promised_fields_one_entry_per_quality(drawn, run, results, tmp_path):
   status, _, err = run("--ckpt", "x")
   assert status == 0 and err == ""
   assert [entry["quality"] for entry in results()["checkpoints"]] == [1, 2, 3, 4, 5, 6]

@@ -5,21 +5,24 @@ import re
 import numpy as np
 import pytest
 from helpers.fake_codec import FakeCodec, SingleRateCodec, bits_of
+from test_eval import plots_that_are_drawn  # noqa: F401 (a fixture)
 
 import mlic_jax
 from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.data.image_io import save_image
-from mlic_jax.evaluation import bit_maps
+from mlic_jax.evaluation import bit_maps, plots
 
 rows, columns = np.mgrid[:70, :100][..., None] / 9
 IMAGE = np.uint8(127 + 100 * np.sin(rows + [0, 1, 2]) * np.cos(columns * [1, 0.7, 1.3]))
 
 
 @pytest.fixture(name="run")
-def run_eval(tmp_path, monkeypatch, capsys):
+def run_eval(tmp_path, monkeypatch, capsys, request):
   """eval.py on an image into tmp_path / "out": (exit status, stderr, the encodes that were made)."""
   (tmp_path / "photos").mkdir()
   save_image(tmp_path / "photos" / "a.png", IMAGE)
+  if "drawn" not in request.fixturenames:
+    monkeypatch.setattr(plots, "save_rd_plot", lambda path, *_: path.touch())
 
   def run(*arguments, codec=FakeCodec):
     encoded = []
@@ -41,7 +44,7 @@ def read(tmp_path):
   return json.loads((tmp_path / "out" / "results.json").read_text())
 
 
-def test_every_checkpoint_is_a_curve_as_it_is_and_one_refined_and_the_results_say_so(run, tmp_path):
+def test_every_checkpoint_is_a_curve_as_it_is_and_one_refined_and_the_results_say_so(drawn, run, tmp_path):
   assert run("--ckpt", "x", "--refine", "50s", "--lmbda", "0.1", "--anchor", "fake", "--report-images", 0)[0] == 0
   found = read(tmp_path)
   assert found["refine"] == "50s"

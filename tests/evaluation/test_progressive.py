@@ -7,7 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 from helpers.fake_codec import CoderIsNotToBeUsed, FakeCodec, SingleRateCodec
-from test_eval import IMAGE, read_results, run_eval, two_photographs, without_times  # noqa: F401 (fixtures)
+from helpers.light_codec import light_model
+from test_eval import (  # noqa: F401 (fixtures among them)
+  IMAGE,
+  plots_that_are_drawn,
+  read_results,
+  run_eval,
+  two_photographs,
+  without_times,
+)
 
 from mlic_jax.coding.codec import Codec
 from mlic_jax.data.image_io import save_image
@@ -69,7 +77,8 @@ def test_the_other_results_are_those_of_a_run_without_it(run, results, tmp_path)
   assert (tmp_path / "out" / "results.csv").read_text().partition("\n")[0] == table.partition("\n")[0]
 
 
-def test_the_table_has_a_row_per_quality_and_slice_and_the_plot_a_line_per_quality(run, results, tmp_path):
+def test_the_table_has_a_row_per_quality_and_slice_and_the_plot_a_line_per_quality(
+    drawn, run, results, tmp_path):
   _, out, _ = run(*ONCE, "--progressive")
   rows = [line.strip("│ ").split("│") for line in out.partition("progressive decoding")[2].splitlines()]
   rows = [[cell.strip() for cell in row] for row in rows]
@@ -83,7 +92,7 @@ def test_the_table_has_a_row_per_quality_and_slice_and_the_plot_a_line_per_quali
   assert (tmp_path / "out" / "progressive.png").exists()
 
 
-def test_single_rates_of_a_family_are_told_apart_by_their_names(run, tmp_path):
+def test_single_rates_of_a_family_are_told_apart_by_their_names(drawn, run, tmp_path):
   status, out, _ = run("--ckpt", "mlic_q10", "mlic_q50", *ONCE[4:], "--progressive", codec=SingleRateCodec)
   assert status == 0 and out.partition("progressive decoding")[2].count("mlic_q50 │") == NUM_SLICES + 1
   plot = (tmp_path / "out" / "progressive.svg").read_text()
@@ -168,8 +177,8 @@ def test_a_cached_result_without_a_field_is_measured_again(tmp_path):
   assert ResultsCache(tmp_path / "journal", resume=True).progressive("codec", "pixels", 1) is None
 
 
-def test_a_real_codec_shows_an_image_per_slice_and_ends_with_the_complete_file(tiny_checkpoint, photograph):
-  codec = Codec.load(tiny_checkpoint)
+def test_a_real_codec_shows_an_image_per_slice_and_ends_with_the_complete_file(photograph):
+  codec = Codec(light_model())
   cache = ResultsCache()
   coded = image_metrics.code(codec, "photo", photograph, 2)
   ProgressiveResults({"photo": "pixels"}, cache, SerialExecutor()).measure(codec, "key", "photo", photograph, 2, coded)
