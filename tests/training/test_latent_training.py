@@ -32,16 +32,21 @@ def get_config():
 """
 
 
+@pytest.fixture(scope="module", name="analyzed")
+def latents_of_the_checkpoint():
+  """A list for the latents of the ablations of this file, which are the same and computed once."""
+  return []
+
+
 @pytest.fixture(name="analyzed_once")
-def latents_of_the_checkpoint(monkeypatch):
-  """The latents of all ablations of a test are the same, and computed once."""
-  usual, found = latent_training.cache_latents, []
+def computed_once(monkeypatch, analyzed):
+  usual = latent_training.cache_latents
 
   def cache_latents(model, config):
-    found.append(found[0] if found else usual(model, config))
-    return found[0]
+    analyzed.append(analyzed[0] if analyzed else usual(model, config))
+    return analyzed[0]
   monkeypatch.setattr(latent_training, "cache_latents", cache_latents)
-  return found
+  return analyzed
 
 
 @pytest.fixture(name="command")
@@ -64,7 +69,7 @@ def two_configurations(tmp_path, monkeypatch):
 
 def test_rows_are_the_bits_of_trained_entropy_models_and_finished_runs_are_read(
     command, analyzed_once, tmp_path, capsys, monkeypatch):
-  assert main([*command, "--steps", "60"]) == 0
+  assert main([*command, "--steps", "40"]) == 0
   out = capsys.readouterr().out
   written = json.loads((tmp_path / "out" / "ablation.json").read_text())
   assert [row["name"] for row in written["rows"]] == ["hyperprior", "channel"]
@@ -78,7 +83,7 @@ def test_rows_are_the_bits_of_trained_entropy_models_and_finished_runs_are_read(
   assert "PSNR" not in (tmp_path / "out" / "ablation.md").read_text().splitlines()[2]
   with monkeypatch.context() as patch:
     patch.setattr(latent_training, "train", None)
-    assert main([*command, "--steps", "60"]) == 0
+    assert main([*command, "--steps", "40"]) == 0
   assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == written
 
   timed = [each.replace("out", "timed") for each in command]
