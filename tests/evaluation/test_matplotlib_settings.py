@@ -1,5 +1,4 @@
 """Tests that plots do not depend on the environment and the user settings of matplotlib."""
-import itertools
 import os
 import subprocess
 import sys
@@ -34,21 +33,26 @@ SETTINGS = {
     "unreadable": "backend: module://matplotlib_inline.backend_inline\nno such setting\nfont.size: many\n"
                   "lines.linewidth: 9\n"}
 PLACES = "folder", "variable"
+# A program for each case: a backend of the environment, and a file of settings. MPLBACKEND takes the place of a backend
+# in a file, so a file that names one is read without it, too.
+CASES = {"usual": (None, None, None), "inline": (BACKENDS[0], "readable", "folder"),
+         "nowhere": (BACKENDS[1], "readable", "variable"), "TkAgg": (BACKENDS[2], "unreadable", "variable"),
+         "odd": (BACKENDS[3], None, None), "of_a_file": (None, "unreadable", "folder")}
 
 
 @pytest.fixture(scope="module")
 def plotted(tmp_path_factory):
   """{case: (its folder, the finished program)}; every program imports matplotlib for itself."""
   folders, environments = {}, {}
-  for case in ["usual", *BACKENDS, *itertools.product(SETTINGS, PLACES)]:
+  for case, (backend, settings, place) in CASES.items():
     folders[case], environments[case] = tmp_path_factory.mktemp("plots"), {}
-    if case in BACKENDS:
-      environments[case] = {"MPLBACKEND": case}
-    elif case != "usual":
-      settings, place = case
+    if backend:
+      environments[case]["MPLBACKEND"] = backend
+    if settings:
       file = (folders[case] if place == "folder" else tmp_path_factory.mktemp("settings")) / "matplotlibrc"
       file.write_text(SETTINGS[settings])
-      environments[case] = {"MATPLOTLIBRC": str(file)} if place == "variable" else {}
+      if place == "variable":
+        environments[case]["MATPLOTLIBRC"] = str(file)
   programs = [Program(PLOT, [str(folders[case])], environments[case]) for case in folders]
   plain = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "MATPLOTLIB"))}
   found = run_forks(SHARED, programs, ROOT, environment=plain)
@@ -62,15 +66,14 @@ def plots(plotted, case) -> tuple[bytes, bytes]:
   return (folder / "plot.png").read_bytes(), (folder / "plot.svg").read_bytes()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_backend_of_the_environment_changes_nothing(plotted, backend):
-  assert plots(plotted, backend) == plots(plotted, "usual")
+@pytest.mark.parametrize("case", [case for case, (backend, *_) in CASES.items() if backend])
+def test_a_backend_of_the_environment_changes_nothing(plotted, case):
+  assert plots(plotted, case) == plots(plotted, "usual")
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("place", PLACES)
-def test_a_settings_file_of_the_user_changes_nothing(plotted, settings, place):
-  assert plots(plotted, (settings, place)) == plots(plotted, "usual")
+@pytest.mark.parametrize("case", [case for case, (_, settings, _) in CASES.items() if settings])
+def test_a_settings_file_of_the_user_changes_nothing(plotted, case):
+  assert plots(plotted, case) == plots(plotted, "usual")
 
 
 def test_a_settings_file_that_is_not_text_is_one_line(tmp_path):
