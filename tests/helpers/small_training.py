@@ -8,14 +8,16 @@ from helpers.shared_programs import with_programs_of_this_process
 from PIL import Image
 
 from configs import nano
+from mlic_jax.coding import cdf_tables
 from mlic_jax.config import CodecConfig
+from mlic_jax.model.distributions import gaussian
 from mlic_jax.training import loop, pmap_programs
 from mlic_jax.training import step as step_module
 from mlic_jax.training.checkpoints import Checkpoints
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.step import create_state, state_shapes
 
-_state_shapes_of = {}  # {key of a config: shapes}
+_found = {}  # what is the same in all runs of this process
 # The fields that a program is not traced from, in addition to the fields of paths.
 FIELDS_OF_THE_LOOP = ("seed", "log_every", "checkpoint_every", "eval_every", "eval_images", "eval_crop_size",
                       "eval_batch_size", "eval_pictures", "holdout_every", "keep_checkpoints", "crop_schedule",
@@ -44,7 +46,7 @@ def config_on_images_in(tmp_path):
   c.lmbdas, c.num_steps, c.learning_rate, c.warmup_steps = (0.0018, 0.0483), 12, 1e-3, 2
   c.optimizer = "adam"  # as Muon, which is for convolutions, has no parameters in the stand-in
   c.log_every, c.checkpoint_every, c.eval_every = 4, 5, 6
-  c.eval_images, c.eval_crop_size, c.eval_batch_size = 0, 64, 2
+  c.eval_images, c.eval_crop_size, c.eval_batch_size, c.eval_pictures = 0, 64, 2, 0
   return c
 
 
@@ -57,6 +59,17 @@ def standin_model(monkeypatch):
 def standin_compiled_once(monkeypatch):
   """The stand-in, and programs that all runs of the same config share, as the executables on disk are shared."""
   share_programs(monkeypatch)
+
+
+_table = cdf_tables.distribution_table
+
+
+def _table_of_gaussians(distribution, scales, shape=0):
+  assert type(distribution) is gaussian.Distribution  # which has no settings
+  key = "table", scales.tobytes(), shape
+  if key not in _found:
+    _found[key] = _table(distribution, scales, shape)
+  return _found[key]
 
 
 def share_programs(monkeypatch):
@@ -75,6 +88,7 @@ def share_programs(monkeypatch):
 
   monkeypatch.setattr(loop, "build", StandIn)
   monkeypatch.setattr(loop, "create_state", create_state_once)
+  monkeypatch.setattr(cdf_tables, "distribution_table", _table_of_gaussians)  # which all exported models have
   monkeypatch.setattr(pmap_programs, "cache_key", cache_key)
   monkeypatch.setattr(pmap_programs, "LOCAL_FIELDS", (*pmap_programs.LOCAL_FIELDS, *FIELDS_OF_THE_LOOP))
   for module in step_module, pmap_programs:
@@ -123,7 +137,7 @@ def final_state(config, workdir, model=StandIn):
 
 
 def _state_shapes(config, model):
-  key = pmap_programs.cache_key(config, model)
-  if key not in _state_shapes_of:
-    _state_shapes_of[key] = state_shapes(config, model, make_optimizer(config))
-  return _state_shapes_of[key]
+  key = "shapes", pmap_programs.cache_key(config, model)
+  if key not in _found:
+    _found[key] = state_shapes(config, model, make_optimizer(config))
+  return _found[key]

@@ -54,7 +54,7 @@ def test_the_best_loss_and_the_exported_model_belong_together_on_the_images_of_n
   brighter = lambda offset: good.replace(ema_params=None, params=dict(good.params, g_s=dict(
       good.params["g_s"], bias=good.params["g_s"]["bias"] + offset)))
   good, bad = brighter(0.0), brighter(0.2)
-  config.eval_pictures, run_log, stop = 0, loop.RunLog(tmp_path, 0, 5, 0, quiet=True), Stop([], 1)
+  run_log, stop = loop.RunLog(tmp_path, 0, 5, 0, quiet=True), Stop([], 1)
   rng = np.random.default_rng(0)
   hard = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
   easy = np.full((2, 64, 64, 3), 20, np.uint8) + rng.integers(0, 2, (2, 64, 64, 3), np.uint8)

@@ -57,6 +57,7 @@ def test_a_run_is_continued_into_an_end_that_was_not_planned(config, standin, tm
 
 
 def test_a_run_leaves_its_model_its_figures_and_its_configuration(config, standin, tmp_path, capsys):
+  config.eval_pictures = 2
   loop.train_and_evaluate(config, tmp_path / "run")
   workdir = tmp_path / "run"
   assert json.loads((workdir / "config.json").read_text())["model"]["M"] == 8
@@ -113,7 +114,7 @@ def replace_training(monkeypatch, before=lambda state: state, after=lambda state
 
 def test_the_average_is_what_is_exported_and_evaluated_on_every_held_out_photograph(
     config, standin, tmp_path, monkeypatch):
-  config.num_steps, config.eval_every, config.eval_pictures = 2, 2, 0
+  config.num_steps, config.eval_every = 2, 2
   config.eval_dir, config.eval_batch_size = str(tmp_path / "held_out"), 2
   pixels = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)  # the last batch is half padding
   (tmp_path / "held_out").mkdir()
@@ -254,7 +255,7 @@ def test_training_does_not_import_tensorflow():
 
 
 def test_an_evaluation_that_is_no_number_does_not_stop_later_exports(config, tmp_path, monkeypatch):
-  config.eval_pictures, exported, losses = 0, [], [np.nan, 3.0, 4.0, np.nan, 2.0]
+  exported, losses = [], [np.nan, 3.0, 4.0, np.nan, 2.0]
   monkeypatch.setattr(Validation, "evaluate", lambda self, params, step, stop: ([dict(loss=losses[step])], None))
   monkeypatch.setattr(Validation, "export", lambda self, state, step, loss, rows: exported.append(step))
   model, optimizer = StandIn(CodecConfig(**config.model)), make_optimizer(config)
