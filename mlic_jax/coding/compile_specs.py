@@ -11,6 +11,7 @@ from mlic_jax.coding.latent_optimizer import rate_distortion_gradient
 from mlic_jax.config import CodecConfig
 from mlic_jax.distortions import mse
 from mlic_jax.model.mlic import build, side_multiple
+from mlic_jax.model.param_shapes import param_shapes
 
 ENCODER = ("analyze", "start", "nonanchors", "advance")
 DECODER = ("start", "nonanchors", "advance", "finish")
@@ -25,7 +26,7 @@ def codec_programs(config: CodecConfig, height: int, width: int) -> dict[str, tu
   module, multiple = build(config), side_multiple(config)
   image = jax.ShapeDtypeStruct((1, *(-(-side // multiple) * multiple for side in (height, width)), 3), np.uint8)
   quality = jax.ShapeDtypeStruct((), np.float32) if config.num_rates else None
-  variables = jax.eval_shape(lambda x, quality: module.init(jax.random.key(0), x / 255, quality), image, quality)
+  variables = {"params": param_shapes(config)}
   k = jax.ShapeDtypeStruct((), np.int32)
   programs: dict[str, tuple[Callable, tuple]] = {}
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from mlic_jax.config import CodecConfig
+from mlic_jax.model.lazy_params import without_initializers
 from mlic_jax.model.mlic import MLIC, build, side_multiple
 from mlic_jax.model.slices import SliceStep
 
@@ -23,7 +24,8 @@ def step_param_shapes(config: CodecConfig) -> dict[str, Any]:
   M, cs = config.M, config.slice_channels
   hyper, decoded, y = (jax.ShapeDtypeStruct((1, 4, 4, channels), np.float32) for channels in (2 * M, M, cs))
   k = jax.ShapeDtypeStruct((), np.int32)   # traced, as in the model: the parameters of all slices have the same shapes
-  params: dict[str, Any] = jax.eval_shape(SliceStep(config).init, jax.random.key(0), k, hyper, decoded, y)["params"]
+  with without_initializers():
+    params: dict[str, Any] = jax.eval_shape(SliceStep(config).init, jax.random.key(0), k, hyper, decoded, y)["params"]
   return params
 
 
@@ -34,12 +36,13 @@ def apply_without_slices(codec: MLIC, x: jax.Array, quality: jax.Array | float |
   return codec.synthesize(y, quality)
 
 
-@functools.cache  # tracing takes up to a second
+@functools.cache  # tracing takes half a second
 def _traced(config: CodecConfig) -> dict[str, Any]:
-  """Return what param_shapes copies. A trace of `init` has a batch of slices and a scan, which takes twice as long."""
+  """Return what param_shapes copies. A trace of `init`, with its scan, takes three times as long."""
   x = jax.ShapeDtypeStruct((1, *(side_multiple(config),) * 2, 3), np.float32)
   quality = 1.0 if config.num_rates else None
   init = lambda x: build(config).init(jax.random.key(0), x, quality, method=apply_without_slices)
-  params: dict[str, Any] = jax.eval_shape(init, x)["params"]
+  with without_initializers():
+    params: dict[str, Any] = jax.eval_shape(init, x)["params"]
   stacked = lambda shape: jax.ShapeDtypeStruct((config.num_slices, *shape.shape), shape.dtype)
   return {**params, "slices": {"steps": jax.tree.map(stacked, step_param_shapes(config))}}

@@ -7,7 +7,7 @@ from flax import errors
 from flax import linen as nn
 
 from mlic_jax.model import layers
-from mlic_jax.model.lazy_params import parameter
+from mlic_jax.model.lazy_params import parameter, without_initializers
 from mlic_jax.model.mlic import build
 
 
@@ -28,6 +28,17 @@ def test_a_parameter_is_made_once_and_found_afterwards():
   assert Scaled(3, never).apply(variables, jnp.full(3, 2.0)).tolist() == [2, 2, 2]
   with pytest.raises(errors.ScopeParamNotFoundError):
     Scaled(3).apply({"params": {"other": 1}}, jnp.ones(3))
+
+
+def test_where_shapes_alone_are_wanted_no_initializer_is_traced():
+  def never(key, shape):
+    raise AssertionError("asked what it would be at the beginning")
+
+  shapes = lambda module: jax.eval_shape(module.init, jax.random.key(0), jnp.ones(3))
+  with without_initializers():
+    assert shapes(Scaled(3, never)) == shapes(Scaled(3))
+  with pytest.raises(AssertionError, match="at the beginning"):
+    shapes(Scaled(3, never))
 
 
 def test_a_parameter_of_another_shape_is_named():
