@@ -135,10 +135,11 @@ class Start:
 def restore(config, checkpoints: Checkpoints, run: str, prepared: Prepared) -> Start:
   """Returns the newest readable state in the workdir, or a new one; `run` is the ID in the lock of process 0."""
   preflight.check_lock(checkpoints.workdir, run)
+  if checkpoints.latest_step is not None:
+    check_config(config, checkpoints.workdir / "config.json")
   optimizer = make_optimizer(config, jax.devices()[0].platform)
   state = create_state(config, prepared.model, optimizer, pmap_programs.cache_key(config, prepared.model))
   if checkpoints.latest_step is not None:
-    check_config(config, checkpoints.workdir / "config.json")
     newest = checkpoints.restore(state)
     assert newest is not None  # there is a step
     changed = (newest.evaluated.held_out != preflight.checksum(prepared.held_out) if newest.evaluated.held_out else

@@ -79,13 +79,15 @@ def test_an_interrupted_run_continued_is_bit_for_bit_the_uninterrupted_one(
     assert steps == [row["step"] for row in rows(whole / name)]
 
 
-def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, standin, tmp_path):
+def test_a_finished_run_can_be_made_longer_but_not_otherwise_changed(config, standin, tmp_path, monkeypatch):
+  """A change is refused before anything is computed."""
   config.num_steps = 5
   loop.train_and_evaluate(config, tmp_path / "run")
   config.num_steps = 12
   loop.train_and_evaluate(config, tmp_path / "run")
   assert final_state(config, tmp_path / "run").state.step == 12
   config.model.M, config.learning_rate = 16, 0.5
+  monkeypatch.setattr(loop, "create_state", None)
   message = r"these fields differ: learning_rate \(0.001 -> 0.5\), model.M \(8 -> 16\)"
   with pytest.raises(ConfigMismatch, match=message):
     loop.train_and_evaluate(config, tmp_path / "run")
