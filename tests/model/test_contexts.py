@@ -33,10 +33,19 @@ every_context = pytest.mark.parametrize("name, options", CASES, ids=ids)
 
 @functools.cache
 def made(name: str, options: tuple = ()):
-  """A context, its output and its variables at slice 1, and its `apply`."""
-  context = contexts.make_context(name, dataclasses.replace(CONFIG, options=options))
-  # Not compiled as a whole: contexts have most operations in common.
-  return context, *context.init_with_output(jax.random.key(0), inputs_of(k=1)), context.apply
+  """A context, its output at slice 1 and random variables of it, and its `apply`.
+
+  Not compiled as a whole: contexts have most operations in common."""
+  context, inputs = contexts.make_context(name, dataclasses.replace(CONFIG, options=options)), inputs_of(k=1)
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):  # as a training could leave it; initial kernels of undecoded channels are zero
+    spread = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+    return jnp.asarray(spread + (path[-1].key == "scale"), jnp.float32)
+
+  variables = jax.tree_util.tree_map_with_path(
+      draw, jax.eval_shape(lambda key: context.init(key, inputs), jax.random.key(0)))
+  return context, context.apply(variables, inputs), variables, context.apply
 
 
 def inputs_of(k: int, h: int = 4, w: int = 8, seed: int = 0) -> contexts.ContextInputs:
@@ -108,20 +117,16 @@ def test_hyper_features_of_any_position_reach_every_position_of_the_first_slice(
 
 
 def test_softmax_intra_context_is_zero_if_all_anchors_are_masked():
-  context = contexts.make_context("global_intra_softmax", CONFIG)
+  _, _, variables, apply = made("global_intra_softmax")
   before, other = (inputs_of(k=2, h=2, w=2, seed=seed) for seed in (0, 1))
-  variables = context.init(jax.random.key(0), before)
-  out = context.apply(variables, before)
-  np.testing.assert_array_equal(out, context.apply(variables, before._replace(anchor=other.anchor)))
+  out = apply(variables, before)
+  np.testing.assert_array_equal(out, apply(variables, before._replace(anchor=other.anchor)))
   assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("name", [n for n in contexts.available() if n.startswith("global_inter_") and "adj" not in n])
 def test_inter_slice_heads_of_undecoded_slices_are_zero(name):
-  (_, _, initial, apply), now = made(name), inputs_of(k=1)
-  rng = np.random.default_rng(0)
-  # As a training could leave them: at initialization, kernels of undecoded channels are zero whoever speaks to them.
-  variables = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), initial)
+  (_, _, variables, apply), now = made(name), inputs_of(k=1)
 
   def with_biases(channels):  # of the heads, which see nothing else where nothing is decoded
     changed = jax.tree.map(jnp.copy, variables)
@@ -177,13 +182,16 @@ def test_a_context_for_tpus_has_the_same_values_and_gradients(name, options):
   (context, out, variables, _), inputs = made(name, options), inputs_of(k=2)
   up = np.random.default_rng(1).normal(size=out.shape).astype(np.float32)
 
+  # Not compiled as a whole, as above, but for the one whose operations no other has.
+  compiled = jax.jit if name == "local_attention" else lambda function: function
+
   def gradient(for_tpu):
     def product(variables, decoded, previous, anchor):
       given = inputs._replace(decoded=decoded, previous=previous, anchor=anchor, for_tpu=for_tpu)
       return jnp.vdot(context.apply(variables, given), up)
 
-    # Not compiled as a whole, as above.
-    return jax.value_and_grad(product, (0, 1, 2, 3))(variables, inputs.decoded, inputs.previous, inputs.anchor)
+    differentiated = compiled(jax.value_and_grad(product, (0, 1, 2, 3)))
+    return differentiated(variables, inputs.decoded, inputs.previous, inputs.anchor)
 
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
   jax.tree.map(close, gradient(False), gradient(True))

@@ -16,7 +16,8 @@ from mlic_jax.model.mlic import build
 from mlic_jax.model.quantizers import NOISE
 from mlic_jax.model.straight_through import lower_bound, ste_round
 
-CODEC = dataclasses.replace(TINY, transforms="helpers.light_transforms")  # others take long to trace
+CODEC = dataclasses.replace(TINY, transforms="helpers.light_transforms",  # others take long to trace
+                            contexts=("local_checkerboard", "global_intra_linear"))
 LIGHT = dataclasses.replace(CODEC, M=16, num_slices=1, hyper_widths=(8, 8), contexts=(), entropy_widths=(8,),
                             lrp_widths=(8,))
 # Blocks that are rematerialized or run in bfloat16.
