@@ -28,7 +28,7 @@ def measured(config, stride=16):
 
 
 @pytest.mark.parametrize("config, stages", [
-    (CHENG, Stages(cut=2, factor=4, channels=16, first=4, second=3)),
+    (CHENG, Stages(cut=2, factor=4, channels=4, first=4, second=3)),
     (UNSHUFFLED, Stages(cut=4, factor=8, channels=24, first=4, second=3))])
 def test_the_cut_and_its_halos_follow_from_the_layers(config, stages):
   """Up to the second "down" of cheng2020 13 pixels, then 44; up to "fine3" of the light ones 32 pixels, then 40."""

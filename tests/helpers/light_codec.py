@@ -11,7 +11,7 @@ from mlic_jax.coding.checkpoint_io import Model
 
 LIGHT = dataclasses.replace(TINY, transforms="helpers.light_transforms", hyper_widths=(16, 16), contexts=("channel",),
                             entropy_widths=(16,), lrp_widths=())
-CHENG = dataclasses.replace(TINY, contexts=(), entropy_widths=(16,), lrp_widths=())  # the transforms of the papers
+CHENG = dataclasses.replace(TINY, N=4, M=8, contexts=(), entropy_widths=(16,), lrp_widths=())  # those of the papers
 UNSHUFFLED = dataclasses.replace(LIGHT, transforms="unshuffled", widths=(24, 32), contexts=())  # with wider halos
 
 
