@@ -1,21 +1,26 @@
 """Tests that the check for accelerators runs on CPU with small sizes and writes its results."""
+import dataclasses
+import functools
 import json
 
 import jax
 import pytest
 from conftest import random_variables
-from helpers.distribution_cases import SMALL
+from helpers.light_codec import LIGHT
 from helpers.linear_stub import StandIn
 
 from benchmarks import accelerator
-from mlic_jax.coding.checkpoint_io import save_model
+from mlic_jax.coding.checkpoint_io import load_model, save_model
 from mlic_jax.training import pmap_programs
+
+SMALL = dataclasses.replace(LIGHT, contexts=(), num_rates=0)
 
 
 @pytest.fixture(name="check")
-def run_check(tmp_path):
+def run_check(tmp_path, monkeypatch):
   """check(*parts) -> the results of these parts of the benchmark, for a model that compiles fast."""
   save_model(tmp_path / "small", SMALL, random_variables(SMALL))
+  monkeypatch.setattr(accelerator, "load_model", functools.partial(load_model, allow_custom_modules=True))
 
   def check(*parts: str) -> dict:
     file = tmp_path / "found.json"

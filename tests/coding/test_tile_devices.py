@@ -68,7 +68,7 @@ def test_files_and_pixels_do_not_depend_on_the_number_of_devices(tmp_path):
   waves = np.sin(row / [9, 14, 23] + 1) + np.cos(column / [17, 8, 12])
   image = np.uint8(np.clip(128 + 50 * waves + np.random.default_rng(0).normal(0, 6, waves.shape), 0, 255))
   np.save(tmp_path / "image.npy", image)
-  config = dataclasses.replace(LIGHT, contexts=())
+  config = dataclasses.replace(LIGHT, contexts=(), hyper_widths=(4, 4), entropy_widths=(4,))
   save_model(tmp_path / "light", config, random_variables(config))
   env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=3",
              PYTHONPATH=os.pathsep.join(map(str, Path(__file__).parents[1:3])))
