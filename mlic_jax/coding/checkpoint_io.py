@@ -203,7 +203,9 @@ def _read_parts(path: Path, parts: Path, settings: dict[str, Any], config: Codec
 
 def _restore(path: Path, params: Path) -> dict[str, Any]:
   try:
-    restored = _checkpointer().restore(params.absolute())  # Orbax needs an absolute path
+    # As asyncio returns to the usual handler of SIGINT, the signal module formats what Orbax has read.
+    with np.printoptions(threshold=0, edgeitems=1):
+      restored = _checkpointer().restore(params.absolute())  # Orbax needs an absolute path
   except Exception as error:  # Orbax and TensorStore raise many types for damaged files
     raise unreadable(path, "the parameters", error) from error
   return check_arrays(path, restored)

@@ -51,6 +51,14 @@ def test_a_model_is_loaded_as_it_was_saved(checkpoint, variables):
     np.testing.assert_array_equal(stored, built)
 
 
+def test_few_numbers_are_formatted_as_text_while_a_model_is_loaded(checkpoint, variables):
+  """asyncio, which Orbax reads in, makes a text of the result that nobody reads."""
+  formatted = []
+  with np.printoptions(formatter={"float_kind": lambda number: formatted.append(number) or "number"}):
+    load_model(checkpoint)
+  assert len(formatted) <= 2**4 * len(jax.tree.leaves(variables))
+
+
 def test_the_workdir_of_a_run_stands_for_its_model(checkpoint, tmp_path):
   shutil.copytree(checkpoint, tmp_path / "my_run" / "model")
   assert load_model(tmp_path / "my_run").name == load_model(tmp_path / "my_run" / "model").name == "my_run"
