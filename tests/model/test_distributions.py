@@ -238,19 +238,33 @@ def test_the_gradient_of_a_generalized_gaussian_stores_one_array_for_each_argume
 
 
 def test_a_codec_learns_the_parameters_of_its_distribution():
+  config = dataclasses.replace(CONFIGS["shapes by channel"], transforms="helpers.light_transforms", widths=(),
+                               entropy_widths=())
   rng = np.random.default_rng(0)
-  y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (SMALL.M, 2 * SMALL.M))
+  y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (config.M, 2 * config.M))
   noise, scan = rng.uniform(-0.5, 0.5, y.shape).astype(np.float32), lambda model, *args: model.slices.scan(*args)
-  for name in "shapes by channel", "shapes by element", "three Gaussians":
-    config = dataclasses.replace(CONFIGS[name], transforms="helpers.light_transforms", widths=(), entropy_widths=())
-    rate = lambda params, config=config: build(config, scan_unroll=1).apply(
-        {"params": params}, hyper, y, NOISE, noise, method=scan).bits.sum()
-    slopes = jax.jit(jax.grad(rate))(variables_of(config)["params"])["slices"]["steps"]
-    if name == "shapes by channel":
-      assert all(np.all(slope != 0) for slope in slopes["distribution_parameters"].values())
-    (bias,) = [np.asarray(layer["bias"]) for layer in slopes["entropy_anchor"].values()]
-    assert bias.shape[-1] == make_distribution(config).outputs * config.slice_channels
-    assert np.isfinite(bias).all() and np.mean(bias != 0) > 0.9
+  rate = lambda params: build(config, scan_unroll=1).apply(
+      {"params": params}, hyper, y, NOISE, noise, method=scan).bits.sum()
+  slopes = jax.jit(jax.grad(rate))(variables_of(config)["params"])["slices"]["steps"]
+  assert all(np.all(slope != 0) for slope in slopes["distribution_parameters"].values())
+  (bias,) = [np.asarray(layer["bias"]) for layer in slopes["entropy_anchor"].values()]
+  assert bias.shape[-1] == make_distribution(config).outputs * config.slice_channels
+  assert np.isfinite(bias).all() and np.mean(bias != 0) > 0.9
+
+
+@pytest.mark.parametrize("name", ["shapes by element", "three Gaussians"])
+def test_every_output_of_the_networks_has_a_gradient(name):
+  distribution, rng = make_distribution(CONFIGS[name]), np.random.default_rng(0)
+  y, *raw = rng.uniform(0.2, 0.8, (1 + distribution.outputs, 500)).astype(np.float32)
+
+  @jax.jit
+  @jax.grad
+  def slopes_of(raw):
+    mean, scale, parameters = distribution.predict(raw, {})
+    return distribution.bits(y - mean, scale, *parameters).sum()
+
+  slopes = np.asarray(slopes_of(raw))
+  assert np.isfinite(slopes).all() and np.all(np.mean(slopes != 0, axis=1) > 0.9)
 
 
 def test_intermediates_are_those_of_networks():
