@@ -214,7 +214,8 @@ class Checkpoints:
   def _read(self, step: int, like: TrainState) -> Restored:
     target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), _fields(like))
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), best=ocp.args.JsonRestore())
-    restored = self._manager.restore(step, args=args)
+    with np.printoptions(threshold=0, edgeitems=1):  # asyncio makes a text of the result, as in checkpoint_io.py
+      restored = self._manager.restore(step, args=args)
     best = restored.best
     if self._note.exists() and (note := json.loads(self._note.read_text()))["step"] == step:
       best = note

@@ -52,7 +52,7 @@ def test_a_model_is_loaded_as_it_was_saved(checkpoint, variables):
 
 
 def test_few_numbers_are_formatted_as_text_while_a_model_is_loaded(checkpoint, variables):
-  """asyncio, which Orbax reads in, makes a text of the result that nobody reads."""
+  """asyncio, in which Orbax reads, makes a text of the result that nobody reads."""
   formatted = []
   with np.printoptions(formatter={"float_kind": lambda number: formatted.append(number) or "number"}):
     load_model(checkpoint)

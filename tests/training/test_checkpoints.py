@@ -69,6 +69,18 @@ def test_an_unfinished_checkpoint_of_a_bucket_is_removed_as_well(config, standin
     assert steps == {"5", "10"} and as_path(f"{url}/run").exists()
 
 
+def test_few_numbers_are_formatted_as_text_while_a_checkpoint_is_read(state, tmp_path):
+  """asyncio, in which Orbax reads, makes a text of the result that nobody reads."""
+  writer, formatted = Checkpoints(tmp_path, 2), []
+  writer.save(state, Evaluated())
+  writer.close()
+  reader = Checkpoints(tmp_path, 2)
+  with np.printoptions(formatter={"float_kind": lambda number: formatted.append(number) or "number"}):
+    reader.restore(state)
+  reader.close()
+  assert len(formatted) <= 2**4 * len(jax.tree.leaves(state))
+
+
 def test_reading_a_run_does_not_remove_what_it_is_saving(config, state, tmp_path):
   writer = Checkpoints(tmp_path, 2)
   writer.save(state, Evaluated())
