@@ -237,10 +237,13 @@ def test_the_gradient_of_a_generalized_gaussian_stores_one_array_for_each_argume
     assert sum(leaf.shape == v.shape for leaf in jax.tree.leaves(pull_back)) <= len(moving)
 
 
+# With parameters that each channel learns.
+LEARNED = dataclasses.replace(CONFIGS["shapes by channel"], transforms="helpers.light_transforms", widths=(),
+                              entropy_widths=())
+
+
 def test_a_codec_learns_the_parameters_of_its_distribution():
-  config = dataclasses.replace(CONFIGS["shapes by channel"], transforms="helpers.light_transforms", widths=(),
-                               entropy_widths=())
-  rng = np.random.default_rng(0)
+  config, rng = LEARNED, np.random.default_rng(0)
   y, hyper = (rng.normal(0, 3, (1, 4, 4, n)).astype(np.float32) for n in (config.M, 2 * config.M))
   noise, scan = rng.uniform(-0.5, 0.5, y.shape).astype(np.float32), lambda model, *args: model.slices.scan(*args)
   rate = lambda params: build(config, scan_unroll=1).apply(
@@ -268,7 +271,7 @@ def test_every_output_of_the_networks_has_a_gradient(name):
 
 
 def test_intermediates_are_those_of_networks():
-  config, rng = CONFIGS["shapes by channel"], np.random.default_rng(0)
+  config, rng = LEARNED, np.random.default_rng(0)
   y, hyper = (rng.normal(size=(1, 4, 4, n)).astype(np.float32) for n in (config.M, 2 * config.M))
   found = entropy_model.intermediates(config, variables_of(config)["params"]["slices"], hyper, y)
   assert "entropy_anchor" in found[0] and not any("distribution" in name for name in found[0])

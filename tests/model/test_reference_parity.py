@@ -98,7 +98,7 @@ def computed(case) -> Computed:
           (jnp.arange(count), variables["params"]["slices"]["steps"], y_slices))
     arrays = dict(y=y, z=z, z_symbols=z_symbols, hyper_params=hyper, y_hat=state.decoded,
                   z_hat=z_symbols + variables["params"]["z_prior"]["quantiles"][:, 1])
-    return arrays, coded, found, model.apply(variables, x)
+    return arrays, coded, found, apply(y, z, method="code")
 
   arrays, coded, found, output = jax.device_get(run(case.variables, case.x))
   first = {name: int(name in ("channel_ctx", "global_inter_ctx", "global_intra_ctx")) for name in found}
