@@ -21,7 +21,7 @@ _found = {}  # what is the same in all runs of this process
 # The fields that a program is not traced from, in addition to the fields of paths.
 FIELDS_OF_THE_LOOP = ("seed", "log_every", "checkpoint_every", "eval_every", "eval_images", "eval_crop_size",
                       "eval_batch_size", "eval_pictures", "holdout_every", "keep_checkpoints", "crop_schedule",
-                      "downscale_probability")
+                      "downscale_probability", "flip")
 
 
 class PowerCut(BaseException):
