@@ -33,7 +33,7 @@ from mlic_jax.training.validation import Validation
 
 def test_the_codec_learns_a_batch_by_heart():
   c = nano.get_config()
-  c.muon_learning_rate, c.learning_rate, c.warmup_steps, c.num_steps = 5e-3, 2e-3, 5, 100
+  c.optimizer, c.learning_rate, c.warmup_steps, c.num_steps, c.ema_decay = "adam", 2e-3, 5, 100, 0.0
   c.lmbdas = c.lmbdas[:TINY.num_rates]
   small = dict(TINY.to_dict(), transforms="helpers.light_transforms", hyper_widths=(16, 16), contexts=(),
                entropy_widths=(8,), num_slices=1, lrp_widths=())
