@@ -4,7 +4,6 @@
 them for every platform.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,12 +22,17 @@ from mlic_jax.training.metrics_buffer import pack_metrics
 from mlic_jax.training.optimizer import make_optimizer
 from mlic_jax.training.preemption import NO_SIGNALS
 from mlic_jax.training.preflight import LOCAL_FIELDS
-from mlic_jax.training.step import make_eval_step, make_train_step, state_shapes
+from mlic_jax.training.step import (
+  OPTIMIZATION_LEVEL,
+  level_is_chosen,
+  make_eval_step,
+  make_train_step,
+  state_shapes,
+)
 from mlic_jax.training.warm_start import load_teacher
 
 # LLVM takes half of the time of compiling a step on CPU. Convolutions and products are calls of a library, so fewer of
 # LLVM's optimizations leave steps as fast (docs/benchmarks/startup.md).
-OPTIMIZATION_LEVEL = "xla_backend_optimization_level"
 CPU_OPTIONS = {OPTIMIZATION_LEVEL: 1}
 
 Program = tuple[Any, tuple]  # a jitted function on all devices, and its arguments as shapes
@@ -88,14 +92,8 @@ class CompilerOptions(NamedTuple):
   def __call__(self, state: Any, batch: Any, *others: Any) -> dict[str, Any]:
     """Returns the options for a batch (devices, images per device, ...)."""
     if self.device.platform == "cpu":
-      return {} if _level_is_chosen() else dict(CPU_OPTIONS)
+      return {} if level_is_chosen() else dict(CPU_OPTIONS)
     return tpu_options.options_for(batch.shape[1], self.device)
-
-
-def _level_is_chosen() -> bool:
-  """Whether JAX or XLA was told how much to optimize."""
-  settings: dict[str, Any] = jax.config.values  # JAX has no attribute for this one
-  return settings["jax_disable_most_optimizations"] or OPTIMIZATION_LEVEL in os.environ.get("XLA_FLAGS", "")
 
 
 def _batch_options(devices: Sequence[jax.Device] | None) -> CompilerOptions | None:

@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlic_jax.training import parallel, pmap_programs
+from mlic_jax.training import parallel, pmap_programs, step
 
 COUNT = jax.local_device_count()
 
@@ -38,7 +38,11 @@ def test_the_options_are_those_for_the_arguments_and_reach_the_compiler(program)
     program.lower(state, np.zeros((COUNT, 8), np.float32)).compile()
 
 
-def test_a_step_compiles_with_fewer_optimizations_on_cpu_unless_a_level_is_chosen(monkeypatch):
+def test_a_step_and_the_first_state_compile_with_fewer_optimizations_on_cpu_unless_a_level_is_chosen(monkeypatch):
+  def options_of_the_state(function, name, key, compiler_options):
+    return lambda: compiler_options
+
+  monkeypatch.setattr(step, "with_executable_cache", options_of_the_state)
   monkeypatch.setenv("XLA_FLAGS", "")
   options = pmap_programs.CompilerOptions(jax.devices("cpu")[0])
   batch = jax.ShapeDtypeStruct((1, 8, 64, 64, 3), np.uint8)
@@ -46,11 +50,12 @@ def test_a_step_compiles_with_fewer_optimizations_on_cpu_unless_a_level_is_chose
   try:
     jax.config.update("jax_disable_most_optimizations", False)
     assert options(None, batch) == {"xla_backend_optimization_level": 1}
+    assert step.create_state(None, None, None)["xla_backend_optimization_level"] == 1
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    assert options(None, batch) == {}
+    assert options(None, batch) == step.create_state(None, None, None) == {}
     monkeypatch.setenv("XLA_FLAGS", "")
     jax.config.update("jax_disable_most_optimizations", True)
-    assert options(None, batch) == {}
+    assert options(None, batch) == step.create_state(None, None, None) == {}
   finally:
     jax.config.update("jax_disable_most_optimizations", few)
   assert " at 0x" not in repr(options)   # it is part of the key of programs on disk
