@@ -15,7 +15,7 @@ CONFIG = """
 from configs import nano
 def get_config():
   c = nano.get_config()
-  c.holdout_every, c.crop_size, c.batch_size, c.optimizer = 4, 64, 4, "adam"
+  c.holdout_every, c.crop_size, c.batch_size, c.optimizer = 4, 64, 2, "adam"
   c.model = dict(N=4, M={M}, num_slices=2, num_rates=2)
   c.lmbdas, c.learning_rate, c.warmup_steps, c.flip = (0.0018, {lmbda}), 1e-3, 2, {flip}
   c.log_every, c.eval_images, c.eval_crop_size, c.eval_batch_size = 4, 0, 64, 1

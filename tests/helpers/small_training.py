@@ -34,6 +34,17 @@ def small_config(tmp_path):
   return config_on_images_in(tmp_path)
 
 
+@pytest.fixture(scope="module", name="whole")
+def uninterrupted_run(tmp_path_factory):
+  """The workdir of a run of small_config, and what was restored from its last checkpoint; tests read them."""
+  folder = tmp_path_factory.mktemp("whole")
+  with pytest.MonkeyPatch.context() as patch:
+    share_programs(patch)
+    config = config_on_images_in(folder)
+    loop.train_and_evaluate(config, folder / "run")
+    return folder / "run", final_state(config, folder / "run")
+
+
 def config_on_images_in(tmp_path):
   rng = np.random.default_rng(0)
   (tmp_path / "photographs").mkdir()
@@ -41,7 +52,7 @@ def config_on_images_in(tmp_path):
     pixels = rng.integers(0, 256, (9, 10, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     Image.fromarray(pixels).save(tmp_path / "photographs" / f"f{i:02}.png")
   c = nano.get_config()
-  c.data_dir, c.holdout_every, c.crop_size, c.batch_size = str(tmp_path / "photographs"), 4, 64, 4
+  c.data_dir, c.holdout_every, c.crop_size, c.batch_size = str(tmp_path / "photographs"), 4, 64, 2
   c.model = dict(N=4, M=8, num_slices=2, num_rates=2)
   c.lmbdas, c.num_steps, c.learning_rate, c.warmup_steps = (0.0018, 0.0483), 12, 1e-3, 2
   c.optimizer = "adam"  # as Muon, which is for convolutions, has no parameters in the stand-in

@@ -5,7 +5,14 @@ import signal
 import jax
 import numpy as np
 import pytest
-from helpers.small_training import final_state, rows, small_config, standin_compiled_once, stop_at  # noqa: F401 (fixtures)
+from helpers.small_training import (  # noqa: F401 (fixtures among them)
+  final_state,
+  rows,
+  small_config,
+  standin_compiled_once,
+  stop_at,
+  uninterrupted_run,
+)
 
 from mlic_jax.training import loop
 from mlic_jax.training.checkpoints import Checkpoints
@@ -63,8 +70,7 @@ def evaluated_steps(workdir):
 
 @pytest.mark.parametrize("step", [6, 12], ids=["on_an_evaluation_step", "in_the_last_step"])
 def test_an_evaluation_that_a_signal_kept_from_being_made_is_made_when_the_run_continues(
-    config, standin, tmp_path, monkeypatch, step):
-  loop.train_and_evaluate(config, tmp_path / "whole")
+    config, standin, whole, tmp_path, monkeypatch, step):
   with monkeypatch.context() as patch:
     stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match=f"at step {step}"):
@@ -73,10 +79,10 @@ def test_an_evaluation_that_a_signal_kept_from_being_made_is_made_when_the_run_c
   loop.train_and_evaluate(config, tmp_path / "cut")
   loop.train_and_evaluate(config, tmp_path / "cut")  # and only once
   for name in ("eval.csv", "model/config.json"):
-    assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
-  whole, cut = (final_state(config, tmp_path / name) for name in ("whole", "cut"))
-  assert whole.evaluated == cut.evaluated and whole.evaluated.step == 12
-  jax.tree.map(np.testing.assert_array_equal, whole.state, cut.state)
+    assert (tmp_path / "cut" / name).read_text() == (whole[0] / name).read_text()
+  cut = final_state(config, tmp_path / "cut")
+  assert whole[1].evaluated == cut.evaluated and cut.evaluated.step == 12
+  jax.tree.map(np.testing.assert_array_equal, whole[1].state, cut.state)
 
 
 def test_a_signal_in_the_middle_of_an_evaluation_does_not_wait_for_its_end(config, standin, tmp_path, monkeypatch):

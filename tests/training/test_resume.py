@@ -15,16 +15,15 @@ import pytest
 from helpers.linear_stub import StandIn
 from helpers.small_training import (  # noqa: F401 (fixtures among them)
   PowerCut,
-  config_on_images_in,
   cut,
   final_state,
   initial_state,
   rows,
-  share_programs,
   small_config,
   standin_compiled_once,
   stop_at,
   training_program,
+  uninterrupted_run,
 )
 from ml_collections import ConfigDict
 
@@ -47,17 +46,6 @@ from mlic_jax.training.pmap_programs import build_options, evaluation_key
 from mlic_jax.training.preemption import NO_SIGNALS, Interrupted
 from mlic_jax.training.preflight import workdir_lock
 from mlic_jax.training.step import make_eval_step
-
-
-@pytest.fixture(scope="module", name="whole")
-def uninterrupted_run(tmp_path_factory):
-  """The workdir of a run of small_config, and its last state; tests read it."""
-  folder = tmp_path_factory.mktemp("whole")
-  with pytest.MonkeyPatch.context() as patch:
-    share_programs(patch)
-    config = config_on_images_in(folder)
-    loop.train_and_evaluate(config, folder / "run")
-    return folder / "run", final_state(config, folder / "run")
 
 
 @pytest.mark.parametrize("step, stop", [
@@ -117,7 +105,7 @@ def test_a_saved_state_does_not_change_when_its_memory_is_reused(config, standin
   kept = parallel.unreplicate(state)
   copy = jax.tree.map(np.copy, kept)
   for _ in range(3):
-    state, *_ = step(state, parallel.shard(np.zeros((4, 64, 64, 3), np.uint8)), None, NO_SIGNALS)
+    state, *_ = step(state, parallel.shard(np.zeros((2, 64, 64, 3), np.uint8)), None, NO_SIGNALS)
   jax.tree.map(np.testing.assert_array_equal, kept, copy)
 
 
