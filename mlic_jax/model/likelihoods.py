@@ -80,10 +80,10 @@ class FactorizedPrior(nn.Module):
   def likelihood(self, v: jax.Array) -> jax.Array:
     """Return the probability of the unit bin around each element of v (..., N)."""
     lower, upper = self.cumulative_logits(v - 0.5), self.cumulative_logits(v + 0.5)
-    # The difference is taken on the side where the sigmoids are small. jnp.sign would be 0 where the density is
-    # symmetric around v.
-    sign = jnp.where(jax.lax.stop_gradient(lower + upper) > 0, -1.0, 1.0)
-    return jnp.abs(jax.nn.sigmoid(sign * upper) - jax.nn.sigmoid(sign * lower))
+    # The difference is taken on the side where the sigmoids are small. Both sides are complete, because XLA may compute
+    # the condition more than once, and not alike, where the density is symmetric around v and the sum is about 0.
+    left, right = (jnp.abs(jax.nn.sigmoid(sign * upper) - jax.nn.sigmoid(sign * lower)) for sign in (1, -1))
+    return jnp.where(jax.lax.stop_gradient(lower + upper) > 0, right, left)
 
   def bits(self, v: jax.Array) -> jax.Array:
     """Return the bits of the unit bin around each element of v (..., N)."""

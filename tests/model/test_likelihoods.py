@@ -57,6 +57,13 @@ def test_the_middle_of_a_symmetric_density_costs_as_much_as_beside_it():
   assert abs(slope(0.0)) < 1e-3 and np.isfinite(slope(0.0))
 
 
+def test_a_compiled_likelihood_is_right_in_the_middle_of_a_symmetric_density():
+  """There the sum of the logits, whose sign chooses the side, is rounding errors, and kernels round it differently."""
+  params = symmetric_prior()
+  likelihood = lambda v: FactorizedPrior(2).apply({"params": params}, jnp.full(2, v, jnp.float32), method="likelihood")
+  np.testing.assert_allclose(jax.jit(likelihood)(0.0), likelihood(0.0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [SCALE_MIN, 0.5, 3.0, 40.0])
 def test_the_bits_of_y_are_those_of_a_gaussian_over_unit_bins(scale):
   v, mean = np.linspace(-6, 6, 49) * (scale + 0.5), 0.3
