@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
+from mlic_jax import folder_lock
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.distributions import make_distribution
 from mlic_jax.model.param_shapes import param_shapes
@@ -36,12 +37,16 @@ from mlic_jax.model.param_shapes import param_shapes
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)
 
+folder_lock.SETTLE = 0.02  # runs in the processes of the tests have their folders to themselves
+
 TINY = CodecConfig(N=16, M=32, num_slices=2, channel_widths=(16, 16), entropy_widths=(16, 16), lrp_widths=(16, 16),
                    num_rates=3)
 
 # The longest files, which start first if several processes share the tests.
-LONG = ("test_multiprocess.py", "test_entropy_model.py", "test_forward_mode.py", "test_slices.py",
-        "test_closed_streams.py", "test_mlic.py", "test_loop.py", "test_step_semantics.py", "test_latent_training.py")
+LONG = ("test_multiprocess.py", "test_transforms.py", "test_contexts.py", "test_slices.py", "test_reference_parity.py",
+        "test_compressai_parity.py", "test_lowering.py", "test_loop.py", "test_forward_mode.py",
+        "test_entropy_model.py", "test_distributions.py", "test_step_semantics.py", "test_latent_optimization.py",
+        "test_mlic.py", "test_runs_written_before.py")
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements"
 
