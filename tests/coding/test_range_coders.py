@@ -2,9 +2,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.forked_programs import Program, run_forks
 from helpers.light_codec import light_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.portable_cdf import BLOCK_SIZES, SAFE_SHARES, SINGLE_SHARE, Grids
 from mlic_jax.coding.rangecoder import PACKAGES, CoderMissingError, Decoder, Encoder, SymbolError
 
+ROOT = Path(__file__).parents[2]
 TABLE = gaussian_table(np.array([0.11, 0.5, 2.0, 9.0, 60.0]))
 
 
@@ -203,8 +206,8 @@ def test_two_threads_import_tensorflow_once_and_the_environment_is_left_as_it_wa
 
 
 def test_machine_code_is_cached_and_runs_without_importing_numba(tmp_path):
-  program = ("import sys; from mlic_jax.coding import rangecoder_numba; print('numba' in sys.modules)")
-  run = lambda folder: subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True,
-                                      timeout=300, env=os.environ | {"MLIC_JAX_CACHE": folder}).stdout
-  assert [run(str(tmp_path)) for _ in range(2)] == ["True\n", "False\n"]
-  assert run("") == "True\n"   # nothing is cached, and it works
+  code = "import sys; from mlic_jax.coding import rangecoder_numba; print('numba' in sys.modules)"
+  folders = str(tmp_path), str(tmp_path), ""   # with the last one nothing is cached, and it works
+  programs = [Program(code, [], {"MLIC_JAX_CACHE": folder}) for folder in folders]
+  found = run_forks("import mlic_jax.coding.rangecoder, mlic_jax.runtime.machine_code", programs, ROOT)
+  assert found == [(0, b"True\n", ""), (0, b"False\n", ""), (0, b"True\n", "")]
