@@ -86,18 +86,24 @@ def test_a_written_file_is_trusted_for_any_umask_and_any_previous_file(tmp_path)
   assert trusted_files.read_trusted(str(tmp_path / "none")) is trusted_files.read_trusted(str(tmp_path)) is None
 
 
-SHARED = """
-import numba
-import mlic_jax.coding.rangecoder, mlic_jax.runtime.machine_code
-numba.njit("int64(int64)")(lambda x: 2 * x)  # its first function takes longer
-"""
+SHARED = "import mlic_jax.coding.rangecoder, mlic_jax.runtime.machine_code"
+# With a folder, programs take what was compiled in it before, because numba takes a second for a coder.
 CODE = """
-import sys
+import os, sys
+from pathlib import Path
 import numpy as np
 from mlic_jax.coding import cdf_tables, rangecoder
 from mlic_jax.runtime import machine_code
 compiled, usual = [], machine_code._compiled
-machine_code._compiled = lambda *args: compiled.append(args) or usual(*args)
+
+def compiled_before(function, arrays, lengths, machine):
+  import llvmlite.binding
+  path = machine_code._path(function, arrays, lengths, llvmlite.binding)
+  content = (Path(sys.argv[1]) / Path(path).relative_to(os.environ["MLIC_JAX_CACHE"])).read_bytes()
+  return content[32:]                          # behind its checksum
+
+compile = compiled_before if sys.argv[1:] else usual
+machine_code._compiled = lambda *args: compiled.append(args) or compile(*args)
 table = cdf_tables.gaussian_table(np.ones(1))
 symbols, rows = np.array([3, -200]), np.zeros(2, int)
 encoder = rangecoder.Encoder(table, "numba")
@@ -109,9 +115,10 @@ print(len(compiled))
 COMPILED, READ = (0, b"2\n", ""), (0, b"0\n", "")  # an encoder and a decoder
 
 
-def load_coders(*folders):
+def load_coders(*folders, compiled_in=None):
   """Loads the range coder in a program for each folder of its cache, one after the other; COMPILED or READ."""
-  return run_forks(SHARED, [Program(CODE, [], {"MLIC_JAX_CACHE": str(folder)}) for folder in folders], ROOT)
+  arguments = [str(compiled_in)] if compiled_in else []
+  return run_forks(SHARED, [Program(CODE, arguments, {"MLIC_JAX_CACHE": str(folder)}) for folder in folders], ROOT)
 
 
 def files_below(folder):
@@ -139,7 +146,8 @@ def loaded_caches(tmp_path_factory):
       (folder / path).write_bytes(DAMAGE.get(case, bytes)(content))
       if case == "writable by others":
         (folder / path).chmod(0o666)
-  copy, *others = load_coders(*list(folders.values())[1:], folders["writable by others"])
+  copy, *others = load_coders(*list(folders.values())[1:], folders["writable by others"],
+                              compiled_in=folders["new"])
   programs |= {"copy": [copy], "writable by others": [others[0], others[-1]]}
   programs |= {case: [program] for case, program in zip(DAMAGE, others[1:-1], strict=True)}
   return {case: (programs[case], before[case], files_below(folder)) for case, folder in folders.items()}
