@@ -20,7 +20,7 @@ from mlic_jax.coding.latent_optimization import CHECKS, RefineError, Schedule, _
 from mlic_jax.coding.memory_estimate import MemoryLimitError
 from mlic_jax.config import CodecConfig
 from mlic_jax.data.image_io import save_image
-from mlic_jax.evaluation import codec_cost
+from mlic_jax.evaluation import codec_cost, plots
 from mlic_jax.metrics import ms_ssim_8bit, mse
 from mlic_jax.model.quantizers import ROUNDING, Quantizer
 from mlic_jax.model.soft_rounding import LOG_ODDS, annealed
@@ -295,9 +295,10 @@ def test_a_folder_is_refined_file_by_file(codec, checkpoint, photograph, tmp_pat
 
 def test_an_evaluation_has_the_plain_and_the_refined_files_and_their_bits(codec, checkpoint, photograph, tmp_path,
                                                                           monkeypatch):
-  # Counting parameters and multiplications, which test_complexity.py is about, takes longer than all the rest.
+  # Parameters, which test_complexity.py counts, and plots, which test_bd_rate.py draws, take longer than all the rest.
   sizes = dict.fromkeys(("parameters", "parameters_decoder", "kmacs_per_pixel", "kmacs_per_pixel_decoder"), 1)
   monkeypatch.setattr(codec_cost, "_size", lambda config: sizes)
+  monkeypatch.setattr(plots, "save_rd_plot", lambda path, *_: path.touch())
   (tmp_path / "in").mkdir()
   save_image(tmp_path / "in" / "a.png", photograph)
   assert main(["eval", "--ckpt", str(checkpoint), "--data", str(tmp_path / "in"), "--out", str(tmp_path / "out"),
