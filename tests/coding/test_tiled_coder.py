@@ -182,11 +182,10 @@ def test_slices_decode_in_every_tile(codec, coded, image):
   np.testing.assert_array_equal(decoded, predicted)
 
 
-@pytest.mark.parametrize("batch", [2, 4])
-def test_a_file_decodes_with_any_batch_of_tiles(whole, codec, image, batch):
+def test_a_file_decodes_with_any_batch_of_tiles(whole, codec, image):
   """As on another machine: the symbols are the same, and pixels within one level."""
-  part = np.ascontiguousarray(image[:128, :170])         # 6 tiles
-  together = Codec(whole.coder, options=codec.options, tile_batch=batch)
+  part = np.ascontiguousarray(image[:, :170])            # 9 tiles: two batches of 4, and a tile that is left
+  together = Codec(whole.coder, options=codec.options, tile_batch=4)
   blob, predicted = codec.encode_with_reconstruction(part, 2)
   other, predicted_together = together.encode_with_reconstruction(part, 2)
   assert abs(len(blob) - len(other)) <= 0.01 * len(blob)
@@ -196,7 +195,7 @@ def test_a_file_decodes_with_any_batch_of_tiles(whole, codec, image, batch):
   lines = []
   damaged = with_damage(other, 4, 3)
   assert levels(together.decode(damaged, partial=True, report=lines.append), codec.decode(damaged, partial=True)) <= 1
-  assert len(lines) == 1 and lines[0].startswith("tile 5 of 6 ")
+  assert len(lines) == 1 and lines[0].startswith("tile 5 of 9 ")
 
 
 def test_a_file_that_is_not_portable_is_coded_tile_by_tile_whatever_the_batch(whole, codec, image):
