@@ -1,7 +1,5 @@
 """Tests that plots do not depend on the environment and the user settings of matplotlib."""
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,12 @@ assert bd_rate.bd_rate(curve, other)["percent"] < 0
 for extension in "png", "svg":
   plots.save_rd_plot(f"plot.{extension}", [curve, other], "title")
 """
+EVALUATE = """
+import os, sys
+os.chdir(sys.argv.pop(1))
+from mlic_jax.__main__ import main
+sys.exit(main())
+"""
 BACKENDS = "module://matplotlib_inline.backend_inline", "module://nowhere", "TkAgg", "odd"
 SETTINGS = {
     "readable": "text.usetex: True\nfont.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nfigure.dpi: 40\n",
@@ -42,7 +46,9 @@ CASES = {"usual": (None, None, None), "inline": (BACKENDS[0], "readable", "folde
 
 @pytest.fixture(scope="module")
 def plotted(tmp_path_factory):
-  """{case: (its folder, the finished program)}; every program imports matplotlib for itself."""
+  """{case: (its folder, the finished program)}; every program imports matplotlib for itself.
+
+  The program of "not_text" is an evaluation, in a folder with settings that are not text."""
   folders, environments = {}, {}
   for case, (backend, settings, place) in CASES.items():
     folders[case], environments[case] = tmp_path_factory.mktemp("plots"), {}
@@ -54,6 +60,9 @@ def plotted(tmp_path_factory):
       if place == "variable":
         environments[case]["MATPLOTLIBRC"] = str(file)
   programs = [Program(PLOT, [str(folders[case])], environments[case]) for case in folders]
+  folders["not_text"] = tmp_path_factory.mktemp("plots")
+  (folders["not_text"] / "matplotlibrc").write_bytes(b"font.family: \xff\xfe\n")
+  programs.append(Program(EVALUATE, [str(folders["not_text"]), "eval", "--ckpt", "x"]))
   plain = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "MATPLOTLIB"))}
   found = run_forks(SHARED, programs, ROOT, environment=plain)
   return dict(zip(folders, zip(folders.values(), found), strict=True))
@@ -76,11 +85,9 @@ def test_a_settings_file_of_the_user_changes_nothing(plotted, case):
   assert plots(plotted, case) == plots(plotted, "usual")
 
 
-def test_a_settings_file_that_is_not_text_is_one_line(tmp_path):
-  (tmp_path / "matplotlibrc").write_bytes(b"font.family: \xff\xfe\n")
-  done = subprocess.run([sys.executable, "-m", "mlic_jax", "eval", "--ckpt", "x"], cwd=tmp_path, capture_output=True,
-                        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300)
-  assert done.returncode == 2 and done.stderr.count("\n") == 1 and "matplotlibrc" in done.stderr
+def test_a_settings_file_that_is_not_text_is_one_line(plotted):
+  _, done = plotted["not_text"]
+  assert done.status == 2 and done.stderr.count("\n") == 1 and "matplotlibrc" in done.stderr
 
 
 def test_other_code_keeps_its_settings():
