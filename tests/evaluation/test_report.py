@@ -13,7 +13,7 @@ from PIL import Image
 import mlic_jax
 from mlic_jax.__main__ import main_of_one_command
 from mlic_jax.data.image_io import save_image
-from mlic_jax.evaluation import baselines, bit_maps, report, report_images
+from mlic_jax.evaluation import baselines, bit_maps, codec_cost, plots, report, report_images
 from mlic_jax.evaluation.image_metrics import Coded, measure_baseline
 
 VOID = {"meta", "input", "br", "img", "path", "circle", "rect"}
@@ -51,7 +51,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(name="evaluate", scope="module")
 def run_eval(tmp_path_factory):
-  """eval.py on two images: the folder that it wrote."""
+  """eval.py on two images: the folder that it wrote. Figures of the model, and plots beside the page, are stubs."""
+  sizes = dict(parameters=81_234, parameters_decoder=45_678, kmacs_per_pixel=123.4, kmacs_per_pixel_decoder=56.7)
   def evaluate(*arguments, codec=FakeCodec):
     place = tmp_path_factory.mktemp("report")
     (place / "photos").mkdir()
@@ -59,6 +60,8 @@ def run_eval(tmp_path_factory):
     save_image(place / "photos" / "c.png", IMAGE[:40, ::-1])
     with pytest.MonkeyPatch.context() as patch:
       patch.setitem(vars(mlic_jax), "Codec", codec)
+      patch.setattr(codec_cost, "_size", lambda config: sizes)
+      patch.setattr(plots, "save_rd_plot", lambda path, *_: path.touch())
       patch.setattr(bit_maps, "bits_map", lambda codec, *image: bits_of(*image))
       given = ["--data", str(place / "photos"), "--out", str(place / "out"), *arguments]
       assert main_of_one_command("eval", "eval.py", given) == 0
