@@ -1,5 +1,4 @@
 """Tests of programs that are traced once on CPU and lowered for TPUs, GPUs and CPUs."""
-import contextlib
 import functools
 
 import jax
@@ -43,23 +42,17 @@ def small_config():
 
 @pytest.fixture(scope="module", name="traced")
 def traced_programs(config):
-  """{name: (function, its arguments as shapes, its jaxpr)}"""
-  codec = CodecConfig.from_dict(dict(SMALL))
-  found = dict(training=pmap_programs.training_program(config, codec),
-               evaluation=pmap_programs.evaluation_program(config, codec), **codec_programs(codec, 64, 64))
+  """{name: (function, its arguments as shapes, its jaxpr)}
+
+  The gradients of all layers are in "refine", so that those of a training step are of few."""
+  codec, config = CodecConfig.from_dict(dict(SMALL)), config.copy_and_resolve_references()
+  few_layers = dict(SMALL, N=32, transforms="helpers.light_transforms", widths=(), contexts=(), lrp_widths=())
+  found = dict(evaluation=pmap_programs.evaluation_program(config, codec), **codec_programs(codec, 64, 64))
+  config.model, config.crop_size = few_layers, 256  # 1024 positions at an eighth of the resolution
+  found["training"] = pmap_programs.training_program(config, CodecConfig.from_dict(few_layers))
   jitted = {name: (jax.jit(function), arguments) for name, (function, arguments) in found.items()}
   return {name: (function, arguments, function.trace(*arguments).jaxpr)
           for name, (function, arguments) in jitted.items()}
-
-
-@pytest.fixture(scope="module")
-def light_training(config):
-  """The training step of a model with few layers, and the shapes of its arguments."""
-  config = config.copy_and_resolve_references()
-  config.model = dict(SMALL, M=8, num_slices=2, transforms="helpers.light_transforms", widths=(), contexts=(),
-                      lrp_widths=())
-  step, arguments = pmap_programs.training_program(config, CodecConfig.from_dict(dict(config.model)))
-  return jax.jit(step), arguments
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +61,11 @@ def lowered(traced):
   return functools.cache(lambda name, platform: tuple(equations_on(traced[name][2], platform)))
 
 
-@pytest.mark.parametrize("name", ["light training", "evaluation", "analyze", "start", "nonanchors", "advance", "finish",
+@pytest.mark.parametrize("name", ["training", "evaluation", "analyze", "start", "nonanchors", "advance", "finish",
                                   "refine"])
-def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, light_training, name):
-  """The gradients of all layers are in "refine", so that those of a training step may be few."""
-  function, arguments = light_training if name == "light training" else traced[name][:2]
-  # The light step is traced once for this test and for that of the precision.
-  with jax.default_matmul_precision("high") if name == "light training" else contextlib.nullcontext():
-    exported = jax.export.export(function, platforms=PLATFORMS)(*arguments)
+def test_one_trace_is_exported_for_tpus_gpus_and_cpus(traced, name):
+  function, arguments, _ = traced[name]
+  exported = jax.export.export(function, platforms=PLATFORMS)(*arguments)
   assert exported.platforms == PLATFORMS
   text = exported.mlir_module()
   assert "f64" not in text and "callback" not in text
@@ -114,8 +104,8 @@ def test_training_multiplies_in_full_precision_in_the_entropy_path_alone(lowered
   assert products(lowered("training", "tpu")) == {None, jax.lax.Precision.HIGHEST}
 
 
-def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(light_training):
-  step, arguments = light_training
+def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(traced):
+  step, arguments, _ = traced["training"]
   with jax.default_matmul_precision("high"):
     found = products(equations_on(step.trace(*arguments).jaxpr, "tpu"))
   assert found == {jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST}
