@@ -31,6 +31,14 @@ def config_of_the_exact_model():
   return c
 
 
+@pytest.fixture(name="drawing")
+def config_of_steps_that_draw(config):
+  """Rates and missing slices are drawn. Tests of this config share their programs."""
+  config.model, config.partial_probability = dict(VARIABLE_RATE), 0.5
+  config.rate_weighting, config.grad_clip, config.accumulate_steps = 0.45, 50.0, 1
+  return config
+
+
 @pytest.fixture(name="x")
 def eight_images():
   return np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
@@ -68,24 +76,22 @@ def of_one_device(x):
 # --- what is drawn ---------------------------------------------------------------------
 
 @pytest.mark.parametrize("noisy", [True, False], ids=["noise", "rates_and_slices"])
-def test_the_same_seed_draws_something_else_in_each_step_and_the_same_in_the_same_step(config, x, noisy):
-  config.model, config.partial_probability = dict(VARIABLE_RATE), 0.5
-  state, step = prepared(config, noisy=noisy)
+def test_the_same_seed_draws_something_else_in_each_step_and_the_same_in_the_same_step(drawing, x, noisy):
+  state, step = prepared(drawing, noisy=noisy)
   drawn = lambda taken: (lambda m: (float(m["bpp_z"][0]), float(m["bpp_y"][0])))(
       step(state.replace(step=jnp.int32(taken)), of_one_device(x))[1])
   found = [drawn(taken) for taken in range(6)]
   assert len(set(found)) == 6 and all(len(set(of_metric)) >= 3 for of_metric in zip(*found))
   assert drawn(3) == found[3]
-  config.seed = 1
-  other, step = prepared(config, noisy=noisy)
+  drawing.seed = 1
+  other, step = prepared(drawing, noisy=noisy)
   assert drawn(3) == found[3]  # by the key of the state alone
   assert not np.array_equal(other.rng, state.rng)
 
 
-def test_no_random_key_is_used_twice(config, x):
+def test_no_random_key_is_used_twice(drawing, x):
   """Rates, noise and missing slices use different keys: JAX checks the key reuse of a whole step."""
-  config.model, config.partial_probability = dict(VARIABLE_RATE), 0.5
-  state, step = prepared(config, noisy=True)
+  state, step = prepared(drawing, noisy=True)
   state = state.replace(rng=jax.random.wrap_key_data(state.rng))
   with jax.debug_key_reuse(True):
     step(state, of_one_device(x))
@@ -104,10 +110,9 @@ def test_every_sample_has_the_lambda_of_its_quality_and_all_are_drawn(config, x)
   assert min(pairs.count(pair) for pair in set(pairs)) >= 5
 
 
-def test_the_noise_of_a_sample_goes_with_its_place_in_the_global_batch(config, x):
+def test_the_noise_of_a_sample_goes_with_its_place_in_the_global_batch(drawing, x):
   """All devices have the same images, so they differ only by their noise, for any split of the batch."""
-  config.batch_size = 8
-  state, step = prepared(config, noisy=True)
+  state, step = prepared(drawing, noisy=True)
   same = np.repeat(x[:1], 8, axis=0)
   # Of two steps on one and on two devices the mean is the same; if all devices drew the same noise, it would not be.
   means = [float(step(state, same.reshape(count, -1, *x.shape[1:]))[1]["bpp_z"][0]) for count in (1, 2)]
@@ -249,10 +254,8 @@ def mse_of(state, x):
 
 @pytest.mark.parametrize("devices, accumulate_steps, noisy", [(2, 1, False), (1, 2, True), (2, 4, False)],
                          ids=["devices", "parts_with_noise", "devices_and_parts"])
-def test_neither_devices_nor_parts_of_a_batch_change_a_step(config, x, devices, accumulate_steps, noisy):
-  config.model, config.partial_probability, config.rate_weighting = dict(VARIABLE_RATE), 0.5, 0.45
-  config.accumulate_steps, config.grad_clip = accumulate_steps, 50.0
-  result = lambda accumulate, count: step_with(config, x.reshape(count, -1, *x.shape[1:]), accumulate, noisy)
+def test_neither_devices_nor_parts_of_a_batch_change_a_step(drawing, x, devices, accumulate_steps, noisy):
+  result = lambda accumulate, count: step_with(drawing, x.reshape(count, -1, *x.shape[1:]), accumulate, noisy)
   (state, metrics), (expected, expected_metrics) = result(accumulate_steps, devices), result(1, 1)
   for name, value in expected_metrics.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
@@ -318,8 +321,8 @@ def test_an_evaluation_rounds_and_a_training_adds_noise(config, x):
 
 
 def test_an_evaluation_on_tpus_has_the_same_metrics(config, x):
-  codec = CodecConfig(N=8, M=16, num_slices=2, transforms="unshuffled", widths=(8, 8), hyper_widths=(8, 8),
-                      entropy_widths=(8,), lrp_widths=(), contexts=("local_attention", "global_intra_linear"))
+  codec = CodecConfig(N=8, M=16, num_slices=2, transforms="helpers.light_transforms", hyper_widths=(8, 8),
+                      entropy_widths=(), lrp_widths=(), contexts=("local_attention", "global_intra_linear"))
   model, params = build(codec), random_variables(codec)["params"]
 
   def evaluated(platform):
