@@ -23,6 +23,7 @@ from mlic_jax.training.step import COMPILE_QUICKLY
 
 SMALL = CodecConfig(N=4, M=8, num_slices=2, transforms="helpers.light_transforms", hyper_widths=(4, 4),
                     channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), contexts=("channel",))
+FEW_LAYERS = dataclasses.replace(SMALL, contexts=(), entropy_widths=(), lrp_widths=())  # all contexts are below
 UNQUANTIZED = Quantizer(lambda residual, _: (residual, residual))  # a smooth function of everything
 
 
@@ -82,10 +83,10 @@ def codec_derivatives():
   """Variables of a codec, a direction, and a function of both.
 
   It returns the gradient, the tangent of the loss, and the Hessian times the direction."""
-  params, x = random_variables(SMALL), np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
+  params, x = random_variables(FEW_LAYERS), np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
 
   def loss(variables):
-    out = build(SMALL, scan_unroll=1).apply(variables, x, quantizer=UNQUANTIZED)
+    out = build(FEW_LAYERS, scan_unroll=1).apply(variables, x, quantizer=UNQUANTIZED)
     return 100 * jnp.square(out.x_hat - x).mean() + (out.y_bits.sum() + out.z_bits.sum()) / x.size
 
   def derivatives(params, direction):
