@@ -57,10 +57,15 @@ def test_outputs_have_the_shapes_of_the_contract(variables, x):
   assert out.z_bits.shape == (2, 1, 2, CODEC.N)
 
 
-def test_noise_is_drawn_only_when_its_rng_is_given(latents):
+@pytest.fixture(scope="module")
+def code():
+  """A compiled function of y and z of LIGHT, the index of their first image in the batch, and generators by name."""
   model, variables = build(LIGHT), random_variables(LIGHT)
-  compiled = jax.jit(lambda variables, **rngs: model.apply(variables, *latents, 2.0, rngs=rngs, method="code").y_bits)
-  run = lambda **rngs: compiled(variables, **rngs)
+  return jax.jit(lambda y, z, first, **rngs: model.apply(variables, y, z, 2.0, None, first, rngs=rngs, method="code"))
+
+
+def test_noise_is_drawn_only_when_its_rng_is_given(latents, code):
+  run = lambda **rngs: code(*latents, 0, **rngs).y_bits
   np.testing.assert_array_equal(run(), run())
   noisy = run(noise=jax.random.key(0))
   np.testing.assert_array_equal(noisy, run(noise=jax.random.key(0)))
@@ -76,10 +81,8 @@ def test_the_noise_of_training_is_as_wide_as_the_rounding_that_it_stands_for():
   np.testing.assert_array_equal(received, np.round(residual))
 
 
-def test_the_noise_of_an_image_is_that_of_its_index_in_the_whole_batch(latents):
-  variables, rngs = random_variables(LIGHT), {"noise": jax.random.key(0)}
-  code = lambda y, z, first: build(LIGHT).apply(variables, y, z, 2.0, None, first, rngs=rngs, method="code")
-  run, last = jax.jit(code), [each[1:] for each in latents]
+def test_the_noise_of_an_image_is_that_of_its_index_in_the_whole_batch(latents, code):
+  run, last = (lambda *args: code(*args, noise=jax.random.key(0))), [each[1:] for each in latents]
   both, second = run(*latents, 0), run(*last, 1)
   np.testing.assert_allclose(second.y_bits[0], both.y_bits[1], atol=1e-3)
   np.testing.assert_allclose(second.z_bits[0], both.z_bits[1], atol=1e-3)
@@ -150,8 +153,12 @@ def test_rematerialization_changes_the_memory_and_not_the_gradient(x):
   variables = random_variables(BLOCKS)
 
   def compiled(remat):
-    model = build(BLOCKS, remat=remat, scan_unroll=BLOCKS.num_slices)
-    loss = lambda v: jnp.square(model.apply(v, x[:1], rngs={"noise": jax.random.key(0)}).x_hat - x[:1]).sum()
+    model = build(BLOCKS, remat=remat)
+
+    def loss(v):  # of the transforms alone; test_slices.py has the scan over slices
+      y, _ = model.apply(v, x[:1], method="analyze")
+      return jnp.square(model.apply(v, y, method="synthesize") - x[:1]).sum()
+
     return jax.jit(jax.grad(loss)).lower(variables).compile(compiler_options={"xla_backend_optimization_level": 0})
   usual, again = compiled(False), compiled(True)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), usual(variables), again(variables))
