@@ -48,8 +48,8 @@ def made(name: str, options: tuple = ()):
   return context, context.apply(variables, inputs), variables, context.apply
 
 
-def inputs_of(k: int, h: int = 4, w: int = 8, seed: int = 0) -> contexts.ContextInputs:
-  cs, rng = CONFIG.slice_channels, np.random.default_rng(seed)
+def inputs_of(k: int, seed: int = 0) -> contexts.ContextInputs:
+  h, w, cs, rng = 4, 8, CONFIG.slice_channels, np.random.default_rng(seed)
   live = np.arange(CONFIG.M) < k * cs
   decoded = jnp.asarray(rng.normal(size=(2, h, w, CONFIG.M)) * live, jnp.float32)
   anchors = (np.arange(h)[:, None] + np.arange(w)) % 2 == 1
@@ -117,10 +117,10 @@ def test_hyper_features_of_any_position_reach_every_position_of_the_first_slice(
 
 
 def test_softmax_intra_context_is_zero_if_all_anchors_are_masked():
-  _, _, variables, apply = made("global_intra_softmax")
-  before, other = (inputs_of(k=2, h=2, w=2, seed=seed) for seed in (0, 1))
-  out = apply(variables, before)
-  np.testing.assert_array_equal(out, apply(variables, before._replace(anchor=other.anchor)))
+  name, before, other = "global_intra_softmax", inputs_of(k=2), inputs_of(k=2, seed=1)
+  context, variables = contexts.make_context(name, dataclasses.replace(CONFIG, window_size=15)), made(name)[2]
+  out = context.apply(variables, before)
+  np.testing.assert_array_equal(out, context.apply(variables, before._replace(anchor=other.anchor)))
   assert np.isfinite(out).all()
 
 
