@@ -9,12 +9,13 @@ from helpers.light_codec import CHENG, light_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlic_jax.coding import bitstream, jit_functions, memory_estimate, tile_cells, tiled_format
+from mlic_jax.coding import bitstream, jit_functions, memory_estimate, tile_cells, tiled_coder, tiled_format
 from mlic_jax.coding.bitstream import BitstreamError
 from mlic_jax.coding.cdf_tables import build_table
 from mlic_jax.coding.checkpoint_io import Model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.memory_estimate import MemoryLimitError
+from mlic_jax.coding.receptive_field import Halos
 from mlic_jax.coding.tile_grid import Box, TilingError
 from mlic_jax.coding.tiled_format import TiledFile
 
@@ -73,6 +74,7 @@ def test_pixels_of_the_tiles_are_those_of_the_whole_synthesis_at_borders_and_els
   """Also where a tile is four cells, one position wide each. The halo of these transforms is nearly two tiles wide."""
   variables = random_variables(CHENG)
   codec = Codec(Model("cheng2020", CHENG, variables, build_table(CHENG, variables), b"8 bytes.", None))
+  monkeypatch.setattr(tiled_coder, "halos", lambda *_: Halos(4, 8, 1))   # which test_receptive_field.py measures
   monkeypatch.setattr(tile_cells, "FLOATS", floats)
   grid, rng = codec.tiles.grid(310, 380, TILE), np.random.default_rng(0)
   y_hat = rng.normal(0, 3, (20, 24, codec.config.M)).astype(np.float32)
