@@ -1,6 +1,5 @@
 """Tests of tangents and Hessians of a codec: jax.jvp, jax.linearize, forward over reverse."""
 
-import dataclasses
 import functools
 
 import jax
@@ -21,9 +20,8 @@ from mlic_jax.model.softmax import softmax
 from mlic_jax.model.straight_through import lower_bound
 from mlic_jax.training.step import COMPILE_QUICKLY
 
-SMALL = CodecConfig(N=4, M=8, num_slices=2, transforms="helpers.light_transforms", hyper_widths=(4, 4),
-                    channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), contexts=("channel",))
-FEW_LAYERS = dataclasses.replace(SMALL, contexts=(), entropy_widths=(), lrp_widths=())  # all contexts are below
+FEW_LAYERS = CodecConfig(N=4, M=8, num_slices=2, transforms="helpers.light_transforms", hyper_widths=(4, 4),
+                         entropy_widths=(), lrp_widths=(), contexts=())  # all contexts are below
 UNQUANTIZED = Quantizer(lambda residual, _: (residual, residual))  # a smooth function of everything
 
 
@@ -168,7 +166,7 @@ def test_every_context_can_be_differentiated_forward_over_reverse(name, is_trace
 
 
 def test_the_scan_over_slices_can_be_differentiated_forward_over_reverse():
-  slices = Slices(dataclasses.replace(SMALL, channel_widths=(), entropy_widths=()))  # all contexts are above
+  slices = Slices(FEW_LAYERS)
   hyper, y = (jax.ShapeDtypeStruct((1, 4, 4, n), jnp.float32) for n in (16, 8))
   params = jax.eval_shape(lambda *arrays: slices.init(jax.random.key(0), *arrays, method="scan"), hyper, y)
   bits = lambda params, hyper, y: slices.apply(params, hyper, y, NOISE, y, method="scan").bits.sum()
