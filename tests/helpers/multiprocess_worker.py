@@ -59,6 +59,8 @@ def train(when: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
   _, model, *words = sys.argv
+  from mlic_jax.training import preflight
+  preflight.LOCK_WAIT = 1.0   # both processes are on one machine, where a file is visible at once
   *runs, last = [list(run) for is_then, run in itertools.groupby(words, lambda word: word == THEN) if not is_then]
   sys.path.insert(1, str(ROOT / "tests"))
   if model == "stand-in":
