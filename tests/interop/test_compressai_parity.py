@@ -19,6 +19,8 @@ from mlic_jax.interop.reference_weights import from_state_dict, infer_config, to
 from mlic_jax.model.complexity import describe
 from mlic_jax.model.mlic import CodecOutput, build
 
+pytestmark = pytest.mark.usefixtures("as_shipped")
+
 LAYOUTS = compressai_fill.layouts()
 STATS = json.loads((compressai_fill.FIXTURES / "stats.json").read_text())
 # The two models whose keys are the same have to be told apart; the other two are recognized.

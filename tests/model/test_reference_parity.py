@@ -20,6 +20,8 @@ from mlic_jax.model.quantizers import NOISE, ROUNDING, Quantizer
 from mlic_jax.model.slices import SliceStep
 from mlic_jax.training.step import COMPILE_QUICKLY
 
+pytestmark = pytest.mark.usefixtures("as_shipped")
+
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 TOLERANCE = dict(rtol=0, atol=1e-4)  # the recorded arrays themselves are good to 1.5e-5
 
