@@ -14,6 +14,7 @@ from mlic_jax.config import CodecConfig
 from mlic_jax.model import contexts
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.contexts.local_attention import nonanchor_windows
+from mlic_jax.model.lazy_params import without_initializers
 from mlic_jax.model.mlic import build
 
 CONFIG = CodecConfig(N=8, M=24, num_slices=3, channel_widths=(8, 8), window_size=3)
@@ -42,8 +43,9 @@ def made(name: str, options: tuple = ()):
     spread = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
     return np.asarray(spread + (path[-1].key == "scale"), np.float32)
 
-  variables = jax.tree_util.tree_map_with_path(
-      draw, jax.eval_shape(lambda key: context.init(key, inputs), jax.random.key(0)))
+  with without_initializers():
+    shapes = jax.eval_shape(lambda key: context.init(key, inputs), jax.random.key(0))
+  variables = jax.tree_util.tree_map_with_path(draw, shapes)
   apply = applied(context)
   return context, apply(variables, inputs), variables, apply
 
