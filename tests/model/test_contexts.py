@@ -35,8 +35,8 @@ every_context = pytest.mark.parametrize("name, options", CASES, ids=ids)
 
 @functools.cache
 def made(name: str, options: tuple = ()):
-  """A context, its output at slice 1 and random variables of it, and its `apply`, by NumPy."""
-  context, inputs = contexts.make_context(name, dataclasses.replace(CONFIG, options=options)), inputs_of(k=1)
+  """A context, its output at slice 2 and random variables of it, and its `apply`, by NumPy."""
+  context, inputs = contexts.make_context(name, dataclasses.replace(CONFIG, options=options)), inputs_of(k=2)
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):  # as a training could leave it; initial kernels of undecoded channels are zero
