@@ -24,11 +24,17 @@ def convolutions(x, kernels):
   return (depthwise_conv(x, kernels[0][:, :, :1], jnp.ones(4)) ** 3).sum()
 
 
+def rows_as_batch(x, kernel):
+  layout = jax.lax.ConvDimensionNumbers((1, 0, 2, 3), (3, 2, 0, 1), (2, 3, 0, 1))
+  return jax.lax.conv_general_dilated(x, kernel, (1, 2), ((-1, 2), (3, 0)), (2, 1), (1, 2), layout)
+
+
 def test_numpy_computes_what_xla_computes():
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
   draw = lambda seed, shift: shift + jax.random.normal(jax.random.key(seed), (3,))
   for function, args in ((loops_and_indices, (normal(8, 3), np.int32(2))), (draw, (np.int32(1), normal(3))),
+                         (rows_as_batch, (normal(4, 5, 6, 7), normal(3, 2, 4, 3))),
                          (jax.value_and_grad(convolutions, (0, 1)), (normal(2, 8, 6, 4), [normal(3, 3, 4, 4)] * 2))):
     got, wanted = in_numpy(function)(*args), jax.jit(function)(*args)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, wanted)

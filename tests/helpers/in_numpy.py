@@ -85,6 +85,8 @@ def broadcast_in_dim(x, *, shape, broadcast_dimensions, **_):
 
 def pad(x, value, *, padding_config):
   for axis, (low, high, inside) in enumerate(padding_config):
+    if low == high == inside == 0:
+      continue
     count = x.shape[axis]
     spread = np.full((*x.shape[:axis], max(0, (count - 1) * (inside + 1) + 1), *x.shape[axis + 1:]), value, x.dtype)
     spread[(slice(None),) * axis + (slice(None, None, inside + 1),)] = x
@@ -107,17 +109,19 @@ def dot_general(a, b, *, dimension_numbers, **_):
 
 def conv_general_dilated(x, kernel, *, window_strides, padding, feature_group_count, lhs_dilation, rhs_dilation,
                          dimension_numbers, batch_group_count, **_):
-  """(B, H, W, C) with (rows, columns, C / groups, features), without dilation."""
-  layout = dimension_numbers.lhs_spec, dimension_numbers.rhs_spec, dimension_numbers.out_spec
-  assert layout == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)) and batch_group_count == 1
-  assert set(lhs_dilation) == set(rhs_dilation) == {1}
+  assert batch_group_count == 1
+  of_x, of_kernel, of_result = ([axes[0], *axes[2:], axes[1]] for axes in dimension_numbers)  # batch and features apart
+  x, kernel = x.transpose(of_x), np.moveaxis(kernel.transpose(of_kernel), 0, -1)
+  spread = lambda dilation, margins: [(low, high, step - 1) for (low, high), step in zip(margins, dilation)]
+  x = pad(x, 0, padding_config=((0, 0, 0), *spread(lhs_dilation, padding), (0, 0, 0)))
+  kernel = pad(kernel, 0, padding_config=(*spread(rhs_dilation, ((0, 0),) * 2), (0, 0, 0), (0, 0, 0)))
   (rows, columns, inputs, features), groups = kernel.shape, feature_group_count
-  x = np.pad(x, ((0, 0), *padding, (0, 0)))
   x = x.reshape(*x.shape[:3], groups, inputs)
   windows = np.lib.stride_tricks.sliding_window_view(x, (rows, columns), (1, 2))
   windows = windows[:, ::window_strides[0], ::window_strides[1]]
   kernel = kernel.reshape(rows, columns, inputs, groups, features // groups)
-  return np.einsum("bhwgcij,ijcgf->bhwgf", windows, kernel, optimize=True).reshape(*windows.shape[:3], features)
+  result = np.einsum("bhwgcij,ijcgf->bhwgf", windows, kernel, optimize=True)
+  return result.reshape(*windows.shape[:3], features).transpose(np.argsort(of_result))
 
 
 def starts_within(shape, sizes, starts):
