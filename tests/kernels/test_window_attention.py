@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.in_numpy import in_numpy
 
 from mlic_jax.kernels.window_attention import (
   anchors_in_lanes,
@@ -27,16 +28,17 @@ def normal(seed, *shape):
 def test_windows_are_those_around_the_nonanchors(h, w, size, strips):
   assert strips_of(h, w)[0] == strips
   x = normal(0, 2, h, w, CHANNELS, HEADS)
-  windows = jax.jit(windows_in_lanes, static_argnums=1)(x, size)
-  wanted = nonanchor_windows(jnp.asarray(x.swapaxes(-2, -1).reshape(2, h, w, -1)), size)
-  np.testing.assert_array_equal(images_of_windows(windows, HEADS, h, w).reshape(wanted.shape), wanted)
+  found, wanted = in_numpy(lambda x: (
+      images_of_windows(windows_in_lanes(x, size), HEADS, h, w),
+      nonanchor_windows(x.swapaxes(-2, -1).reshape(2, h, w, -1), size)))(x)
+  np.testing.assert_array_equal(found.reshape(wanted.shape), wanted)
 
 
 @SIDES
 def test_anchors_are_those_of_the_checkerboard_inside_the_image(h, w, size, strips):
   found = anchors_in_lanes(h, w, size)
-  windows = windows_in_lanes(jnp.asarray(anchor_mask(h, w), jnp.float32)[None, ..., None, None], size)
-  np.testing.assert_array_equal(found, np.asarray(windows)[0])
+  windows = in_numpy(lambda: windows_in_lanes(anchor_mask(h, w).astype(jnp.float32)[None, ..., None, None], size))()
+  np.testing.assert_array_equal(found, windows[0])
 
 
 @pytest.mark.parametrize("h, w", [(16, 16), (24, 24), (32, 32), (48, 32), (8, 8)])
@@ -54,7 +56,7 @@ def test_weights_are_the_softmax_over_the_keys_of_scores_and_biases():
     return jnp.einsum("kqnl,dknl->dqnl", weights, v)
 
   def gradient(function):
-    return jax.jit(jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(function(*args))), (0, 1, 2, 3)))(q, k, v, biases)
+    return in_numpy(jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(function(*args))), (0, 1, 2, 3)))(q, k, v, biases)
 
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   jax.tree.map(close, gradient(attend_in_lanes), gradient(expected))
