@@ -4,6 +4,7 @@ The state is replicated, with a leading axis of local devices. The batch is spli
 p * local_device_count + d of the global batch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -117,8 +118,13 @@ def replicate(tree: Any) -> Any:
 
   The axis has the name of the steps' axis: in newer JAX it belongs to the sharding, and another name would make the
   second step compile again."""
-  copy = jax.pmap(lambda tree, _: tree, axis_name=AXIS, in_axes=(None, 0))
-  return copy(tree, np.zeros(jax.local_device_count(), np.int8))
+  return _copies()(tree, np.zeros(jax.local_device_count(), np.int8))
+
+
+@functools.cache
+def _copies() -> Callable:
+  """Returns the one function whose programs all trees of the same shapes share."""
+  return jax.pmap(lambda tree, _: tree, axis_name=AXIS, in_axes=(None, 0))
 
 
 def unreplicate(tree: Any) -> Any:
