@@ -3,8 +3,6 @@ import collections
 import functools
 import gc
 import os
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import TINY, random_variables
 from helpers.distribution_cases import SMALL
+from helpers.forked_programs import Program, run_forks
 from helpers.linear_stub import StandIn
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
@@ -359,27 +358,33 @@ def test_a_training_step_comes_back_with_the_names_of_its_figures(folder, config
   assert pmap_programs.cache_key(other, StandIn(codec)) != pmap_programs.cache_key(config, StandIn(codec))
 
 
-def test_the_second_process_of_a_command_traces_nothing(tiny_checkpoint, tmp_path):
+def test_the_second_process_of_a_command_traces_nothing(checkpoint, tmp_path):
+  """The second process has its own seed of hashes; the third one is a fork with the imports of the second."""
   Image.effect_noise((64, 64), 40).convert("RGB").save(tmp_path / "photo.png")
+  folder = tmp_path / "cache" / "programs"
+  environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+  environment |= dict(MLIC_JAX_CACHE=str(folder.parent), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu",
+                      GLIBC_TUNABLES="glibc.malloc.hugetlb=1")  # without which a command starts itself again
 
-  def encode():
-    """The file, and whether anything that is cached was compiled."""
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    environment |= dict(MLIC_JAX_CACHE=str(tmp_path / "cache"), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu")
-    command = [sys.executable, "-m", "mlic_jax", "encode", tmp_path / "photo.png", tmp_path / "photo.mlic",
-               "--ckpt", tiny_checkpoint]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if "cached_" in line]
-    return (tmp_path / "photo.mlic").read_bytes(), any("Compiling" in line for line in said)
+  def encode(*before):
+    """For each code before a command: the file, and whether anything that is cached was compiled."""
+    paths = [tmp_path / f"{i}.mlic" for i in range(len(before))]
+    run = "import runpy; runpy.run_module('mlic_jax', run_name='__main__')"
+    commands = [Program(each + run, ["encode", f"{tmp_path / 'photo.png'}", f"{path}", "--ckpt", f"{checkpoint}"])
+                for each, path in zip(before, paths, strict=True)]
+    done = run_forks("import jax, flax, mlic_jax.coding.codec, mlic_jax.commands.encode, mlic_jax.coding.rate_control",
+                     commands, ROOT, environment=environment)
+    assert [each.status for each in done] == [0] * len(before), [each.stderr for each in done]
+    said = [[line for line in each.stderr.splitlines() if "cached_" in line] for each in done]
+    return [(path.read_bytes(), any("Compiling" in line for line in lines))
+            for path, lines in zip(paths, said, strict=True)]
 
-  first, compiled = encode()
-  cached = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
+  (first, compiled), = encode("")
+  cached = {each.name for each in folder.iterdir()}
   assert compiled and len(cached) >= 2 * 6
-  assert encode() == (first, False)
-  shutil.rmtree(tmp_path / "cache" / "programs")   # JAX cannot serialize executables from its own cache
-  assert encode() == (first, True)
-  taken = {each.name for each in (tmp_path / "cache" / "programs").iterdir()}
+  # JAX cannot serialize executables from its own cache.
+  assert encode("", f"import shutil; shutil.rmtree({str(folder)!r}); ") == [(first, False), (first, True)]
+  taken = {each.name for each in folder.iterdir()}
   assert taken < cached
 
 
