@@ -115,7 +115,8 @@ def factorized_table(z_prior: Mapping[str, Any]) -> CDFTable:
     raise ValueError("the quantiles of z are not finite, so there is no CDF table; the training has diverged")
   lower, upper = np.clip(np.ceil(np.diff(quantiles, axis=1)), 0, REACH_MAX).astype(int).T
   symbols = np.arange(-lower.max(), upper.max() + 1)
-  density = FactorizedPrior(len(quantiles))
+  biases = [np.shape(z_prior[f"bias{i}"]) for i in range(sum(name.startswith("bias") for name in z_prior))]
+  density = FactorizedPrior(len(quantiles), tuple(width for _, width in biases[:-1]))
   v = (symbols[:, None] + quantiles[:, 1]).astype(np.float32)
   likelihood = np.asarray(density.apply({"params": jax.device_get(dict(z_prior))}, v, method="likelihood"), np.float64)
   if not np.isfinite(likelihood).all():
