@@ -25,6 +25,12 @@ pytestmark = pytest.mark.usefixtures("as_shipped")
 
 
 @pytest.fixture(scope="module")
+def photograph(photograph):
+  """An image (65, 195, 3) uint8. With full optimizations 256 padded columns compile three times as fast as 192."""
+  return np.tile(photograph, (1, 2, 1))[:, :195]
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory):
   """A model without attention; test_files_written_before.py codes with all contexts."""
   path, config = tmp_path_factory.mktemp("checkpoints") / "tiny", dataclasses.replace(LIGHT, lrp_widths=(16,))
@@ -57,7 +63,7 @@ def test_decode_gives_what_the_encoder_predicted(codec, photograph, quality):
   assert predicted.shape == photograph.shape and predicted.std() > 1
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (3, 60), (64, 64), (65, 130)])
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 60), (64, 64), (65, 195)])
 def test_any_size_round_trips(codec, photograph, height, width):
   blob, predicted = codec.encode_with_reconstruction(np.ascontiguousarray(photograph[:height, :width]), 2)
   image = codec.decode(blob)
@@ -110,7 +116,7 @@ def test_symbols_far_outside_every_table_round_trip(model, photograph):
   params = dict(model.variables["params"], log_gain=model.variables["params"]["log_gain"] + 9.0)
   codec = Codec(model._replace(variables={"params": params}))
   blob, predicted = codec.encode_with_reconstruction(photograph, 2)
-  assert len(blob) > 8 * 3072 / 8  # more than a byte for each of the symbols of y
+  assert len(blob) > 8 * 4096 / 8  # more than a byte for each of the symbols of y
   np.testing.assert_array_equal(codec.decode(blob), predicted)
 
 
@@ -172,8 +178,8 @@ def test_every_cut_and_altered_file_is_refused(codec, photograph):
 
 def test_an_image_beyond_the_caller_s_limit_is_refused(codec, photograph):
   blob = codec.encode(photograph)
-  with pytest.raises(BitstreamError, match="65x130"):
-    codec.decode(blob, pixels_max=65 * 130 - 1)
+  with pytest.raises(BitstreamError, match="65x195"):
+    codec.decode(blob, pixels_max=65 * 195 - 1)
 
 
 # --- chunks and progressive decoding -----------------------------------------------------
