@@ -24,16 +24,17 @@ from mlic_jax.training.step import COMPILE_QUICKLY
 
 # The slices are all that is run; other transforms take long to trace.
 SMALL = dict(N=8, transforms="helpers.light_transforms", channel_widths=(8,), entropy_widths=(8,), lrp_widths=(8,))
-THREE_SLICES = CodecConfig(M=12, num_slices=3, **SMALL)
-CONFIGS = [CodecConfig(M=8, num_slices=1, window_size=3, **SMALL),
+THREE_SLICES = CodecConfig(M=12, num_slices=3, contexts=("global_intra_linear", "channel"), **SMALL)
+CONFIGS = [CodecConfig(M=8, num_slices=1, window_size=3, contexts=("local_attention", "channel"), **SMALL),
            CodecConfig(M=12, num_slices=2, contexts=("local_checkerboard", "channel"),
                        options=dict(selection_widths=(8,)), **SMALL),
            CodecConfig(M=12, num_slices=2, contexts=("local_checkerboard", "channel"),
                        options=dict(selection_widths=(8,), selection_spatial=True, selection_lrp=False), **SMALL)]
 ONE_LOOP = dict(scan_unroll=1)
-TWO_SLICES = CodecConfig(M=8, num_slices=2, contexts=("global_intra_linear", "global_inter_linear", "channel"), **SMALL)
-HEADS = CodecConfig(M=12, num_slices=3, distribution="generalized_gaussian",  # heads of 4 and 8 channels
-                    contexts=("global_inter_linear",), options=dict(head_channels=5), **SMALL)
+# Gradients of scans take long to compile: one context that reads the anchors, and one that reads what is decoded.
+TWO_SLICES = CodecConfig(M=8, num_slices=2, contexts=("global_intra_linear",), **SMALL | dict(entropy_widths=()))
+HEADS = CodecConfig(M=12, num_slices=3, contexts=("global_inter_linear",), options=dict(head_channels=5),
+                    **SMALL | dict(entropy_widths=()))  # heads of 4 and 8 channels
 SHAPE = (1, 4, 8)  # B, h, w
 
 
