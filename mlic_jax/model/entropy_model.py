@@ -24,9 +24,9 @@ from mlic_jax.model.slices import Slices, SlicesOutput, SliceStep
 
 def init(config: CodecConfig, key: jax.Array) -> dict[str, Any]:
   """Return initial parameters of all slices. Their leading axis is the slice."""
-  y = jax.ShapeDtypeStruct((1, 4, 4, config.M), jnp.float32)
   hyper = jax.ShapeDtypeStruct((1, 4, 4, 2 * config.M), jnp.float32)
-  return Slices(config).lazy_init(key, hyper, y, method=Slices.scan)["params"]
+  # Any method creates all parameters, and a scan is slow to trace.
+  return Slices(config).lazy_init(key, hyper, method=Slices.initial_state)["params"]
 
 
 def predict(config: CodecConfig, params: dict[str, Any], hyper: jax.Array, y: jax.Array,

@@ -23,8 +23,10 @@ from mlic_jax.model.scale_table import SCALE_MIN
 SMALL = CodecConfig(N=4, M=8, num_slices=2, transforms="unshuffled", widths=(4, 4), hyper_widths=(4, 4),
                     contexts=("channel",), channel_widths=(4,), entropy_widths=(4,), lrp_widths=(4,), num_rates=2)
 ONE_SLICE = dataclasses.replace(SMALL, M=4, num_slices=1, num_rates=3)
+BARE = dataclasses.replace(ONE_SLICE, contexts=(), entropy_widths=(), lrp_widths=())  # for what is around the model
 # A context for the non-anchors and one for all; other transforms take long to trace.
-CODEC = dataclasses.replace(TINY, transforms="helpers.light_transforms", contexts=("local_checkerboard", "channel"))
+CODEC = dataclasses.replace(TINY, transforms="helpers.light_transforms", contexts=("local_checkerboard", "channel"),
+                            hyper_widths=(8, 8), channel_widths=(8,), entropy_widths=(8,), lrp_widths=(8,))
 RESEARCH = Path(__file__).parents[2] / "docs" / "research.md"
 
 
@@ -33,17 +35,23 @@ def variables():
   return random_variables(CODEC)
 
 
-def test_predict_gives_what_the_codec_gives():
-  variables = random_variables(SMALL)
-  x = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
-  out = jax.jit(build(SMALL).apply)(variables, x, 2.0)
+@pytest.fixture(scope="module")
+def coded_in_three_ways():
+  """The output of the codec SMALL, that of its `code`, and y with the result of `predict`, for one image."""
+  model, x = build(SMALL), np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
 
   @jax.jit
-  def latents_and_coded(variables, x):
+  def code(variables, x):
     y, hyper = entropy_model.latents(SMALL, variables, x, 2.0)
-    return y, entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y)
+    latents = model.apply(variables, x, 2.0, method="analyze")
+    return (model.apply(variables, x, 2.0), model.apply(variables, *latents, 2.0, method="code"),
+            (y, entropy_model.predict(SMALL, variables["params"]["slices"], hyper, y)))
 
-  y, coded = latents_and_coded(variables, x)
+  return code(random_variables(SMALL), x)
+
+
+def test_predict_gives_what_the_codec_gives(coded_in_three_ways):
+  out, _, (y, coded) = coded_in_three_ways
   np.testing.assert_allclose(coded.y_hat, out.y_hat, atol=1e-4)
   np.testing.assert_allclose(coded.bits, out.y_bits, atol=1e-4)
   assert coded.mean.shape == coded.scale.shape == y.shape and coded.scale.min() >= 0.11 - 1e-6
@@ -94,21 +102,13 @@ def test_a_custom_quantizer_stands_for_rounding_in_the_scan_and_in_the_codec():
   assert np.abs(out.y_hat - y).max() <= 0.5 + 1e-5
 
 
-def test_code_of_the_latents_of_an_image_gives_the_output_of_the_codec():
-  x, model = np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32), build(SMALL)
-  variables = random_variables(SMALL)
-
-  @jax.jit
-  def both(variables, x):
-    y, z = model.apply(variables, x, 2.0, method="analyze")
-    return model.apply(variables, x, 2.0), model.apply(variables, y, z, 2.0, method="code")
-
-  out, from_latents = both(variables, x)
+def test_code_of_the_latents_of_an_image_gives_the_output_of_the_codec(coded_in_three_ways):
+  out, from_latents, _ = coded_in_three_ways
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), out, from_latents)
 
 
 def test_the_relaxation_in_the_research_notes_codes(tmp_path, photograph):
-  save_model(tmp_path / "small", ONE_SLICE, random_variables(ONE_SLICE))
+  save_model(tmp_path / "small", BARE, random_variables(BARE))
   text = RESEARCH.read_text()
   code, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "soft_round" in block)
   space = {"image": photograph}
@@ -118,7 +118,7 @@ def test_the_relaxation_in_the_research_notes_codes(tmp_path, photograph):
 
 
 def test_the_relaxation_for_refining_in_the_research_notes_refines(tmp_path, photograph, capsys):
-  save_model(tmp_path / "small", ONE_SLICE, random_variables(ONE_SLICE),
+  save_model(tmp_path / "small", BARE, random_variables(BARE),
              training={"config": {"distortion": "mse", "lmbdas": [0.002, 0.01, 0.05]}})
   text = RESEARCH.read_text()
   code, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "cosine" in block)
@@ -139,7 +139,7 @@ def test_new_parameters_have_the_structure_of_a_codec(variables):
 
 
 def test_the_example_in_docs_research_compares_contexts(photograph, tmp_path, monkeypatch, capsys):
-  save_model(tmp_path / "small", ONE_SLICE, random_variables(ONE_SLICE))
+  save_model(tmp_path / "small", BARE, random_variables(BARE))
   blocks = re.findall(r"```python\n(.*?)```", RESEARCH.read_text(), re.DOTALL)
   code = "\n".join(block for block in blocks if "entropy_model" in block)
   save_image(tmp_path / "photo.png", photograph[:64, :64])
@@ -150,6 +150,6 @@ def test_the_example_in_docs_research_compares_contexts(photograph, tmp_path, mo
   exec(compile(code.replace("checkpoints/nano", "small"), RESEARCH.name, "exec"), space)
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[0] for line in lines[:2]] == ["local_checkerboard", "local_stacked"]
-  assert len(lines) == 2 + ONE_SLICE.num_slices and "'entropy_anchor': (1, 4, 2, " in lines[2]
+  assert len(lines) == 2 + BARE.num_slices and "'entropy_anchor': (1, 4, 2, " in lines[2]
   for line, untrained in zip(lines[:2], space["untrained"], strict=True):
     assert 0 < float(line.split()[1]) < untrained
