@@ -26,6 +26,7 @@ from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model import registry
+from mlic_jax.model.lazy_params import without_initializers
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.model.param_shapes import apply_without_slices, step_param_shapes
 from mlic_jax.model.quantizers import NOISE
@@ -118,7 +119,7 @@ def _layers(config: CodecConfig, height: int, width: int) -> tuple[dict[Path, in
 
   x = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
   quality = 1.0 if config.num_rates else None
-  with nn.intercept_methods(count_positions):
+  with without_initializers(), nn.intercept_methods(count_positions):
     init = lambda x: build(config).init(jax.random.key(0), x, quality, method=apply_without_slices)
     variables = jax.eval_shape(init, x)
   return {path: math.prod(leaf.shape) for path, leaf in _leaves(variables["params"]).items()}, positions

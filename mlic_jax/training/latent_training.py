@@ -111,7 +111,7 @@ def train(config: Any, codec: CodecConfig, cache: Cache, workdir: Path) -> None:
     weights = jnp.ones(config.batch_size)
     if codec.num_rates and config.rate_weighting:
       weights = rate_weights(lmbdas[rate], tuple(config.lmbdas), config.rate_weighting)
-    latents, hyper = y[crop] * gains[rate][:, None, None], _hyper(cache.model, variables, z[rate, crop])
+    latents, hyper = y[crop] * gains[rate][:, None, None], _hyper(cache.model.config, variables, z[rate, crop])
 
     def loss(params):
       bits = entropy_model.predict(codec, params["slices"], hyper, latents, noise, scan_groups=scan_groups,
@@ -146,44 +146,46 @@ def _evaluate(config: Any, codec: CodecConfig, cache: Cache, params: Any) -> lis
   """Returns the results on the held-out crops for each rate point: bpp, its parts y and z, and loss = bpp."""
   held_out, lmbdas = cache.held_out, config.lmbdas if codec.num_rates else [config.lmbda]
 
-  @jax.jit
-  def bits(params, variables, y, z):
-    return entropy_model.predict(codec, params, _hyper(cache.model, variables, z), y).bits.sum((1, 2, 3))
-
   rates = []
   for rate, lmbda in enumerate(lmbdas):
-    each = [bits(params, cache.model.variables, held_out.y[i:i + 1] * cache.gains[rate], held_out.z[rate, i:i + 1])
-            for i in range(len(held_out.y))]
+    each = [_bits(codec, cache.model.config, params, cache.model.variables, held_out.y[i:i + 1] * cache.gains[rate],
+                  held_out.z[rate, i:i + 1]) for i in range(len(held_out.y))]
     bpp_y, bpp_z = float(np.mean(each)) / held_out.pixels, float(held_out.z_bpp[rate])
     rates.append(dict(quality=rate + 1 if codec.num_rates else None, lmbda=float(lmbda), bpp=bpp_y + bpp_z,
                       bpp_y=bpp_y, bpp_z=bpp_z, psnr=None, loss=bpp_y + bpp_z))
   return rates
 
 
-def _hyper(model: Model, variables: dict[str, Any], z_symbols: jax.Array) -> jax.Array:
-  hyper: Any = build(model.config).apply(variables, z_symbols, method="hyper")
+@partial(jax.jit, static_argnums=(0, 1))
+def _bits(codec: CodecConfig, analysis: CodecConfig, params: Any, variables: Any, y: jax.Array, z: jax.Array):
+  """Returns the bits (B,) of y by the entropy model of `codec`; z has the symbols of the model of `analysis`."""
+  return entropy_model.predict(codec, params, _hyper(analysis, variables, z), y).bits.sum((1, 2, 3))
+
+
+def _hyper(config: CodecConfig, variables: dict[str, Any], z_symbols: jax.Array) -> jax.Array:
+  hyper: Any = build(config).apply(variables, z_symbols, method="hyper")
   return jax.lax.stop_gradient(hyper)
 
 
 def _analyze(model: Model, batches: Iterator[np.ndarray]) -> Latents:
   """Returns the latents of batches of crops (b, H, W, 3) uint8."""
-  module, rates = build(model.config), model.config.num_rates
-
-  @jax.jit
-  def analyze(variables, x):
-    run: Callable[..., Any] = partial(module.apply, variables)
-    image, found = x.astype(jnp.float32) / 255, []
-    for quality in range(1, rates + 1) if rates else [None]:
-      y, z = run(image, quality, method="analyze")
-      symbols = run(z, method="round_z")
-      found.append((y, symbols, run(symbols, method="z_bits").sum()))
-    ys, symbols, bits = zip(*found)
-    gain = jnp.exp(variables["params"]["log_gain"][-1]) if rates else 1.0
-    return ys[-1] / gain, jnp.stack(symbols), jnp.stack(bits)
-
   found, pixels, count = [], 0, 0
   for x in batches:
     pixels, count = x.shape[1] * x.shape[2], count + len(x)
-    found.append(jax.device_get(analyze(model.variables, x)))
+    found.append(jax.device_get(_latents(model.config, model.variables, x)))
   y, z, bits = zip(*found)
   return Latents(np.concatenate(y), np.concatenate(z, axis=1), np.sum(bits, axis=0) / (count * pixels), pixels)
+
+
+@partial(jax.jit, static_argnums=0)
+def _latents(config: CodecConfig, variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns y without gain, and symbols of z and the sum of their bits for each rate point."""
+  run: Callable[..., Any] = partial(build(config).apply, variables)
+  image, found = x.astype(jnp.float32) / 255, []
+  for quality in range(1, config.num_rates + 1) if config.num_rates else [None]:
+    y, z = run(image, quality, method="analyze")
+    symbols = run(z, method="round_z")
+    found.append((y, symbols, run(symbols, method="z_bits").sum()))
+  ys, symbols, bits = zip(*found)
+  gain = jnp.exp(variables["params"]["log_gain"][-1]) if config.num_rates else 1.0
+  return ys[-1] / gain, jnp.stack(symbols), jnp.stack(bits)
