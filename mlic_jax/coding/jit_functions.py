@@ -76,12 +76,13 @@ def z_bits(module, variables, z_symbols):
   return module.apply(variables, z_symbols, method="z_bits")
 
 
-@shape_cached(size=1, module=0, static=4, describe=registry.description)
+@shape_cached(size=1, module=0, describe=registry.description)
 def y_bits(module, symbols, coded, parameters, anchors):
   """Returns the bits of the symbols of one parity, per element: (1, h, w, Cs), with zeros at the other parity and where
-  `coded` is False. `parameters` are the scale and the further parameters of the distribution."""
+  `coded` is False. `parameters` are the scale and the further parameters of the distribution. `anchors` is traced, so
+  that all passes share one program."""
   bits = distributions.make_distribution(module.config).bits(symbols, *parameters)
-  return unpack(bits if coded is None else jnp.where(coded, bits, 0), anchors)
+  return unpack(jnp.where(coded, bits, 0), anchors)
 
 
 def to_uint8(x_hat):

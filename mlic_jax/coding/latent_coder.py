@@ -186,7 +186,11 @@ class LatentCoder:
 
   def bits(self, z_symbols: np.ndarray, passes: Sequence[Pass]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the bits by the likelihoods of the model, per element: of y (h, w, M) and of z (h/4, w/4, N)."""
-    pass_bits = [np.asarray(jit_functions.y_bits(self.module, *each, i % 2 == 0))[0] for i, each in enumerate(passes)]
+    pass_bits = []
+    for i, (symbols, coded, parameters) in enumerate(passes):
+      coded = np.ones(symbols.shape, bool) if coded is None else coded
+      bits = jit_functions.y_bits(self.module, symbols, coded, parameters, np.bool_(i % 2 == 0))
+      pass_bits.append(np.asarray(bits)[0])
     slice_bits = [anchors + nonanchors for anchors, nonanchors in zip(pass_bits[::2], pass_bits[1::2])]
     z_bits = jit_functions.z_bits(self.module, self.variables, z_symbols)
     return np.concatenate(slice_bits, axis=-1), np.array(z_bits)[0]

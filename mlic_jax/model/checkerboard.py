@@ -32,8 +32,8 @@ def positions(h: int, w: int, anchors: bool | None) -> jax.Array:
   return (position if anchors is None else pack(position, anchors)).reshape(-1, 2)
 
 
-def unpack(packed: jax.Array, anchors: bool) -> jax.Array:
-  """Invert `pack`, (..., h, w/2, C) -> (..., h, w, C), with zeros on the other parity."""
+def unpack(packed: jax.Array, anchors: bool | jax.Array) -> jax.Array:
+  """Invert `pack`, (..., h, w/2, C) -> (..., h, w, C), with zeros on the other parity. `anchors` may be traced."""
   *batch, h, half, c = packed.shape
   first = ((jnp.arange(h) % 2 == 1) == anchors)[:, None, None]
   zero = jnp.zeros_like(packed)
