@@ -33,16 +33,29 @@ OF_EACH_KIND = ["laplace", "shapes by channel", "shapes by element", "three Gaus
 SIZE = (1, 4, 6, 8)
 
 
+@functools.cache
+def z_prior():
+  """Returns the parameters of the density of z, which is the same under all distributions."""
+  return distribution_cases.variables_of(CONFIGS["laplace"])["params"]["z_prior"]
+
+
 def variables_of(config):
   """Returns random variables, with y of the order of the scales."""
   variables = distribution_cases.variables_of(config)
   variables["params"]["g_a"]["out"]["kernel"] *= 5
+  variables["params"]["z_prior"] = z_prior()
   return variables
 
 
 @functools.cache
 def table_of(name):
-  return build_table(CONFIGS[name], variables_of(CONFIGS[name]))
+  return build_table(CONFIGS[name], {"params": {"z_prior": z_prior()}})
+
+
+@functools.cache
+def codec_of(name):
+  fingerprint = bytes([list(CONFIGS).index(name)]) * 8
+  return Codec(Model(name, CONFIGS[name], variables_of(CONFIGS[name]), table_of(name), fingerprint, None))
 
 
 def rows_of(table):
@@ -186,16 +199,9 @@ def test_rows_of_elements_are_cumulative_counts_of_their_mixtures():
       np.testing.assert_allclose(counts[:-1] / 2**16, likelihood, atol=4e-4)
 
 
-@pytest.fixture(scope="module")
-def codecs():
-  """{name: codec} of every distribution."""
-  return {name: Codec(Model(name, config, variables_of(config), table_of(name), bytes([number]) * 8, None))
-          for number, (name, config) in enumerate(CONFIGS.items())}
-
-
 @pytest.mark.parametrize("name", OF_EACH_KIND)
-def test_an_image_round_trips_and_its_file_is_the_estimated_bits(codecs, photograph, name):
-  codec = codecs[name]
+def test_an_image_round_trips_and_its_file_is_the_estimated_bits(photograph, name):
+  codec = codec_of(name)
   options = {} if name in TABULATED else dict(portable=False)
   codec = codec.with_options(**options)
   blob, predicted = codec.encode_with_reconstruction(photograph)
@@ -208,8 +214,8 @@ def test_an_image_round_trips_and_its_file_is_the_estimated_bits(codecs, photogr
 
 
 @pytest.mark.parametrize("name, options", [("laplace", {}), ("three Gaussians", dict(portable=False))])
-def test_elements_that_are_skipped_cost_no_bits(codecs, photograph, name, options):
-  y_bits, _ = codecs[name].with_options(skip=2.7, **options).element_bits(photograph)
+def test_elements_that_are_skipped_cost_no_bits(photograph, name, options):
+  y_bits, _ = codec_of(name).with_options(skip=2.7, **options).element_bits(photograph)
   assert np.mean(y_bits == 0) > 0.02
 
 
@@ -222,15 +228,15 @@ def test_a_model_directory_has_the_parameters_of_its_distribution(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, model.variables, variables)
 
 
-def test_a_cut_file_decodes_in_part_under_a_mixture(codecs, photograph):
-  codec = codecs["three Gaussians"]
+def test_a_cut_file_decodes_in_part_under_a_mixture(photograph):
+  codec = codec_of("three Gaussians")
   blob = codec.encode(photograph, portable=False)
   assert codec.decode(blob[:len(blob) * 3 // 4], partial=True).shape == photograph.shape
 
 
-def test_a_mixture_refuses_portable_files_and_the_coder_with_one_table(codecs, photograph, tmp_path):
+def test_a_mixture_refuses_portable_files_and_the_coder_with_one_table(photograph, tmp_path):
   with pytest.raises(PortabilityError, match="gaussian_mixture has no portable files .*wanted portable=") as error:
-    codecs["two Gaussians"].encode(photograph)
+    codec_of("two Gaussians").encode(photograph)
   assert "\n" not in str(error.value)
   save_model(tmp_path / "mixture", CONFIGS["two Gaussians"], variables_of(CONFIGS["two Gaussians"]))
   with pytest.raises(CoderMissingError, match="the distribution gaussian_mixture a row for each element; wanted numba"):
@@ -247,10 +253,10 @@ def test_an_evaluation_writes_the_files_that_a_mixture_has(tmp_path):
     load_codec(tmp_path / "mixture", "tfc", arguments)
 
 
-def test_a_file_of_another_distribution_is_refused_with_the_distribution(codecs, photograph):
-  blob = codecs["shapes by channel"].encode(photograph)
+def test_a_file_of_another_distribution_is_refused_with_the_distribution(photograph):
+  blob = codec_of("shapes by channel").encode(photograph)
   with pytest.raises(BitstreamError, match="laplace is .*, of the distribution laplace"):
-    codecs["laplace"].decode(blob)
+    codec_of("laplace").decode(blob)
 
 
 def test_a_model_directory_of_an_unknown_distribution_is_refused_in_one_line(tmp_path):
