@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.in_numpy import in_numpy
 
-from mlic_jax.kernels.convolution import conv2d, depthwise_conv
+from mlic_jax.kernels.convolution import conv2d, conv_by_xla, depthwise_conv
 
 
 def loops_and_indices(x, k):
@@ -24,6 +24,11 @@ def convolutions(x, kernels):
   return (depthwise_conv(x, kernels[0][:, :, :1], jnp.ones(4)) ** 3).sum()
 
 
+def depthwise_gradient(x, kernel, dy):  # of XLA, whose convolution has groups in the batch
+  conv = lambda kernel: conv_by_xla(x, kernel)
+  return jax.linear_transpose(conv, kernel)(dy)
+
+
 def rows_as_batch(x, kernel):
   layout = jax.lax.ConvDimensionNumbers((1, 0, 2, 3), (3, 2, 0, 1), (2, 3, 0, 1))
   return jax.lax.conv_general_dilated(x, kernel, (1, 2), ((-1, 2), (3, 0)), (2, 1), (1, 2), layout)
@@ -34,6 +39,8 @@ def test_numpy_computes_what_xla_computes():
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
   draw = lambda seed, shift: shift + jax.random.normal(jax.random.key(seed), (3,))
   for function, args in ((loops_and_indices, (normal(8, 3), np.int32(2))), (draw, (np.int32(1), normal(3))),
+                         (depthwise_gradient, (normal(2, 4, 6, 3), normal(3, 3, 1, 3), normal(2, 4, 6, 3))),
+                         (lambda x: jax.lax.reshape(x, (6, 4), (2, 0, 1)), (normal(2, 3, 4),)),
                          (rows_as_batch, (normal(4, 5, 6, 7), normal(3, 2, 4, 3))),
                          (jax.value_and_grad(convolutions, (0, 1)), (normal(2, 8, 6, 4), [normal(3, 3, 4, 4)] * 2))):
     got, wanted = in_numpy(function)(*args), jax.jit(function)(*args)

@@ -109,7 +109,6 @@ def dot_general(a, b, *, dimension_numbers, **_):
 
 def conv_general_dilated(x, kernel, *, window_strides, padding, feature_group_count, lhs_dilation, rhs_dilation,
                          dimension_numbers, batch_group_count, **_):
-  assert batch_group_count == 1
   of_x, of_kernel, of_result = ([axes[0], *axes[2:], axes[1]] for axes in dimension_numbers)  # batch and features apart
   x, kernel = x.transpose(of_x), np.moveaxis(kernel.transpose(of_kernel), 0, -1)
   spread = lambda dilation, margins: [(low, high, step - 1) for (low, high), step in zip(margins, dilation)]
@@ -120,8 +119,13 @@ def conv_general_dilated(x, kernel, *, window_strides, padding, feature_group_co
   windows = np.lib.stride_tricks.sliding_window_view(x, (rows, columns), (1, 2))
   windows = windows[:, ::window_strides[0], ::window_strides[1]]
   kernel = kernel.reshape(rows, columns, inputs, groups, features // groups)
-  result = np.einsum("bhwgcij,ijcgf->bhwgf", windows, kernel, optimize=True)
-  return result.reshape(*windows.shape[:3], features).transpose(np.argsort(of_result))
+  if batch_group_count > 1:  # which are groups of features, too
+    apart = zip(np.split(windows, batch_group_count), np.split(kernel, batch_group_count, -1))
+  else:
+    apart = [(windows, kernel)]
+  results = [np.einsum("bhwgcij,ijcgf->bhwgf", *each, optimize=True) for each in apart]
+  results = [each.reshape(*each.shape[:3], -1) for each in results]
+  return np.concatenate(results, -1).transpose(np.argsort(of_result))
 
 
 def starts_within(shape, sizes, starts):
@@ -194,7 +198,8 @@ RULES |= dict(
     cond=lambda index, *args, branches, **_: call(*args, jaxpr=branches[np.clip(index, 0, len(branches) - 1)]),
     integer_pow=lambda x, *, y: x**y,
     convert_element_type=lambda x, *, new_dtype, **_: x.astype(new_dtype),
-    reshape=lambda x, *, new_sizes, **_: x.reshape(new_sizes),
+    reshape=lambda x, *, new_sizes, dimensions, **_: (
+        x if dimensions is None else x.transpose(dimensions)).reshape(new_sizes),
     transpose=lambda x, *, permutation: x.transpose(permutation),
     squeeze=lambda x, *, dimensions: x.squeeze(dimensions),
     rev=lambda x, *, dimensions: np.flip(x, dimensions),

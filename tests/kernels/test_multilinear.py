@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.in_numpy import in_numpy
 
 from mlic_jax.kernels import winograd
 from mlic_jax.kernels.convolution import conv2d, conv_by_xla, depthwise_conv
 
 
-def normal(seed: int, *shape: int) -> jax.Array:
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def normal(seed: int, *shape: int) -> np.ndarray:
+  return np.float32(np.random.default_rng(seed).normal(size=shape))
 
 
 # name: (the convolution, the same by XLA, shapes of its arguments)
@@ -40,7 +41,7 @@ def assert_close(got, wanted):
 def test_a_tangent_goes_through_a_convolution(convolution):
   own, plain, primals, tangents = convolution
 
-  @jax.jit
+  @in_numpy
   def results(primals, tangents):
     y, linear = jax.linearize(own, *primals)
     return jax.jvp(own, primals, tangents), (y, linear(*tangents)), jax.jvp(plain, primals, tangents)
@@ -55,7 +56,7 @@ def test_the_forward_jacobian_is_that_of_reverse_mode(convolution, argument):
   own, plain, primals, _ = convolution
   small = [each[:1, :4, :2] if i == 0 else each for i, each in enumerate(primals)]
   modes = (jax.jacrev, plain), (jax.jacrev, own), (jax.jacfwd, own)
-  wanted, reverse, forward = jax.jit(lambda *args: [mode(conv, argument)(*args) for mode, conv in modes])(*small)
+  wanted, reverse, forward = in_numpy(lambda *args: [mode(conv, argument)(*args) for mode, conv in modes])(*small)
   assert_close(reverse, wanted)
   assert_close(forward, wanted)
 
@@ -73,7 +74,7 @@ def test_hessian_vector_products_agree_in_all_orders_of_differentiation(convolut
   reverse_over_reverse = lambda f, primals, tangents: jax.grad(lambda args: inner(jax.grad(f)(args), tangents))(primals)
   orders = ((reverse_over_reverse, plain), (reverse_over_reverse, own), (forward_over_reverse, own),
             (reverse_over_forward, own))
-  wanted, *products = jax.jit(lambda *args: [order(energy(conv), *args) for order, conv in orders])(primals, tangents)
+  wanted, *products = in_numpy(lambda *args: [order(energy(conv), *args) for order, conv in orders])(primals, tangents)
   for product in products:
     assert_close(product, wanted)
 
@@ -81,7 +82,7 @@ def test_hessian_vector_products_agree_in_all_orders_of_differentiation(convolut
 def test_a_third_derivative_is_that_of_xla(convolution):
   own, plain, primals, tangents = convolution
 
-  @jax.jit
+  @in_numpy
   def third(primals, tangents):
     along = lambda f: lambda args: jax.jvp(f, (args,), (tangents,))[1]
     return [jax.grad(along(along(energy(conv))))(primals) for conv in (own, plain)]
@@ -96,10 +97,10 @@ def test_a_vmapped_convolution_and_its_gradient_are_those_of_the_examples_apart(
   args = [np.stack([each, -2 * each, each + 1], axis) if axis is not None else each
           for each, axis in zip(primals, axes)]
   pick = lambda n: [np.take(each, n, axis) if axis is not None else each for each, axis in zip(args, axes)]
-  apart = jax.jit(lambda *args: (own(*args), jax.grad(energy(own))([*args])))
+  apart = in_numpy(lambda *args: (own(*args), jax.grad(energy(own))([*args])))
   wanted = [apart(*pick(n)) for n in range(3)]
 
-  @jax.jit
+  @in_numpy
   def results(*args):
     # The gradient of what is shared is the sum over the examples.
     total = lambda args: jax.vmap(lambda *args: energy(own)(args), axes)(*args).sum()
