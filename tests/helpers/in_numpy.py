@@ -6,12 +6,14 @@ rule here is computed by JAX. Forms (kernels/multilinear.py) are those of CPUs.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from mlic_jax.kernels.multilinear import traced_derivative
 
@@ -143,6 +145,53 @@ def dynamic_update_slice(x, update, *starts):
   return x
 
 
+def places(shape, starts, sizes, axes_of_slices, absent, axes_of_starts, batched, batch_of_starts, mode):
+  """Indices of an array of `shape` that a gather reads or a scatter writes, for each of its axes.
+
+  None if a slice does not lie within the array and `mode` drops it. The arguments are those of XLA."""
+  starts, batch = starts.astype(int), starts.ndim - 1
+  rank = batch + len(axes_of_slices)
+  batch_axes = [axis for axis in range(rank) if axis not in axes_of_slices]
+  along = lambda values, axes: values.reshape([values.shape[axes.index(i)] if i in axes else 1 for i in range(rank)])
+  found, slices = [], iter(axes_of_slices)
+  for axis, (side, size) in enumerate(zip(shape, sizes)):
+    index = np.zeros((1,) * rank, int)
+    if axis in axes_of_starts:
+      start = starts[..., axes_of_starts.index(axis)]
+      inside = np.clip(start, 0, side - size)
+      if mode == jax.lax.GatherScatterMode.FILL_OR_DROP and np.any(inside != start):
+        return None
+      index = index + along(inside, batch_axes)
+    if axis in batched:
+      index = index + along(np.arange(side), [batch_axes[batch_of_starts[batched.index(axis)]]])
+    elif axis not in absent:
+      index = index + along(np.arange(size), [next(slices)])
+    found.append(index)
+  return tuple(found)
+
+
+def gather(x, starts, *, dimension_numbers, slice_sizes, mode, **params):
+  of = dimension_numbers
+  found = places(x.shape, starts, slice_sizes, of.offset_dims, of.collapsed_slice_dims, of.start_index_map,
+                 of.operand_batching_dims, of.start_indices_batching_dims, mode)
+  if found is None:
+    return jax.lax.gather_p.bind(x, starts, dimension_numbers=of, slice_sizes=slice_sizes, mode=mode, **params)
+  return x[found]
+
+
+def scatter(x, starts, updates, *, dimension_numbers, mode, primitive, update, **params):
+  of, absent = dimension_numbers, (*dimension_numbers.inserted_window_dims, *dimension_numbers.operand_batching_dims)
+  windows = iter(of.update_window_dims)
+  sizes = [1 if axis in absent else updates.shape[next(windows)] for axis in range(x.ndim)]
+  found = places(x.shape, starts, sizes, of.update_window_dims, of.inserted_window_dims,
+                 of.scatter_dims_to_operand_dims, of.operand_batching_dims, of.scatter_indices_batching_dims, mode)
+  if found is None:
+    return primitive.bind(x, starts, updates, dimension_numbers=of, mode=mode, **params)
+  x = x.copy()
+  update(x, found, updates)
+  return x
+
+
 def while_loop(*args, cond_jaxpr, body_jaxpr, cond_nconsts, body_nconsts):
   of_cond, of_body = args[:cond_nconsts], args[cond_nconsts:cond_nconsts + body_nconsts]
   state = args[cond_nconsts + body_nconsts:]
@@ -181,21 +230,26 @@ RULES = {name: elementwise(function) for name, function in dict(
     add=np.add, add_any=np.add, sub=np.subtract, mul=np.multiply, max=np.maximum, min=np.minimum, rem=np.fmod,
     neg=np.negative, abs=np.abs, sign=np.sign, square=np.square, sqrt=np.sqrt, rsqrt=lambda x: 1 / np.sqrt(x),
     exp=np.exp, log=np.log, log1p=np.log1p, sin=np.sin, cos=np.cos, tanh=np.tanh, pow=np.power, floor=np.floor,
+    erf=scipy.special.erf, erfc=scipy.special.erfc,
     logistic=lambda x: 1 / (1 + np.exp(-x)), eq=np.equal, ne=np.not_equal, lt=np.less, le=np.less_equal,
     gt=np.greater, ge=np.greater_equal, clamp=lambda low, x, high: np.clip(x, low, high),
     select_n=lambda which, *cases: np.choose(which, cases) if len(cases) > 2 else np.where(which, *cases[::-1]),
     div=lambda a, b: np.asarray(np.trunc(a / b), a.dtype) if np.issubdtype(a.dtype, np.integer) else a / b,
     stop_gradient=lambda x: x, copy=lambda x: x, optimization_barrier=lambda *args: args).items()}
-RULES |= {"and": elementwise(np.bitwise_and), "or": elementwise(np.bitwise_or), "not": elementwise(np.invert),
+RULES |= {"scatter-add": functools.partial(scatter, primitive=jax.lax.scatter_add_p, update=np.add.at),
+          "and": elementwise(np.bitwise_and), "or": elementwise(np.bitwise_or), "not": elementwise(np.invert),
           "while": while_loop, "reduce_sum": reduction(np.sum), "reduce_max": reduction(np.max),
           "reduce_min": reduction(np.min), "reduce_prod": reduction(np.prod)}
 RULES |= dict(
     multilinear_derivative=derivative, pjit=call, remat2=call, checkpoint=call, scan=scan, dot_general=dot_general,
     conv_general_dilated=conv_general_dilated, broadcast_in_dim=broadcast_in_dim, pad=pad, split=split, iota=iota,
+    gather=gather, device_put=lambda *args, **_: args,
+    scatter=functools.partial(scatter, primitive=jax.lax.scatter_p, update=operator.setitem),
     dynamic_slice=dynamic_slice, dynamic_update_slice=dynamic_update_slice,
     custom_jvp_call=lambda *args, call_jaxpr, **_: call(*args, jaxpr=call_jaxpr),
     custom_vjp_call_jaxpr=lambda *args, fun_jaxpr, **_: call(*args, jaxpr=fun_jaxpr),
     cond=lambda index, *args, branches, **_: call(*args, jaxpr=branches[np.clip(index, 0, len(branches) - 1)]),
+    round=lambda x, *, rounding_method: np.rint(x) if rounding_method else np.trunc(x + np.copysign(0.5, x)),
     integer_pow=lambda x, *, y: x**y,
     convert_element_type=lambda x, *, new_dtype, **_: x.astype(new_dtype),
     reshape=lambda x, *, new_sizes, dimensions, **_: (

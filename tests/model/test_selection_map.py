@@ -1,11 +1,13 @@
 """Tests of the selection map: its loss, its gradient, and files that use it."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables
+from helpers.in_numpy import in_numpy
 
 from configs import nano
 from mlic_jax.coding import bitstream, portable_cdf
@@ -78,8 +80,14 @@ def scanned(config: CodecConfig, variables: dict):
   """The result of the slices for random latents, whose log-odds lie within 20 of their mean."""
   y, hyper = (np.random.default_rng(0).normal(0, scale, (1, 8, 8, channels)).astype(np.float32)
               for scale, channels in ((3, config.M), (0.1, 2 * config.M)))
-  # Not compiled as a whole: models with and without a map have the same bits where they have the same operations.
-  return build(config).apply(variables, hyper, y, method=lambda module, *latents: module.slices.scan(*latents))
+  # By NumPy, with which models with and without a map have the same bits where they have the same operations.
+  return scan(config)(variables, hyper, y)
+
+
+@functools.cache
+def scan(config: CodecConfig):
+  scan = lambda module, *latents: module.slices.scan(*latents)
+  return in_numpy(lambda variables, *latents: build(config).apply(variables, *latents, method=scan))
 
 
 def test_a_skipped_element_is_its_mean_and_costs_nothing(half_of_one):
@@ -103,7 +111,7 @@ def test_the_map_alone_learns_by_its_loss_and_by_nothing_else(photograph, half_o
     out = model.apply({"params": params}, x, 2.0, rngs={"noise": jax.random.key(0)})
     return rd_loss(out, x, 0.01)[0], out.map_loss.mean()
 
-  gradients = jax.device_get(jax.jit(jax.jacrev(losses))(half_of_one["params"]))
+  gradients = in_numpy(jax.jacrev(losses))(half_of_one["params"])
   for path, of_rd in jax.tree_util.tree_leaves_with_path(gradients[0]):
     of_map = gradients[1]
     for key in path:
@@ -118,10 +126,10 @@ def test_an_element_is_coded_from_its_chance_to_lie_that_far_off_on(chance):
   """The loss is least where the log-odds are those of the share of far elements, less those of the chance."""
   config = dataclasses.replace(MAPPED, options=dict(selection_widths=(4,), selection_distance=0.3,
                                                     selection_chance=chance))
-  residual = jnp.where(jnp.arange(100) < 10, -0.4, 0.2)  # one in ten is far off
+  residual = np.where(np.arange(100) < 10, np.float32(-0.4), np.float32(0.2))  # one in ten is far off
   loss = lambda keep: selection_map.cross_entropy(config, residual, jnp.full(100, keep)).mean()
-  keep = jnp.linspace(-8, 8, 3201)
-  best = keep[jax.vmap(loss)(keep).argmin()]
+  keep = np.linspace(-8, 8, 3201, dtype=np.float32)
+  best = keep[in_numpy(jax.vmap(loss))(keep).argmin()]
   np.testing.assert_allclose(best, np.log(0.1 / 0.9) - np.log(chance / (1 - chance)), atol=0.01)
   assert (best > 0) == (0.1 > chance)
 
