@@ -292,7 +292,7 @@ def test_an_evaluation_measures_what_a_decoder_writes_clipped_and_in_8_bits(conf
   params = dict(create_state(config, model, make_optimizer(config)).params, kernel=jnp.eye(3).reshape(1, 1, 3, 3) * 3,
                 bias=jnp.array([-1.2, 0.0, 0.4]))
   weight = np.array([1, 1, 1, 0, 1, 0, 1, 1], np.float32)
-  evaluate = jax.vmap(make_eval_step(config, model), axis_name=AXIS, in_axes=(None, 0, 0, None, None, None))
+  evaluate = jax.jit(jax.vmap(make_eval_step(config, model), axis_name=AXIS, in_axes=(None, 0, 0, None, None, None)))
   sums, x_hat = evaluate(params, x.reshape(2, 4, *x.shape[1:]), weight.reshape(2, 4), 2.0, 0.02, np.zeros(3))
   images = x / 255.0
   raw = images @ np.float64(params["kernel"][0, 0]) + np.float64(params["bias"])
@@ -322,7 +322,7 @@ def test_an_evaluation_rounds_and_a_training_adds_noise(config, x):
 
 def test_an_evaluation_on_tpus_has_the_same_metrics(config, x):
   codec = CodecConfig(N=8, M=16, num_slices=2, transforms="helpers.light_transforms", hyper_widths=(8, 8),
-                      entropy_widths=(), lrp_widths=(), contexts=("local_attention", "global_intra_linear"))
+                      entropy_widths=(), lrp_widths=(), contexts=("global_intra_linear",))
   model, params = build(codec), random_variables(codec)["params"]
 
   def evaluated(platform):
