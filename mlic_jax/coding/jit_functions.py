@@ -25,9 +25,11 @@ def round_z(module, variables, y, z):
   return module.apply(variables, z, method="round_z"), jnp.isfinite(y).all() & jnp.isfinite(z).all()
 
 
-@shape_cached(size=0, static=3)
+@shape_cached(size=0)
 def symbols(y, k, mean, anchors):
-  """Returns the int32 symbols (1, h, w/2, Cs) of one checkerboard parity of slice k of y. Encoder only."""
+  """Returns the int32 symbols (1, h, w/2, Cs) of one checkerboard parity of slice k of y. Encoder only.
+
+  `anchors` is traced, so that both parities share one program."""
   channels = mean.shape[-1]
   y = jax.lax.dynamic_slice_in_dim(y, k * channels, channels, axis=-1)
   return jnp.round(pack(y, anchors) - mean).astype(jnp.int32)
@@ -79,8 +81,8 @@ def z_bits(module, variables, z_symbols):
 @shape_cached(size=1, module=0, describe=registry.description)
 def y_bits(module, symbols, coded, parameters, anchors):
   """Returns the bits of the symbols of one parity, per element: (1, h, w, Cs), with zeros at the other parity and where
-  `coded` is False. `parameters` are the scale and the further parameters of the distribution. `anchors` is traced, so
-  that all passes share one program."""
+  `coded` is False. `parameters` are the scale and the further parameters of the distribution. `anchors` is traced as
+  in `symbols`."""
   bits = distributions.make_distribution(module.config).bits(symbols, *parameters)
   return unpack(jnp.where(coded, bits, 0), anchors)
 

@@ -17,8 +17,9 @@ def anchor_mask(h: int, w: int) -> jax.Array:
   return (jnp.arange(h)[:, None] + jnp.arange(w)) % 2 == 1
 
 
-def pack(x: jax.Array, anchors: bool) -> jax.Array:
-  """Pack the positions of one parity, (..., h, w, C) -> (..., h, w/2, C), in the order of columns. w is even."""
+def pack(x: jax.Array, anchors: bool | jax.Array) -> jax.Array:
+  """Pack the positions of one parity, (..., h, w, C) -> (..., h, w/2, C), in the order of columns. w is even.
+  `anchors` may be traced."""
   *batch, h, w, c = x.shape
   pairs = x.reshape(*batch, h, w // 2, 2, c)
   odd_row = (jnp.arange(h) % 2 == 1)[:, None, None]
