@@ -1,7 +1,9 @@
 """Tests of tiles: equality with whole images, regions, and damaged files."""
+import functools
 import io
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import random_variables
@@ -69,6 +71,12 @@ def test_y_of_the_tiles_is_y_of_the_whole_image(codec, image):
     np.testing.assert_allclose(np.asarray(latents.y)[0], expected, atol=1e-5 * np.abs(y).max())
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def synthesize_whole(module, variables, y_hat):
+  """Returns the pixels of a whole image at quality 2, uint8."""
+  return jit_functions.to_uint8(module.apply(variables, y_hat, 2, method="synthesize"))
+
+
 @pytest.mark.parametrize("floats", [2**25, 1])
 def test_pixels_of_the_tiles_are_those_of_the_whole_synthesis_at_borders_and_elsewhere(floats, monkeypatch):
   """Also where a tile is four cells, one position wide each. The halo of these transforms is nearly two tiles wide."""
@@ -80,7 +88,7 @@ def test_pixels_of_the_tiles_are_those_of_the_whole_synthesis_at_borders_and_els
   y_hat = rng.normal(0, 3, (20, 24, codec.config.M)).astype(np.float32)
   tiles = {number: y_hat[grid.coarser(16).box(number).slices] for number in range(grid.num_tiles)}
   model = codec.coder.module, codec.variables
-  expected = np.asarray(jit_functions.to_uint8(model[0].apply(model[1], y_hat[None], 2, method="synthesize")))[0]
+  expected = np.asarray(synthesize_whole(*model, y_hat[None]))[0]
   difference = np.abs(codec.tiles.synthesize(grid, 2, tiles).astype(int) - expected[:310, :380])
   row, column = (np.minimum(np.arange(side) % TILE, -np.arange(side) % TILE) for side in (310, 380))
   at_border = (row[:, None] < 2) | (column < 2)
