@@ -18,7 +18,6 @@ from mlic_jax.coding.tiled_analysis import TiledAnalysis
 from mlic_jax.model.layers import Conv
 from mlic_jax.model.mlic import build
 
-
 HALOS = {CHENG: Halos(4, 8, 1), UNSHUFFLED: Halos(5, 6, 1)}   # which test_receptive_field.py measures
 
 
