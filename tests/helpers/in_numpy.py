@@ -38,7 +38,9 @@ def in_numpy(function: Callable) -> Callable:
 
 def is_key(value: Any) -> bool:
   """Whether a value is an array of keys of jax.random, which NumPy does not have."""
-  return type(value) is not np.ndarray and jnp.issubdtype(value.dtype, jax.dtypes.extended)
+  if type(value) is np.ndarray:  # isinstance takes longer than many an operation
+    return False
+  return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended)
 
 
 def evaluate(jaxpr, consts, args) -> list:

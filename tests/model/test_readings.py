@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 from conftest import random_variables
+from helpers.in_numpy import in_numpy
 
 from mlic_jax.coding.checkpoint_io import save_model
 from mlic_jax.coding.codec import Codec
@@ -20,6 +21,7 @@ from mlic_jax.model.attention import softmax_attention
 from mlic_jax.model.channel_reweighting import Reweighting
 from mlic_jax.model.checkerboard import anchor_mask, pack
 from mlic_jax.model.contexts import global_inter_linear
+from mlic_jax.model.lazy_params import without_initializers
 from mlic_jax.model.mlic import build
 from mlic_jax.model.param_shapes import step_param_shapes
 from mlic_jax.model.rope import OutputRotary
@@ -41,15 +43,15 @@ def inputs_of(config, k, h=4, w=6, traced=False):
   decoded = normal(1, h, w, config.M) * live
   anchor = normal(1, h, w, cs, seed=1) * np.asarray(anchor_mask(h, w))[..., None]
   previous = decoded[..., max(k - 1, 0) * cs:][..., :cs]
-  k, live = (jnp.int32(k), jnp.asarray(live)) if traced else (k, live)
+  k, live = (np.int32(k), live) if traced else (k, live)
   return contexts.ContextInputs(k, normal(1, h, w, 2 * config.M, seed=2), decoded, live, previous, anchor)
 
 
 def variables_of(context, given):
   """Random parameters of a context, which no program has to draw."""
   with_known_slice = lambda given: given._replace(k=1, live=np.arange(SMALL.M) < SMALL.slice_channels, for_tpu=False)
-  shapes = jax.eval_shape(lambda given: context.init(jax.random.key(0), with_known_slice(given)), given)
-  return filled(shapes)
+  with without_initializers():
+    return filled(jax.eval_shape(lambda given: context.init(jax.random.key(0), with_known_slice(given)), given))
 
 
 def filled(shapes):
@@ -59,15 +61,16 @@ def filled(shapes):
       rng.normal(size=each.shape) / np.sqrt(max(np.prod(each.shape[:-1]), 4))), shapes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def run_known(context, k, variables, hyper, decoded, previous, anchor):
+@functools.cache
+def run_known(context, k):
   live = np.arange(context.config.M) < k * context.config.slice_channels
-  return context.apply(variables, contexts.ContextInputs(k, hyper, decoded, live, previous, anchor))
+  return in_numpy(lambda variables, hyper, decoded, previous, anchor: context.apply(
+      variables, contexts.ContextInputs(k, hyper, decoded, live, previous, anchor)))
 
 
 def run(context, variables, given):
-  """What a context returns if the index of the slice is known; one program for a slice."""
-  return run_known(context, given.k, variables, given.hyper, given.decoded, given.previous, given.anchor)
+  """What a context returns if the index of the slice is known, which is traced once for a slice."""
+  return run_known(context, given.k)(variables, given.hyper, given.decoded, given.previous, given.anchor)
 
 
 # --- heads between slices -----------------------------------------------------------------
@@ -87,7 +90,7 @@ def test_a_slice_whose_index_is_traced_has_the_heads_of_that_slice(head_channels
   config = dataclasses.replace(SMALL, options=dict(head_channels=head_channels, rotary=rotary))
   context = contexts.make_context(name, config)
   variables = variables_of(context, inputs_of(config, 2))
-  run_traced = jax.jit(lambda inputs: context.apply(variables, inputs._replace(for_tpu=False)))  # which is never traced
+  run_traced = in_numpy(lambda given: context.apply(variables, given._replace(for_tpu=False)))  # which is never traced
   for k in 1, 2:
     traced, known = run_traced(inputs_of(config, k, traced=True)), run(context, variables, inputs_of(config, k))
     np.testing.assert_allclose(traced, known, atol=1e-5)
@@ -100,11 +103,13 @@ def test_a_slice_whose_index_is_traced_has_the_heads_of_that_slice(head_channels
 
 def test_a_query_that_sees_no_key_takes_the_mean_of_all_by_a_setting():
   q, k, v = normal(1, 6, 4), normal(1, 5, 4, seed=1), normal(1, 5, 4, seed=2)
-  seen = jnp.arange(6)[:, None] > jnp.arange(5)  # the first query sees nothing
-  attend = lambda average: softmax_attention(q, k, v, 2, lambda queries: seen[queries], average_unseen=average)
-  np.testing.assert_allclose(attend(True)[:, 0], v.mean(1), atol=1e-6)
-  np.testing.assert_array_equal(attend(False)[:, 0], 0)
-  np.testing.assert_allclose(attend(True)[:, 1:], attend(False)[:, 1:], atol=1e-6)
+  seen = jnp.asarray(np.arange(6)[:, None] > np.arange(5))  # the first query sees nothing
+  averaged, plain = (in_numpy(functools.partial(
+      softmax_attention, num_heads=2, visible=lambda queries: seen[queries], average_unseen=average))(q, k, v)
+      for average in (True, False))
+  np.testing.assert_allclose(averaged[:, 0], v.mean(1), atol=1e-6)
+  np.testing.assert_array_equal(plain[:, 0], 0)
+  np.testing.assert_allclose(averaged[:, 1:], plain[:, 1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("hidden", [1, 5])
@@ -158,7 +163,7 @@ def test_plain_convolutions_see_anchors_at_every_distance_that_masked_ones_do_no
     changed[:, 3, 4] += 1.0
     reached = np.abs(run(context, variables, given) - run(context, variables, given._replace(anchor=changed)))
     place = np.stack(np.indices((8, 8)), axis=-1)
-    steps = np.asarray(pack(jnp.asarray(abs(place - [3, 4])), anchors=False))
+    steps = in_numpy(lambda x: pack(x, anchors=False))(np.int32(abs(place - [3, 4])))
     within = steps.max(-1) <= 3 if plain else steps.sum(-1) <= 3
     np.testing.assert_array_equal(reached.max((0, -1)) > 0, within)
     widths = [p["kernel"].shape[-1] for p in (variables["params"]["convs"] if plain else variables["params"]).values()]
@@ -169,7 +174,7 @@ def test_plain_convolutions_see_anchors_at_every_distance_that_masked_ones_do_no
 
 def test_output_features_are_rotated_pair_by_pair_by_their_absolute_positions():
   x, theta = normal(1, 3, 5, 8), np.float32([50.0, 0.5])
-  got = OutputRotary().apply({"params": {"theta": theta}}, x)
+  got = in_numpy(OutputRotary().apply)({"params": {"theta": theta}}, x)
   rates = [max(t, 1.0)**-(np.arange(0, 8, 2) / 8) for t in theta]
   for row, column, pair in np.ndindex(3, 5, 4):
     angle = column * rates[0][pair] + row * rates[1][pair]
@@ -191,7 +196,7 @@ def test_scores_between_channels_may_be_divided_by_the_number_of_positions():
   q, k, v = (project(name, u) for name in ("queries", "keys", "values"))
   weights = scipy.special.softmax(q.T @ k / np.sqrt(16), axis=-1)
   mixed = (weights @ v.T).T
-  _, seen = jax.jit(functools.partial(module.apply, capture_intermediates=True, mutable="intermediates"))(
+  _, seen = in_numpy(functools.partial(module.apply, capture_intermediates=True, mutable="intermediates"))(
       variables, tile)
   np.testing.assert_allclose(flat(seen["intermediates"]["out"]["__call__"][0]), project("out", mixed), atol=1e-5)
 
@@ -215,7 +220,7 @@ def test_what_is_left_out_is_its_mean_exactly_and_what_is_coded_is_not(mapped, p
     y, z = codec.analyze(x, 2.0)
     return codec.slices.scan(codec.hyper(codec.round_z(z)), y)
 
-  coded = jax.jit(lambda variables, x: build(MAPPED).apply(variables, x, method=code))(mapped.variables, x)
+  coded = in_numpy(lambda variables, x: build(MAPPED).apply(variables, x, method=code))(mapped.variables, x)
   kept = np.asarray(coded.keep) > 0
   assert 0.2 < kept.mean() < 0.8
   np.testing.assert_array_equal(np.asarray(coded.y_hat)[~kept], np.asarray(coded.mean)[~kept])
