@@ -15,8 +15,6 @@ def loops_and_indices(x, k):
   shifted = jax.lax.dynamic_update_slice(x, x[k + 5][None], (k, 0))
   spread = jax.lax.pad(x, 0.5, ((-1, 2, 1), (0, -1, 0)))
   part = jax.lax.dynamic_slice(x, (k, 1), (2, 2))
-  chosen = chosen + x.at[k, 1:].add(3.0).at[:, 0].set(2.0)[jnp.array([0, k, k]), jnp.arange(3)]
-  chosen = chosen + jax.grad(lambda x: x[jnp.array([1, 1, 9]), k].sum())(x)[1]  # one of them is outside
   return chosen, stacked, found // 2, found % 2, shifted, part, spread, x[::-2].max()
 
 
@@ -44,7 +42,7 @@ def test_numpy_computes_what_xla_computes():
   rounded = lambda x: (jnp.round(4 * x), jax.lax.round(4 * x), jax.lax.erf(x), jax.lax.erfc(x))
   moved = lambda x: jax.lax.reshape(x, (6, 4), (2, 0, 1))
   for function, args in ((loops_and_indices, (normal(8, 3), np.int32(2))), (draw, (np.int32(1), normal(3))),
-                         (jax.value_and_grad(convolutions, (0, 1)), (normal(2, 8, 6, 4), [normal(3, 3, 4, 4)] * 2)),
+                         (jax.value_and_grad(convolutions, (0, 1)), (normal(2, 8, 6, 4), [normal(3, 3, 4, 4) / 6] * 2)),
                          (depthwise_gradient, (normal(2, 4, 6, 3), normal(3, 3, 1, 3), normal(2, 4, 6, 3))),
                          (rows_as_batch, (normal(4, 5, 6, 7), normal(3, 2, 4, 3))), (moved, (normal(2, 3, 4),)),
                          (vmapped, (normal(3, 5, 4), np.int32([[0, 3], [1, 1], [2, 0]]))),

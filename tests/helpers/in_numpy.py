@@ -6,7 +6,6 @@ rule here is computed by JAX. Forms (kernels/multilinear.py) are those of CPUs.
 """
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +47,8 @@ def evaluate(jaxpr, consts, args) -> list:
   values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(from_jax, consts), *args), strict=True))
   read = lambda atom: np.asarray(atom.val, atom.aval.dtype) if hasattr(atom, "val") else values[atom]
   for equation in jaxpr.eqns:
-    given, name = [read(atom) for atom in equation.invars], equation.primitive.name
-    rule = None if any(map(is_key, given)) else RULES.get(name)
+    given = [read(atom) for atom in equation.invars]
+    rule = None if any(map(is_key, given)) else rule_of(equation)
     if rule is None:
       results = equation.primitive.bind(*given, **equation.params)
       results = [from_jax(each) for each in (results if equation.primitive.multiple_results else [results])]
@@ -58,7 +57,7 @@ def evaluate(jaxpr, consts, args) -> list:
       results = results if equation.primitive.multiple_results else [results]
     for variable, result in zip(equation.outvars, results, strict=True):
       values[variable] = result if is_key(result) else np.asarray(result, variable.aval.dtype)
-      assert values[variable].shape == variable.aval.shape, name
+      assert values[variable].shape == variable.aval.shape, equation.primitive.name
   return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -71,12 +70,22 @@ def call(*args, jaxpr, **_):
   return evaluate(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()), args)
 
 
+def rule_of(equation) -> Callable | None:
+  """The rule of an equation. Names of calls, and of the program that they call, depend on the version of JAX."""
+  if (rule := RULES.get(equation.primitive.name)) is not None:
+    return rule
+  if equation.primitive.name == "scan":  # newer versions of JAX have other parameters
+    return scan if "num_carry" in equation.params else None
+  called = [equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params]
+  return (lambda *args, **_: call(*args, jaxpr=called[0])) if called else None
+
+
 @functools.cache
 def program_of(form, index: int, *arrays: jax.ShapeDtypeStruct):
   return jax.make_jaxpr(functools.partial(traced_derivative, form=form, index=index, on_cpu=True))(*arrays)
 
 
-def derivative(*others, form, index):
+def derivative(*others, form, index, **_):
   arrays = (jax.ShapeDtypeStruct(each.shape, each.dtype) for each in others)
   return call(*others, jaxpr=program_of(form, index, *arrays))[0]
 
@@ -87,7 +96,7 @@ def broadcast_in_dim(x, *, shape, broadcast_dimensions, **_):
   return np.broadcast_to(x.reshape(sides), shape)
 
 
-def pad(x, value, *, padding_config):
+def pad(x, value, *, padding_config, **_):
   for axis, (low, high, inside) in enumerate(padding_config):
     if low == high == inside == 0:
       continue
@@ -100,6 +109,15 @@ def pad(x, value, *, padding_config):
   return x
 
 
+def wide(x):
+  """What sums add, in float64 for float32: two ways to compute the same then differ by less."""
+  return x.astype(np.float64) if x.dtype == np.float32 else x
+
+
+def sum_of_products(subscripts, a, b):
+  return np.einsum(subscripts, wide(a), wide(b), optimize=True)
+
+
 def dot_general(a, b, *, dimension_numbers, **_):
   (of_a, of_b), (batch_a, batch_b) = dimension_numbers
   names_a, names_b = list(LETTERS[:a.ndim]), list(LETTERS[a.ndim:a.ndim + b.ndim])
@@ -108,7 +126,7 @@ def dot_general(a, b, *, dimension_numbers, **_):
   free = lambda names, *bound: [name for i, name in enumerate(names) if i not in sum(bound, ())]
   rest_a, rest_b = free(names_a, tuple(of_a), tuple(batch_a)), free(names_b, tuple(of_b), tuple(batch_b))
   result = [*(names_a[i] for i in batch_a), *rest_a, *rest_b]
-  return np.einsum(f"{''.join(names_a)},{''.join(names_b)}->{''.join(result)}", a, b, optimize=True)
+  return sum_of_products(f"{''.join(names_a)},{''.join(names_b)}->{''.join(result)}", a, b)
 
 
 def conv_general_dilated(x, kernel, *, window_strides, padding, feature_group_count, lhs_dilation, rhs_dilation,
@@ -127,7 +145,7 @@ def conv_general_dilated(x, kernel, *, window_strides, padding, feature_group_co
     apart = zip(np.split(windows, batch_group_count), np.split(kernel, batch_group_count, -1))
   else:
     apart = [(windows, kernel)]
-  results = [np.einsum("bhwgcij,ijcgf->bhwgf", *each, optimize=True) for each in apart]
+  results = [sum_of_products("bhwgcij,ijcgf->bhwgf", *each) for each in apart]
   results = [each.reshape(*each.shape[:3], -1) for each in results]
   return np.concatenate(results, -1).transpose(np.argsort(of_result))
 
@@ -137,7 +155,7 @@ def starts_within(shape, sizes, starts):
   return tuple(slice(start, start + size) for start, size in zip(np.clip(starts, 0, np.subtract(shape, sizes)), sizes))
 
 
-def dynamic_slice(x, *starts, slice_sizes):
+def dynamic_slice(x, *starts, slice_sizes, **_):
   return x[starts_within(x.shape, slice_sizes, starts)]
 
 
@@ -147,54 +165,7 @@ def dynamic_update_slice(x, update, *starts):
   return x
 
 
-def places(shape, starts, sizes, axes_of_slices, absent, axes_of_starts, batched, batch_of_starts, mode):
-  """Indices of an array of `shape` that a gather reads or a scatter writes, for each of its axes.
-
-  None if a slice does not lie within the array and `mode` drops it. The arguments are those of XLA."""
-  starts, batch = starts.astype(int), starts.ndim - 1
-  rank = batch + len(axes_of_slices)
-  batch_axes = [axis for axis in range(rank) if axis not in axes_of_slices]
-  along = lambda values, axes: values.reshape([values.shape[axes.index(i)] if i in axes else 1 for i in range(rank)])
-  found, slices = [], iter(axes_of_slices)
-  for axis, (side, size) in enumerate(zip(shape, sizes)):
-    index = np.zeros((1,) * rank, int)
-    if axis in axes_of_starts:
-      start = starts[..., axes_of_starts.index(axis)]
-      inside = np.clip(start, 0, side - size)
-      if mode == jax.lax.GatherScatterMode.FILL_OR_DROP and np.any(inside != start):
-        return None
-      index = index + along(inside, batch_axes)
-    if axis in batched:
-      index = index + along(np.arange(side), [batch_axes[batch_of_starts[batched.index(axis)]]])
-    elif axis not in absent:
-      index = index + along(np.arange(size), [next(slices)])
-    found.append(index)
-  return tuple(found)
-
-
-def gather(x, starts, *, dimension_numbers, slice_sizes, mode, **params):
-  of = dimension_numbers
-  found = places(x.shape, starts, slice_sizes, of.offset_dims, of.collapsed_slice_dims, of.start_index_map,
-                 of.operand_batching_dims, of.start_indices_batching_dims, mode)
-  if found is None:
-    return jax.lax.gather_p.bind(x, starts, dimension_numbers=of, slice_sizes=slice_sizes, mode=mode, **params)
-  return x[found]
-
-
-def scatter(x, starts, updates, *, dimension_numbers, mode, primitive, update, **params):
-  of, absent = dimension_numbers, (*dimension_numbers.inserted_window_dims, *dimension_numbers.operand_batching_dims)
-  windows = iter(of.update_window_dims)
-  sizes = [1 if axis in absent else updates.shape[next(windows)] for axis in range(x.ndim)]
-  found = places(x.shape, starts, sizes, of.update_window_dims, of.inserted_window_dims,
-                 of.scatter_dims_to_operand_dims, of.operand_batching_dims, of.scatter_indices_batching_dims, mode)
-  if found is None:
-    return primitive.bind(x, starts, updates, dimension_numbers=of, mode=mode, **params)
-  x = x.copy()
-  update(x, found, updates)
-  return x
-
-
-def while_loop(*args, cond_jaxpr, body_jaxpr, cond_nconsts, body_nconsts):
+def while_loop(*args, cond_jaxpr, body_jaxpr, cond_nconsts, body_nconsts, **_):
   of_cond, of_body = args[:cond_nconsts], args[cond_nconsts:cond_nconsts + body_nconsts]
   state = args[cond_nconsts + body_nconsts:]
   while call(*of_cond, *state, jaxpr=cond_jaxpr)[0]:
@@ -211,7 +182,7 @@ def scan(*args, jaxpr, length, reverse, num_consts, num_carry, **_):
   return [*carry, *(np.stack(each) for each in zip(*outputs))]
 
 
-def split(x, *, sizes, axis):
+def split(x, *, sizes, axis, **_):
   return np.split(x, np.cumsum(sizes)[:-1], axis)
 
 
@@ -225,7 +196,7 @@ def elementwise(function: Callable) -> Callable:
 
 
 def reduction(function: Callable) -> Callable:
-  return lambda x, *, axes: np.asarray(function(x, axis=axes), x.dtype)
+  return lambda x, *, axes, **_: np.asarray(function(x, axis=axes), x.dtype)
 
 
 RULES = {name: elementwise(function) for name, function in dict(
@@ -237,28 +208,24 @@ RULES = {name: elementwise(function) for name, function in dict(
     gt=np.greater, ge=np.greater_equal, clamp=lambda low, x, high: np.clip(x, low, high),
     select_n=lambda which, *cases: np.choose(which, cases) if len(cases) > 2 else np.where(which, *cases[::-1]),
     div=lambda a, b: np.asarray(np.trunc(a / b), a.dtype) if np.issubdtype(a.dtype, np.integer) else a / b,
-    stop_gradient=lambda x: x, copy=lambda x: x, optimization_barrier=lambda *args: args).items()}
-RULES |= {"scatter-add": functools.partial(scatter, primitive=jax.lax.scatter_add_p, update=np.add.at),
-          "and": elementwise(np.bitwise_and), "or": elementwise(np.bitwise_or), "not": elementwise(np.invert),
-          "while": while_loop, "reduce_sum": reduction(np.sum), "reduce_max": reduction(np.max),
-          "reduce_min": reduction(np.min), "reduce_prod": reduction(np.prod)}
+    stop_gradient=lambda x: x, copy=lambda x: x, layout_constraint=lambda x: x,
+    optimization_barrier=lambda *args: args).items()}
+RULES |= {"and": elementwise(np.bitwise_and), "or": elementwise(np.bitwise_or), "not": elementwise(np.invert),
+          "while": while_loop, "reduce_sum": reduction(lambda x, axis: wide(x).sum(axis)),
+          "reduce_max": reduction(np.max), "reduce_min": reduction(np.min), "reduce_prod": reduction(np.prod)}
 RULES |= dict(
-    multilinear_derivative=derivative, pjit=call, remat2=call, checkpoint=call, scan=scan, dot_general=dot_general,
-    conv_general_dilated=conv_general_dilated, broadcast_in_dim=broadcast_in_dim, pad=pad, split=split, iota=iota,
-    gather=gather, device_put=lambda *args, **_: args,
-    scatter=functools.partial(scatter, primitive=jax.lax.scatter_p, update=operator.setitem),
-    dynamic_slice=dynamic_slice, dynamic_update_slice=dynamic_update_slice,
-    custom_jvp_call=lambda *args, call_jaxpr, **_: call(*args, jaxpr=call_jaxpr),
-    custom_vjp_call_jaxpr=lambda *args, fun_jaxpr, **_: call(*args, jaxpr=fun_jaxpr),
+    multilinear_derivative=derivative, dot_general=dot_general, conv_general_dilated=conv_general_dilated,
+    broadcast_in_dim=broadcast_in_dim, pad=pad, split=split, iota=iota, dynamic_slice=dynamic_slice,
+    dynamic_update_slice=dynamic_update_slice, device_put=lambda *args, **_: args,
     cond=lambda index, *args, branches, **_: call(*args, jaxpr=branches[np.clip(index, 0, len(branches) - 1)]),
-    round=lambda x, *, rounding_method: np.rint(x) if rounding_method else np.trunc(x + np.copysign(0.5, x)),
-    integer_pow=lambda x, *, y: x**y,
+    round=lambda x, *, rounding_method, **_: np.rint(x) if rounding_method else np.trunc(x + np.copysign(0.5, x)),
+    integer_pow=lambda x, *, y, **_: x**y,
     convert_element_type=lambda x, *, new_dtype, **_: x.astype(new_dtype),
     reshape=lambda x, *, new_sizes, dimensions, **_: (
         x if dimensions is None else x.transpose(dimensions)).reshape(new_sizes),
-    transpose=lambda x, *, permutation: x.transpose(permutation),
-    squeeze=lambda x, *, dimensions: x.squeeze(dimensions),
-    rev=lambda x, *, dimensions: np.flip(x, dimensions),
-    concatenate=lambda *args, dimension: np.concatenate(args, dimension),
-    slice=lambda x, *, start_indices, limit_indices, strides: x[tuple(
+    transpose=lambda x, *, permutation, **_: x.transpose(permutation),
+    squeeze=lambda x, *, dimensions, **_: x.squeeze(dimensions),
+    rev=lambda x, *, dimensions, **_: np.flip(x, dimensions),
+    concatenate=lambda *args, dimension, **_: np.concatenate(args, dimension),
+    slice=lambda x, *, start_indices, limit_indices, strides, **_: x[tuple(
         map(slice, start_indices, limit_indices, strides or (1,) * x.ndim))])
