@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import random_variables
 from flax import linen as nn
+from helpers.in_numpy import in_numpy
 from helpers.light_codec import LIGHT, UNSHUFFLED
 
 from mlic_jax.coding import layer_crops
@@ -28,17 +29,25 @@ def test_the_halo_shrinks_by_what_each_layer_looks_at():
   assert layers == (*((1, halo) for halo in (6, 4, 4, 4)), *((2, halo) for halo in (4, 4, 2, 2, 0, 0)))
 
 
-@pytest.mark.parametrize("number", [0, 4, 7, 8])
-def test_every_tile_has_the_pixels_of_the_whole_image(number):
+@pytest.fixture(scope="module")
+def image():
+  """A model, its variables and layers, y_hat (1, 24, 24, M) and the image of it."""
   variables = random_variables(UNSHUFFLED)
   model, layers = layers_of(UNSHUFFLED, variables)
   y_hat = np.random.default_rng(0).normal(0, 1, (1, 24, 24, UNSHUFFLED.M)).astype(np.float32)
+  synthesize = in_numpy(lambda variables, y_hat: model.apply(variables, y_hat, 2, method="synthesize"))
+  return model, variables, layers, y_hat, synthesize(variables, y_hat)[0]
+
+
+@pytest.mark.parametrize("number", [0, 4, 7, 8])
+def test_every_tile_has_the_pixels_of_the_whole_image(image, number):
+  model, variables, layers, y_hat, x_hat = image
   grid = TileGrid(24, 24, 8, 8)
   crops = crops_of(grid, number, 6, layers, 16)
   window = y_hat[0][grid.window(number, 6).slices][None]
-  tile = model.apply(variables, method=lambda model: layer_crops.synthesize(
-      model, window, 2, crops.sizes, crops.corners[None]))
-  whole = model.apply(variables, y_hat, 2, method="synthesize")[0][grid.box(number).times(16).slices]
+  tile = in_numpy(lambda variables: model.apply(variables, method=lambda model: layer_crops.synthesize(
+      model, window, 2, crops.sizes, crops.corners[None])))(variables)
+  whole = x_hat[grid.box(number).times(16).slices]
   np.testing.assert_allclose(tile[0], whole, atol=1e-5 * np.abs(whole).max())
   assert tile.shape == (1, 128, 128, 3)
 
