@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import random_variables
 from flax import linen as nn
+from helpers.in_numpy import in_numpy
 from helpers.light_codec import CHENG, LIGHT, UNSHUFFLED
 
 from mlic_jax.coding.receptive_field import TilingError, halos
@@ -29,7 +30,7 @@ def test_a_perturbation_reaches_as_far_as_the_halo_and_no_farther():
   model, variables = build(CHENG), random_variables(CHENG)
   y_hat = np.random.default_rng(0).normal(0, 1, (2, 20, 20, CHENG.M)).astype(np.float32)
   y_hat[1, :10], y_hat[1, 11:] = y_hat[0, :10], y_hat[0, 11:]
-  x_hat = np.asarray(model.apply(variables, y_hat, 2, method="synthesize"))
+  x_hat = in_numpy(lambda variables, y_hat: model.apply(variables, y_hat, 2, method="synthesize"))(variables, y_hat)
   moved = np.abs(x_hat[1] - x_hat[0]).reshape(20, -1).max(1)   # of the rows of pixels of each row of y
   reach = 7                                              # of which the halo is the next even number
   assert halos(model, variables).synthesis == 8
