@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import random_variables
-from helpers.light_codec import LIGHT, light_model
+from helpers.light_codec import LIGHT, LIGHT_HALOS, LIGHT_STAGES, light_model
 
-from mlic_jax.coding import memory_estimate, tile_devices
+from mlic_jax.coding import memory_estimate, tile_devices, tiled_coder
 from mlic_jax.coding.checkpoint_io import load_model, save_model
 from mlic_jax.coding.codec import Codec
 from mlic_jax.coding.memory_estimate import MemoryLimitError
@@ -19,9 +19,12 @@ from mlic_jax.coding.memory_estimate import MemoryLimitError
 SCRIPT = """
 import collections, json, pathlib, sys
 import jax, numpy as np
-from mlic_jax.coding import jit_functions, tile_devices, tile_functions
+from mlic_jax.coding import analysis_stages, jit_functions, tile_devices, tile_functions, tiled_coder
 from mlic_jax.coding.codec import Codec
 
+halos, stages = json.loads(sys.argv[2])
+tiled_coder.halos = lambda *_: tiled_coder.Halos(*halos)
+analysis_stages.measure = lambda *_: analysis_stages.Stages(*stages)
 used, progress, devices = collections.defaultdict(set), [], tile_devices.devices
 def watch(module, name):
   function = getattr(module, name)
@@ -60,7 +63,7 @@ print(json.dumps(dict(used=on_three, progress=progress, lines=lines)))
 """
 
 
-def test_files_and_pixels_do_not_depend_on_the_number_of_devices(tmp_path):
+def test_files_and_pixels_do_not_depend_on_the_number_of_devices(tmp_path, monkeypatch):
   """Each device computes batches of its own: no array is on two, whose program would have them await each other.
 
   Nine tiles are five batches, the last one of a single tile, in two turns, the last one of two devices."""
@@ -72,7 +75,8 @@ def test_files_and_pixels_do_not_depend_on_the_number_of_devices(tmp_path):
   save_model(tmp_path / "light", config, random_variables(config))
   env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=3",
              PYTHONPATH=os.pathsep.join(map(str, Path(__file__).parents[1:3])))
-  done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path], env=env, stdout=subprocess.PIPE, check=True,
+  measured = json.dumps([LIGHT_HALOS, LIGHT_STAGES])
+  done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path, measured], env=env, stdout=subprocess.PIPE, check=True,
                         timeout=500)
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["used"] == {name: [[0], [1], [2]] for name in (
@@ -83,6 +87,7 @@ def test_files_and_pixels_do_not_depend_on_the_number_of_devices(tmp_path):
   assert (tmp_path / "one.mlic").read_bytes() == blob
   three, one = np.load(tmp_path / "three.npy"), np.load(tmp_path / "one.npy")
   np.testing.assert_array_equal(three, one)
+  monkeypatch.setattr(tiled_coder, "halos", lambda *_: LIGHT_HALOS)
   decoded = Codec(load_model(tmp_path / "light", True)).decode(blob)   # here XLA computes with other threads
   assert decoded.shape == image.shape and np.abs(decoded.astype(int) - three[0]).max() <= 1
 

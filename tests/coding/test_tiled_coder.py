@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import random_variables
-from helpers.light_codec import CHENG, light_model
+from helpers.light_codec import CHENG, LIGHT_HALOS, LIGHT_STAGES, light_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +60,10 @@ def test_decode_gives_what_the_encoder_predicted(codec, whole, coded, image):
   part = np.ascontiguousarray(image[:128, :192])
   error = lambda decoded: np.mean(np.square(part.astype(float) - decoded))
   assert error(codec.decode(codec.encode(part, 2))) < 1.05 * error(whole.decode(whole.encode(part, 2)))
+
+
+def test_halos_and_stages_are_those_of_the_layers(codec):
+  assert codec.tiles.halos == LIGHT_HALOS and codec.tiles.stages == LIGHT_STAGES
 
 
 def test_y_of_the_tiles_is_y_of_the_whole_image(codec, image):
