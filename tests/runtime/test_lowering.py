@@ -40,16 +40,22 @@ def small_config():
   return c
 
 
+def of_few_layers(config, **fields):
+  """The config of a training and of its codec, whose `fields` differ from SMALL."""
+  config = config.copy_and_resolve_references()
+  config.crop_size = 256  # 1024 positions at an eighth of the resolution
+  config.model = dict(SMALL, transforms="helpers.light_transforms", widths=(), contexts=(), lrp_widths=(), **fields)
+  return config, CodecConfig.from_dict(config.model.to_dict())
+
+
 @pytest.fixture(scope="module", name="traced")
 def traced_programs(config):
   """{name: (function, its arguments as shapes, its jaxpr)}
 
   The gradients of all layers are in "refine", so that those of a training step are of few."""
-  codec, config = CodecConfig.from_dict(dict(SMALL)), config.copy_and_resolve_references()
-  few_layers = dict(SMALL, N=32, transforms="helpers.light_transforms", widths=(), contexts=(), lrp_widths=())
+  codec = CodecConfig.from_dict(dict(SMALL))
   found = dict(evaluation=pmap_programs.evaluation_program(config, codec), **codec_programs(codec, 64, 64))
-  config.model, config.crop_size = few_layers, 256  # 1024 positions at an eighth of the resolution
-  found["training"] = pmap_programs.training_program(config, CodecConfig.from_dict(few_layers))
+  found["training"] = pmap_programs.training_program(*of_few_layers(config, N=32))
   jitted = {name: (jax.jit(function), arguments) for name, (function, arguments) in found.items()}
   return {name: (function, arguments, function.trace(*arguments).jaxpr)
           for name, (function, arguments) in jitted.items()}
@@ -104,8 +110,9 @@ def test_training_multiplies_in_full_precision_in_the_entropy_path_alone(lowered
   assert products(lowered("training", "tpu")) == {None, jax.lax.Precision.HIGHEST}
 
 
-def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(traced):
-  step, arguments, _ = traced["training"]
+def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(config, monkeypatch):
+  monkeypatch.setattr(pmap_programs, "make_train_step", lambda *args: make_train_step(*args[:-1], "tpu"))
+  step, arguments = pmap_programs.training_program(*of_few_layers(config))
   with jax.default_matmul_precision("high"):
     found = products(equations_on(step.trace(*arguments).jaxpr, "tpu"))
   assert found == {jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST}
