@@ -125,9 +125,11 @@ def test_a_broken_record_is_a_broken_image(tfds_dir):
     LazyImages(records)[1]
 
 
-def test_tensorflow_is_not_imported_to_read_a_tfds_dataset(tfds_dir):
+def test_tensorflow_is_not_imported_to_train_on_a_tfds_dataset(tfds_dir):
   program = f"""if True:
     import sys
+    import mlic_jax.training.loop
+    assert "tensorflow" not in sys.modules
     from mlic_jax.data import sources
     from mlic_jax.data import loader
     mixture = loader.Mixture(sources.open_sources("tfds:tiny_photos", {tfds_dir!r}), ((0, 64),))

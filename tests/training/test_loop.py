@@ -2,7 +2,6 @@
 import csv
 import errno
 import json
-import subprocess
 import sys
 import weakref
 
@@ -246,12 +245,6 @@ def test_the_command_refuses_a_bad_argument_in_one_line(tmp_path, capsys, argume
   out, err = capsys.readouterr()
   assert not out and err.count("\n") == 1 and err.startswith("train.py: ") and message in err
   assert not (tmp_path / "run").exists()
-
-
-def test_training_does_not_import_tensorflow():
-  code = "import sys, mlic_jax.training.loop; print(*sys.modules)"
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-  assert "tensorflow" not in done.stdout.split()
 
 
 def test_an_evaluation_that_is_no_number_does_not_stop_later_exports(config, tmp_path, monkeypatch):
