@@ -1,5 +1,6 @@
 """Tests of the program mlic-jax: its commands, their options and help texts."""
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from mlic_jax.__main__ import COMMANDS, main, main_of_one_command
+from mlic_jax.model import complexity
 
 ROOT = Path(__file__).parents[2]
+COUNTED = functools.cache(complexity.describe)   # tables of one model, which are traced once
 
 
 def options(command) -> list[argparse.Action]:
@@ -106,9 +109,9 @@ def test_help_is_the_same_without_docstrings():
 
 
 def test_a_folder_that_was_removed_under_the_command_is_named(tmp_path):
+  """The command is one that finds out before the slow imports."""
   (tmp_path / "here").mkdir()
-  command = (f"rmdir {tmp_path / 'here'} && "
-             f"{sys.executable} -m mlic_jax eval --estimate --ckpt {ROOT / 'checkpoints' / 'nano'}")
+  command = f"rmdir {tmp_path / 'here'} && {sys.executable} -m mlic_jax calibrate model --data images --out calibrated"
   done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "here", capture_output=True, text=True, timeout=300,
                         env=os.environ | {"PYTHONPATH": str(ROOT)})
   assert (done.returncode, done.stderr) == (2, "error: the current folder no longer exists\n")
@@ -116,6 +119,7 @@ def test_a_folder_that_was_removed_under_the_command_is_named(tmp_path):
 
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "none"])
 def test_a_terminal_without_a_width_gets_a_table_all_the_same(columns, monkeypatch, capsys):
+  monkeypatch.setattr(complexity, "describe", COUNTED)
   monkeypatch.setenv("COLUMNS", columns)
   assert main(["describe", "--config", "ablations/00_hyperprior", "--height", "64", "--width", "64"]) == 0
   assert max(map(len, capsys.readouterr().out.splitlines())) > 40
