@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables
@@ -45,14 +44,16 @@ def folder_with_a_distortion(tmp_path, monkeypatch):
 def test_a_distortion_is_zero_for_the_image_itself_and_grows_with_the_error(name):
   distortion = distortions.find(name)
   side = max(16, distortion.MIN_SIDE)
-  x = jax.random.uniform(jax.random.key(0), (2, side, side, 3))
-  noise = jax.random.normal(jax.random.key(1), x.shape)
+  rng = np.random.default_rng(0)
+  x = rng.uniform(size=(2, side, side, 3)).astype(np.float32)
+  noise = rng.normal(size=x.shape).astype(np.float32)
   summed = lambda x_hat: ((distance := distortion.distance(x_hat, x)).sum(), distance)
   compiled = jax.jit(jax.grad(summed, has_aux=True))
-  (_, none), (gradient, little), (_, much) = (compiled(x + amount * noise) for amount in (0, 0.02, 0.1))
-  assert none.shape == (2,) and (jnp.abs(none) < 1e-5).all()
+  (_, none), (gradient, little), (_, much) = (
+      jax.device_get(compiled(x + np.float32(amount) * noise)) for amount in (0, 0.02, 0.1))
+  assert none.shape == (2,) and (np.abs(none) < 1e-5).all()
   assert (none < little).all() and (little < much).all()
-  assert jnp.isfinite(gradient).all() and (gradient != 0).any()
+  assert np.isfinite(gradient).all() and (gradient != 0).any()
   assert all(each.shape == (2,) for each in distortions.metrics_of(distortion, much).values())
 
 

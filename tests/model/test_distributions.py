@@ -194,9 +194,10 @@ def test_at_the_smallest_scale_the_zero_bin_is_as_probable_under_each():
 
 
 def test_shape_2_is_the_gaussian_and_shape_1_the_laplace_distribution():
-  v, scale = jnp.linspace(-8, 8, 161), jnp.float32(1.3)
-  np.testing.assert_allclose(generalized(2.0).bits(v, scale), make_distribution(SMALL).bits(v, scale), atol=1e-4)
-  np.testing.assert_allclose(generalized(1.0).bits(v, scale), named("laplace").bits(v, scale), atol=1e-4)
+  v, scale = np.linspace(-8, 8, 161, dtype=np.float32), np.float32(1.3)
+  bits_of = lambda *distributions: jax.jit(lambda *args: [each.bits(*args) for each in distributions])(v, scale)
+  np.testing.assert_allclose(*bits_of(generalized(2.0), make_distribution(SMALL)), atol=1e-4)
+  np.testing.assert_allclose(*bits_of(generalized(1.0), named("laplace")), atol=1e-4)
 
 
 @pytest.mark.parametrize("shift", [-3, 0, 2])
@@ -276,7 +277,8 @@ def test_every_output_of_the_networks_has_a_gradient(name):
 def test_intermediates_are_those_of_networks():
   config, rng = LEARNED, np.random.default_rng(0)
   y, hyper = (rng.normal(size=(1, 4, 4, n)).astype(np.float32) for n in (config.M, 2 * config.M))
-  found = entropy_model.intermediates(config, variables_of(config)["params"]["slices"], hyper, y)
+  found = jax.eval_shape(functools.partial(entropy_model.intermediates, config),
+                         variables_of(config)["params"]["slices"], hyper, y)
   assert "entropy_anchor" in found[0] and not any("distribution" in name for name in found[0])
 
 

@@ -166,16 +166,17 @@ def test_rematerialization_changes_the_memory_and_not_the_gradient(x):
 
 
 def test_a_fraction_of_a_quality_is_the_geometric_mean_of_its_gains(variables):
-  gain = lambda q: build(CODEC).apply(variables, q, method=lambda m, q: m._gain("log_gain", q))
+  compiled = jax.jit(lambda q: build(CODEC).apply(variables, q, method=lambda m, q: m._gain("log_gain", q)))
+  gain = lambda q: np.asarray(compiled(q))
   np.testing.assert_allclose(gain(1.5)**2, gain(1.0) * gain(2.0), rtol=1e-6)
-  np.testing.assert_array_equal(gain(jnp.array([3.0, 1.0]))[1:], gain(1.0))
+  np.testing.assert_array_equal(gain(np.float32([3.0, 1.0]))[1:], gain(1.0))
 
 
 def test_a_missing_quality_and_a_size_that_is_no_multiple_are_refused(variables, x):
   with pytest.raises(ValueError, match=r"got no quality; a variable-rate codec wants one in 1\.\.3"):
-    build(CODEC).apply(variables, x)
+    jax.eval_shape(build(CODEC).apply, variables, x)
   with pytest.raises(ValueError, match="60x128; height and width have to be multiples of 64"):
-    build(CODEC).apply(variables, x[:, :60], 1.0)
+    jax.eval_shape(build(CODEC).apply, variables, x[:, :60], 1.0)
 
 
 def test_only_live_weights_are_drawn_and_the_first_slices_start_at_the_right_size():
