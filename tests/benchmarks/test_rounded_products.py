@@ -15,6 +15,7 @@ from benchmarks import rounded_products
 from benchmarks.rounded_products import with_rounded_products
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.mlic import build
+from mlic_jax.model.param_shapes import param_shapes
 
 DEFAULT = (jax.lax.Precision.DEFAULT,) * 2
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -26,7 +27,7 @@ def gradient_of_small_nano():
                                       widths=()))
   model = build(config, transform_precision=None, entropy_precision="default", scan_unroll=config.num_slices)
   x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, 1.0)["params"], x)
+  params = param_shapes(config)
 
   def loss(params, x):
     out = model.apply({"params": params}, x, 1.0, rngs={"noise": jax.random.key(0)})
