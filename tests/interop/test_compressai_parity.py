@@ -18,7 +18,6 @@ from mlic_jax.interop import layer_map
 from mlic_jax.interop.reference_weights import from_state_dict, infer_config, to_state_dict
 from mlic_jax.model.complexity import describe
 from mlic_jax.model.mlic import CodecOutput, build
-from mlic_jax.training.step import COMPILE_QUICKLY
 
 pytestmark = pytest.mark.usefixtures("as_shipped")
 
@@ -27,7 +26,6 @@ STATS = json.loads((compressai_fill.FIXTURES / "stats.json").read_text())
 # The two models whose keys are the same have to be told apart; the other two are recognized.
 VARIANTS = {"mlic": None, "mlicplus": "mlic_plus", "mlicpp": None, "mlicv2": None}
 RECORDED = ("mlic", "mlicpp", "mlicv2")
-AS_SHIPPED = "mlicpp"  # compiles as for users; the other models compile in a third of the time, for the same bounds
 DEAD = ".slice_values."  # parameters of CompressAI's MLICv2 that its forward pass never reads
 
 
@@ -45,8 +43,7 @@ def converted(model: str) -> tuple[CodecConfig, dict]:
 def output(model: str) -> CodecOutput:
   config, variables = converted(model)
   height, width = STATS[model]["input"][2:]
-  run = jax.jit(build(config).apply, compiler_options=None if model == AS_SHIPPED else COMPILE_QUICKLY)
-  return run(variables, compressai_fill.image(STATS[model]["seed"], height, width))
+  return jax.jit(build(config).apply)(variables, compressai_fill.image(STATS[model]["seed"], height, width))
 
 
 @pytest.mark.parametrize("model", VARIANTS)

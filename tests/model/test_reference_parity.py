@@ -24,12 +24,10 @@ pytestmark = pytest.mark.usefixtures("as_shipped")
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 TOLERANCE = dict(rtol=0, atol=1e-4)  # the recorded arrays themselves are good to 1.5e-5
-AS_SHIPPED = "A"  # compiles as for users; the other cases compile in a third of the time, for the same bounds
 
 
 class Case(NamedTuple):
   """One recorded case, with the network input x (B, H, W, 3)."""
-  name: str
   arrays: dict[str, np.ndarray]  # NHWC
   config: CodecConfig
   variables: dict
@@ -47,7 +45,7 @@ def load_case(name: str) -> Case:
   config, variables = from_state_dict(weights)
   x = arrays["image_u8"].astype(np.float32) / 255
   x = np.pad(x, ((0, 0), (0, -x.shape[1] % 64), (0, -x.shape[2] % 64), (0, 0)))
-  return Case(name, arrays, config, variables, x, weights)
+  return Case(arrays, config, variables, x, weights)
 
 
 @pytest.fixture(scope="module", params=["A", "B", "C"])
@@ -89,7 +87,7 @@ def computed(case) -> Computed:
       found[f"lrp_{parity}"] = 0.5 * jnp.tanh(output(i + 1, f"lrp_{parity}"))
     return state, (coded, found)
 
-  @functools.partial(jax.jit, compiler_options=None if case.name == AS_SHIPPED else COMPILE_QUICKLY)
+  @jax.jit
   def run(variables, x):
     apply = lambda *args, method: model.apply(variables, *args, method=method)
     y, z = apply(x, method="analyze")
