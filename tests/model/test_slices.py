@@ -31,8 +31,9 @@ CONFIGS = [CodecConfig(M=8, num_slices=1, window_size=3, contexts=("local_attent
            CodecConfig(M=12, num_slices=2, contexts=("local_checkerboard", "channel"),
                        options=dict(selection_widths=(8,), selection_spatial=True, selection_lrp=False), **SMALL)]
 ONE_LOOP = dict(scan_unroll=1)
-# Gradients of scans take long to compile: one context that reads the anchors, and one that reads what is decoded.
-TWO_SLICES = CodecConfig(M=8, num_slices=2, contexts=("global_intra_linear",), **SMALL | dict(entropy_widths=()))
+# Gradients of scans take long to compile, so entropy networks have no hidden layers in them.
+TWO_SLICES = CodecConfig(M=8, num_slices=2, contexts=("global_intra_linear", "global_inter_linear", "channel"),
+                         **SMALL | dict(entropy_widths=()))
 HEADS = CodecConfig(M=12, num_slices=3, contexts=("global_inter_linear",), options=dict(head_channels=5),
                     **SMALL | dict(entropy_widths=()))  # heads of 4 and 8 channels
 SHAPE = (1, 4, 8)  # B, h, w
