@@ -28,8 +28,6 @@ from mlic_jax.model.slices import Prior
 CONFIGS = {name: dataclasses.replace(config, transforms="helpers.light_transforms", widths=())
            for name, config in distribution_cases.CONFIGS.items()}
 TABULATED = [name for name, config in CONFIGS.items() if make_distribution(config).num_shapes]
-# One of each kind: a table of one shape, shapes by channel and by element, and a row for each element.
-OF_EACH_KIND = ["laplace", "shapes by channel", "shapes by element", "three Gaussians"]
 SIZE = (1, 4, 6, 8)
 
 
@@ -199,7 +197,7 @@ def test_rows_of_elements_are_cumulative_counts_of_their_mixtures():
       np.testing.assert_allclose(counts[:-1] / 2**16, likelihood, atol=4e-4)
 
 
-@pytest.mark.parametrize("name", OF_EACH_KIND)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_an_image_round_trips_and_its_file_is_the_estimated_bits(photograph, name):
   codec = codec_of(name)
   options = {} if name in TABULATED else dict(portable=False)

@@ -83,9 +83,9 @@ def test_heads_have_so_many_channels_as_nearly_as_they_are_equal(slice_channels,
 
 
 # With 4 channels a head, those of all slices have one width; with 16, those of each slice have a width of their own.
-@pytest.mark.parametrize("head_channels, name, rotary", [
-    (4, "global_inter_linear", False), (4, "global_inter_softmax", True),
-    (16, "global_inter_linear", True), (16, "global_inter_softmax", False)])
+@pytest.mark.parametrize("head_channels", [4, 16])
+@pytest.mark.parametrize("name", ["global_inter_linear", "global_inter_softmax"])
+@pytest.mark.parametrize("rotary", [False, True])
 def test_a_slice_whose_index_is_traced_has_the_heads_of_that_slice(head_channels, name, rotary):
   config = dataclasses.replace(SMALL, options=dict(head_channels=head_channels, rotary=rotary))
   context = contexts.make_context(name, config)
