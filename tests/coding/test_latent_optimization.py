@@ -293,8 +293,8 @@ def test_an_image_that_fits_only_without_refining_is_refused_before_the_work(cod
 
 
 def test_the_memory_it_asks_for_covers_what_xla_reports_and_is_no_more_than_eight_times_that():
-  """Nearly all memory is that of the transforms, so one slice is enough."""
-  config = dataclasses.replace(SMALL, transforms="cheng2020", widths=(4, 4, 4), num_slices=1, lrp_widths=(4,))
+  config = dataclasses.replace(SMALL, transforms="cheng2020", widths=(4, 4, 4), contexts=("channel",),
+                               channel_widths=(4,), lrp_widths=(4,))
   step, arguments = codec_programs(config, 64, 128)["refine"]
   report = jax.jit(step).lower(*arguments).compile().memory_analysis()
   reported = report.temp_size_in_bytes + report.output_size_in_bytes
