@@ -114,7 +114,7 @@ def test_training_keeps_the_precision_that_the_caller_of_jax_has_chosen(config, 
   monkeypatch.setattr(pmap_programs, "make_train_step", lambda *args: make_train_step(*args[:-1], "tpu"))
   step, arguments = pmap_programs.training_program(*of_few_layers(config))
   with jax.default_matmul_precision("high"):
-    found = products(equations_on(step.trace(*arguments).jaxpr, "tpu"))
+    found = products(equations_on(jax.jit(step).trace(*arguments).jaxpr, "tpu"))
   assert found == {jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST}
 
 
