@@ -63,6 +63,8 @@ class MLIC(nn.Module):
     for_tpu: the scan over slices is arranged for training on TPUs. Both parities are packed once for all slices,
       attention has positions or windows in the lanes, contexts project queries, keys and values together, and the
       gradient of a softmax keeps its result alone. Results differ by rounding only.
+    own_programs: every slice is a call of an `own_program` (runtime/program_chain.py), which the slices of a group
+      share, for training on one CPU device. Results differ by rounding only.
 
   The defaults are those of coding and evaluation. Training on accelerators chooses others.
   """
@@ -75,6 +77,7 @@ class MLIC(nn.Module):
   scan_groups: tuple[int, ...] = ()
   packed: bool = False
   for_tpu: bool = False
+  own_programs: bool = False
 
   def setup(self):
     config = self.config
@@ -82,7 +85,8 @@ class MLIC(nn.Module):
     self.g_a, self.g_s = chosen.Analysis(config, self.remat), chosen.Synthesis(config, self.remat)
     self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
     self.z_prior = FactorizedPrior(config.N)
-    self.slices = Slices(config, self.scan_unroll, self.scan_groups, self.packed, self.for_tpu)
+    self.slices = Slices(config, self.scan_unroll, self.scan_groups, self.packed, self.for_tpu,
+                         self.own_programs)
     if config.num_rates:
       # The initial gains cover a range around 1. Training learns the rates themselves.
       spread = lambda _: jnp.tile(jnp.linspace(-0.8, 0.8, config.num_rates)[:, None], (1, config.M))
@@ -228,14 +232,15 @@ def side_multiple(config: CodecConfig) -> int:
   return 4 * transforms.find(config.transforms).STRIDE
 
 
-def for_gradients(model: MLIC, platform: str | None) -> MLIC:
+def for_gradients(model: MLIC, platform: str | None, own_programs: bool = False) -> MLIC:
   """Return the codec with the scan that is fast for gradients on a platform; None is any platform but CPU.
 
   A model whose scan_unroll or scan_groups are set keeps them. The scan itself chooses its groups when its program is
   lowered, but a gradient of that choice is slow to trace. Callers therefore choose between two gradients with
-  jax.lax.platform_dependent."""
+  jax.lax.platform_dependent. With `own_programs` the gradient is compiled by runtime/program_chain.py."""
   if not model.scan_unroll and not model.scan_groups and model.config.num_slices > 1:
-    model = model.clone(scan_unroll=1, scan_groups=choose_groups(platform, model.config.num_slices))
+    model = model.clone(scan_unroll=1, scan_groups=choose_groups(platform, model.config.num_slices),
+                        own_programs=own_programs)
   if platform == "gpu" and model.scan_unroll == 1:
     return model.clone(packed=True)
   return model.clone(for_tpu=True) if platform == "tpu" else model

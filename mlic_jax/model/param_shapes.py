@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from mlic_jax.config import CodecConfig
 from mlic_jax.model.lazy_params import without_initializers
@@ -34,6 +35,16 @@ def apply_without_slices(codec: MLIC, x: jax.Array, quality: jax.Array | float |
   y, z = codec.analyze(x, quality)
   codec.hyper(codec.round_z(z))
   return codec.synthesize(y, quality)
+
+
+def init_without_scan(model: nn.Module, key: jax.Array, x: jax.Array, quality: float | None) -> dict[str, Any]:
+  """Return model.init(key, x, quality). For the codec it traces no scan over slices, which creates no parameters."""
+  def create(codec: MLIC, x: jax.Array, quality: float | None) -> None:
+    apply_without_slices(codec, x, quality)
+    codec.slices.step  # noqa: B018  its parameters are created when it is set up
+
+  variables: Any = model.init(key, x, quality, method=create if isinstance(model, MLIC) else None)
+  return dict(variables)
 
 
 @functools.cache  # tracing takes half a second

@@ -2,7 +2,8 @@
 
 A group of one slice is compiled for this slice: k is known while tracing, and only the channels of decoded slices are
 multiplied. A larger group is a loop that is compiled once, for the channels that its last slice reads. Many groups
-multiply less, few groups compile faster.
+multiply less, few groups compile faster. With own programs (runtime/program_chain.py) the slices of a group are calls
+of one program in place of a loop, whose state would be copied.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from mlic_jax.kernels.packed_scan import packed_scan
 from mlic_jax.model.checkerboard import pack_parities, unpack_parities
 from mlic_jax.model.packed_hyper import PackedHyper
 from mlic_jax.model.quantizers import Quantizer
+from mlic_jax.runtime.program_chain import own_program
 
 MIN_SLICES_IN_LOOPS = 6  # on CPU; fewer slices compile in less than a minute anyway
 
@@ -42,7 +44,7 @@ class GroupedScan:
     quantizer: stands for rounding.
     remat: rematerialize every step in the gradient.
     unroll: slices per iteration of a loop.
-    packed, for_tpu: as in MLIC.
+    packed, for_tpu, own_programs: as in MLIC.
   """
   step: Any
   hyper: jax.Array
@@ -51,6 +53,7 @@ class GroupedScan:
   unroll: int = 1
   packed: bool = False
   for_tpu: bool = False
+  own_programs: bool = False
 
   def __call__(self, sizes: tuple[int, ...], y_hat: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
     """Run the steps of all slices, given y_hat (B, h, w, M) of zeros.
@@ -63,7 +66,7 @@ class GroupedScan:
       hyper, inputs = PackedHyper.of(hyper), (params, k, pack_parities(y), pack_parities(draws), arrived)
     start, of_groups = 0, []
     for size, of_group in zip(sizes, split_groups(inputs, sizes)):
-      run = self._single_slice if size == 1 else self._loop
+      run = self._calls if self.own_programs else self._single_slice if size == 1 else self._loop
       y_hat, of_slices = run(range(start, start + size), hyper, y_hat, of_group)
       of_groups.append(of_slices)
       start += size
@@ -77,6 +80,20 @@ class GroupedScan:
 
     y_hat, found = self._checkpoint(body)(y_hat, inputs)
     return y_hat, jax.tree.map(lambda leaf: leaf[None], found)
+
+  def _calls(self, group: range, hyper, y_hat, inputs) -> tuple[jax.Array, Any]:
+    """Run every slice of a group as a call of the same function."""
+    step = self.step if len(group) == 1 else self.step.clone(group=group)
+
+    def run_slice(hyper, y_hat, params, k, *others):
+      k = group[0] if len(group) == 1 else k
+      return self._checkpoint(partial(self._apply, step))(hyper, y_hat, (params, k, *others))
+
+    run_slice, of_slices = own_program(run_slice), []
+    for of_slice in split_groups(inputs, (1,) * len(group)):
+      y_hat, found = run_slice(hyper, y_hat, *jax.tree.map(lambda leaf: jax.lax.squeeze(leaf, (0,)), of_slice))
+      of_slices.append(found)
+    return y_hat, jax.tree.map(lambda *each: jnp.stack(each), *of_slices)
 
   def _loop(self, group: range, hyper, y_hat, inputs) -> tuple[jax.Array, Any]:
     whole = len(group) == self.step.config.num_slices

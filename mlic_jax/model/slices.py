@@ -253,12 +253,13 @@ class SliceStep(nn.Module):
 class Slices(nn.Module):
   """Steps of all slices: their stacked parameters, the scan of training, and single passes for the codec.
 
-  `scan_unroll`, `scan_groups`, `packed` and `for_tpu` are as in MLIC."""
+  `scan_unroll`, `scan_groups`, `packed`, `for_tpu` and `own_programs` are as in MLIC."""
   config: CodecConfig
   scan_unroll: int = 0
   scan_groups: tuple[int, ...] = ()
   packed: bool = False
   for_tpu: bool = False
+  own_programs: bool = False
 
   def setup(self):
     self.step = SliceStep(self.config, self.for_tpu, parent=None)
@@ -287,7 +288,8 @@ class Slices(nn.Module):
     arrived = None if num_arrived is None else jnp.arange(count)[:, None] < num_arrived  # (slices, B)
     steps: Any = self.get_variable("params", "steps")
     inputs = steps, jnp.arange(count), split(y), jax.tree.map(split, draws), arrived
-    in_groups = GroupedScan(self.step, hyper, quantizer, remat, self.scan_unroll or 1, self.packed, self.for_tpu)
+    in_groups = GroupedScan(self.step, hyper, quantizer, remat, self.scan_unroll or 1, self.packed, self.for_tpu,
+                            self.own_programs)
     sizes = self.scan_groups or ((1,) * count if self.scan_unroll >= count else (count,))
     scan = partial(in_groups, sizes)
     if not self.scan_unroll and not self.scan_groups and count > 1 and quantizer is not ROUNDING:

@@ -12,11 +12,13 @@ If it cannot be used, this is reported in one line, and all functions are compil
 written again.
 """
 import contextlib
+import functools
 import glob
 import logging
 import os
 import re
 import stat
+import threading
 import warnings
 from typing import Any
 
@@ -33,6 +35,7 @@ MIN_COMPILE_SECONDS = 0.1  # functions that compile faster are not cached
 ENTRY_ERROR = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([^']*)': (.*)", re.DOTALL)
 
 _reported: set[str] = set()
+_hits = threading.local()  # .count: executables that JAX loaded from its cache in this thread
 
 
 def folder(part: str = "") -> str | None:
@@ -74,6 +77,20 @@ def enable() -> None:
   _remove_entries_with_errors(path)
   jax.config.update("jax_compilation_cache_dir", path)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+
+
+def num_hits() -> int:
+  """Return the number of executables that JAX loaded from its cache in this thread, after the first call."""
+  _count_hits()
+  return getattr(_hits, "count", 0)
+
+
+@functools.cache
+def _count_hits() -> None:
+  def on_event(event: str, **_) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+      _hits.count = getattr(_hits, "count", 0) + 1
+  jax.monitoring.register_event_listener(on_event)
 
 
 def _report(problem: str) -> None:

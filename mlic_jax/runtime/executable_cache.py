@@ -16,7 +16,6 @@ import os
 import pickle
 import platform
 import re
-import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from mlic_jax.runtime import compilation_cache, startup
+from mlic_jax.runtime.program_chain import Chain, LoweredChain
 from mlic_jax.runtime.trusted_files import evict, read_trusted, write_trusted
 
 SETTINGS: Any = jax.config  # its attributes are unknown to type checkers
@@ -42,7 +42,7 @@ def with_executable_cache(function: Callable, name: str, description: str | None
     name: unique name of the function.
     description: all inputs of tracing besides the arguments and the code of this package; None if they are unknown,
       which turns the cache off.
-    jit: jax.jit, or parallel.pmap_over_batch.
+    jit: jax.jit, parallel.pmap_over_batch, or program_chain.chain.
     options: options of `jit`. Static arguments are distinguished by their repr.
   """
   if description is None or startup.code is None or not SETTINGS.jax_enable_compilation_cache:
@@ -98,7 +98,7 @@ class _CachedFunction:
     shapes = tuple((np.shape(each), getattr(each, "dtype", type(each))) for each in leaves)
     return dynamic, leaves, (tree, shapes, tuple(args[index] for index in self._static))
 
-  def _find(self, args: tuple, signature: tuple) -> tuple[Callable, jax.stages.Lowered | None]:
+  def _find(self, args: tuple, signature: tuple) -> tuple[Callable, jax.stages.Lowered | LoweredChain | None]:
     """Return the executable, and its lowered program unless it was on disk."""
     link = self._path(self._description, self._options, signature, _environment(), startup.code)
     program, lowered = _read(link) if link else None, None
@@ -109,7 +109,7 @@ class _CachedFunction:
     self._programs[signature] = program
     return program, lowered
 
-  def _compiled(self, lowered: jax.stages.Lowered, signature: tuple, link: str | None) -> Callable:
+  def _compiled(self, lowered: jax.stages.Lowered | LoweredChain, signature: tuple, link: str | None) -> Callable:
     if link is None:
       return lowered.compile()
     file = self._path(self._options, signature, lowered.out_tree, _used_arguments(lowered), lowered.as_text(),
@@ -117,12 +117,13 @@ class _CachedFunction:
     if file is None:
       return lowered.compile()
     program = _read(file)
+    if program is not None and isinstance(lowered, LoweredChain):
+      lowered.cancel()
     if program is None:
-      _count_cache_hits()
-      before = _num_cache_hits()
+      before = compilation_cache.num_hits()
       program = lowered.compile()
       # XLA for CPU cannot serialize an executable from the cache of JAX: large ones lack kernels (jaxlib 0.5.3).
-      if _num_cache_hits() == before:
+      if compilation_cache.num_hits() == before and not getattr(program, "has_cached_programs", False):
         _write(file, program)
     if startup.digest_of_code() == startup.code:   # otherwise the code on disk differs from the imported code
       _link(link, file)
@@ -136,27 +137,14 @@ class _CachedFunction:
     return os.path.join(self._folder, hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
-def _used_arguments(lowered: jax.stages.Lowered) -> list[int] | None:
+def _used_arguments(lowered: jax.stages.Lowered | LoweredChain) -> list[int] | None:
   """Return the indices of arguments in the text of a program, from which JAX removes unused arguments.
 
   The option keep_unused would keep them, but jax 0.12 then never frees such programs."""
+  if isinstance(lowered, LoweredChain):  # its text has the arguments of each program
+    return None
   used = lowered._lowering.compile_args.get("kept_var_idx")
   return None if used is None else sorted(used)
-
-
-_cache_hits = threading.local()  # .count: executables that JAX loaded from its cache in this thread
-
-
-@functools.cache
-def _count_cache_hits() -> None:
-  def on_event(event: str, **_) -> None:
-    if event == "/jax/compilation_cache/cache_hits":
-      _cache_hits.count = _num_cache_hits() + 1
-  jax.monitoring.register_event_listener(on_event)
-
-
-def _num_cache_hits() -> int:
-  return getattr(_cache_hits, "count", 0)
 
 
 def _read(path: str) -> Callable | None:
@@ -167,7 +155,8 @@ def _read(path: str) -> Callable | None:
   if content is None:
     return None
   try:
-    program = serialize_executable.deserialize_and_load(*pickle.loads(zlib.decompress(content)))
+    found = pickle.loads(zlib.decompress(content))
+    program = found if isinstance(found, Chain) else serialize_executable.deserialize_and_load(*found)
   except Exception:  # unpickling can raise any exception; the program is then compiled
     return None
   with contextlib.suppress(OSError):
@@ -175,10 +164,10 @@ def _read(path: str) -> Callable | None:
   return program
 
 
-def _write(path: str, program: jax.stages.Compiled) -> None:
+def _write(path: str, program: jax.stages.Compiled | Chain) -> None:
   """Write an executable. If it cannot be serialized, or the disk is full, it is compiled in each process."""
   try:
-    content = pickle.dumps(serialize_executable.serialize(program))
+    content = pickle.dumps(program if isinstance(program, Chain) else serialize_executable.serialize(program))
   except Exception:  # as above
     return
   with contextlib.suppress(OSError):

@@ -160,9 +160,11 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   state, teacher_variables = parallel.replicate((restored.take_state(), prepared.teacher_variables))
   num_params = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(state.params))
   metrics_buffer = MetricsBuffer()
+  own_programs = pmap_programs.has_own_programs()
   train_step = pmap_programs.training(
-      make_train_step(config, prepared.model, restored.optimizer, prepared.teacher, jax.devices()[0].platform),
-      key=pmap_programs.cache_key(config, prepared.model, prepared.teacher))
+      make_train_step(config, prepared.model, restored.optimizer, prepared.teacher, jax.devices()[0].platform,
+                      own_programs),
+      key=pmap_programs.cache_key(config, prepared.model, prepared.teacher), own_programs=own_programs)
   validation = Validation(config, build(prepared.model_config), prepared.held_out, workdir, restored.evaluated)
   reader = contextlib.closing(data.training_batches(
       prepared.images, seed=config.seed, batch_size=config.batch_size, sizes=prepared.sizes,

@@ -90,6 +90,11 @@ class LoweredWithOptions(NamedTuple):
     return getattr(self.lowered, name)
 
 
+def device_index() -> jax.Array | int:
+  """Returns the index of this device in "batch" inside a step; 0 on a single device."""
+  return 0 if jax.lax.psum(1, AXIS) == 1 else jax.lax.axis_index(AXIS)
+
+
 def mean_over_devices(tree: Any) -> Any:
   """Averages a tree over "batch" inside a step; on a single device it returns the tree itself, not a copy."""
   return tree if jax.lax.psum(1, AXIS) == 1 else _reduce(jax.lax.pmean, tree)

@@ -4,6 +4,7 @@
 them for every platform.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from mlic_jax.model import registry
 from mlic_jax.model.mlic import build
 from mlic_jax.runtime import tpu_options
 from mlic_jax.runtime.executable_cache import with_executable_cache
+from mlic_jax.runtime.program_chain import chain
 from mlic_jax.training import parallel
 from mlic_jax.training.checkpoints import config_to_dict, flatten
 from mlic_jax.training.metrics_buffer import pack_metrics
@@ -66,15 +68,25 @@ def evaluation_key(config, model) -> str | None:
   return None if cache_key(config, model) is None else repr((config.distortion, model))
 
 
+def has_own_programs(devices: Sequence[jax.Device] | None = None) -> bool:
+  """Returns whether the training step is a chain of programs: on one CPU device, in a run of one process.
+
+  Programs compile in parallel (docs/benchmarks/startup.md). A program of several devices is one of jax.pmap."""
+  devices = jax.devices() if devices is None else devices
+  return len(devices) == 1 and devices[0].platform == "cpu"
+
+
 def training(train_step: Callable, devices: Sequence[jax.Device] | None = None,
-             key: str | None = None) -> Callable:
+             key: str | None = None, own_programs: bool = False) -> Callable:
   """Returns the training step on all devices: (state, batch, teacher_variables, flags) -> (state, metrics, flags).
 
   The metrics are packed (metrics_buffer.py), and the new state reuses the memory of the old one. With a `key` the
-  program is cached on disk."""
-  return with_executable_cache(
-      pack_metrics(train_step), f"{__name__}.training", key, parallel.pmap_over_batch, donate_state=True,
-      in_axes=(0, 0, 0, None), devices=devices, compiler_options=_batch_options(devices))
+  program is cached on disk. `own_programs` is that of make_train_step."""
+  options: dict[str, Any] = dict(donate_state=True, in_axes=(0, 0, 0, None), compiler_options=_batch_options(devices))
+  jit = functools.partial(chain, axis_name=parallel.AXIS) if own_programs else parallel.pmap_over_batch
+  if not own_programs:
+    options["devices"] = devices
+  return with_executable_cache(pack_metrics(train_step), f"{__name__}.training", key, jit, **options)
 
 
 def evaluation(eval_step: Callable, devices: Sequence[jax.Device] | None = None,
@@ -109,7 +121,9 @@ def training_program(config, codec: CodecConfig, devices: Sequence[jax.Device] |
   platform = devices[0].platform if devices else None
   model, optimizer = build(codec, **build_options(config)), make_optimizer(config, platform)
   teacher, teacher_variables = load_teacher(config, codec)
-  step = training(make_train_step(config, model, optimizer, teacher, platform), devices)
+  own_programs = devices is not None and has_own_programs(devices)
+  step = training(make_train_step(config, model, optimizer, teacher, platform, own_programs), devices,
+                  own_programs=own_programs)
   count = _count(devices)
   parallel.check_batch_size("batch_size", config.batch_size, config.accumulate_steps, count)
   x = _image_batch(config.batch_size // count, config.crop_size)

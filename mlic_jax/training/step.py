@@ -13,11 +13,13 @@ import optax
 from mlic_jax.model import transforms
 from mlic_jax.model.initializers import initial_variables
 from mlic_jax.model.mlic import for_gradients, side_multiple
+from mlic_jax.model.param_shapes import init_without_scan
 from mlic_jax.runtime.executable_cache import with_executable_cache
+from mlic_jax.runtime.program_chain import own_program
 from mlic_jax.training.clipping import norms_array_by_array, norms_in_one_vector, norms_of_sums
 from mlic_jax.training.losses import rd_loss
 from mlic_jax.training.optimizer import is_frozen, is_quantiles, learning_rate_schedule
-from mlic_jax.training.parallel import AXIS, mean_over_devices, sum_over_devices
+from mlic_jax.training.parallel import AXIS, device_index, mean_over_devices, sum_over_devices
 
 OPTIMIZATION_LEVEL = "xla_backend_optimization_level"
 COMPILE_QUICKLY = {OPTIMIZATION_LEVEL: 0,    # for programs that run once
@@ -62,7 +64,7 @@ def _initial_state(config, model, optimizer: optax.GradientTransformation) -> Tr
   side = side_multiple(model.config)
   x = jnp.zeros((1, side, side, 3))  # no parameter depends on the image size
   quality = 1.0 if model.config.num_rates else None
-  params = initial_variables(lambda key: model.init(key, x, quality), init_key)["params"]
+  params = initial_variables(lambda key: init_without_scan(model, key, x, quality), init_key)["params"]
   ema_params = params if config.ema_decay else None
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema_params, step_key)
 
@@ -96,12 +98,12 @@ def _draw_for_device(key: jax.Array, batch_size: int, draw: Callable) -> jax.Arr
   """Returns this device's block of draw(key, (global batch size,)).
 
   All devices draw for the global batch from the same key, so the numbers do not depend on how the batch is split."""
-  device, num_devices = jax.lax.axis_index(AXIS), jax.lax.psum(1, AXIS)
+  device, num_devices = device_index(), jax.lax.psum(1, AXIS)
   return jax.lax.dynamic_slice(draw(key, (num_devices * batch_size,)), (device * batch_size,), (batch_size,))
 
 
 def make_train_step(config, model, optimizer: optax.GradientTransformation, teacher=None,
-                    platform: str | None = None) -> Callable:
+                    platform: str | None = None, own_programs: bool = False) -> Callable:
   """Returns train_step(state, x, teacher_variables, stop) -> (state, metrics), which runs under the axis "batch".
 
   x is (B, H, W, 3) uint8, the batch of one device. The objective is rd_loss with samples weighted by rate_weights, plus
@@ -118,6 +120,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     teacher: a module with a single rate or the rates of `model`. The target of the distortion moves towards its
       reconstructions by config.distillation_weight. Without a teacher, teacher_variables is None.
     platform: the platform that the step will run on, such as "cpu". None traces the fast variant for each platform.
+    own_programs: marks parts of the step as programs of their own, for runtime/program_chain.py on CPU.
   """
   schedule = learning_rate_schedule(config)
   cell = transforms.cell(model.config) if platform == "tpu" else 1
@@ -161,7 +164,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
 
   # The platform is chosen around the gradient and not inside the scan over slices: tracing the gradient of a choice
   # takes three times as long.
-  on_cpu, elsewhere = for_gradients(model, "cpu"), for_gradients(model, platform)
+  on_cpu, elsewhere = for_gradients(model, "cpu", own_programs), for_gradients(model, platform)
   if on_cpu is elsewhere and steps == 1:
     gradient = gradient_of(model, 1)
   else:
@@ -172,7 +175,7 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     batch_size = x.shape[0]
     rate_key, noise_key, slices_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
     sample = dict(quality=None, lmbda=jnp.full(batch_size, config.get("lmbda", 0.0)), num_received=None,
-                  index=jax.lax.axis_index(AXIS) * batch_size + jnp.arange(batch_size))
+                  index=device_index() * batch_size + jnp.arange(batch_size))
     if rates:
       lmbdas = jnp.asarray(config.lmbdas, jnp.float32)
       sample["quality"], sample["lmbda"] = draw_qualities(rate_key, batch_size, lmbdas)
@@ -182,6 +185,9 @@ def make_train_step(config, model, optimizer: optax.GradientTransformation, teac
     grads, metrics = gradient(state.params, x, sample, noise_key, teacher_variables)
     if stop is not None:
       metrics["stop"] = stop
+    return (own_program(apply_gradient) if own_programs else apply_gradient)(state, grads, metrics)
+
+  def apply_gradient(state: TrainState, grads: Any, metrics: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
     norms: Callable = functools.partial(norms_array_by_array, platform=platform)
     count: Any = jax.lax.psum(1, AXIS)
     if platform == "gpu":

@@ -23,6 +23,7 @@ class ExactModel(nn.Module):
   scan_unroll: int = 0
   scan_groups: tuple[int, ...] = ()
   for_tpu: bool = False
+  own_programs: bool = False
   noisy: bool = False
 
   @nn.compact

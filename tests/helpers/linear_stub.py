@@ -19,6 +19,7 @@ class StandIn(nn.Module):
   scan_unroll: int = 0
   scan_groups: tuple[int, ...] = ()
   for_tpu: bool = False
+  own_programs: bool = False
 
   def setup(self):
     self.g_a, self.g_s = nn.Dense(self.config.M), nn.Dense(16 * 16 * 3)

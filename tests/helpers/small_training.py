@@ -135,8 +135,9 @@ def initial_state(config):
 def training_program(config):
   """The training step of a run of the stand-in: (state, batch, teacher_variables, flags) -> (state, metrics, flags)."""
   model = StandIn(CodecConfig(**config.model))
-  train_step = loop.make_train_step(config, model, make_optimizer(config), None, "cpu")
-  return pmap_programs.training(train_step, key=pmap_programs.cache_key(config, model))
+  own = pmap_programs.has_own_programs()
+  train_step = loop.make_train_step(config, model, make_optimizer(config), None, "cpu", own)
+  return pmap_programs.training(train_step, key=pmap_programs.cache_key(config, model), own_programs=own)
 
 
 def final_state(config, workdir, model=StandIn):
