@@ -30,9 +30,10 @@ import numpy as np
 from mlic_jax import build
 from mlic_jax.model.complexity import describe
 from mlic_jax.runtime import compilation_cache
-from mlic_jax.training import parallel
+from mlic_jax.training import parallel, pmap_programs
 from mlic_jax.training.config_schema import load_config, model_config
 from mlic_jax.training.optimizer import make_optimizer
+from mlic_jax.training.preemption import NO_SIGNALS
 from mlic_jax.training.step import create_state, make_train_step
 
 CONV_SHAPE, CONV_KERNEL = (1, 128, 192, 192), (3, 3, 192, 192)
@@ -81,13 +82,14 @@ def training(config, model, crop: int, batch: int) -> tuple[Callable, float]:
   """Returns the training step of train.py on one device, which updates its state, and its floating-point operations."""
   optimizer = make_optimizer(config)
   state = [parallel.replicate(create_state(config, model, optimizer))]
-  step = parallel.pmap_over_batch(make_train_step(config, model, optimizer, None, jax.devices()[0].platform),
-                                 donate_state=True)
+  platform, own_programs = jax.devices()[0].platform, pmap_programs.has_own_programs()
+  train_step = make_train_step(config, model, optimizer, None, platform, own_programs)
+  step = pmap_programs.training(train_step, own_programs=own_programs)
   x = parallel.shard(np.random.default_rng(0).integers(0, 256, (batch, crop, crop, 3), np.uint8))
 
   def run():
-    state[0], metrics = step(state[0], x)
-    return state[0], metrics
+    state[0], *others = step(state[0], x, None, NO_SIGNALS)
+    return state[0], others
   return run, 3 * batch * flops(model, crop, crop)
 
 
