@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlic_jax.runtime.huge_pages import use_huge_pages
+from mlic_jax.runtime.huge_pages import keep_freed_memory, use_huge_pages
 
 if __name__ == "__main__":
   use_huge_pages()  # like train.py, eval.py and the command line
@@ -83,6 +83,8 @@ def training(config, model, crop: int, batch: int) -> tuple[Callable, float]:
   optimizer = make_optimizer(config)
   state = [parallel.replicate(create_state(config, model, optimizer))]
   platform, own_programs = jax.devices()[0].platform, pmap_programs.has_own_programs()
+  if own_programs:
+    keep_freed_memory()
   train_step = make_train_step(config, model, optimizer, None, platform, own_programs)
   step = pmap_programs.training(train_step, own_programs=own_programs)
   x = parallel.shard(np.random.default_rng(0).integers(0, 256, (batch, crop, crop, 3), np.uint8))

@@ -138,11 +138,13 @@ class Chain:
     if tree != self.in_tree:
       raise TypeError(f"the program got arguments of the structure {tree}; wanted {self.in_tree}")
     values: dict[int, Any] = dict(enumerate(map(_on_one_device, leaves))) | self.constants
+    last: list[Any] = []
     for call in self.calls:
       results = self.programs[call.program](*[values[slot] for slot in call.inputs])
-      for slot in call.last:
-        del values[slot]
+      # Freeing an array waits for the programs that read it, so the next program is dispatched before.
+      last = [values.pop(slot) for slot in call.last]
       values.update(zip(call.outputs, results))
+    del leaves, last
     return jax.tree.unflatten(self.out_tree, [values[slot] for slot in self.results])
 
   def __getstate__(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mlic_jax.folder_lock import FolderLock
 from mlic_jax.model.mlic import build, side_multiple
 from mlic_jax.runtime import compilation_cache
 from mlic_jax.runtime.compile_progress import compiling
+from mlic_jax.runtime.huge_pages import keep_freed_memory
 from mlic_jax.runtime.platforms import check_platforms
 from mlic_jax.training import parallel, pmap_programs, preflight
 from mlic_jax.training.checkpoints import (
@@ -161,6 +162,8 @@ def train(config, workdir: Path, processes: Processes, prepared: Prepared, resto
   num_params = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(state.params))
   metrics_buffer = MetricsBuffer()
   own_programs = pmap_programs.has_own_programs()
+  if own_programs:
+    keep_freed_memory()
   train_step = pmap_programs.training(
       make_train_step(config, prepared.model, restored.optimizer, prepared.teacher, jax.devices()[0].platform,
                       own_programs),
