@@ -236,6 +236,20 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(folder, scaled, monk
   assert len(traced) == 1
 
 
+def test_a_loop_with_a_condition_on_its_length_computes_the_same_from_disk(folder):
+  def powers(x, length):
+    step = lambda i, y: jax.lax.cond(i < length, lambda: x @ y, lambda: y)
+    return jax.lax.fori_loop(0, 3, step, np.eye(2, dtype=np.float32))
+
+  x, traced = np.array([[0, 2], [3, 0]], np.float32), []
+  for _ in range(2):                                # compiled, then loaded
+    counted = lambda *args: (traced.append(args), powers(*args))[1]
+    run = executable_cache.with_executable_cache(counted, "powers", "")
+    for length in range(4):
+      np.testing.assert_array_equal(run(x, np.int32(length)), np.linalg.matrix_power(x, length))
+  assert len(traced) == 1
+
+
 def test_of_threads_that_want_a_program_one_compiles_it_and_the_others_wait(folder, monkeypatch):
   written, together = [], threading.Barrier(2)
   monkeypatch.setattr(executable_cache, "_write", lambda path, _: written.append(path))
